@@ -1,0 +1,77 @@
+"""Names that operator, trainer and chart must agree on: one constant, one place."""
+
+from typing import Final
+
+GROUP: Final = "finetune.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+KIND: Final = "FineTuneJob"
+PLURAL: Final = "finetunejobs"
+SINGULAR: Final = "finetunejob"
+SHORT_NAME: Final = "ftj"
+
+FIELD_MANAGER: Final = "finetune-operator"
+TRAINER_CONTAINER: Final = "trainer"
+
+# Labels and annotations of every child.
+LABEL_JOB: Final = f"{GROUP}/finetunejob"
+LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "finetune-operator"
+# Who a retained output claim belonged to: it has no owner reference that would say so.
+ANNOTATION_OWNER_UID: Final = f"{GROUP}/owner-uid"
+
+# Environment of a training pod, set by the operator, read by the launcher.
+ENV_RUN_FILE: Final = "FINETUNE_RUN_FILE"  # path of the JSON of wire.RunConfig
+ENV_NODE_INDEX: Final = "JOB_COMPLETION_INDEX"  # set by the Job controller in an Indexed Job
+ENV_RENDEZVOUS_HOST: Final = "FINETUNE_RENDEZVOUS_HOST"  # DNS name of the pod with index 0
+ENV_NODE_NAME: Final = "NODE_NAME"  # downward API: the machine, named in failures
+ENV_POD_IP: Final = "POD_IP"  # downward API: the address that the pod serves telemetry on
+ENV_SERVICE_DOMAIN: Final = "FINETUNE_SERVICE_DOMAIN"  # <hostname>.<this> resolves to a pod of the gang
+ENV_HUB_TOKEN: Final = "HF_TOKEN"  # only ever filled by secretKeyRef
+ENV_HUB_ENDPOINT: Final = "HF_ENDPOINT"
+
+# Ports of a training pod.
+PORT_TELEMETRY: Final = 9400  # /metrics, /progress, /healthz
+PORT_RENDEZVOUS: Final = 29400  # torchrun's c10d store, on the pod with index 0
+
+# Ports of the operator's pod.
+PORT_OPERATOR: Final = 8080  # /metrics, /healthz, /readyz
+
+# Paths in a training pod.
+CONFIG_DIR: Final = "/etc/finetune"
+RUN_FILE_NAME: Final = "run.json"  # key of the ConfigMap, file in CONFIG_DIR
+CLAIMS_DIR: Final = "/finetune/claims"  # one folder per claim that the spec names
+OUTPUT_DIR: Final = "/finetune/output"
+TERMINATION_LOG: Final = "/dev/termination-log"
+TERMINATION_LOG_LIMIT_BYTES: Final = 4096  # Kubernetes cuts there
+
+# Exit codes of a training pod's launcher. The termination message says more; these survive without it.
+EXIT_SUCCEEDED: Final = 0
+EXIT_FAILED: Final = 1  # a retry may heal it
+EXIT_REFUSED: Final = 64  # sysexits EX_USAGE: no retry heals it
+EXIT_INTERRUPTED: Final = 75  # sysexits EX_TEMPFAIL: asked to stop, saved, can go on
+
+# The longest FineTuneJob name for which every child fits: an Indexed Job takes 61 characters ("-<attempt>" counts,
+# attempts have up to four digits), its pods are host names with the index behind.
+MAX_NAME_LENGTH: Final = 52
+
+
+def attempt_name(job: str, attempt: int) -> str:
+    """Name of the Job and the ConfigMap of one attempt."""
+    return f"{job}-{attempt}"
+
+
+def service_name(job: str) -> str:
+    """Name of the headless Service that gives the gang's pods their DNS names."""
+    return f"{job}-gang"
+
+
+def output_claim_name(job: str) -> str:
+    """Name of the claim that ``spec.output.volume`` creates."""
+    return f"{job}-output"
+
+
+def pod_host_name(job: str, attempt: int, index: int) -> str:
+    """Host name that the Job controller gives the pod with that completion index."""
+    return f"{attempt_name(job, attempt)}-{index}"

@@ -1,0 +1,127 @@
+"""``FineTuneJob.status``: what the operator says of a job."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune_api.model import Model
+
+Phase = Literal["Pending", "Initializing", "Running", "Restarting", "Publishing", "Succeeded", "Failed"]
+FINAL_PHASES: frozenset[Phase] = frozenset({"Succeeded", "Failed"})
+
+# RFC 3339 in UTC with seconds, as metav1.Time.
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+
+
+class Condition(Model):
+    """metav1.Condition."""
+
+    type: Literal["Complete", "Failed", "Published"] = Field(description="Complete, Failed or Published.")
+    status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown.")
+    reason: str = Field(description="Why, in one CamelCase word.")
+    message: str = Field(description="Why, for people.")
+    last_transition_time: Time = Field(description="When status changed last.")
+    observed_generation: int = Field(description="metadata.generation that this was said of.")
+
+
+class Progress(Model):
+    """How far the training is. Numbers are rounded, and never NaN."""
+
+    step: int = Field(description="Optimizer steps done.")
+    total_steps: int | None = Field(default=None, description="Optimizer steps in all.")
+    percent: int | None = Field(default=None, description="Share of the steps done, in percent, rounded down.")
+    display: str | None = Field(default=None, description="The percent as the column shows it, for example 37%.")
+    epoch: float | None = Field(default=None, description="Passes over the training data done.")
+    loss: float | None = Field(default=None, description="Training loss, mean since the last log line.")
+    learning_rate: float | None = Field(default=None, description="Learning rate of the last step.")
+    samples_per_second: float | None = Field(default=None, description="Rows trained on per second, over all processes.")
+    last_step_time: Time | None = Field(default=None, description="When the last step ended.")
+    remaining: str | None = Field(default=None, description="Time left at the present rate, for example 2m10s.")
+    estimated_completion_time: Time | None = Field(default=None, description="When the training will be through.")
+
+
+class Evaluation(Model):
+    """Figures of the last evaluation on the held-out data."""
+
+    step: int = Field(description="Optimizer step of the evaluation.")
+    metrics: Mapping[str, float] = Field(description="Figures by name, for example accuracy, macroF1, loss.")
+
+
+class SampleAnswer(Model):
+    """What the finished model says of one of spec.samples."""
+
+    text: str = Field(description="The text, cut to 200 characters.")
+    label: str = Field(description="The class.")
+    score: float = Field(description="Its probability, 0 to 1.")
+
+
+class CheckpointStatus(Model):
+    """The newest complete checkpoint."""
+
+    step: int = Field(description="Optimizer step that it holds.")
+    time: Time = Field(description="When it was complete.")
+
+
+class Resolved(Model):
+    """What names and defaults came to; the same for every attempt."""
+
+    model_revision: str | None = Field(default=None, description="Commit of spec.model.hub.")
+    dataset_revisions: Sequence[str] | None = Field(
+        default=None, description="Commit of each of spec.datasets, in order; empty for a claim."
+    )
+    image: str | None = Field(default=None, description="Trainer image.")
+    global_batch_size: int | None = Field(default=None, description="Rows per optimizer step.")
+    per_device_batch_size: int | None = Field(default=None, description="Rows per forward pass of one process.")
+    nodes: int | None = Field(default=None, description="Pods of the gang.")
+    processes: int | None = Field(default=None, description="Training processes over all pods.")
+
+
+class Failure(Model):
+    """Why the job, or its last attempt, failed."""
+
+    reason: str = Field(description="Reason from a closed list, for example ConfigurationError.")
+    message: str = Field(description="What is wrong, where, and what to write instead.")
+    hint: str | None = Field(default=None, description="What to do.")
+    rank: int | None = Field(default=None, description="Rank of the process that failed first.")
+    node: str | None = Field(default=None, description="Machine of that process.")
+    exit_code: int | None = Field(default=None, description="Exit code of its pod.")
+    traceback: str | None = Field(default=None, description="Last lines of its traceback, where the cause is not the user's.")
+
+
+class Published(Model):
+    """Where the finished model was pushed."""
+
+    url: str = Field(description="Address of the repository.")
+    commit: str = Field(description="Commit of the push.")
+
+
+class Restarts(Model):
+    """How often the job was restarted."""
+
+    failures: int = Field(default=0, description="Because of failures; counted against recovery.maxRestarts.")
+
+
+class FineTuneJobStatus(Model):
+    """What the operator says of the job. Succeeded and Failed are final."""
+
+    observed_generation: int | None = Field(default=None, description="metadata.generation that this status is about.")
+    phase: Phase | None = Field(default=None, description="Where the job is. Succeeded and Failed are final.")
+    reason: str | None = Field(default=None, description="Why it is there, in one CamelCase word.")
+    message: str | None = Field(default=None, description="Why it is there, for people.")
+    conditions: Sequence[Condition] | None = Field(
+        default=None,
+        description="Complete, Failed, Published.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    attempt: int | None = Field(default=None, description="Number of the present attempt, from 1.")
+    restarts: Restarts | None = Field(default=None, description="How often the job was restarted.")
+    progress: Progress | None = Field(default=None, description="How far the training is.")
+    evaluation: Evaluation | None = Field(default=None, description="Figures of the last evaluation.")
+    samples: Sequence[SampleAnswer] | None = Field(default=None, description="Answers of the finished model to spec.samples.")
+    checkpoint: CheckpointStatus | None = Field(default=None, description="The newest complete checkpoint.")
+    resolved: Resolved | None = Field(default=None, description="What names and defaults came to.")
+    failure: Failure | None = Field(default=None, description="Why the job, or its last attempt, failed.")
+    published: Published | None = Field(default=None, description="Where the finished model was pushed.")
+    start_time: Time | None = Field(default=None, description="When the first training pod was created.")
+    completion_time: Time | None = Field(default=None, description="When the job ended.")

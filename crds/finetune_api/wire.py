@@ -1,0 +1,75 @@
+"""What operator and trainer tell each other: the ConfigMap's run file, /progress, the termination message.
+
+The trainer is the trusted side for neither: the operator parses what it reads through these models, which refuse unknown
+fields, wrong types and NaN.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from finetune_api.model import Model
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import CheckpointStatus, Evaluation, Failure, Published, Resolved, SampleAnswer, Time
+
+
+class RunConfig(Model):
+    """Everything an attempt needs to know, without any secret: the JSON in its ConfigMap.
+
+    claims: claim name → directory where it is mounted. output: directory for checkpoints, model, history and report.
+    resolved: what the first attempt resolved; later ones use the same commits.
+    """
+
+    name: str
+    namespace: str
+    attempt: int = 1
+    spec: FineTuneJobSpec
+    nodes: int
+    processes_per_node: int
+    claims: Mapping[str, str] = Field(default_factory=dict)
+    output: str
+    resolved: Resolved | None = None
+
+
+class Report(Model):
+    """What a training pod says of itself: at /progress while it runs, in the termination message at its end.
+
+    phase: Initializing until the first step, Running, Publishing; Succeeded, Failed and Interrupted are its last word
+    (Interrupted: asked to stop, saved a checkpoint, can go on). remaining_seconds: at the present rate.
+    """
+
+    attempt: int
+    phase: Literal["Initializing", "Running", "Publishing", "Succeeded", "Failed", "Interrupted"]
+    message: str | None = None
+    step: int = 0
+    total_steps: int | None = None
+    epoch: float | None = None
+    loss: float | None = None
+    learning_rate: float | None = None
+    samples_per_second: float | None = None
+    last_step_time: Time | None = None
+    remaining_seconds: float | None = None
+    evaluation: Evaluation | None = None
+    samples: Sequence[SampleAnswer] | None = None
+    checkpoint: CheckpointStatus | None = None
+    resolved: Resolved | None = None
+    failure: Failure | None = None
+    published: Published | None = None
+
+
+def training_digest(spec: FineTuneJobSpec) -> str:
+    """Hash of what decides which model comes out: two specs with the same digest train the same model.
+
+    Batch split and where the job runs do not belong to it, so a restart on other machines goes on from the same checkpoints.
+    """
+    decisive = spec.model_dump(
+        mode="json",
+        by_alias=True,
+        exclude_none=True,
+        include={"task", "model", "datasets", "training"},
+        exclude={"training": {"per_device_batch_size"}},
+    )
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
