@@ -1,0 +1,90 @@
+"""The split of the data over steps and processes: pure, so it is tested over many shapes."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune_trainer.batches import BatchPlan, TrainBatches, epoch_order, evaluation_batches
+
+SHAPES = st.tuples(st.integers(1, 90), st.integers(1, 33), st.integers(1, 5), st.integers(1, 12))
+
+
+def steps_of(rows: int, global_batch: int, world: int, micro: int, epoch: int = 0) -> list[list[list[list[int]]]]:
+    """[step][rank][micro-batch] → row keys."""
+    plan = BatchPlan.choose(rows, global_batch, world, micro)
+    ranks = []
+    for rank in range(world):
+        sampler = TrainBatches(plan, seed=7, rank=rank)
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == len(sampler) == plan.steps_per_epoch * plan.accumulation
+        ranks.append(chunks(batches, plan))
+    return [[list(rank[step]) for rank in ranks] for step in range(plan.steps_per_epoch)]
+
+
+def chunks(batches: list[list[int]], plan: BatchPlan) -> list[list[list[int]]]:
+    return [batches[start : start + plan.accumulation] for start in range(0, len(batches), plan.accumulation)]
+
+
+@given(SHAPES)
+@settings(max_examples=200, deadline=None)
+def test_every_row_is_trained_on_once_per_epoch_whatever_the_split(shape: tuple[int, int, int, int]) -> None:
+    keys = [key for step in steps_of(*shape) for rank in step for batch in rank for key in batch]
+    assert sorted(key for key in keys if key >= 0) == list(range(shape[0]))
+
+
+@given(SHAPES, st.integers(1, 5), st.integers(1, 12))
+@settings(max_examples=200, deadline=None)
+def test_a_step_has_the_same_rows_whatever_the_split(shape: tuple[int, int, int, int], world: int, micro: int) -> None:
+    def rows_by_step(*split: int) -> list[list[int]]:
+        return [
+            sorted(key for rank in step for batch in rank for key in batch if key >= 0) for step in steps_of(*shape[:2], *split)
+        ]
+
+    assert rows_by_step(*shape[2:]) == rows_by_step(world, micro)
+
+
+@given(SHAPES)
+@settings(max_examples=200, deadline=None)
+def test_every_forward_pass_has_rows_and_none_too_many(shape: tuple[int, int, int, int]) -> None:
+    micro = shape[3]
+    assert all(1 <= len(batch) <= micro for step in steps_of(*shape) for rank in step for batch in rank)
+
+
+def test_the_order_depends_on_seed_and_epoch() -> None:
+    first = epoch_order(50, seed=1, epoch=0).tolist()
+    assert first == epoch_order(50, seed=1, epoch=0).tolist()
+    assert first != epoch_order(50, seed=1, epoch=1).tolist()
+    assert first != epoch_order(50, seed=2, epoch=0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("rows", "global_batch", "world", "micro", "expected"),
+    [
+        (1000, 32, 1, None, (32, 1)),
+        (1000, 256, 1, None, (32, 8)),
+        (1000, 32, 4, None, (8, 1)),
+        (1000, 8, 2, 4, (4, 1)),
+        (1000, 8, 1, 1, (1, 8)),
+        (1000, 10, 3, 2, (2, 2)),
+        (5, 32, 1, None, (5, 1)),
+    ],
+)
+def test_the_micro_batch_is_the_share_of_the_process_at_most_32_rows(
+    rows: int, global_batch: int, world: int, micro: int | None, expected: tuple[int, int]
+) -> None:
+    plan = BatchPlan.choose(rows, global_batch, world, micro)
+    assert (plan.micro, plan.accumulation) == expected
+
+
+@pytest.mark.parametrize(("epochs", "max_steps", "expected"), [(1, None, 8), (2.5, None, 20), (0.01, None, 1), (3, 5, 5)])
+def test_steps_follow_from_epochs_unless_they_are_given(epochs: float, max_steps: int | None, expected: int) -> None:
+    assert BatchPlan.choose(61, 8, 1, None).total_steps(epochs, max_steps) == expected
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 5))
+@settings(max_examples=100, deadline=None)
+def test_evaluation_counts_each_row_once_in_batches_that_do_not_depend_on_the_world(rows: int, size: int, world: int) -> None:
+    split = [batch for rank in range(world) for batch in evaluation_batches(rows, size, rank, world)]
+    assert sorted(row for batch in split for row in batch) == list(range(rows))
+    assert sorted(split) == sorted(evaluation_batches(rows, size, 0, 1))

@@ -1,0 +1,110 @@
+"""The launcher's pure parts: command lines, environment, exit codes, the last word."""
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+import pytest
+
+from finetune_api import names, resource
+from finetune_api.status import Failure, SampleAnswer
+from finetune_api.wire import Report, RunConfig
+from finetune_trainer import workers
+from finetune_trainer.launch import exit_code, termination_message
+from finetune_trainer.state import RunState
+
+SPEC = {
+    "task": "text-classification",
+    "model": {"claim": {"claimName": "m"}},
+    "datasets": [{"claim": {"claimName": "d"}}],
+}
+
+
+def config(nodes: int = 1, processes: int = 1, **spec: Any) -> RunConfig:
+    return RunConfig(
+        name="news",
+        namespace="team",
+        attempt=2,
+        spec=resource.parse_spec(SPEC | spec),
+        nodes=nodes,
+        processes_per_node=processes,
+        claims={"m": "/m", "d": "/d"},
+        output="/out",
+    )
+
+
+def test_one_process_runs_without_torchrun() -> None:
+    assert workers.command(config(), workers.Gang()) == [sys.executable, "-m", "finetune_trainer.train"]
+
+
+def test_several_processes_on_one_node_need_no_network() -> None:
+    assert "--standalone" in workers.command(config(processes=2), workers.Gang())
+
+
+def test_the_pod_with_index_0_hosts_the_store_and_sorts_first() -> None:
+    lines = [
+        workers.command(config(nodes=12), workers.Gang(index, "news-2-0.gang", f"10.0.0.{200 - index}")) for index in range(12)
+    ]
+    hosts = [line[line.index("--rdzv-conf") + 1].split(",")[0] for line in lines]
+    assert hosts == ["is_host=1"] + ["is_host=0"] * 11
+    addresses = [line[line.index("--local-addr") + 1] for line in lines]
+    assert min(addresses) == addresses[0] == "10.0.0.200"
+    endpoints = {line[line.index("--rdzv-endpoint") + 1] for line in lines[1:]}
+    assert endpoints == {"news-2-0.gang:29400"}
+
+
+@pytest.mark.parametrize("address", ["10.1.2.3", "fd00::1", "2001:db8::1"])
+def test_any_ip_address_sorts_before_the_other_nodes(address: str) -> None:
+    assert address < "node-1"
+
+
+def test_the_processors_are_shared_and_nothing_looks_for_a_hub_that_is_not_used() -> None:
+    state = RunState(pathlib.Path("/state"))
+    env = workers.environment(config(processes=2), {"HF_TOKEN": "t"}, pathlib.Path("/run.json"), state, cpus=8)
+    assert env["OMP_NUM_THREADS"] == "4"
+    assert env["HF_HUB_OFFLINE"] == "1"
+    published = config(publish={"repository": "a/b"}, hub={"endpoint": "https://hub.example.com"})
+    env = workers.environment(published, {}, pathlib.Path("/run.json"), state, cpus=1)
+    assert "HF_HUB_OFFLINE" not in env
+    assert env["HF_ENDPOINT"] == "https://hub.example.com"
+
+
+@pytest.mark.parametrize(
+    ("phase", "reason", "expected"),
+    [
+        ("Succeeded", None, names.EXIT_SUCCEEDED),
+        ("Interrupted", None, names.EXIT_INTERRUPTED),
+        ("Failed", "ConfigurationError", names.EXIT_REFUSED),
+        ("Failed", "WorkerDied", names.EXIT_FAILED),
+    ],
+)
+def test_the_exit_code_says_whether_a_retry_may_help(phase: Any, reason: str | None, expected: int) -> None:
+    failure = Failure(reason=reason, message="m") if reason else None
+    assert exit_code(Report(attempt=1, phase=phase, failure=failure)) == expected
+
+
+def test_a_long_last_word_loses_samples_and_traceback_but_never_the_reason() -> None:
+    report = Report(
+        attempt=1,
+        phase="Failed",
+        samples=[SampleAnswer(text="ä" * 200, label="l", score=0.5)] * 16,
+        failure=Failure(reason="CodeError", message="m" * 1000, traceback="t" * 4000),
+    )
+    text = termination_message(report)
+    assert len(text.encode()) <= names.TERMINATION_LOG_LIMIT_BYTES
+    said = Report.model_validate_json(text)
+    assert said.failure is not None
+    assert said.failure.message == "m" * 1000
+    assert json.loads(text)["phase"] == "Failed"
+
+
+def test_the_root_failure_is_the_earliest_that_is_no_symptom(tmp_path: pathlib.Path) -> None:
+    state = RunState(tmp_path)
+    state.write_failure(1, Failure(reason="CollectiveFailed", message="peer lost"), symptom=True)
+    assert state.root_failure() == Failure(reason="CollectiveFailed", message="peer lost")
+    state.write_failure(0, Failure(reason="DataError", message="row 7"), symptom=False)
+    state.write_failure(2, Failure(reason="CodeError", message="later"), symptom=False)
+    root = state.root_failure()
+    assert root is not None
+    assert root.reason == "DataError"

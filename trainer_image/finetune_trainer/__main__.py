@@ -1,0 +1,142 @@
+"""`finetune`: the same YAML file on this machine, without a cluster."""
+
+import os
+import pathlib
+import signal
+import sys
+import tempfile
+
+import click
+
+from finetune_api import __version__, manifest, names, resource
+from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.resource import FineTuneJob
+from finetune_api.wire import RunConfig
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="finetune")
+def main() -> None:
+    """Fine-tune Hugging Face models from a FineTuneJob file."""
+
+
+@main.command(epilog="Example:  finetune run examples/news.yaml --claim minilm=./models/minilm --claim news=./data/news")
+@click.argument("file", type=click.Path(path_type=pathlib.Path))
+@click.option("--claim", "claims", multiple=True, metavar="NAME=DIR", help="Directory that stands for a claim of the file.")
+@click.option(
+    "--output", type=click.Path(path_type=pathlib.Path), help="Directory for checkpoints and model.  [default: runs/<job's name>]"
+)
+@click.option("--processes", type=click.IntRange(1, 64), help="Training processes.  [default: one per GPU, or one]")
+@click.option("--publish/--no-publish", default=True, help="Push the model where spec.publish says.  [default: publish]")
+@click.option("--debug", is_flag=True, help="Show everything that the training processes print.")
+def run(
+    file: pathlib.Path, claims: tuple[str, ...], output: pathlib.Path | None, processes: int | None, publish: bool, debug: bool
+) -> None:
+    """Train what FILE says on this machine, in the foreground. Ctrl-C saves a checkpoint; the same command goes on from it."""
+    from finetune_trainer import console as view
+
+    console = view.Console(highlight=False)
+    try:
+        job = read_job(file)
+        config = local_config(job, dict(parse_claim(claim) for claim in claims), output, processes, publish)
+    except FineTuneError as error:
+        view.fail(console, error.message)
+        sys.exit(names.EXIT_REFUSED)
+    if job.spec.hub.endpoint:
+        os.environ[names.ENV_HUB_ENDPOINT] = job.spec.hub.endpoint  # before the Hub's client is imported: it reads it once
+    sys.exit(run_locally(config, console, debug))
+
+
+def read_job(file: pathlib.Path) -> FineTuneJob:
+    """The one FineTuneJob of a file; raises FineTuneError naming file and field."""
+    documents = [item for item in manifest.read_manifests(file) if isinstance(item, dict) and item.get("kind") == names.KIND]
+    if len(documents) != 1:
+        raise FineTuneError(Reason.INVALID_SPEC, f"{file}: holds {len(documents)} FineTuneJobs; one is needed")
+    try:
+        return resource.parse_job(documents[0])
+    except FineTuneError as error:
+        raise FineTuneError(error.reason, f"{file}: {error.message}") from None
+
+
+def parse_claim(text: str) -> tuple[str, str]:
+    """NAME=DIR of --claim, the directory made absolute."""
+    name, separator, directory = text.partition("=")
+    if not separator or not name or not directory:
+        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"--claim {text}: write NAME=DIR, for example --claim news=./data")
+    path = pathlib.Path(directory).expanduser()
+    if not path.is_dir():
+        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"--claim {name}: {directory} is not a directory")
+    return name, str(path.resolve())
+
+
+def local_config(
+    job: FineTuneJob, claims: dict[str, str], output: pathlib.Path | None, processes: int | None, publish: bool
+) -> RunConfig:
+    """What the operator would put into the ConfigMap, for one machine and directories in place of claims."""
+    spec = job.spec if publish else job.spec.model_copy(update={"publish": None})
+    missing = [name for name in spec.claim_names() if name not in claims]
+    if missing:
+        options = " ".join(f"--claim {name}=DIR" for name in missing)
+        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"the file reads from claims that are not given: add {options}")
+    if output is None:
+        claim = spec.output.claim
+        given = pathlib.Path(claims[claim.claim_name]) / (claim.path or "") if claim and claim.claim_name in claims else None
+        output = given or pathlib.Path("runs") / job.metadata.name
+    return RunConfig(
+        name=job.metadata.name,
+        namespace=job.metadata.namespace,
+        spec=spec,
+        nodes=1,
+        processes_per_node=processes or visible_gpus() or 1,
+        claims=claims,
+        output=str(output.resolve()),
+    )
+
+
+def visible_gpus() -> int:
+    """GPUs that this process may use, without importing torch: the launcher has to start fast."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return len([device for device in listed.split(",") if device.strip() not in ("", "-1")])
+    return len(list(pathlib.Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def run_locally(config: RunConfig, console: "view.Console", debug: bool) -> int:  # noqa: F821 - imported late, for speed
+    """Launch, show the progress, show the result; returns the exit code."""
+    from finetune_trainer import console as view
+    from finetune_trainer import workers
+    from finetune_trainer.launch import Launcher, exit_code
+    from finetune_trainer.output import Output
+    from finetune_trainer.state import RunState
+
+    output = Output(pathlib.Path(config.output))
+    log_file = output.directory / "train.log"
+    try:
+        output.directory.mkdir(parents=True, exist_ok=True)
+        log_stream = log_file.open("ab")
+    except OSError as error:
+        view.fail(console, f"--output: {output.directory} can't be written: {error.strerror}")
+        return names.EXIT_REFUSED
+    with tempfile.TemporaryDirectory(prefix="finetune-") as directory, log_stream, view.ProgressView(console) as progress:
+        state = RunState(pathlib.Path(directory))
+        state.create()
+        launcher = Launcher(config, workers.Gang(), state)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: launcher.request_stop())
+        report = launcher.run(None if debug else log_stream, progress.show)
+        progress.show(report)
+    if report.phase == "Succeeded":
+        view.show_result(console, report, output)
+    elif report.phase == "Interrupted":
+        console.print(f"{report.message}. The same command goes on from there.")
+    else:
+        assert report.failure
+        if report.failure.traceback and not debug:
+            console.print(view.tail(log_file), markup=False, soft_wrap=True)
+            console.print(f"(all of it: {log_file})", soft_wrap=True)
+        view.fail(console, report.failure.message, report.failure.hint)
+    return exit_code(report)
+
+
+if __name__ == "__main__":
+    main()

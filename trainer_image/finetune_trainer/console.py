@@ -1,0 +1,122 @@
+"""What `finetune run` shows: a progress bar on a terminal, plain lines elsewhere, and the result at the end."""
+
+import json
+import pathlib
+import sys
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from finetune_api.wire import Report
+from finetune_trainer.output import Output
+
+
+def human_seconds(seconds: float) -> str:
+    """Whole seconds as people read them: 5s, 2m10s, 3h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class ProgressView:
+    """Shows reports as they come. On a terminal one bar that moves; else one line per logged step, no carriage returns."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            transient=False,
+        )
+        self._task: TaskID | None = None
+        self._last_line = ""
+
+    def __enter__(self) -> "ProgressView":
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._progress.stop()
+
+    def show(self, report: Report) -> None:
+        """Show a report; called a few times a second."""
+        if report.phase in ("Succeeded", "Failed", "Interrupted"):
+            return  # whoever shows the result says it better
+        description = report.message or report.phase
+        if not self._console.is_terminal:
+            line = f"{report.phase}: {figures(report) if report.phase == 'Running' and not report.message else description}"
+            if line != self._last_line:
+                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+                self._last_line = line
+            return
+        if self._task is None:
+            self._task = self._progress.add_task(description, figures="")
+        self._progress.update(
+            self._task,
+            description=description,
+            total=report.total_steps,
+            completed=report.step,
+            figures=figures(report),
+        )
+
+
+def figures(report: Report) -> str:
+    """One line: step, percent, loss, rate, time left."""
+    if not report.total_steps or report.phase == "Initializing":
+        return ""
+    parts = [f"step {report.step}/{report.total_steps} ({100 * report.step // report.total_steps}%)"]
+    if report.loss is not None:
+        parts.append(f"loss {report.loss:.4f}")
+    if report.samples_per_second is not None:
+        parts.append(f"{report.samples_per_second:.1f} samples/s")
+    if report.remaining_seconds is not None:
+        parts.append(f"{human_seconds(report.remaining_seconds)} left")
+    return "  ".join(parts)
+
+
+def show_result(console: Console, report: Report, output: Output) -> None:
+    """Figures, confusion between the classes, answers to the samples, and where the model lies."""
+    evaluation = json.loads(output.evaluation.read_text())
+    console.print()
+    metrics = "   ".join(f"{name} {value:.4f}" for name, value in evaluation["metrics"].items())
+    console.print(f"[bold]Held-out data:[/bold] {metrics}", highlight=False)
+    table = Table(title="true class ↓  predicted →", title_justify="left", title_style="", box=None, pad_edge=False)
+    table.add_column()
+    for name in evaluation["classes"]:
+        table.add_column(name, justify="right")
+    for name, row in zip(evaluation["classes"], evaluation["confusion"], strict=True):
+        table.add_row(name, *(str(count) if count else "·" for count in row))
+    console.print(table)
+    for sample in report.samples or []:
+        text = sample.text if len(sample.text) <= 90 else sample.text[:89] + "…"
+        console.print(
+            f"[bold]{sample.label}[/bold] {sample.score:.2f}  {' '.join(text.split())}", highlight=False, soft_wrap=True
+        )
+    if report.published:
+        console.print(f"Published: {report.published.url} (commit {report.published.commit[:12]})", highlight=False)
+    console.print(f"\nThe model: {output.model}", highlight=False, soft_wrap=True)
+    console.print(f'  transformers.pipeline("text-classification", "{output.model}")', highlight=False, soft_wrap=True)
+
+
+def tail(path: pathlib.Path, lines: int = 20) -> str:
+    """The last lines of a log."""
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except FileNotFoundError:
+        return ""
+
+
+def fail(console: Console, message: str, hint: str | None = None) -> None:
+    """One clear sentence on standard error, and what to do."""
+    error = Console(stderr=True, highlight=False, soft_wrap=True) if console.file is sys.stdout else console
+    error.print(f"[bold red]error:[/bold red] {message}", markup=True)
+    if hint:
+        error.print(hint)

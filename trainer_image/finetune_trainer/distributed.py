@@ -1,0 +1,93 @@
+"""This process's place among the others, and what they agree on over a control group on the CPU."""
+
+import dataclasses
+import datetime
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Ranks as torchrun sets them; a process started without torchrun is a world of one."""
+
+    rank: int
+    local_rank: int
+    size: int
+
+    @classmethod
+    def from_environment(cls) -> "World":
+        """Read RANK, LOCAL_RANK, WORLD_SIZE."""
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def join(world: World, timeout_seconds: int) -> None:
+    """Meet the other processes; does nothing in a world of one. Everybody after us (accelerate, DDP) uses this group.
+
+    Raises what torch raises when a peer does not come in time.
+    """
+    if world.size == 1:
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.local_rank)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds))
+
+
+class Control:
+    """Agreement of all ranks, on gloo and the CPU: never a GPU sync. In a world of one every call is local."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._pending: tuple[torch.Tensor, dist.Work] | None = None
+
+    def from_rank_0(self, produce: Callable[[], T]) -> T:
+        """What ``produce`` returns on rank 0, on all ranks; only rank 0 calls it."""
+        if self._group is None:
+            return produce()
+        values = [produce() if self.world.rank == 0 else None]
+        dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]  # type: ignore[return-value]
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every rank, in order, on every rank."""
+        if self._group is None:
+            return [value]
+        values: list[T | None] = [None] * self.world.size
+        dist.all_gather_object(values, value, group=self._group)
+        return values  # type: ignore[return-value]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self._group is not None:
+            dist.barrier(group=self._group)
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether a rank raised its flag by the call before this one; all ranks get the same answer at the same step.
+
+        One call late on purpose: the reduction runs beside the next step instead of being waited for.
+        """
+        if self._group is None:
+            return flag
+        agreed = False
+        if self._pending is not None:
+            tensor, work = self._pending
+            work.wait()
+            agreed = bool(tensor.item())
+        tensor = torch.tensor(int(flag))
+        work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = (tensor, work)
+        return agreed
+
+    def close(self) -> None:
+        """Wait for what is under way and leave the process group."""
+        if self._pending is not None:
+            self._pending[1].wait()
+        if dist.is_initialized():
+            dist.destroy_process_group()

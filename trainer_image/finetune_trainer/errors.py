@@ -1,0 +1,56 @@
+"""From any exception to a named failure with one sentence."""
+
+import errno
+import traceback
+from collections.abc import Iterator
+
+import torch
+
+from finetune_api.reasons import VERDICTS, FineTuneError, Reason
+from finetune_api.status import Failure
+
+# How torch's backends speak of a peer that went away: never the cause, always a consequence.
+_PEER_LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "tcpstore", "broken pipe")
+_TRACEBACK_LINES = 12
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _classify(error: BaseException) -> tuple[Reason, str]:
+    for link in _chain(error):
+        text = str(link)
+        if isinstance(link, FineTuneError):
+            return link.reason, link.message
+        if isinstance(link, torch.OutOfMemoryError):
+            return Reason.OUT_OF_GPU_MEMORY, "the GPU's memory is not enough for this micro-batch: " + text.splitlines()[0]
+        if isinstance(link, MemoryError):
+            return Reason.OUT_OF_MEMORY, "the machine's memory is not enough"
+        if (isinstance(link, OSError) and link.errno == errno.ENOSPC) or "No space left on device" in text:
+            return Reason.DISK_FULL, f"the disk is full: {text}"
+        if isinstance(link, torch.distributed.DistError) or (
+            isinstance(link, RuntimeError) and any(sign in text.lower() for sign in _PEER_LOST)
+        ):
+            return Reason.COLLECTIVE_FAILED, "another process of the job went away: " + text.splitlines()[0]
+    return Reason.CODE_ERROR, f"{type(error).__name__}: {error}"
+
+
+def describe(error: BaseException, rank: int, node: str | None) -> tuple[Failure, bool]:
+    """The failure to report, and whether it is only the symptom of another process's failure.
+
+    The traceback is kept only where the cause is not the user's to mend: for those one sentence is the whole answer.
+    """
+    reason, message = _classify(error)
+    lines = "".join(traceback.format_exception(error)).strip().splitlines()[-_TRACEBACK_LINES:]
+    failure = Failure(
+        reason=reason,
+        message=message[:1000],
+        hint=VERDICTS[reason].hint,
+        rank=rank,
+        node=node,
+        traceback="\n".join(lines) if reason is Reason.CODE_ERROR else None,
+    )
+    return failure, VERDICTS[reason].symptom

@@ -1,0 +1,80 @@
+"""The output directory: what lies where, and whose it is."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import pydantic
+
+from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.status import Resolved
+from finetune_api.wire import Report, RunConfig, training_digest
+from finetune_trainer.state import write_atomically
+
+
+class Output:
+    """Paths below the output directory.
+
+    run.json: whose it is (digest of the spec, resolved commits). report.json: there when the training is through; the
+    finished model lies in model/ from then on. history.jsonl: one object per logged step. evaluation.json: all figures.
+    """
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.directory = directory
+        self.model = directory / "model"
+        self.checkpoints = directory / "checkpoints"
+        self.history = directory / "history.jsonl"
+        self.evaluation = directory / "evaluation.json"
+        self.report = directory / "report.json"
+        self._run = directory / "run.json"
+
+    def claim(self, config: RunConfig) -> Resolved | None:
+        """Make the directory this run's, or find that it is already: returns the commits that were resolved for it.
+
+        Raises FineTuneError when it holds the work of a job that trains another model, or can't be written.
+        """
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            digest = training_digest(config.spec)
+            if self._run.exists():
+                run = json.loads(self._run.read_text())
+                if run["digest"] != digest:
+                    raise FineTuneError(
+                        Reason.OUTPUT_CONFLICT,
+                        f"the output directory {self.directory} holds the work of {run['name']!r}, which trains another model "
+                        "(model, datasets or training differ); choose another one, or remove that",
+                    )
+                return Resolved.model_validate(run["resolved"]) if run.get("resolved") else None
+            write_atomically(self._run, json.dumps({"name": config.name, "digest": digest}))
+        except PermissionError as error:
+            raise FineTuneError(
+                Reason.CONFIGURATION_ERROR,
+                f"the output directory {self.directory} can't be written: {error.strerror}; give user {os.getuid()} the right to",
+            ) from None
+        return None
+
+    def keep_resolved(self, config: RunConfig, resolved: Resolved) -> None:
+        """Remember the commits, so that whoever goes on with this directory trains the same model on the same data."""
+        content = {"name": config.name, "digest": training_digest(config.spec), "resolved": resolved.to_wire()}
+        write_atomically(self._run, json.dumps(content))
+
+    def finished_report(self) -> Report | None:
+        """The report of a training that is through."""
+        try:
+            return Report.model_validate_json(self.report.read_text()) if self.model.is_dir() else None
+        except (FileNotFoundError, pydantic.ValidationError):
+            return None
+
+    def commit_model(self, written: pathlib.Path) -> None:
+        """Give a written model its final name."""
+        shutil.rmtree(self.model, ignore_errors=True)
+        written.rename(self.model)
+
+    def truncate_history(self, step: int) -> None:
+        """Drop what was logged after ``step``: it is going to be done again."""
+        if not self.history.exists():
+            return
+        lines = self.history.read_text().splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        write_atomically(self.history, "".join(line + "\n" for line in kept))

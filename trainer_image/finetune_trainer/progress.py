@@ -1,0 +1,59 @@
+"""How far a training is: the rate, the time left, and the report that launcher, operator and terminal read."""
+
+import collections
+import datetime
+import time
+from typing import Any
+
+from finetune_api.wire import Report
+from finetune_trainer.state import RunState
+
+_WRITE_EVERY_SECONDS = 0.5
+_RATE_WINDOW_STEPS = 50
+
+
+def timestamp(seconds: float) -> str:
+    """Unix time as the API writes it: RFC 3339 in UTC, whole seconds."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Reporter:
+    """Keeps one process's report current; only the first process of each pod writes it down."""
+
+    def __init__(self, state: RunState, attempt: int, writes: bool) -> None:
+        self._state = state
+        self._writes = writes
+        self._report = Report(attempt=attempt, phase="Initializing")
+        self._written_at = 0.0
+        self._steps: collections.deque[tuple[float, int]] = collections.deque(maxlen=_RATE_WINDOW_STEPS)
+
+    @property
+    def report(self) -> Report:
+        """The report as it stands."""
+        return self._report
+
+    def update(self, **fields: Any) -> None:
+        """Change fields and write the report at once."""
+        self._change(fields)
+        self._write()
+
+    def step(self, step: int, epoch: float, rows_per_step: int) -> None:
+        """An optimizer step ended; written at most twice a second."""
+        self._steps.append((time.monotonic(), step))
+        self._change({"phase": "Running", "message": None, "step": step, "epoch": round(epoch, 4)})
+        self._change({"last_step_time": timestamp(time.time())})
+        (start, first), (end, last) = self._steps[0], self._steps[-1]
+        if last > first and end > start:
+            rate = (last - first) / (end - start)
+            total = self._report.total_steps or last
+            self._change({"samples_per_second": rate * rows_per_step, "remaining_seconds": (total - last) / rate})
+        if time.monotonic() - self._written_at >= _WRITE_EVERY_SECONDS:
+            self._write()
+
+    def _change(self, fields: dict[str, Any]) -> None:
+        self._report = self._report.model_copy(update=fields)
+
+    def _write(self) -> None:
+        if self._writes:
+            self._state.write_report(self._report)
+        self._written_at = time.monotonic()

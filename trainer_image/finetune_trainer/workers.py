@@ -1,0 +1,121 @@
+"""The training processes of one pod (or one machine): how they are started, with which environment, and ended."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import IO
+
+from finetune_api import names
+from finetune_api.wire import RunConfig
+from finetune_trainer.state import ENV_LAUNCHER_PID, ENV_STATE_DIR, RunState
+
+_WORKER = "finetune_trainer.train"
+# The gang's pods may start minutes apart: images are pulled, machines are added.
+_JOIN_TIMEOUT_SECONDS = 1800
+_SHUTDOWN_SECONDS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Gang:
+    """This pod's place in the gang. rendezvous_host and address are only needed with several nodes.
+
+    index: completion index of the pod; address: its IP.
+    """
+
+    index: int = 0
+    rendezvous_host: str | None = None
+    address: str | None = None
+
+    @classmethod
+    def from_environment(cls) -> "Gang":
+        """As the operator and the Job controller set it."""
+        return cls(
+            int(os.environ.get(names.ENV_NODE_INDEX, "0")),
+            os.environ.get(names.ENV_RENDEZVOUS_HOST),
+            os.environ.get("POD_IP"),
+        )
+
+
+def command(config: RunConfig, gang: Gang) -> list[str]:
+    """Command line of the workers: plain Python for one process, torchrun for more."""
+    if config.nodes * config.processes_per_node == 1:
+        return [sys.executable, "-m", _WORKER]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(config.processes_per_node)]
+    torchrun += ["--max-restarts", "0"]
+    if config.nodes == 1:
+        return [*torchrun, "--standalone", "-m", _WORKER]
+    host = "localhost" if gang.index == 0 else gang.rendezvous_host
+    # torch sorts the nodes by this address and takes the first as rank 0, which must be the pod with index 0: an IP address
+    # begins with a digit (or, IPv6, with a to f) and so comes before "node". Only rank 0's is ever connected to.
+    local_address = gang.address if gang.index == 0 else f"node-{gang.index}"
+    return [
+        *torchrun,
+        *("--nnodes", str(config.nodes), "--rdzv-backend", "c10d", "--rdzv-id", f"{config.name}-{config.attempt}"),
+        *("--rdzv-endpoint", f"{host}:{names.PORT_RENDEZVOUS}", "--local-addr", str(local_address)),
+        *("--rdzv-conf", f"is_host={int(gang.index == 0)},join_timeout={_JOIN_TIMEOUT_SECONDS}"),
+        *("-m", _WORKER),
+    ]
+
+
+def environment(config: RunConfig, base: Mapping[str, str], run_file: pathlib.Path, state: RunState, cpus: int) -> dict[str, str]:
+    """Environment of the workers: what the pod has, and what keeps libraries quiet, fast and at home."""
+    threads = max(1, cpus // config.processes_per_node)
+    result = {
+        **base,
+        names.ENV_RUN_FILE: str(run_file),
+        ENV_STATE_DIR: str(state.directory),
+        ENV_LAUNCHER_PID: str(os.getpid()),
+        "PROMETHEUS_MULTIPROC_DIR": str(state.metrics_dir),
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        # A replaced pod can't rejoin with torch's default (docs/architecture.md).
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
+    if config.spec.hub.endpoint:
+        result[names.ENV_HUB_ENDPOINT] = config.spec.hub.endpoint
+    if not config.spec.uses_hub():
+        result["HF_HUB_OFFLINE"] = "1"  # nothing is looked up on a network that may not be there
+    if config.nodes * config.processes_per_node == 1:
+        result.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one process with several GPUs would fall into nn.DataParallel
+    return result
+
+
+def usable_cpus() -> int:
+    """Processors that this container may use: its affinity, cut by the limit of its cgroup."""
+    cpus = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cpus = min(cpus, max(1, math.ceil(int(quota) / int(period))))
+    return cpus
+
+
+def start(argv: list[str], env: Mapping[str, str], output: IO[bytes] | None) -> "subprocess.Popen[bytes]":
+    """Start the workers in a session of their own, so that Ctrl-C on a terminal reaches the launcher alone."""
+    return subprocess.Popen(  # noqa: S603 - our own command line
+        argv, env=dict(env), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+    )
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """End the workers now: SIGTERM (torchrun passes it on and reaps), then SIGKILL."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(_SHUTDOWN_SECONDS)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
