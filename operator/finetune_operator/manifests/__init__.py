@@ -1,0 +1,20 @@
+"""What the operator creates, as pure functions: a plan goes in, manifests come out. One builder per kind."""
+
+from finetune_operator.manifests.configmap import build_config_map
+from finetune_operator.manifests.job import build_job
+from finetune_operator.manifests.plan import Plan
+from finetune_operator.manifests.service import build_service
+from finetune_operator.manifests.storage import build_output_claim
+from finetune_operator.observed import Manifest
+
+__all__ = ["Plan", "build_children"]
+
+
+def build_children(plan: Plan) -> list[Manifest]:
+    """Everything that one attempt needs, in the order in which it is created.
+
+    The output claim comes after the Job, which waits for it: a Job that the API server refuses must not leave a claim behind
+    that nobody wrote to and that is retained for ever.
+    """
+    claim = build_output_claim(plan)
+    return [build_service(plan), build_config_map(plan), build_job(plan), *([claim] if claim else [])]

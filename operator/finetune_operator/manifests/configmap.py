@@ -1,0 +1,36 @@
+"""The run file of an attempt: everything that the pods need to know, and no secret."""
+
+import json
+
+from finetune_api import names
+from finetune_api.wire import RunConfig
+from finetune_operator.manifests.plan import Plan, build_attempt_labels, build_metadata
+from finetune_operator.observed import Manifest
+
+
+def build_run_config(plan: Plan) -> RunConfig:
+    """What the launcher reads: the spec, and where the claims are mounted."""
+    claim = plan.spec.output.claim
+    path = claim.path if claim is not None else None
+    return RunConfig(
+        name=plan.name,
+        namespace=plan.namespace,
+        attempt=plan.attempt,
+        spec=plan.spec,
+        nodes=plan.spec.distributed.nodes,
+        processes_per_node=plan.spec.processes_per_node,
+        claims={name: f"{names.CLAIMS_DIR}/{name}" for name in plan.spec.claim_names()},
+        output=f"{names.OUTPUT_DIR}/{path}" if path else names.OUTPUT_DIR,
+        resolved=plan.resolved,
+    )
+
+
+def build_config_map(plan: Plan) -> Manifest:
+    """Immutable: an attempt never changes, and the kubelets need not watch it."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": build_metadata(plan, plan.attempt_name, build_attempt_labels(plan)),
+        "immutable": True,
+        "data": {names.RUN_FILE_NAME: json.dumps(build_run_config(plan).to_wire(), indent=2, sort_keys=True) + "\n"},
+    }

@@ -1,0 +1,34 @@
+"""The Indexed Job of one attempt: one pod per node of the gang."""
+
+from finetune_api import names
+from finetune_operator.manifests.plan import Plan, build_attempt_labels, build_metadata
+from finetune_operator.manifests.pod import build_pod_spec
+from finetune_operator.observed import Manifest
+
+# What keeps cluster-autoscaler and Karpenter from evicting a gang that would have to start again as a whole.
+_DO_NOT_EVICT = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
+
+
+def build_job(plan: Plan) -> Manifest:
+    """A gang lives and dies together: no pod is ever replaced, the next attempt is another Job."""
+    labels = build_attempt_labels(plan)
+    nodes = plan.spec.distributed.nodes
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": build_metadata(plan, plan.attempt_name, labels),
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": nodes,
+            "parallelism": nodes,
+            "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
+            "template": {
+                "metadata": {
+                    "labels": labels,
+                    "annotations": {**_DO_NOT_EVICT, names.ANNOTATION_OWNER_UID: plan.uid},
+                },
+                "spec": build_pod_spec(plan, labels),
+            },
+        },
+    }

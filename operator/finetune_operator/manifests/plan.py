@@ -1,0 +1,63 @@
+"""The one value that crosses the border to the builders, and the metadata that all children have in common."""
+
+import dataclasses
+
+from finetune_api import names
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Resolved
+from finetune_operator.observed import Manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One attempt at a FineTuneJob. image: of the trainer. resolved: what earlier attempts resolved names to."""
+
+    namespace: str
+    name: str
+    uid: str
+    attempt: int
+    spec: FineTuneJobSpec
+    image: str
+    resolved: Resolved | None = None
+
+    @property
+    def attempt_name(self) -> str:
+        """Name of the attempt's Job and ConfigMap."""
+        return names.attempt_name(self.name, self.attempt)
+
+    @property
+    def service_domain(self) -> str:
+        """What the gang's host names end in. No cluster domain: the pods' resolver appends it, whatever it is."""
+        return f"{names.service_name(self.name)}.{self.namespace}.svc"
+
+
+def build_labels(plan: Plan) -> dict[str, str]:
+    """Labels of every child."""
+    return {names.LABEL_JOB: plan.name, names.LABEL_MANAGED_BY: names.MANAGED_BY}
+
+
+def build_attempt_labels(plan: Plan) -> dict[str, str]:
+    """Labels of the children of one attempt."""
+    return {**build_labels(plan), names.LABEL_ATTEMPT: str(plan.attempt)}
+
+
+def build_metadata(plan: Plan, name: str, labels: dict[str, str]) -> Manifest:
+    """Metadata of a child that goes when its FineTuneJob goes.
+
+    blockOwnerDeletion would need the right to update finalizers of the FineTuneJob, and hold up its deletion.
+    """
+    return {
+        "name": name,
+        "namespace": plan.namespace,
+        "labels": labels,
+        "ownerReferences": [
+            {
+                "apiVersion": names.API_VERSION,
+                "kind": names.KIND,
+                "name": plan.name,
+                "uid": plan.uid,
+                "controller": True,
+                "blockOwnerDeletion": False,
+            }
+        ],
+    }

@@ -1,0 +1,156 @@
+"""Why an attempt failed: the root cause among the ends of a gang's pods, most of which are only its victims."""
+
+import dataclasses
+import datetime
+from collections.abc import Sequence
+from typing import Literal
+
+import pydantic
+
+from finetune_api import names
+from finetune_api.reasons import VERDICTS, Reason
+from finetune_api.status import Failure
+from finetune_api.wire import Report
+from finetune_operator.observed import ChildJob, Finished, PodState
+
+# How long a victim's end waits for the culprit's: pods of a gang finish, and their kubelets tell of it, at different times.
+GRACE = datetime.timedelta(seconds=5)
+# Clocks of nodes and API server differ by about so much; their times have whole seconds only.
+CLOCK_SKEW = datetime.timedelta(seconds=1)
+_NOTHING = datetime.timedelta()
+# Texts of pods are kept to so many characters: they end in a status that people read.
+_MESSAGE_LIMIT, _TRACEBACK_LIMIT = 1000, 3000
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cause:
+    """One pod's end as a candidate. kind: reported names its own error, lost was taken away, vague may be a victim."""
+
+    kind: Literal["reported", "lost", "vague", "symptom"]
+    at: datetime.datetime
+    index: int
+    failure: Failure
+
+
+def last_word(pod: PodState) -> Report | None:
+    """The Report in a pod's termination message, if there is one that can be understood."""
+    if pod.finished is None or not pod.finished.message:
+        return None
+    try:
+        return Report.model_validate_json(pod.finished.message)
+    except pydantic.ValidationError:
+        return None
+
+
+def reason_of(failure: Failure) -> Reason:
+    """The reason that a pod gave, if it is one of ours."""
+    try:
+        return Reason(failure.reason)
+    except ValueError:
+        return Reason.CODE_ERROR
+
+
+def build_failure(reason: Reason, message: str, pod: PodState | None = None, exit_code: int | None = None) -> Failure:
+    """A failure with the hint that belongs to its reason."""
+    return Failure(
+        reason=reason.value,
+        message=message[:_MESSAGE_LIMIT],
+        hint=VERDICTS[reason].hint,
+        node=pod.node if pod is not None else None,
+        exit_code=exit_code,
+    )
+
+
+def find_cause(child: ChildJob | None, pods: Sequence[PodState], nodes: int, now: datetime.datetime) -> Failure | None:
+    """The root cause of an attempt's failure; None if nothing failed, or if it is too early to tell a victim from the culprit.
+
+    The first that reported an error of its own counts. A pod that was taken away before that is the cause itself; one taken
+    away later was so because the Job ends a gang once one of its pods failed.
+    """
+    causes = sorted(filter(None, map(_cause, pods)), key=lambda cause: (cause.at, cause.index))
+    reported = next((cause for cause in causes if cause.kind == "reported"), None)
+    lost = next((cause for cause in causes if cause.kind == "lost"), None)
+    ended = [cause for cause in causes if cause.kind in ("vague", "symptom")]
+    if reported is not None and (lost is None or reported.at <= lost.at + CLOCK_SKEW):
+        return reported.failure
+    if lost is not None and all(lost.at + (CLOCK_SKEW if cause.kind == "vague" else _NOTHING) < cause.at for cause in ended):
+        gone = child is None or child.deleting
+        return _job_deleted() if gone else lost.failure
+    if ended:
+        if now - ended[0].at < GRACE and not _nothing_to_come(child, pods, nodes):
+            return None
+        return next((cause for cause in ended if cause.kind == "vague"), ended[0]).failure
+    return _missing(child, pods, nodes)
+
+
+def _nothing_to_come(child: ChildJob | None, pods: Sequence[PodState], nodes: int) -> bool:
+    """Whether every pod that is left has ended, and those that are not have been stopped by the Job."""
+    complete = len(pods) == nodes or (child is not None and child.ending)
+    return complete and all(pod.finished is not None for pod in pods)
+
+
+def _job_deleted() -> Failure:
+    return build_failure(Reason.POD_LOST, "the Job of this attempt was deleted, and its pods with it")
+
+
+def _missing(child: ChildJob | None, pods: Sequence[PodState], nodes: int) -> Failure | None:
+    """No pod tells of a failure, but the Job does, or is gone itself."""
+    if child is None or child.deleting:
+        return _job_deleted()
+    if child.failed is None:
+        return None
+    gone = sorted(set(range(nodes)) - {pod.index for pod in pods})
+    which = ", ".join(names.pod_host_name(child.owner.name, child.attempt, index) for index in gone) if child.owner else ""
+    message = f"pod {which} disappeared" if gone else f"the Job failed: {child.failed}"
+    return build_failure(Reason.POD_LOST, message)
+
+
+def _cause(pod: PodState) -> _Cause | None:
+    end, report = pod.finished, last_word(pod)
+    if end is not None and end.exit_code == names.EXIT_SUCCEEDED:
+        return None
+    if end is not None and report is not None and report.failure is not None:
+        reason = reason_of(report.failure)
+        if reason is not Reason.INTERRUPTED:
+            kind: Literal["symptom", "reported"] = "symptom" if VERDICTS[reason].symptom else "reported"
+            return _Cause(kind, end.at, pod.index, _complete(report.failure, reason, pod, end))
+    if end is not None and end.reason == "OOMKilled":
+        message = f"pod {pod.name} was killed: it used more memory than its limit"
+        return _Cause("reported", end.at, pod.index, build_failure(Reason.OUT_OF_MEMORY, message, pod, end.exit_code))
+    if end is not None and end.exit_code == names.EXIT_REFUSED:
+        message = f"pod {pod.name} refused its configuration and did not say why; its log does"
+        return _Cause("reported", end.at, pod.index, build_failure(Reason.CONFIGURATION_ERROR, message, pod, end.exit_code))
+    if pod.disruption is not None:
+        at = pod.deleted_at or (end.at if end is not None else None)
+        if at is not None:
+            message = f"pod {pod.name} was evicted from {pod.node}: {pod.disruption}"
+            return _Cause("lost", at, pod.index, build_failure(Reason.NODE_LOST, message, pod))
+    if pod.deleted_at is not None:
+        return _Cause("lost", pod.deleted_at, pod.index, build_failure(Reason.POD_LOST, f"pod {pod.name} was deleted", pod))
+    if end is None:
+        return None
+    return _Cause("vague", end.at, pod.index, _unexplained(pod, end, report))
+
+
+def _unexplained(pod: PodState, end: Finished, report: Report | None) -> Failure:
+    if end.exit_code == names.EXIT_INTERRUPTED or (report is not None and report.phase == "Interrupted"):
+        return build_failure(Reason.INTERRUPTED, f"pod {pod.name} was asked to stop", pod, end.exit_code)
+    if end.exit_code is None:
+        message = f"pod {pod.name} failed on {pod.node}: {end.reason}: {end.message}"
+        return build_failure(Reason.POD_LOST, message, pod)
+    return build_failure(
+        Reason.WORKER_DIED, f"pod {pod.name} ended with exit code {end.exit_code}, without a word", pod, end.exit_code
+    )
+
+
+def _complete(failure: Failure, reason: Reason, pod: PodState, end: Finished) -> Failure:
+    """What the pod said, with what it need not know: node, exit code and hint."""
+    return failure.model_copy(
+        update={
+            "message": failure.message[:_MESSAGE_LIMIT],
+            "hint": failure.hint[:_MESSAGE_LIMIT] if failure.hint else VERDICTS[reason].hint,
+            "node": (failure.node or pod.node or "")[:253] or None,
+            "exit_code": end.exit_code,
+            "traceback": failure.traceback[-_TRACEBACK_LIMIT:] if failure.traceback else None,
+        }
+    )

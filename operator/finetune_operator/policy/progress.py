@@ -1,0 +1,104 @@
+"""From a pod's Report to the status: rounded, readable, and nothing in it that the API server would refuse."""
+
+import datetime
+import math
+from typing import Any
+
+from finetune_api.status import CheckpointStatus, Evaluation, FineTuneJobStatus, Progress, Published, Resolved, SampleAnswer
+from finetune_api.wire import Report
+from finetune_operator.observed import read_time, write_time
+
+_LONGEST_REMAINING_SECONDS = 10 * 365 * 86_400
+_LARGEST_COUNT = 2**53  # integers beyond are not kept by every reader of JSON
+_MOST_METRICS = 64
+_TEXT_LIMIT = 200
+
+
+def round_significant(value: float, digits: int) -> float:
+    """A number with so many significant digits."""
+    return 0.0 if value == 0 else round(value, digits - 1 - math.floor(math.log10(abs(value))))
+
+
+def format_duration(seconds: float) -> str:
+    """A duration as kubectl shows ages: the two largest units, for example 45s, 2m10s, 1h05m, 3d4h."""
+    whole = max(0, round(seconds))
+    minutes, rest = divmod(whole, 60)
+    if not minutes:
+        return f"{rest}s"
+    hours, minutes = divmod(minutes, 60)
+    if not hours:
+        return f"{minutes}m{rest:02d}s"
+    days, hours = divmod(hours, 24)
+    return f"{days}d{hours}h" if days else f"{hours}h{minutes:02d}m"
+
+
+def merge_report(status: FineTuneJobStatus, report: Report, now: datetime.datetime) -> FineTuneJobStatus:
+    """The status with what a pod reported last. What the report leaves out stays as it was."""
+    update: dict[str, Any] = {}
+    if progress := build_progress(status.progress, report, now):
+        update["progress"] = progress
+    if report.evaluation is not None and 0 <= report.evaluation.step <= _LARGEST_COUNT:
+        update["evaluation"] = _round_evaluation(report.evaluation)
+    if report.samples is not None:
+        update["samples"] = [_cut_sample(sample) for sample in report.samples[:16]]
+    if report.checkpoint is not None and (moment := read_time(report.checkpoint.time)):
+        update["checkpoint"] = CheckpointStatus(step=report.checkpoint.step, time=write_time(moment))
+    if report.published is not None:
+        update["published"] = Published(url=report.published.url[:2048], commit=report.published.commit[:_TEXT_LIMIT])
+    if report.resolved is not None:
+        update["resolved"] = _merge_resolved(status.resolved or Resolved(), report.resolved)
+    return status.model_copy(update=update)
+
+
+def build_progress(previous: Progress | None, report: Report, now: datetime.datetime) -> Progress | None:
+    """Progress as columns and dashboards show it; the previous one while a later attempt still finds its place."""
+    if not 0 <= report.step <= _LARGEST_COUNT or (report.total_steps or 0) > _LARGEST_COUNT:
+        return previous
+    if report.total_steps is None or (report.step == 0 and previous is not None and report.phase != "Running"):
+        return previous
+    percent = min(100, 100 * report.step // report.total_steps) if report.total_steps > 0 else 0
+    running = report.phase == "Running" and report.remaining_seconds is not None
+    seconds = min(max(0.0, report.remaining_seconds or 0.0), _LONGEST_REMAINING_SECONDS)
+    last_step = read_time(report.last_step_time)
+    rate = report.samples_per_second
+    return Progress(
+        step=report.step,
+        total_steps=report.total_steps,
+        percent=percent,
+        display=f"{percent}%",
+        epoch=round(report.epoch, 2) if report.epoch is not None else None,
+        loss=round_significant(report.loss, 4) if report.loss is not None else None,
+        learning_rate=round_significant(report.learning_rate, 4) if report.learning_rate is not None else None,
+        samples_per_second=round_significant(rate, 3) if rate is not None else None,
+        last_step_time=write_time(last_step) if last_step else None,
+        remaining=format_duration(seconds) if running else None,
+        estimated_completion_time=write_time(now + datetime.timedelta(seconds=seconds)) if running else None,
+    )
+
+
+def without_estimate(progress: Progress | None) -> Progress | None:
+    """Progress of a job that makes none at the moment: how long it will take can't be said."""
+    return progress.model_copy(update={"remaining": None, "estimated_completion_time": None}) if progress else None
+
+
+def _merge_resolved(known: Resolved, told: Resolved) -> Resolved:
+    """Commits stay what the first attempt resolved; image, nodes and processes are the operator's own to say."""
+    return known.model_copy(
+        update={
+            "model_revision": known.model_revision or told.model_revision,
+            "dataset_revisions": known.dataset_revisions or told.dataset_revisions,
+            "global_batch_size": told.global_batch_size or known.global_batch_size,
+            "per_device_batch_size": told.per_device_batch_size or known.per_device_batch_size,
+        }
+    )
+
+
+def _round_evaluation(evaluation: Evaluation) -> Evaluation:
+    figures = sorted(evaluation.metrics.items())[:_MOST_METRICS]
+    return Evaluation(step=evaluation.step, metrics={name[:63]: round_significant(value, 4) for name, value in figures})
+
+
+def _cut_sample(sample: SampleAnswer) -> SampleAnswer:
+    return SampleAnswer(
+        text=sample.text[:_TEXT_LIMIT], label=sample.label[:_TEXT_LIMIT], score=round_significant(sample.score, 4)
+    )

@@ -1,0 +1,154 @@
+"""How a FineTuneJob's status changes: one function per turn of its life. Pure: now is given."""
+
+import datetime
+from collections.abc import Sequence
+from typing import Literal
+
+from finetune_api.reasons import VERDICTS, Reason
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FINAL_PHASES, Condition, Failure, FineTuneJobStatus, Phase, Resolved, Restarts
+from finetune_operator.observed import JobRecord, write_time
+from finetune_operator.policy.failure import reason_of
+from finetune_operator.policy.progress import without_estimate
+from finetune_operator.policy.waiting import ORDINARY
+
+# Progress is written at most so often: with a thousand jobs each write more is a hundred per second.
+PROGRESS_INTERVAL = datetime.timedelta(seconds=10)
+_PROGRESS_FIELDS = frozenset({"progress", "evaluation", "checkpoint", "message", "samples"})
+# The steps of an ordinary start follow each other within a second or two.
+_START_FIELDS = _PROGRESS_FIELDS | {"reason"}
+
+
+def is_due(job: JobRecord, status: FineTuneJobStatus, now: datetime.datetime) -> bool:
+    """Whether the new status is to be written now: changes of progress alone, and of an ordinary start, wait their time."""
+    before, after = job.status.to_wire(), status.to_wire()
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    if not changed:
+        return False
+    patient = _START_FIELDS if status.reason in ORDINARY else _PROGRESS_FIELDS
+    since = job.status_written_at
+    return not changed <= patient or since is None or now - since >= PROGRESS_INTERVAL
+
+
+def in_phase(status: FineTuneJobStatus, phase: Phase, reason: str, message: str) -> FineTuneJobStatus:
+    """The status in a phase that is not final."""
+    assert phase not in FINAL_PHASES
+    progress = status.progress if phase == "Running" else without_estimate(status.progress)
+    return status.model_copy(update={"phase": phase, "reason": reason, "message": message, "progress": progress})
+
+
+def started(
+    status: FineTuneJobStatus, spec: FineTuneJobSpec, attempt: int, image: str, created: datetime.datetime
+) -> FineTuneJobStatus:
+    """The status once the Job of an attempt is there."""
+    nodes = spec.distributed.nodes
+    resolved = (status.resolved or Resolved()).model_copy(
+        update={"image": image, "nodes": nodes, "processes": nodes * spec.processes_per_node}
+    )
+    status = status.model_copy(
+        update={
+            "attempt": attempt,
+            "restarts": status.restarts or Restarts(),
+            "resolved": resolved,
+            "start_time": status.start_time or write_time(created),
+        }
+    )
+    return in_phase(status, "Pending", "PodsPending", f"attempt {attempt}: waiting for {count(nodes, 'pod')} to start")
+
+
+def lost(
+    status: FineTuneJobStatus, spec: FineTuneJobSpec, failure: Failure, job: JobRecord, now: datetime.datetime
+) -> FineTuneJobStatus:
+    """The status after an attempt failed: another attempt where that can help and is allowed, else the end."""
+    restarts = status.restarts or Restarts()
+    most = spec.recovery.max_restarts
+    if not VERDICTS[reason_of(failure)].retry:
+        return failed(status, failure, failure.message, job, now)
+    if restarts.failures >= most:
+        message = f"after {count(most, 'restart')}: {failure.message}" if most else failure.message
+        return failed(status, failure, message, job, now)
+    again = restarts.failures + 1
+    status = status.model_copy(update={"failure": failure, "restarts": Restarts(failures=again)})
+    return in_phase(status, "Restarting", failure.reason, f"restart {again} of {most}: {failure.message}")
+
+
+def failed(
+    status: FineTuneJobStatus, failure: Failure, message: str, job: JobRecord, now: datetime.datetime
+) -> FineTuneJobStatus:
+    """The final status of a job that failed."""
+    conditions = with_condition(status, job, now, "Failed", "True", failure.reason, message)
+    return status.model_copy(
+        update={
+            "phase": "Failed",
+            "reason": failure.reason,
+            "message": message,
+            "failure": failure,
+            "restarts": status.restarts or Restarts(),
+            "progress": without_estimate(status.progress),
+            "conditions": conditions,
+            "completion_time": write_time(now),
+        }
+    )
+
+
+def refused(status: FineTuneJobStatus, reason: Reason, message: str, job: JobRecord, now: datetime.datetime) -> FineTuneJobStatus:
+    """The final status of a job of which no pod was ever started, or none can be again."""
+    return failed(status, Failure(reason=reason.value, message=message, hint=VERDICTS[reason].hint), message, job, now)
+
+
+def succeeded(status: FineTuneJobStatus, spec: FineTuneJobSpec, job: JobRecord, now: datetime.datetime) -> FineTuneJobStatus:
+    """The final status of a job that reached its goal; an earlier attempt's failure is history by then."""
+    progress = without_estimate(status.progress)
+    if progress is not None:
+        progress = progress.model_copy(update={"percent": 100, "display": "100%", "step": progress.total_steps or progress.step})
+    message = _summary(status)
+    status = status.model_copy(
+        update={
+            "phase": "Succeeded",
+            "reason": "Completed",
+            "message": message,
+            "failure": None,
+            "restarts": status.restarts or Restarts(),
+            "progress": progress,
+            "conditions": with_condition(status, job, now, "Complete", "True", "Completed", message),
+            "completion_time": write_time(now),
+        }
+    )
+    if spec.publish is None:
+        return status
+    if status.published is not None:
+        verdict: tuple[Literal["True", "Unknown"], str, str] = ("True", "Published", f"pushed to {status.published.url}")
+    else:
+        verdict = ("Unknown", "NoReport", f"the pods did not say whether {spec.publish.repository} was pushed")
+    return status.model_copy(update={"conditions": with_condition(status, job, now, "Published", *verdict)})
+
+
+def with_condition(
+    status: FineTuneJobStatus,
+    job: JobRecord,
+    now: datetime.datetime,
+    kind: Literal["Complete", "Failed", "Published"],
+    value: Literal["True", "False", "Unknown"],
+    reason: str,
+    message: str,
+) -> Sequence[Condition]:
+    """The conditions with one of them set; its time is kept while its value does not change."""
+    before = {condition.type: condition for condition in status.conditions or ()}
+    known = before.get(kind)
+    since = known.last_transition_time if known is not None and known.status == value else write_time(now)
+    before[kind] = Condition(
+        type=kind, status=value, reason=reason, message=message, last_transition_time=since, observed_generation=job.generation
+    )
+    return [before[name] for name in sorted(before)]
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _summary(status: FineTuneJobStatus) -> str:
+    metrics = dict(status.evaluation.metrics) if status.evaluation is not None else {}
+    shown = next((name for name in ("accuracy", "loss") if name in metrics), None)
+    steps = f"trained {count(status.progress.total_steps or status.progress.step, 'step')}" if status.progress else "trained"
+    return f"{steps}, {shown} {metrics[shown]:g} on the held-out data" if shown else steps

@@ -1,0 +1,36 @@
+"""The operator's own HTTP port: /metrics, /healthz, /readyz."""
+
+from collections.abc import Callable
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from finetune_operator.health import Health
+
+
+def build_app(registry: CollectorRegistry, health: Health, refresh: Callable[[], None]) -> web.Application:
+    """The application. refresh: called before a scrape, for gauges that are cheaper to read than to keep."""
+
+    async def serve_metrics(_: web.Request) -> web.Response:
+        refresh()
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def serve_healthz(_: web.Request) -> web.Response:
+        complaint = health.complaint()
+        return web.Response(text=complaint or "ok", status=503 if complaint else 200)
+
+    async def serve_readyz(_: web.Request) -> web.Response:
+        ready = health.is_ready()
+        return web.Response(text="ok" if ready else "the first list is not through", status=200 if ready else 503)
+
+    app = web.Application()
+    app.add_routes([web.get("/metrics", serve_metrics), web.get("/healthz", serve_healthz), web.get("/readyz", serve_readyz)])
+    return app
+
+
+async def start_server(app: web.Application, port: int) -> web.AppRunner:
+    """Serve on all addresses of the pod; the runner's cleanup ends it."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    await web.TCPSite(runner, port=port).start()
+    return runner

@@ -1,0 +1,276 @@
+"""What is done next about a job, over the states that it can be seen in."""
+
+from typing import Any
+
+import pytest
+
+from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.status import FineTuneJobStatus, Progress, Resolved, Restarts
+from finetune_api.wire import Report
+from finetune_operator.observed import Observation, Owner
+from finetune_operator.policy.attempt import choose_image, decide, pod_to_ask
+from finetune_operator.policy.status import is_due
+from unit.operator.builders import (
+    IMAGE,
+    NOW,
+    UID,
+    ago,
+    build_child,
+    build_pod,
+    build_record,
+    build_spec,
+    end,
+    failed_with,
+    observe,
+)
+
+RUNNING = FineTuneJobStatus(phase="Running", reason="Training", attempt=1, restarts=Restarts(), resolved=Resolved(image=IMAGE))
+SUCCEEDED = {"phase": "Succeeded", "step": 300, "totalSteps": 300}
+
+
+def in_restart(failures: int = 1, attempt: int = 1) -> FineTuneJobStatus:
+    return FineTuneJobStatus(phase="Restarting", reason="PodLost", attempt=attempt, restarts=Restarts(failures=failures))
+
+
+def test_a_new_job_gets_its_first_attempt() -> None:
+    decision = decide(Observation(build_record()), None, IMAGE, NOW)
+    assert decision.create_attempt == 1
+    assert decision.status.phase == "Pending"
+    assert decision.status.resolved == Resolved(image=IMAGE, nodes=2, processes=2)
+
+
+def test_a_wrong_spec_fails_without_a_pod() -> None:
+    wrong = FineTuneError(Reason.INVALID_SPEC, "spec.training.epochs: write a number")
+    decision = decide(Observation(build_record(spec=wrong)), None, IMAGE, NOW)
+    assert decision.create_attempt is None
+    assert (decision.status.phase, decision.status.reason) == ("Failed", "InvalidSpec")
+    assert decision.status.message == "spec.training.epochs: write a number"
+    assert decision.status.failure is not None
+    assert decision.status.failure.hint is not None
+
+
+def test_a_job_waits_for_the_pods_of_an_earlier_one_of_its_name() -> None:
+    old = build_pod(0, job_uid="another")
+    decision = decide(Observation(build_record(), pods=[old]), None, IMAGE, NOW)
+    assert decision.create_attempt is None
+    assert (decision.status.phase, decision.status.reason) == ("Pending", "WaitingForDeletion")
+
+
+def test_a_job_of_another_uid_is_not_adopted() -> None:
+    old = build_child(owner=Owner("FineTuneJob", "news", "another"))
+    decision = decide(Observation(build_record(), jobs=[old]), None, IMAGE, NOW)
+    assert (decision.create_attempt, decision.status.reason) == (None, "WaitingForDeletion")
+
+
+def test_a_job_that_was_created_before_its_status_was_written_is_gone_through_again_and_not_duplicated() -> None:
+    decision = decide(Observation(build_record(), jobs=[build_child()]), None, IMAGE, NOW)
+    assert decision.create_attempt == 1
+    later = decide(observe(status=in_restart(), jobs=[build_child(2)]), None, IMAGE, NOW)
+    assert later.create_attempt == 2
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+def test_final_phases_are_latched_whatever_is_gone(phase: Any) -> None:
+    status = FineTuneJobStatus(phase=phase, attempt=1)
+    decision = decide(observe(status=status, jobs=[]), None, IMAGE, NOW)
+    assert (decision.create_attempt, decision.delete, decision.status) == (None, None, status)
+
+
+def test_pods_that_run_on_after_the_failure_are_stopped_but_not_before_the_job_controller_had_its_time() -> None:
+    status = FineTuneJobStatus(phase="Failed", attempt=1)
+    stuck = [build_pod(0), build_pod(1, finished=end(1))]
+    soon = decide(Observation(build_record(status, written=10), [build_child()], stuck), None, IMAGE, NOW)
+    assert soon.delete is None
+    assert soon.again_seconds == 51
+    late = decide(Observation(build_record(status, written=61), [build_child()], stuck), None, IMAGE, NOW)
+    assert late.delete == build_child()
+
+
+def test_logs_of_ended_pods_are_left_alone() -> None:
+    status = FineTuneJobStatus(phase="Failed", attempt=1)
+    decision = decide(observe(build_pod(0, finished=end(1)), build_pod(1, finished=end(1)), status=status), None, IMAGE, NOW)
+    assert decision.delete is None
+
+
+@pytest.mark.parametrize(
+    ("waiting", "reason"),
+    [
+        (("Unschedulable", "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."), "Unschedulable"),
+        (("Unschedulable", '0/2 nodes are available: persistentvolumeclaim "data" not found.'), "ClaimNotFound"),
+        (("ErrImagePull", "no such image"), "ImagePullFailed"),
+        (("ImagePullBackOff", "Back-off pulling image"), "ImagePullFailed"),
+        (("CreateContainerConfigError", 'secret "hub" not found'), "SecretNotFound"),
+        (("CreateContainerConfigError", "couldn't find key token in Secret team/hub"), "SecretNotFound"),
+        (("ContainerCreating", ""), "ContainerCreating"),
+        (None, "PodsPending"),
+    ],
+)
+def test_a_gang_that_waits_says_for_what(waiting: tuple[str, str] | None, reason: str) -> None:
+    status = FineTuneJobStatus(phase="Pending", attempt=1)
+    pods = [build_pod(0), build_pod(1, started=False, waiting=waiting)]
+    decision = decide(observe(*pods, status=status), None, IMAGE, NOW)
+    assert (decision.status.phase, decision.status.reason) == ("Pending", reason)
+    assert "news-1-1" in (decision.status.message or "")
+
+
+def test_a_young_pod_is_not_complained_about() -> None:
+    pod = build_pod(1, started=False, waiting=("Unschedulable", "unbound claims"), created=ago(1))
+    decision = decide(observe(build_pod(0), pod, status=FineTuneJobStatus(phase="Pending", attempt=1)), None, IMAGE, NOW)
+    assert decision.status.reason == "PodsPending"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [
+        ('Error creating: pods "news-1-1" is forbidden: exceeded quota: gpus', "QuotaExceeded"),
+        ('Error creating: pods "news-1-1" is forbidden: violates PodSecurity', "PodRejected"),
+        (None, "PodsPending"),
+    ],
+)
+def test_a_gang_whose_pods_are_not_created_says_why(refusal: str | None, reason: str) -> None:
+    seen = observe(build_pod(0), status=FineTuneJobStatus(phase="Pending", attempt=1), refusal=refusal)
+    assert decide(seen, None, IMAGE, NOW).status.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("report", "phase", "message"),
+    [
+        (None, "Initializing", "2 pods started"),
+        (Report(attempt=1, phase="Initializing", message="loading the model"), "Initializing", "loading the model"),
+        (Report(attempt=1, phase="Running", step=3, total_steps=10), "Running", "training on 2 nodes"),
+        (Report(attempt=1, phase="Publishing", step=10, total_steps=10), "Publishing", "pushing the model to the Hub"),
+        (Report(attempt=9, phase="Running", step=3, total_steps=10), "Initializing", "2 pods started"),
+    ],
+)
+def test_a_gang_that_runs_is_where_its_report_says(report: Report | None, phase: str, message: str) -> None:
+    seen = observe(build_pod(0), build_pod(1), status=FineTuneJobStatus(phase="Pending", attempt=1))
+    decision = decide(seen, report, IMAGE, NOW)
+    assert (decision.status.phase, decision.status.message) == (phase, message)
+
+
+def test_a_pod_that_does_not_answer_once_changes_nothing() -> None:
+    seen = observe(build_pod(0), build_pod(1), status=RUNNING)
+    decision = decide(seen, None, IMAGE, NOW)
+    assert decision.status.phase == "Running"
+    assert decision.again_seconds == 3
+
+
+def test_success_takes_its_figures_from_the_last_word() -> None:
+    word = end(0, evaluation={"step": 300, "metrics": {"accuracy": 0.98123456}}, **SUCCEEDED)
+    decision = decide(observe(build_pod(0, finished=word), build_pod(1, finished=end(0)), status=RUNNING), None, IMAGE, NOW)
+    status = decision.status
+    assert (status.phase, status.reason) == ("Succeeded", "Completed")
+    assert status.message == "trained 300 steps, accuracy 0.9812 on the held-out data"
+    assert status.progress is not None
+    assert (status.progress.display, status.progress.step) == ("100%", 300)
+    assert [(item.type, item.status) for item in status.conditions or ()] == [("Complete", "True")]
+    assert status.completion_time == "2026-01-02T03:04:05Z"
+
+
+def test_a_complete_job_whose_pods_are_gone_has_succeeded() -> None:
+    decision = decide(observe(jobs=[build_child(complete=True)], status=RUNNING), None, IMAGE, NOW)
+    assert decision.status.phase == "Succeeded"
+
+
+def test_the_first_pods_success_waits_for_the_others() -> None:
+    decision = decide(observe(build_pod(0, finished=end(0, **SUCCEEDED)), build_pod(1), status=RUNNING), None, IMAGE, NOW)
+    assert decision.status.phase == "Running"
+    assert decision.again_seconds == 1
+
+
+def test_a_published_model_is_a_condition() -> None:
+    spec = build_spec(publish={"repository": "team/news"})
+    word = end(0, published={"url": "https://hub/team/news", "commit": "abc"}, **SUCCEEDED)
+    seen = observe(build_pod(0, finished=word), build_pod(1, finished=end(0)), job=build_record(RUNNING, spec))
+    conditions = decide(seen, None, IMAGE, NOW).status.conditions or ()
+    assert [(item.type, item.status, item.message) for item in conditions][1:] == [
+        ("Published", "True", "pushed to https://hub/team/news")
+    ]
+
+
+def test_a_failure_that_a_retry_may_heal_is_written_down_before_anything_is_deleted() -> None:
+    decision = decide(observe(build_pod(0), build_pod(1, deleted_at=ago(0)), status=RUNNING), None, IMAGE, NOW)
+    assert (decision.delete, decision.create_attempt) == (None, None)
+    assert (decision.status.phase, decision.status.reason, decision.status.attempt) == ("Restarting", "PodLost", 1)
+    assert decision.status.restarts == Restarts(failures=1)
+    assert decision.status.message == "restart 1 of 3: pod news-1-1-x was deleted"
+
+
+def test_a_failure_that_no_retry_heals_is_final() -> None:
+    seen = observe(build_pod(0), build_pod(1, finished=failed_with("DataError", 64)), status=RUNNING)
+    status = decide(seen, None, IMAGE, NOW).status
+    assert (status.phase, status.reason, status.message) == ("Failed", "DataError", "DataError it was")
+    assert [(item.type, item.reason) for item in status.conditions or ()] == [("Failed", "DataError")]
+
+
+def test_the_last_restart_is_the_last() -> None:
+    status = RUNNING.model_copy(update={"restarts": Restarts(failures=3)})
+    decision = decide(observe(build_pod(0), build_pod(1, deleted_at=ago(0)), status=status), None, IMAGE, NOW)
+    assert decision.status.phase == "Failed"
+    assert decision.status.message == "after 3 restarts: pod news-1-1-x was deleted"
+    assert decision.status.restarts == Restarts(failures=3)
+
+
+def test_a_restart_deletes_then_waits_then_creates() -> None:
+    status = in_restart()
+    first = decide(observe(build_pod(0), status=status), None, IMAGE, NOW)
+    assert (first.delete, first.create_attempt, first.status) == (
+        build_child(),
+        None,
+        status.model_copy(update={"observed_generation": 1}),
+    )
+    second = decide(observe(build_pod(0), jobs=[], job=build_record(status, written=5)), None, IMAGE, NOW)
+    assert (second.delete, second.create_attempt, second.status.message) == (None, None, None)
+    third = decide(observe(jobs=[], status=status), None, IMAGE, NOW)
+    assert (third.create_attempt, third.status.attempt, third.status.phase) == (2, 2, "Pending")
+
+
+def test_a_restart_that_waits_long_says_for_which_pod() -> None:
+    seen = observe(build_pod(1), jobs=[], job=build_record(in_restart(), written=31))
+    assert decide(seen, None, IMAGE, NOW).status.message == "waiting for pod news-1-1-x on node-1 of attempt 1 to end"
+
+
+def test_later_attempts_keep_the_image_of_the_first() -> None:
+    spec = build_spec(pod={"image": "mine:2"})
+    assert choose_image(spec, FineTuneJobStatus(), "default:3") == "mine:2"
+    assert choose_image(build_spec(), FineTuneJobStatus(), "default:3") == "default:3"
+    assert choose_image(build_spec(), RUNNING, "default:3") == IMAGE
+
+
+@pytest.mark.parametrize(
+    ("status", "pod", "asked"),
+    [
+        (RUNNING, {}, True),
+        (RUNNING, {"started": False}, False),
+        (RUNNING, {"finished": end(0)}, False),
+        (RUNNING, {"deleted_at": ago(0)}, False),
+        (RUNNING, {"address": None}, False),
+        (RUNNING, {"job_uid": "another"}, False),
+        (in_restart(), {}, False),
+        (FineTuneJobStatus(phase="Failed", attempt=1), {}, False),
+    ],
+)
+def test_only_the_running_first_pod_of_our_own_is_asked(status: FineTuneJobStatus, pod: dict[str, Any], asked: bool) -> None:
+    assert (pod_to_ask(observe(build_pod(0, **pod), build_pod(1), status=status)) is not None) == asked
+
+
+def test_a_stable_job_costs_no_write() -> None:
+    seen = observe(build_pod(0), build_pod(1), status=RUNNING)
+    first = decide(seen, None, IMAGE, NOW).status
+    again = decide(observe(build_pod(0), build_pod(1), status=first), None, IMAGE, NOW).status
+    assert not is_due(build_record(first, written=600), again, NOW)
+
+
+def test_progress_is_written_every_ten_seconds_and_a_phase_at_once() -> None:
+    status = RUNNING.model_copy(update={"progress": Progress(step=1, total_steps=10)})
+    further = status.model_copy(update={"progress": Progress(step=2, total_steps=10)})
+    assert not is_due(build_record(status, written=9), further, NOW)
+    assert is_due(build_record(status, written=10), further, NOW)
+    assert is_due(build_record(status, written=1), status.model_copy(update={"phase": "Publishing"}), NOW)
+    assert is_due(build_record(FineTuneJobStatus(), written=None), further, NOW)
+
+
+def test_a_job_keeps_its_uid_in_mind() -> None:
+    seen = observe(build_pod(0, job_uid="another"), build_pod(1), status=RUNNING)
+    assert [pod.index for pod in seen.pods_of(1)] == [1]
+    assert seen.job.uid == UID

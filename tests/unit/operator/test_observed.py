@@ -1,0 +1,119 @@
+"""Parsing what the API server sends."""
+
+from typing import Any
+
+import pytest
+
+from finetune_api import names
+from finetune_api.reasons import FineTuneError
+from finetune_api.status import Restarts
+from finetune_operator.observed import Manifest, read_child_job, read_job, read_pod, read_status, read_time, write_time
+from unit.operator.builders import UID
+
+TIME = "2026-01-02T03:04:05Z"
+
+
+def build_manifest(**changes: Any) -> Manifest:
+    spec = {"task": "text-classification", "model": {"hub": {"name": "a/b"}}, "datasets": [{"hub": {"name": "c/d"}}]}
+    metadata = {
+        "namespace": "team",
+        "name": "news",
+        "uid": UID,
+        "generation": 2,
+        "resourceVersion": "9",
+        "creationTimestamp": TIME,
+    }
+    return {"metadata": metadata | changes.pop("metadata", {}), "spec": spec, **changes}
+
+
+def build_pod_manifest(status: Manifest, **metadata: Any) -> Manifest:
+    common = {
+        "name": "news-1-0-x",
+        "creationTimestamp": TIME,
+        "labels": {names.LABEL_JOB: "news", names.LABEL_ATTEMPT: "1"},
+        "annotations": {"batch.kubernetes.io/job-completion-index": "1", names.ANNOTATION_OWNER_UID: UID},
+    }
+    return {"metadata": common | metadata, "spec": {"nodeName": "node-1"}, "status": status}
+
+
+def container(**state: Any) -> Manifest:
+    return {
+        "containerStatuses": [{"name": "sidecar", "state": {"running": {}}}, {"name": names.TRAINER_CONTAINER, "state": state}]
+    }
+
+
+def test_a_job_that_nobody_has_looked_at_has_an_empty_status() -> None:
+    job = read_job(build_manifest())
+    assert (str(job.key), job.uid, job.generation, job.status.phase, job.status_written_at) == ("team/news", UID, 2, None, None)
+
+
+def test_a_wrong_spec_and_a_wrong_name_become_the_error_that_says_why() -> None:
+    job = read_job(build_manifest(spec={"task": "text-classification"}))
+    assert isinstance(job.spec, FineTuneError)
+    assert job.spec.message == "spec.model: required field is missing; spec.datasets: required field is missing"
+    job = read_job(build_manifest(metadata={"name": "a.b"}))
+    assert isinstance(job.spec, FineTuneError)
+
+
+def test_when_we_wrote_the_status_is_read_from_the_managed_fields() -> None:
+    fields = [
+        {"manager": "kubectl", "time": "2026-01-01T00:00:00Z"},
+        {"manager": names.FIELD_MANAGER, "subresource": "status", "time": TIME},
+    ]
+    assert read_job(build_manifest(metadata={"managedFields": fields})).status_written_at == read_time(TIME)
+
+
+def test_what_another_version_wrote_into_the_status_does_not_make_the_rest_unreadable() -> None:
+    status = read_status({"phase": "Running", "attempt": 2, "restarts": {"failures": 1, "preemptions": 3}, "goodput": 0.9})
+    assert (status.phase, status.attempt, status.restarts) == ("Running", 2, None)
+    assert read_status({"restarts": {"failures": 1}}).restarts == Restarts(failures=1)
+
+
+def test_a_pod_that_is_to_be_deleted_was_so_when_it_was_asked_for() -> None:
+    pod = read_pod(build_pod_manifest({}, deletionTimestamp="2026-01-02T03:05:05Z", deletionGracePeriodSeconds=60))
+    assert pod.deleted_at is not None
+    assert write_time(pod.deleted_at) == TIME
+
+
+def test_only_the_trainers_own_container_counts() -> None:
+    pod = read_pod(build_pod_manifest(container(waiting={"reason": "ContainerCreating"})))
+    assert (pod.started, pod.waiting, pod.index, pod.attempt, pod.job_uid) == (False, ("ContainerCreating", ""), 1, 1, UID)
+    ended = read_pod(build_pod_manifest(container(terminated={"exitCode": 137, "reason": "OOMKilled", "finishedAt": TIME})))
+    assert ended.finished is not None
+    assert (ended.started, ended.finished.exit_code, ended.finished.reason) == (True, 137, "OOMKilled")
+
+
+def test_an_evicted_pod_has_ended_without_an_exit_code() -> None:
+    condition = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet", "message": "low on memory"}
+    status = {"phase": "Failed", "reason": "Evicted", "conditions": [condition | {"lastTransitionTime": TIME}]}
+    pod = read_pod(build_pod_manifest(status))
+    assert pod.finished is not None
+    assert (pod.finished.exit_code, pod.finished.reason) == (None, "Evicted")
+    assert pod.disruption == "TerminationByKubelet: low on memory"
+
+
+@pytest.mark.parametrize(
+    ("conditions", "complete", "ending", "failed"),
+    [
+        ([], False, False, None),
+        ([("Complete", "True")], True, False, None),
+        ([("FailureTarget", "True")], False, True, None),
+        ([("FailureTarget", "True"), ("Failed", "True")], False, True, "why"),
+        ([("Failed", "False")], False, False, None),
+    ],
+)
+def test_a_jobs_conditions(conditions: list[tuple[str, str]], complete: bool, ending: bool, failed: str | None) -> None:
+    child = read_child_job(
+        {
+            "metadata": {"name": "news-1", "uid": "u", "labels": {names.LABEL_ATTEMPT: "1"}},
+            "spec": {"completions": 3},
+            "status": {"conditions": [{"type": kind, "status": value, "message": "why"} for kind, value in conditions]},
+        }
+    )
+    assert (child.attempt, child.size, child.complete, child.ending, child.failed) == (1, 3, complete, ending, failed)
+    assert child.owner is None
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "2026-01-02T03:04:05", None, 5])
+def test_a_time_without_a_zone_or_that_is_none_is_not_guessed(text: Any) -> None:
+    assert read_time(text) is None

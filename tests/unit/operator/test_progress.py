@@ -1,0 +1,124 @@
+"""From a pod's report to the status."""
+
+import pytest
+
+from finetune_api.status import CheckpointStatus, Evaluation, FineTuneJobStatus, Progress, Resolved
+from finetune_api.wire import Report
+from finetune_operator.policy.progress import format_duration, merge_report, round_significant
+from unit.operator.builders import NOW
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "0s"),
+        (0.4, "0s"),
+        (45, "45s"),
+        (59.6, "1m00s"),
+        (130, "2m10s"),
+        (3600, "1h00m"),
+        (3900, "1h05m"),
+        (86_400, "1d0h"),
+        (273_600, "3d4h"),
+    ],
+)
+def test_durations_read_like_ages(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "rounded"),
+    [(0.0, 4, 0.0), (2.345678, 4, 2.346), (1.23456e-5, 4, 1.235e-5), (12345.6, 3, 12300.0), (-0.99999, 3, -1.0)],
+)
+def test_figures_keep_their_significant_digits(value: float, digits: int, rounded: float) -> None:
+    assert round_significant(value, digits) == rounded
+
+
+def test_progress_is_rounded_and_readable() -> None:
+    report = Report(
+        attempt=1,
+        phase="Running",
+        step=111,
+        total_steps=300,
+        epoch=0.37037,
+        loss=0.412345,
+        learning_rate=1.98765e-5,
+        samples_per_second=123.456,
+        remaining_seconds=130.4,
+        last_step_time="2026-01-02T03:04:00.123+00:00",
+    )
+    assert merge_report(FineTuneJobStatus(), report, NOW).progress == Progress(
+        step=111,
+        total_steps=300,
+        percent=37,
+        display="37%",
+        epoch=0.37,
+        loss=0.4123,
+        learning_rate=1.988e-5,
+        samples_per_second=123.0,
+        last_step_time="2026-01-02T03:04:00Z",
+        remaining="2m10s",
+        estimated_completion_time="2026-01-02T03:06:15Z",
+    )
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        Report(attempt=1, phase="Running", step=2**60, total_steps=2**61),
+        Report(attempt=1, phase="Running", step=-1, total_steps=10),
+        Report(attempt=1, phase="Initializing"),
+    ],
+)
+def test_what_makes_no_sense_is_not_taken_over(report: Report) -> None:
+    before = FineTuneJobStatus(progress=Progress(step=5, total_steps=10))
+    assert merge_report(before, report, NOW) == before
+
+
+def test_a_later_attempt_shows_the_old_progress_until_it_has_found_its_place() -> None:
+    before = FineTuneJobStatus(progress=Progress(step=200, total_steps=300, percent=66, display="66%"))
+    loading = Report(attempt=2, phase="Initializing", step=0, total_steps=300)
+    assert merge_report(before, loading, NOW).progress == before.progress
+    resumed = Report(attempt=2, phase="Running", step=150, total_steps=300)
+    progress = merge_report(before, resumed, NOW).progress
+    assert progress is not None
+    assert progress.display == "50%"
+
+
+def test_a_time_that_is_none_does_not_reach_the_api_server() -> None:
+    report = Report(
+        attempt=1,
+        phase="Running",
+        step=1,
+        total_steps=2,
+        last_step_time="yesterday",
+        checkpoint=CheckpointStatus(step=1, time="2026-01-02"),
+        remaining_seconds=1e300,
+    )
+    status = merge_report(FineTuneJobStatus(), report, NOW)
+    assert status.checkpoint is None
+    assert status.progress is not None
+    assert status.progress.last_step_time is None
+    assert status.progress.remaining == "3650d0h"
+
+
+def test_commits_stay_what_the_first_attempt_resolved() -> None:
+    before = FineTuneJobStatus(resolved=Resolved(image="trainer:1", nodes=2, model_revision="old"))
+    report = Report(
+        attempt=2,
+        phase="Running",
+        resolved=Resolved(image="evil:1", nodes=9, model_revision="new", dataset_revisions=["d"], per_device_batch_size=4),
+    )
+    assert merge_report(before, report, NOW).resolved == Resolved(
+        image="trainer:1", nodes=2, model_revision="old", dataset_revisions=["d"], per_device_batch_size=4
+    )
+
+
+def test_an_evaluation_has_a_bounded_number_of_rounded_figures() -> None:
+    metrics = {"accuracy": 0.98123456, **{f"m{index:03}": 1.0 for index in range(200)}}
+    status = merge_report(
+        FineTuneJobStatus(), Report(attempt=1, phase="Running", evaluation=Evaluation(step=1, metrics=metrics)), NOW
+    )
+    assert status.evaluation is not None
+    assert status.evaluation.metrics["accuracy"] == 0.9812
+    assert len(status.evaluation.metrics) == 64
