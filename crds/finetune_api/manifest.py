@@ -13,6 +13,9 @@ import yaml
 from finetune_api.reasons import FineTuneError, Reason
 
 
+_GO_EXPONENT_FROM = 1e21  # from here on Go writes 1e+21, which stays a float
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of go-yaml v2, refusing keys that are given twice as kubectl does."""
 
@@ -34,7 +37,11 @@ class _Loader(yaml.SafeLoader):
                 return int(text, base)
         if re.fullmatch(r"[-+]?0[0-7]+", text):
             return int(text, 8)
-        return int(text) if re.fullmatch(r"[-+]?[0-9]+", text) else float(text)
+        if re.fullmatch(r"[-+]?[0-9]+", text):
+            return int(text)
+        number = float(text)
+        # On its way to the API server a whole number loses its decimals: JSON as Go writes it has no 1.0.
+        return int(number) if number.is_integer() and abs(number) < _GO_EXPONENT_FROM else number
 
 
 def _resolve(tag: str, pattern: str, first: str) -> None:

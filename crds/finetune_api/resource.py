@@ -64,7 +64,7 @@ def parse_job(manifest: Any) -> FineTuneJob:
     if not isinstance(manifest, Mapping) or manifest.get("kind") != names.KIND or manifest.get("apiVersion") != names.API_VERSION:
         raise FineTuneError(Reason.INVALID_SPEC, f"not a FineTuneJob: write apiVersion: {names.API_VERSION}, kind: {names.KIND}")
     try:
-        job = FineTuneJob.model_validate(manifest)
+        job = FineTuneJob.model_validate(manifest, by_alias=True, by_name=False)
     except pydantic.ValidationError as error:
         raise FineTuneError(Reason.INVALID_SPEC, describe_errors(error)) from None
     validate_name(job.metadata.name)
@@ -74,6 +74,6 @@ def parse_job(manifest: Any) -> FineTuneJob:
 def parse_spec(spec: Any) -> FineTuneJobSpec:
     """Parse the ``spec`` of an object of the API server; raise FineTuneError(InvalidSpec)."""
     try:
-        return FineTuneJobSpec.model_validate(spec)
+        return FineTuneJobSpec.model_validate(spec, by_alias=True, by_name=False)
     except pydantic.ValidationError as error:
         raise FineTuneError(Reason.INVALID_SPEC, describe_errors(error, "spec")) from None

@@ -38,7 +38,7 @@ class Gang:
         return cls(
             int(os.environ.get(names.ENV_NODE_INDEX, "0")),
             os.environ.get(names.ENV_RENDEZVOUS_HOST),
-            os.environ.get("POD_IP"),
+            os.environ.get(names.ENV_POD_IP),
         )
 
 
