@@ -2,11 +2,16 @@
 
 import collections
 import datetime
+import logging
 import time
 from typing import Any
 
+import psutil
+
 from finetune_api.wire import Report
 from finetune_trainer.state import RunState
+
+log = logging.getLogger(__name__)
 
 _WRITE_EVERY_SECONDS = 0.5
 _RATE_WINDOW_STEPS = 50
@@ -25,6 +30,7 @@ class Reporter:
         self._writes = writes
         self._report = Report(attempt=attempt, phase="Initializing")
         self._written_at = 0.0
+        self._start_up: list[tuple[str, float]] = [("imports", psutil.Process().create_time())]
         self._steps: collections.deque[tuple[float, int]] = collections.deque(maxlen=_RATE_WINDOW_STEPS)
 
     @property
@@ -33,12 +39,15 @@ class Reporter:
         return self._report
 
     def update(self, **fields: Any) -> None:
-        """Change fields and write the report at once."""
+        """Change fields and write the report at once. A message begins a stage of the start-up."""
         self._change(fields)
+        if self._start_up and fields.get("message"):
+            self._start_up.append((fields["message"], time.time()))
         self._write()
 
     def step(self, step: int, epoch: float, rows_per_step: int) -> None:
         """An optimizer step ended; written at most twice a second."""
+        self._log_start_up()
         self._steps.append((time.monotonic(), step))
         self._change({"phase": "Running", "message": None, "step": step, "epoch": round(epoch, 4)})
         self._change({"last_step_time": timestamp(time.time())})
@@ -49,6 +58,15 @@ class Reporter:
             self._change({"samples_per_second": rate * rows_per_step, "remaining_seconds": (total - last) / rate})
         if time.monotonic() - self._written_at >= _WRITE_EVERY_SECONDS:
             self._write()
+
+    def _log_start_up(self) -> None:
+        """Once, at the first step: where the time until then went."""
+        if not self._start_up:
+            return
+        ends = [begun for _, begun in self._start_up[1:]] + [time.time()]
+        parts = [f"{stage} {end - begun:.1f} s" for (stage, begun), end in zip(self._start_up, ends, strict=True)]
+        log.info("first step %.1f s after this process began: %s", ends[-1] - self._start_up[0][1], ", ".join(parts))
+        self._start_up = []
 
     def _change(self, fields: dict[str, Any]) -> None:
         self._report = self._report.model_copy(update=fields)

@@ -71,6 +71,7 @@ def environment(config: RunConfig, base: Mapping[str, str], run_file: pathlib.Pa
         names.ENV_RUN_FILE: str(run_file),
         ENV_STATE_DIR: str(state.directory),
         ENV_LAUNCHER_PID: str(os.getpid()),
+        "TMPDIR": str(state.directory),  # torchrun leaves its folders behind; this one goes away with the run
         "PROMETHEUS_MULTIPROC_DIR": str(state.metrics_dir),
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
