@@ -149,7 +149,11 @@ class Launcher:
 
     def _interrupted(self) -> Report:
         report = self.report()
-        message = report.message if report.phase == "Interrupted" else "stopped on request before the first step"
+        message = report.message
+        if report.phase == "Initializing":
+            message = "stopped on request before the first step"
+        elif report.phase != "Interrupted":  # killed by a second request, or while it evaluated
+            message = f"stopped on request during step {report.step + 1}, without another checkpoint"
         return report.model_copy(update={"phase": "Interrupted", "message": message})
 
     def _failed(self, failure: Failure) -> Report:
@@ -201,7 +205,13 @@ def main() -> int:
         signal.signal(number, lambda *_: launcher.request_stop())
     serve(names.PORT_TELEMETRY, launcher.registry, launcher.report)
     log.info("%s, attempt %d, pod %d of %d", config.name, config.attempt, launcher.gang.index, config.nodes)
-    report = launcher.run()
+    try:
+        report = launcher.run()
+    except Exception as error:  # the last word must be said whatever happens
+        log.exception("the launcher itself failed")
+        message = f"the launcher failed: {type(error).__name__}: {error}"[:1000]
+        failure = Failure(reason=Reason.CODE_ERROR, message=message, hint=VERDICTS[Reason.CODE_ERROR].hint)
+        report = Report(attempt=config.attempt, phase="Failed", message=message, failure=failure)
     if report.failure:
         log.error("%s: %s", report.failure.reason, report.failure.message)
     with contextlib.suppress(OSError):  # outside of a cluster there is no such file

@@ -3,16 +3,23 @@
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
-from wsgiref.simple_server import WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.exposition import ThreadingWSGIServer, _SilentHandler
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from finetune_api import metrics as declared
 from finetune_api.wire import Report
 from finetune_trainer.metrics import instrument
 from finetune_trainer.state import RunState
+
+
+class _Quiet(WSGIRequestHandler):
+    """Requests every few seconds are no news for the pod's log."""
+
+    def log_message(self, *_: object) -> None:
+        return
 
 
 class PushMetrics:
@@ -58,6 +65,6 @@ def serve(port: int, registry: CollectorRegistry, report: Callable[[], Report]) 
         start_response("200 OK", [("Content-Type", kind), ("Cache-Control", "no-store")])
         return [body.encode()]
 
-    server = make_server("", port, application, server_class=ThreadingWSGIServer, handler_class=_SilentHandler)
+    server = make_server("", port, application, server_class=ThreadingWSGIServer, handler_class=_Quiet)
     threading.Thread(target=server.serve_forever, name="telemetry", daemon=True).start()
     return server

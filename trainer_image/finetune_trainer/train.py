@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import sys
 import threading
 import time
@@ -138,6 +139,7 @@ def _finish(
         append_history(output, {"step": step, "evaluation": figures})
         write_atomically(output.evaluation, json.dumps({"step": step, "metrics": figures, **details}, indent=1))
         written = output.directory / ".model"
+        shutil.rmtree(written, ignore_errors=True)
         task.model.save_pretrained(written)
         task.tokenizer.save_pretrained(written)
         write_model_card(written, config, reporter.report, details)
