@@ -29,7 +29,9 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answers]:
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
-            body = json.dumps({"sha": "c0ffee", "id": "a/b", "name": "me", "siblings": [], "url": "http://h/a/out"}).encode()
+            body = json.dumps(
+                {"sha": "c0ffee", "id": "a/b", "name": "me", "siblings": [], "url": f"http://{self.headers['Host']}/a/out"}
+            ).encode()
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
