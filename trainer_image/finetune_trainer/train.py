@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 
+import torch
 import transformers
 
 from finetune_api import metrics as declared
@@ -41,6 +42,9 @@ def train(config: RunConfig, world: World, state: RunState, reporter: Reporter) 
     spec = config.spec
     ranks = Control(world)
     output = Output(pathlib.Path(config.output))
+
+    if spec.distributed.gpus_per_node and not torch.cuda.is_available():
+        log.warning("spec.distributed.gpusPerNode asks for GPUs, but torch sees none in this pod: training on the CPU")
 
     reporter.update(message="looking up model and data")
     resolved = ranks.from_rank_0(lambda: _resolve(config, output))
