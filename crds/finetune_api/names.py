@@ -27,7 +27,6 @@ ENV_NODE_INDEX: Final = "JOB_COMPLETION_INDEX"  # set by the Job controller in a
 ENV_RENDEZVOUS_HOST: Final = "FINETUNE_RENDEZVOUS_HOST"  # DNS name of the pod with index 0
 ENV_NODE_NAME: Final = "NODE_NAME"  # downward API: the machine, named in failures
 ENV_POD_IP: Final = "POD_IP"  # downward API: the address that the pod serves telemetry on
-ENV_SERVICE_DOMAIN: Final = "FINETUNE_SERVICE_DOMAIN"  # <hostname>.<this> resolves to a pod of the gang
 ENV_HUB_TOKEN: Final = "HF_TOKEN"  # only ever filled by secretKeyRef
 ENV_HUB_ENDPOINT: Final = "HF_ENDPOINT"
 

@@ -73,6 +73,21 @@ def test_workers_end_when_the_launcher_is_killed(make_runner: Callable[..., Runn
     assert processes_with(f"FINETUNE_LAUNCHER_PID={process.pid}") == []
 
 
+def test_a_second_ctrl_c_ends_it_at_once(make_runner: Callable[..., Runner]) -> None:
+    runner = make_runner()
+    command = runner.command(runner.job(training={"epochs": 500}), "out", 2)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not runner.history() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+    shown, _ = process.communicate(timeout=30)
+    assert process.returncode == names.EXIT_INTERRUPTED
+    assert "stopped on request" in shown
+    assert processes_with(f"FINETUNE_LAUNCHER_PID={process.pid}") == []
+
+
 def processes_with(variable: str) -> list[str]:
     """Processes that have a variable in their environment."""
     found = []

@@ -133,7 +133,7 @@ def run_locally(config: RunConfig, console: "view.Console", debug: bool) -> int:
         assert report.failure
         if report.failure.traceback and not debug:
             console.print(view.tail(log_file), markup=False, soft_wrap=True)
-            console.print(f"(all of it: {log_file})", soft_wrap=True)
+            console.print(f"(all of it: {log_file})", markup=False, soft_wrap=True)
         view.fail(console, report.failure.message, report.failure.hint)
     return exit_code(report)
 

@@ -5,21 +5,13 @@ import pathlib
 import sys
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from finetune_api.durations import format_duration
 from finetune_api.wire import Report
 from finetune_trainer.output import Output
-
-
-def human_seconds(seconds: float) -> str:
-    """Whole seconds as people read them: 5s, 2m10s, 3h05m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 class ProgressView:
@@ -28,9 +20,9 @@ class ProgressView:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             console=console,
             transient=False,
         )
@@ -54,7 +46,7 @@ class ProgressView:
         if not self._console.is_terminal:
             line = f"{report.phase}: {figures(report) if report.phase == 'Running' and not report.message else description}"
             if line != self._last_line:
-                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+                self._console.print(line, markup=False, soft_wrap=True)
                 self._last_line = line
             return
         if self._task is None:
@@ -78,7 +70,7 @@ def figures(report: Report) -> str:
     if report.samples_per_second is not None:
         parts.append(f"{report.samples_per_second:.1f} samples/s")
     if report.remaining_seconds is not None:
-        parts.append(f"{human_seconds(report.remaining_seconds)} left")
+        parts.append(f"{format_duration(report.remaining_seconds)} left")
     return "  ".join(parts)
 
 
@@ -87,23 +79,25 @@ def show_result(console: Console, report: Report, output: Output) -> None:
     evaluation = json.loads(output.evaluation.read_text())
     console.print()
     metrics = "   ".join(f"{name} {value:.4f}" for name, value in evaluation["metrics"].items())
-    console.print(f"[bold]Held-out data:[/bold] {metrics}", highlight=False)
+    console.print(f"[bold]Held-out data:[/bold] {metrics}")
     table = Table(title="true class ↓  predicted →", title_justify="left", title_style="", box=None, pad_edge=False)
     table.add_column()
     for name in evaluation["classes"]:
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     for name, row in zip(evaluation["classes"], evaluation["confusion"], strict=True):
-        table.add_row(name, *(str(count) if count else "·" for count in row))
+        table.add_row(escape(name), *(str(count) if count else "·" for count in row))
     console.print(table)
     for sample in report.samples or []:
         text = sample.text if len(sample.text) <= 90 else sample.text[:89] + "…"
         console.print(
-            f"[bold]{sample.label}[/bold] {sample.score:.2f}  {' '.join(text.split())}", highlight=False, soft_wrap=True
+            f"[bold]{escape(sample.label)}[/bold] {sample.score:.2f}  {escape(' '.join(text.split()))}",
+            highlight=False,
+            soft_wrap=True,
         )
     if report.published:
-        console.print(f"Published: {report.published.url} (commit {report.published.commit[:12]})", highlight=False)
-    console.print(f"\nThe model: {output.model}", highlight=False, soft_wrap=True)
-    console.print(f'  transformers.pipeline("text-classification", "{output.model}")', highlight=False, soft_wrap=True)
+        console.print(f"Published: {report.published.url} (commit {report.published.commit[:12]})")
+    console.print(f"\nThe model: {output.model}", markup=False, soft_wrap=True)
+    console.print(f'  transformers.pipeline("text-classification", "{output.model}")', markup=False, soft_wrap=True)
 
 
 def tail(path: pathlib.Path, lines: int = 20) -> str:
@@ -117,6 +111,6 @@ def tail(path: pathlib.Path, lines: int = 20) -> str:
 def fail(console: Console, message: str, hint: str | None = None) -> None:
     """One clear sentence on standard error, and what to do."""
     error = Console(stderr=True, highlight=False, soft_wrap=True) if console.file is sys.stdout else console
-    error.print(f"[bold red]error:[/bold red] {message}", markup=True)
+    error.print(f"[bold red]error:[/bold red] {escape(message)}")
     if hint:
-        error.print(hint)
+        error.print(hint, markup=False)

@@ -37,8 +37,8 @@ class Launcher:
         self.state = state
         self._output = Output(pathlib.Path(config.output))
         self._own: dict[str, object] = {}
-        self._process: subprocess.Popen[bytes] | None = None
         self._stop = threading.Event()
+        self._kill = threading.Event()
         self.registry = build_registry(state)
         self._pushes = PushMetrics(self.registry, config.namespace, config.name)
 
@@ -51,8 +51,8 @@ class Launcher:
 
     def request_stop(self) -> None:
         """Ask for a checkpoint and an end; called again, end at once."""
-        if self._stop.is_set() and self._process:
-            workers.kill(self._process)
+        if self._stop.is_set():
+            self._kill.set()  # carried out by the loop: a signal handler must not wait for a process
         self._stop.set()
         self.state.request_stop()
 
@@ -93,13 +93,13 @@ class Launcher:
         write_atomically(run_file, self.config.model_dump_json(by_alias=True, exclude_none=True))
         env = workers.environment(self.config, os.environ, run_file, self.state, workers.usable_cpus())
         argv = workers.command(self.config, self.gang)
-        self._process = workers.start(argv, env, worker_output)
+        process = workers.start(argv, env, worker_output)
         self._own = {}
         try:
-            exit_code = self._watch(self._process, watch)
+            exit_code = self._watch(process, watch)
         finally:
-            if self._process.poll() is None:  # an error of ours must not leave workers behind
-                workers.kill(self._process)
+            if process.poll() is None:  # an error of ours must not leave workers behind
+                workers.kill(process)
         report = self.report()
         if exit_code == 0 and report.phase in ("Succeeded", "Publishing"):
             return None
@@ -122,8 +122,9 @@ class Launcher:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(_POLL_SECONDS)
             report = self.report()
-            if self._stop.is_set() and report.phase == "Initializing":
-                workers.kill(process)  # no step is done: there is nothing to save
+            nothing_to_save = self._stop.is_set() and report.phase == "Initializing"
+            if nothing_to_save or self._kill.is_set():
+                workers.kill(process)
             if watch:
                 watch(report)
 

@@ -134,8 +134,7 @@ def _finish(
     log.info("evaluation: %s", ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
     samples = task.answer(config.spec.samples or [])
     reporter.update(
-        phase="Publishing" if config.spec.publish else "Succeeded",
-        message=None,
+        message="saving the model",
         evaluation=Evaluation(step=step, metrics={name: round(value, 6) for name, value in figures.items()}),
         samples=samples or None,
     )
@@ -148,8 +147,11 @@ def _finish(
         task.tokenizer.save_pretrained(written)
         write_model_card(written, config, reporter.report, details)
         output.commit_model(written)
-        write_atomically(output.report, reporter.report.model_dump_json(by_alias=True, exclude_none=True))
+        report = reporter.report.model_copy(update={"phase": "Succeeded", "message": None})
+        write_atomically(output.report, report.model_dump_json(by_alias=True, exclude_none=True))
     ranks.barrier()
+    # Only now: whoever reads this phase may rely on the model being there.
+    reporter.update(phase="Publishing" if config.spec.publish else "Succeeded", message=None)
 
 
 def _precision(args: transformers.TrainingArguments) -> str:

@@ -4,6 +4,7 @@ import datetime
 import math
 from typing import Any
 
+from finetune_api.durations import format_duration
 from finetune_api.status import CheckpointStatus, Evaluation, FineTuneJobStatus, Progress, Published, Resolved, SampleAnswer
 from finetune_api.wire import Report
 from finetune_operator.observed import read_time, write_time
@@ -17,19 +18,6 @@ _TEXT_LIMIT = 200
 def round_significant(value: float, digits: int) -> float:
     """A number with so many significant digits."""
     return 0.0 if value == 0 else round(value, digits - 1 - math.floor(math.log10(abs(value))))
-
-
-def format_duration(seconds: float) -> str:
-    """A duration as kubectl shows ages: the two largest units, for example 45s, 2m10s, 1h05m, 3d4h."""
-    whole = max(0, round(seconds))
-    minutes, rest = divmod(whole, 60)
-    if not minutes:
-        return f"{rest}s"
-    hours, minutes = divmod(minutes, 60)
-    if not hours:
-        return f"{minutes}m{rest:02d}s"
-    days, hours = divmod(hours, 24)
-    return f"{days}d{hours}h" if days else f"{hours}h{minutes:02d}m"
 
 
 def merge_report(status: FineTuneJobStatus, report: Report, now: datetime.datetime) -> FineTuneJobStatus:

@@ -2,9 +2,10 @@
 
 import pytest
 
+from finetune_api.durations import format_duration
 from finetune_api.status import CheckpointStatus, Evaluation, FineTuneJobStatus, Progress, Resolved
 from finetune_api.wire import Report
-from finetune_operator.policy.progress import format_duration, merge_report, round_significant
+from finetune_operator.policy.progress import merge_report, round_significant
 from unit.operator.builders import NOW
 
 
