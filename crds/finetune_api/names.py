@@ -21,6 +21,10 @@ MANAGED_BY: Final = "finetune-operator"
 # Who a retained output claim belonged to: it has no owner reference that would say so.
 ANNOTATION_OWNER_UID: Final = f"{GROUP}/owner-uid"
 
+# Kueue: labels and annotations with this prefix go from the FineTuneJob to its Jobs and pods.
+KUEUE_PREFIX: Final = "kueue.x-k8s.io/"
+LABEL_KUEUE_QUEUE: Final = f"{KUEUE_PREFIX}queue-name"
+
 # Environment of a training pod, set by the operator, read by the launcher.
 ENV_RUN_FILE: Final = "FINETUNE_RUN_FILE"  # path of the JSON of wire.RunConfig
 ENV_NODE_INDEX: Final = "JOB_COMPLETION_INDEX"  # set by the Job controller in an Indexed Job
@@ -42,6 +46,7 @@ CONFIG_DIR: Final = "/etc/finetune"
 RUN_FILE_NAME: Final = "run.json"  # key of the ConfigMap, file in CONFIG_DIR
 CLAIMS_DIR: Final = "/finetune/claims"  # one folder per claim that the spec names
 OUTPUT_DIR: Final = "/finetune/output"
+CACHE_DIR: Final = "/finetune/cache"
 TERMINATION_LOG: Final = "/dev/termination-log"
 TERMINATION_LOG_LIMIT_BYTES: Final = 4096  # Kubernetes cuts there
 
@@ -69,6 +74,11 @@ def service_name(job: str) -> str:
 def output_claim_name(job: str) -> str:
     """Name of the claim that ``spec.output.volume`` creates."""
     return f"{job}-output"
+
+
+def network_policy_name(job: str) -> str:
+    """Name of the NetworkPolicy around the gang's pods, where the site asks for one."""
+    return f"{job}-gang"
 
 
 def pod_host_name(job: str, attempt: int, index: int) -> str:

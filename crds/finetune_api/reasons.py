@@ -32,6 +32,8 @@ class Reason(enum.StrEnum):
     NODE_LOST = "NodeLost"
     POD_LOST = "PodLost"
     INTERRUPTED = "Interrupted"
+    START_TIMEOUT = "StartTimeout"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
     CODE_ERROR = "CodeError"
 
 
@@ -81,6 +83,12 @@ VERDICTS: dict[Reason, Verdict] = {
     Reason.NODE_LOST: Verdict(True, "Nothing to do: the job goes on elsewhere from its last checkpoint."),
     Reason.POD_LOST: Verdict(True, "Nothing to do: the job goes on from its last checkpoint."),
     Reason.INTERRUPTED: Verdict(True, "Nothing to do: the job saved a checkpoint and goes on from it."),
+    Reason.START_TIMEOUT: Verdict(
+        False, "Mend what the message names, or raise spec.recovery.startTimeoutSeconds; 0 waits without end."
+    ),
+    Reason.DEADLINE_EXCEEDED: Verdict(
+        False, "Raise spec.activeDeadlineSeconds in a new job on the same output: it goes on from the last checkpoint."
+    ),
     Reason.CODE_ERROR: Verdict(True, "Read the traceback in the pod's log; report it if it is ours."),
 }
 

@@ -7,17 +7,22 @@ from pydantic import Field
 
 from finetune_api.model import Model
 
-Phase = Literal["Pending", "Initializing", "Running", "Restarting", "Publishing", "Succeeded", "Failed"]
+Phase = Literal["Queued", "Pending", "Initializing", "Running", "Restarting", "Suspended", "Publishing", "Succeeded", "Failed"]
 FINAL_PHASES: frozenset[Phase] = frozenset({"Succeeded", "Failed"})
 
 # RFC 3339 in UTC with seconds, as metav1.Time.
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
+ConditionType = Literal["Blocked", "Complete", "Failed", "Published", "Suspended"]
+
+
 class Condition(Model):
     """metav1.Condition."""
 
-    type: Literal["Complete", "Failed", "Published"] = Field(description="Complete, Failed or Published.")
+    type: ConditionType = Field(
+        description="Blocked (something keeps it from starting), Complete, Failed, Published or Suspended."
+    )
     status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown.")
     reason: str = Field(description="Why, in one CamelCase word.")
     message: str = Field(description="Why, for people.")
@@ -102,6 +107,17 @@ class Restarts(Model):
     failures: int = Field(default=0, description="Because of failures; counted against recovery.maxRestarts.")
 
 
+class Attempt(Model):
+    """One attempt: a gang of pods, from its Job's creation to its end."""
+
+    number: int = Field(description="Number of the attempt, from 1.")
+    start_time: Time = Field(description="When its Job was created.")
+    completion_time: Time | None = Field(default=None, description="When it ended; left out while it is the present one.")
+    nodes: int = Field(description="Pods of the gang.")
+    step: int | None = Field(default=None, description="Optimizer steps done at its end.")
+    reason: str | None = Field(default=None, description="Why it ended, in one CamelCase word.")
+
+
 class FineTuneJobStatus(Model):
     """What the operator says of the job. Succeeded and Failed are final."""
 
@@ -111,11 +127,12 @@ class FineTuneJobStatus(Model):
     message: str | None = Field(default=None, description="Why it is there, for people.")
     conditions: Sequence[Condition] | None = Field(
         default=None,
-        description="Complete, Failed, Published.",
+        description="Blocked, Complete, Failed, Published, Suspended.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     attempt: int | None = Field(default=None, description="Number of the present attempt, from 1.")
     restarts: Restarts | None = Field(default=None, description="How often the job was restarted.")
+    attempts: Sequence[Attempt] | None = Field(default=None, description="The last ten attempts, the present one last.")
     progress: Progress | None = Field(default=None, description="How far the training is.")
     evaluation: Evaluation | None = Field(default=None, description="Figures of the last evaluation.")
     samples: Sequence[SampleAnswer] | None = Field(default=None, description="Answers of the finished model to spec.samples.")
@@ -123,5 +140,10 @@ class FineTuneJobStatus(Model):
     resolved: Resolved | None = Field(default=None, description="What names and defaults came to.")
     failure: Failure | None = Field(default=None, description="Why the job, or its last attempt, failed.")
     published: Published | None = Field(default=None, description="Where the finished model was pushed.")
-    start_time: Time | None = Field(default=None, description="When the first training pod was created.")
+    running_seconds: int | None = Field(
+        default=None,
+        description="Seconds that pods ran, over all attempts up to runningSince; what activeDeadlineSeconds limits.",
+    )
+    running_since: Time | None = Field(default=None, description="Since when the pods of the present attempt run.")
+    start_time: Time | None = Field(default=None, description="When the first attempt was created.")
     completion_time: Time | None = Field(default=None, description="When the job ended.")

@@ -70,6 +70,6 @@ def training_digest(spec: FineTuneJobSpec) -> str:
         by_alias=True,
         exclude_none=True,
         include={"task", "model", "datasets", "training"},
-        exclude={"training": {"per_device_batch_size"}},
+        exclude={"training": {"per_device_batch_size"}, "model": {"trust_remote_code"}},
     )
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

@@ -8,6 +8,8 @@ import copy
 import dataclasses
 from typing import Any
 
+from finetune_api.spec.pod import RESERVED_KEYS_MESSAGE, RESERVED_VARIABLES_MESSAGE
+
 MINIMAL: dict[str, Any] = {
     "task": "text-classification",
     "model": {"hub": {"name": "google-bert/bert-base-uncased"}},
@@ -15,7 +17,7 @@ MINIMAL: dict[str, Any] = {
 }
 FULL: dict[str, Any] = {
     "task": "text-classification",
-    "model": {"claim": {"claimName": "models", "path": "encoders/minilm"}},
+    "model": {"claim": {"claimName": "models", "path": "encoders/minilm"}, "trustRemoteCode": True},
     "datasets": [
         {
             "claim": {"claimName": "data", "path": "news/train.csv", "evalPath": "news/test.csv", "format": "csv"},
@@ -44,9 +46,13 @@ FULL: dict[str, Any] = {
     "checkpoint": {"everySteps": 100, "keep": 3},
     "output": {
         "volume": {"size": "1.5Gi", "storageClassName": "fast", "accessMode": "ReadWriteMany"},
-        "retention": {"whenDeleted": "Delete"},
+        "retention": {"whenDeleted": "Delete", "whenFinished": "Delete"},
     },
-    "recovery": {"maxRestarts": 0},
+    "recovery": {"maxRestarts": 0, "startTimeoutSeconds": 0},
+    "cache": {"claimName": "cache"},
+    "suspend": True,
+    "activeDeadlineSeconds": 86400,
+    "ttlSecondsAfterFinished": 0,
     "hub": {"endpoint": "https://hub.example.com", "tokenSecretRef": {"name": "hub", "key": "token"}},
     "publish": {"repository": "owner/model", "visibility": "Public"},
     "samples": [{"text": "a text", "textPair": "another"}],
@@ -56,7 +62,24 @@ FULL: dict[str, Any] = {
         "resources": {"requests": {"cpu": 2, "memory": "4Gi"}, "limits": {"memory": "8Gi"}},
         "nodeSelector": {"pool": "gpu"},
         "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}},
+        "topologySpreadConstraints": [{"maxSkew": 2, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}],
+        "priorityClassName": "low",
+        "schedulerName": "volcano",
+        "runtimeClassName": "nvidia",
+        "securityContext": {"runAsUser": 2000, "runAsGroup": 2000, "fsGroup": 2000},
         "terminationGracePeriodSeconds": 120,
+        "env": [
+            {"name": "NCCL_DEBUG", "value": "INFO"},
+            {"name": "WANDB_API_KEY", "valueFrom": {"secretKeyRef": {"name": "wandb", "key": "api-key"}}},
+            {"name": "MODE", "valueFrom": {"configMapKeyRef": {"name": "modes", "key": "mode"}}},
+        ],
+        "volumes": [
+            {"mountPath": "/mnt/reference", "claim": {"claimName": "reference", "path": "v1"}, "readOnly": False},
+            {"mountPath": "/mnt/words/en", "configMap": {"name": "words"}},
+        ],
+        "labels": {"team": "search", "example.com/cost-centre": "42"},
+        "annotations": {"sidecar.istio.io/inject": "false"},
     },
 }
 _LEFT_OUT = object()
@@ -193,6 +216,70 @@ REFUSED = [
     ),
     Case("repository without an owner", changed("publish", {"repository": "model"}), "spec.publish.repository"),
     Case("sample without a text", changed("samples", [{"textPair": "a"}]), "spec.samples[0].text"),
+    Case(
+        "volume to delete, and no other copy",
+        changed("output", {"retention": {"whenFinished": "Delete"}}),
+        "spec",
+        "output.retention.whenFinished: Delete would delete the only copy of the model: add publish, or write Retain",
+    ),
+    Case(
+        "variable of nothing", changed("pod.env", [{"name": "A"}]), "spec.pod.env[0]", "write exactly one of value and valueFrom"
+    ),
+    Case(
+        "variable from nothing",
+        changed("pod.env", [{"name": "A", "valueFrom": {}}]),
+        "spec.pod.env[0].valueFrom",
+        "write exactly one of secretKeyRef and configMapKeyRef",
+    ),
+    *(
+        Case(
+            f"variable {name}",
+            changed("pod.env", [{"name": name, "value": "x"}]),
+            "spec.pod.env[0]",
+            RESERVED_VARIABLES_MESSAGE,
+        )
+        for name in ("LD_PRELOAD", "PYTHONPATH", "PET_NNODES", "MASTER_ADDR", "HF_ENDPOINT", "HF_TOKEN", "PATH", "RANK")
+    ),
+    Case("variable that is no name", changed("pod.env", [{"name": "A-B", "value": "x"}]), "spec.pod.env[0].name"),
+    Case(
+        "volume of nothing",
+        changed("pod.volumes", [{"mountPath": "/mnt/a"}]),
+        "spec.pod.volumes[0]",
+        "write exactly one of claim and configMap",
+    ),
+    Case("volume of the host", changed("pod.volumes", [{"mountPath": "/mnt/a", "hostPath": {"path": "/"}}]), "hostPath"),
+    *(
+        Case(
+            f"mount at {path}",
+            changed("pod.volumes", [{"mountPath": path, "configMap": {"name": "a"}}]),
+            "spec.pod.volumes[0].mountPath",
+        )
+        for path in ("/opt/venv", "/mnt", "/mnt/", "/mnt/../etc", "mnt/a", "/mnt/a/.", "/dev/shm")
+    ),
+    Case(
+        "label of ours",
+        changed("pod.labels", {"finetune.dev/finetunejob": "another"}),
+        "spec.pod.labels",
+        RESERVED_KEYS_MESSAGE,
+    ),
+    *(
+        Case(
+            f"annotation {key}",
+            changed("pod.annotations", {key: "x"}),
+            "spec.pod.annotations",
+            RESERVED_KEYS_MESSAGE,
+        )
+        for key in ("batch.kubernetes.io/job-completion-index", "container.apparmor.security.beta.kubernetes.io/trainer")
+    ),
+    Case("label value with a space", changed("pod.labels", {"team": "a b"}), "spec.pod.labels.team"),
+    Case("root", changed("pod.securityContext", {"runAsUser": 0}), "spec.pod.securityContext.runAsUser"),
+    Case("privileged", changed("pod.securityContext", {"privileged": True}), "spec.pod.securityContext.privileged"),
+    Case("another service account", changed("pod.serviceAccountName", "admin"), "spec.pod.serviceAccountName"),
+    Case("host's network", changed("pod.hostNetwork", True), "spec.pod.hostNetwork"),
+    Case("a million nodes", changed("distributed.nodes", 1_000_000), "spec.distributed.nodes"),
+    Case("claim with a control character", changed("cache", {"claimName": "a\u0007"}), "spec.cache.claimName"),
+    Case("deadline of nothing", changed("activeDeadlineSeconds", 0), "spec.activeDeadlineSeconds"),
+    Case("time to live below nothing", changed("ttlSecondsAfterFinished", -1), "spec.ttlSecondsAfterFinished"),
     *(
         Case(f"path {path}", changed("model", {"claim": {"claimName": "c", "path": path}}), "spec.model.claim.path")
         for path in _PATH_CLIMBS

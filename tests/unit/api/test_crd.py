@@ -17,7 +17,7 @@ SCHEMA = VERSION["schema"]["openAPIV3Schema"]
 # https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/#specifying-a-structural-schema
 KEYWORDS = {
     "default", "description", "enum", "exclusiveMaximum", "exclusiveMinimum", "format", "items", "maxItems", "maxLength",
-    "maximum", "minItems", "minLength", "minimum", "pattern", "properties", "required", "type",
+    "maximum", "maxProperties", "minItems", "minLength", "minimum", "pattern", "properties", "required", "type",
 }  # fmt: skip
 
 
@@ -50,9 +50,8 @@ def test_every_node_is_structural(path: str, node: dict[str, Any]) -> None:
     assert "type" in node or node.get("x-kubernetes-int-or-string"), f"{path} has no type"
     assert not ("properties" in node and "additionalProperties" in node), f"{path} must have one of them"
     assert node.get("required") is None or set(node["required"]) <= set(node["properties"])
-    assert not (node.get("type") == "object" and not {"properties", "additionalProperties"} & set(node)), (
-        f"{path} would be pruned"
-    )
+    kept = {"properties", "additionalProperties", "x-kubernetes-preserve-unknown-fields"} & set(node)
+    assert not (node.get("type") == "object" and not kept), f"{path} would be pruned"
 
 
 def test_every_field_is_described() -> None:
@@ -61,8 +60,29 @@ def test_every_field_is_described() -> None:
     ]
     assert len(fields) > 100
     assert [
-        path for path, node in fields if not node.get("description", "").endswith(".") and path not in {".apiVersion", ".kind"}
+        path
+        for path, node in fields
+        if not node.get("description", "").partition(" Example: ")[0].endswith(".") and path not in {".apiVersion", ".kind"}
     ] == []
+
+
+def test_every_value_that_a_user_writes_has_an_example() -> None:
+    values = [
+        (path, node)
+        for path, node in nodes(SCHEMA["properties"]["spec"])
+        if path and not path.endswith(("[]", "{}")) and node.get("type") not in ("object", "array", None)
+    ]
+    assert len(values) > 70
+    assert [path for path, node in values if not {"default", "enum"} & set(node) and "xample" not in node["description"]] == []
+
+
+def test_what_may_change_after_the_start_is_all_that_has_no_rule() -> None:
+    free = [
+        name
+        for name in SCHEMA["properties"]["spec"]["properties"]
+        if not any(rule["message"].startswith(f"spec.{name} can't") for rule in SCHEMA["x-kubernetes-validations"])
+    ]
+    assert sorted(free) == ["activeDeadlineSeconds", "recovery", "suspend", "ttlSecondsAfterFinished"]
 
 
 def test_the_columns_are_those_of_the_design() -> None:

@@ -1,0 +1,121 @@
+"""``FineTuneJob.spec`` as a whole."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from finetune_api.model import Model, cel, validations
+from finetune_api.spec.output import Cache, Hub, Output, Publish, Sample
+from finetune_api.spec.pod import Pod
+from finetune_api.spec.sources import Dataset, ModelSource
+from finetune_api.spec.training import Checkpoint, Distributed, Recovery, Training
+
+
+class FineTuneJobSpec(Model):
+    """What to train, on what, how, and where the result goes."""
+
+    model_config = pydantic.ConfigDict(
+        json_schema_extra=validations(
+            cel(
+                "!has(self.output) || !has(self.output.retention) || self.output.retention.whenFinished != 'Delete'"
+                " || has(self.publish)",
+                "output.retention.whenFinished: Delete would delete the only copy of the model: add publish, or write Retain",
+            ),
+            cel(
+                "!has(self.distributed) || self.distributed.nodes < 2 || !has(self.output) || !has(self.output.volume)"
+                " || !has(self.output.volume.accessMode) || self.output.volume.accessMode == 'ReadWriteMany'",
+                "with distributed.nodes > 1 all pods write to the output volume: output.volume.accessMode must be ReadWriteMany",
+            ),
+        )
+    )
+
+    task: Literal["text-classification"] = Field(description="What the model learns.")
+    model: ModelSource = Field(description="The model to start from.")
+    datasets: Annotated[Sequence[Dataset], Field(min_length=1, max_length=16)] = Field(
+        description="Data to train and evaluate on; several are concatenated."
+    )
+    training: Training = Field(default_factory=Training, description="How to train.", json_schema_extra={"default": {}})
+    distributed: Distributed = Field(
+        default_factory=Distributed,
+        description="On how many machines, GPUs and processes.",
+        json_schema_extra={"default": {}},
+    )
+    checkpoint: Checkpoint = Field(
+        default_factory=Checkpoint,
+        description="How often the state of the training is saved.",
+        json_schema_extra={"default": {}},
+    )
+    output: Output = Field(
+        default_factory=Output,
+        description="Where checkpoints, finished model, history and report go.",
+        json_schema_extra={"default": {}},
+    )
+    recovery: Recovery = Field(
+        default_factory=Recovery,
+        description="What happens after a failure that a retry can heal.",
+        json_schema_extra={"default": {}},
+    )
+    hub: Hub = Field(default_factory=Hub, description="Access to the Hub.", json_schema_extra={"default": {}})
+    publish: Publish | None = Field(default=None, description="Push the finished model to the Hub.")
+    samples: Annotated[Sequence[Sample], Field(max_length=16)] | None = Field(
+        default=None, description="Inputs that the finished model is tried on; its answers are in status.samples."
+    )
+    pod: Pod = Field(
+        default_factory=Pod, description="How the training pods run on the cluster.", json_schema_extra={"default": {}}
+    )
+
+    cache: Cache | None = Field(
+        default=None,
+        description="Models and data sets of the Hub, fetched once for all jobs that name the same claim. Without it each pod "
+        "fetches its own.",
+    )
+    suspend: bool = Field(
+        default=False,
+        description="Stop after a checkpoint and give the machines back; false goes on from there. May be changed at any time.",
+    )
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=315_360_000)] | None = Field(
+        default=None,
+        description="Seconds that the job's pods may run in all, over all attempts, before it fails; time in a queue or "
+        "suspended does not count. May be changed at any time.",
+        examples=[86400],
+    )
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315_360_000)] | None = Field(
+        default=None,
+        description="Delete the FineTuneJob this many seconds after its end; never where its volume, which would go with it, "
+        "holds the only copy of the model. Kept if left out. May be changed at any time.",
+        examples=[604800],
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _keeps_a_copy(self) -> "FineTuneJobSpec":
+        retention = self.output.retention
+        if retention is not None and retention.when_finished == "Delete" and self.publish is None:
+            raise ValueError(
+                "output.retention.whenFinished: Delete would delete the only copy of the model: add publish, or write Retain"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _shared_volume(self) -> "FineTuneJobSpec":
+        volume = self.output.volume
+        if self.distributed.nodes > 1 and volume and volume.access_mode not in (None, "ReadWriteMany"):
+            raise ValueError(
+                "with distributed.nodes > 1 all pods write to the output volume: output.volume.accessMode must be ReadWriteMany"
+            )
+        return self
+
+    @property
+    def processes_per_node(self) -> int:
+        """Training processes of each pod."""
+        return self.distributed.processes_per_node or max(1, self.distributed.gpus_per_node)
+
+    def claim_names(self) -> list[str]:
+        """Every claim that the job reads from, each once, sorted; without the output's."""
+        sources: list[Any] = [self.model.claim, *(dataset.claim for dataset in self.datasets)]
+        return sorted({source.claim_name for source in sources if source is not None})
+
+    def uses_hub(self) -> bool:
+        """Whether anything is pulled from or pushed to the Hub; if not, the training needs no network."""
+        return self.model.hub is not None or any(dataset.hub for dataset in self.datasets) or self.publish is not None

@@ -1,0 +1,223 @@
+"""``spec.pod``: how the training pods run on the cluster, and what they may never be."""
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from finetune_api.model import Model, cel, validations
+from finetune_api.spec.common import Claim, LocalObjectReference, Name, ObjectName, require_exactly_one
+
+# Variables by which a job could turn the pods into something else, or that are ours. CEL and Python both read it.
+RESERVED_VARIABLES = (
+    "^(LD_|PYTHON|PET_|MASTER_|FINETUNE_|TORCHELASTIC_|JOB_COMPLETION_|KUBERNETES_)"
+    "|^(PATH|HOME|RANK|LOCAL_RANK|GROUP_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|HF_ENDPOINT|HF_TOKEN|HF_HOME|HF_HUB_CACHE|POD_IP|NODE_NAME"
+    "|HUGGING_FACE_HUB_TOKEN|SSL_CERT_FILE|HTTP_PROXY|HTTPS_PROXY|NO_PROXY|TORCH_DISABLE_SHARE_RDZV_TCP_STORE)$"
+)
+RESERVED_VARIABLES_MESSAGE = (
+    "this variable is the operator's own or changes what program runs: the Hub's address and token are spec.hub.endpoint and "
+    "spec.hub.tokenSecretRef, processes and nodes are spec.distributed"
+)
+# Keys by which controllers find pods, and ours: a job must not pass its pods off as something else.
+RESERVED_KEYS = r"(^|[.])(finetune[.]dev|kubernetes[.]io|k8s[.]io)/|^(job-name|controller-uid)$"
+RESERVED_KEYS_MESSAGE = (
+    "keys of finetune.dev, kubernetes.io and k8s.io, job-name and controller-uid are not free: remove them (labels and "
+    "annotations of kueue.x-k8s.io belong to the metadata of the FineTuneJob)"
+)
+
+
+class Toleration(Model):
+    """A toleration, as in a pod."""
+
+    key: str | None = Field(default=None, description="Taint key.", examples=["nvidia.com/gpu"])
+    operator: Literal["Exists", "Equal"] | None = Field(default=None, description="Exists or Equal.")
+    value: str | None = Field(default=None, description="Taint value.", examples=["true"])
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(default=None, description="Taint effect.")
+    toleration_seconds: int | None = Field(default=None, description="For NoExecute: seconds to stay.", examples=[30])
+
+
+Quantity = Annotated[int | str, Field(json_schema_extra={"x-kubernetes-int-or-string": True})]
+
+
+class Resources(Model):
+    """Resources of the trainer container, as in a pod; GPUs are asked for by distributed.gpusPerNode."""
+
+    requests: dict[str, Quantity] | None = Field(default=None, description="What the scheduler sets aside.")
+    limits: dict[str, Quantity] | None = Field(default=None, description="What the pod may use at most.")
+
+
+class SpreadConstraint(Model):
+    """How the gang is spread over failure domains; its label selector is always the gang itself."""
+
+    max_skew: Annotated[int, Field(ge=1)] = Field(default=1, description="By how many pods two domains may differ.")
+    topology_key: Name = Field(
+        description="Label of the machines that names the domain.", examples=["topology.kubernetes.io/zone"]
+    )
+    when_unsatisfiable: Literal["ScheduleAnyway", "DoNotSchedule"] = Field(
+        default="ScheduleAnyway", description="What happens where it can't be kept."
+    )
+
+
+class PodSecurity(Model):
+    """User and groups of the training processes. Everything else of Pod Security "restricted" is fixed."""
+
+    run_as_user: Annotated[int, Field(ge=1, le=2_147_483_647)] | None = Field(
+        default=None, description="User id of the processes; the operator's default if left out. Never 0.", examples=[1000]
+    )
+    run_as_group: Annotated[int, Field(ge=1, le=2_147_483_647)] | None = Field(
+        default=None, description="Group id of the processes; the operator's default if left out. Never 0.", examples=[1000]
+    )
+    fs_group: Annotated[int, Field(ge=1, le=2_147_483_647)] | None = Field(
+        default=None, description="Group that the volumes belong to; the operator's default if left out.", examples=[1000]
+    )
+
+
+class KeyReference(Model):
+    """A key of a Secret or a ConfigMap in the namespace of the job."""
+
+    name: ObjectName = Field(description="Name of the Secret or the ConfigMap.", examples=["wandb"])
+    key: Name = Field(description="Its key.", examples=["api-key"])
+
+
+class EnvironmentSource(Model):
+    """Where the value of a variable comes from: exactly one of secretKeyRef, configMapKeyRef."""
+
+    model_config = pydantic.ConfigDict(
+        json_schema_extra=validations(
+            cel("has(self.secretKeyRef) != has(self.configMapKeyRef)", "write exactly one of secretKeyRef and configMapKeyRef")
+        )
+    )
+
+    secret_key_ref: KeyReference | None = Field(default=None, description="A key of a Secret; only the pod ever sees it.")
+    config_map_key_ref: KeyReference | None = Field(default=None, description="A key of a ConfigMap.")
+
+    @pydantic.model_validator(mode="after")
+    def _union(self) -> "EnvironmentSource":
+        require_exactly_one(self, "secret_key_ref", "config_map_key_ref")
+        return self
+
+
+class EnvironmentVariable(Model):
+    """A variable of the trainer container, as in a pod: exactly one of value, valueFrom."""
+
+    model_config = pydantic.ConfigDict(
+        json_schema_extra=validations(
+            cel("has(self.value) != has(self.valueFrom)", "write exactly one of value and valueFrom"),
+            cel(f"!self.name.matches('{RESERVED_VARIABLES}')", RESERVED_VARIABLES_MESSAGE),
+        )
+    )
+
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
+        description="Name of the variable.", examples=["WANDB_PROJECT"]
+    )
+    value: Annotated[str, Field(max_length=4096)] | None = Field(
+        default=None,
+        description="Its value, which everybody can read who reads the job: no place for a password.",
+        examples=["news"],
+    )
+    value_from: EnvironmentSource | None = Field(default=None, description="Where its value comes from.")
+
+    @pydantic.model_validator(mode="after")
+    def _alternatives(self) -> "EnvironmentVariable":
+        require_exactly_one(self, "value", "value_from")
+        if re.search(RESERVED_VARIABLES, self.name):
+            raise ValueError(RESERVED_VARIABLES_MESSAGE)
+        return self
+
+
+class PodVolume(Model):
+    """One more volume of the trainer container: exactly one of claim, configMap."""
+
+    model_config = pydantic.ConfigDict(
+        json_schema_extra=validations(cel("has(self.claim) != has(self.configMap)", "write exactly one of claim and configMap"))
+    )
+
+    mount_path: Annotated[str, Field(max_length=512, pattern=r"^/mnt(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+$")] = Field(
+        description="Where it is mounted: a path below /mnt.", examples=["/mnt/reference"]
+    )
+    claim: Claim | None = Field(default=None, description="A claim, or a directory of it.")
+    config_map: LocalObjectReference | None = Field(default=None, description="A ConfigMap: one file per key.")
+    read_only: bool = Field(default=True, description="Whether the pods may not write to it.")
+
+    @pydantic.model_validator(mode="after")
+    def _union(self) -> "PodVolume":
+        require_exactly_one(self, "claim", "config_map")
+        return self
+
+
+LabelKey = Annotated[str, Field(max_length=317)]
+LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$")]
+
+
+def _refuse_reserved_keys(mapping: dict[str, str] | None) -> dict[str, str] | None:
+    if any(re.search(RESERVED_KEYS, key) for key in mapping or ()):
+        raise ValueError(RESERVED_KEYS_MESSAGE)
+    return mapping
+
+
+_KEYS_ARE_FREE = validations(cel(f"self.all(key, !key.matches('{RESERVED_KEYS}'))", RESERVED_KEYS_MESSAGE))
+# What no rule of ours looks into: the API server checks it when the pods are created.
+FreeObject = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
+
+
+class Pod(Model):
+    """How the training pods run on the cluster; means nothing to `finetune run`."""
+
+    image: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
+        default=None,
+        description="Trainer image; the operator's default if left out.",
+        examples=["registry.example.com/finetune-trainer:0.1.0"],
+    )
+    image_pull_secrets: Annotated[Sequence[LocalObjectReference], Field(max_length=16)] | None = Field(
+        default=None, description="Secrets to pull the image with."
+    )
+    resources: Resources | None = Field(default=None, description="CPU and memory of each pod.")
+    node_selector: dict[str, str] | None = Field(default=None, description="Labels of the machines that may be used.")
+    tolerations: Annotated[Sequence[Toleration], Field(max_length=64)] | None = Field(
+        default=None, description="Taints of machines that may be used all the same."
+    )
+    affinity: FreeObject | None = Field(
+        default=None,
+        description="Affinity, as in a pod.",
+        examples=[{"nodeAffinity": {}}],
+    )
+    topology_spread_constraints: Annotated[Sequence[SpreadConstraint], Field(max_length=8)] | None = Field(
+        default=None, description="How the gang is spread; over machines where possible if left out."
+    )
+    priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pods.", examples=["batch-low"])
+    scheduler_name: ObjectName | None = Field(
+        default=None,
+        description="Scheduler of the pods, for one that starts gangs as a whole; the cluster's default if left out.",
+        examples=["volcano"],
+    )
+    runtime_class_name: ObjectName | None = Field(
+        default=None, description="RuntimeClass of the pods, where GPUs need one.", examples=["nvidia"]
+    )
+    security_context: PodSecurity | None = Field(default=None, description="User and groups of the training processes.")
+    termination_grace_period_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
+        default=60, description="Seconds that a pod has for a checkpoint when it is asked to stop."
+    )
+    env: Annotated[Sequence[EnvironmentVariable], Field(max_length=64)] | None = Field(
+        default=None, description="More variables of the trainer container, for example keys of tracking services."
+    )
+    volumes: Annotated[Sequence[PodVolume], Field(max_length=16)] | None = Field(
+        default=None, description="More volumes of the trainer container: claims and ConfigMaps only."
+    )
+    labels: (
+        Annotated[
+            dict[LabelKey, LabelValue],
+            Field(max_length=32, json_schema_extra=_KEYS_ARE_FREE),
+            pydantic.AfterValidator(_refuse_reserved_keys),
+        ]
+        | None
+    ) = Field(default=None, description="More labels of the pods.", examples=[{"team": "search"}])
+    annotations: (
+        Annotated[
+            dict[LabelKey, Annotated[str, Field(max_length=4096)]],
+            Field(max_length=32, json_schema_extra=_KEYS_ARE_FREE),
+            pydantic.AfterValidator(_refuse_reserved_keys),
+        ]
+        | None
+    ) = Field(default=None, description="More annotations of the pods.", examples=[{"sidecar.istio.io/inject": "false"}])
