@@ -1,35 +1,29 @@
-"""The chart: it lints, installs with no values, gives no verb on secrets, and its CRD is the generated one."""
+"""The chart: it lints, installs with no values and safely, its CRD is the generated one, every toggle toggles."""
 
 import pathlib
-import shutil
 import subprocess
 import sys
 from typing import Any
 
-import pytest
 import yaml
 
+import finetune_api
+from chart.rendering import CHART, NAMESPACE, ROOT, helm, installed, only, pod_of, render, site_text
 from finetune_api import crd, names
+from finetune_operator.site import Site, read_site
 
-ROOT = pathlib.Path(__file__).parents[2]
-CHART = ROOT / "charts/finetune-operator"
-HELM = shutil.which("helm")
-pytestmark = pytest.mark.skipif(HELM is None, reason="helm is not on the PATH")
+RESTRICTED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 
 
-def helm(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(HELM), *arguments], check=check, capture_output=True, text=True)
+def kinds(*arguments: str) -> list[str]:
+    return sorted(document["kind"] for document in installed(*arguments))
 
 
-def render(*arguments: str) -> list[dict[str, Any]]:
-    """Every object of the chart as Helm renders it."""
-    text = helm("template", "finetune-operator", str(CHART), "--namespace", "finetune-system", *arguments).stdout
-    return [document for document in yaml.safe_load_all(text) if document]
-
-
-def only(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    [found] = [document for document in objects if document["kind"] == kind]
-    return found
+def read(tmp_path: pathlib.Path, *arguments: str) -> Site:
+    """The rendered file of site defaults as the operator itself understands it."""
+    file = tmp_path / "site.yaml"
+    file.write_text(site_text(installed(*arguments)), encoding="utf-8")
+    return read_site(file, "the operator's own default")
 
 
 def test_it_lints() -> None:
@@ -37,8 +31,8 @@ def test_it_lints() -> None:
 
 
 def test_it_installs_with_no_values() -> None:
-    kinds = [document["kind"] for document in render()]
-    assert sorted(kinds) == ["ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "Deployment", "ServiceAccount"]
+    cluster = ["ClusterRole", "ClusterRole", "ClusterRole", "ClusterRoleBinding", "ConfigMap", "CustomResourceDefinition"]
+    assert kinds() == [*cluster, "Deployment", "Role", "RoleBinding", "ServiceAccount"]
 
 
 def test_its_crd_template_is_the_generated_one() -> None:
@@ -58,60 +52,205 @@ def test_its_crd_is_the_generated_one_and_stays_when_the_chart_goes() -> None:
 
 def test_its_crd_can_be_given_up_and_left_out() -> None:
     assert "annotations" not in only(render("--set", "crds.keep=false"), "CustomResourceDefinition")["metadata"]
-    assert "CustomResourceDefinition" not in {document["kind"] for document in render("--set", "crds.enabled=false")}
+    assert "CustomResourceDefinition" not in kinds("--set", "crds.enabled=false")
 
 
-def test_it_gives_no_verb_on_secrets_and_none_by_wildcard() -> None:
-    rules = [rule for document in render() if document["kind"] in {"ClusterRole", "Role"} for rule in document["rules"]]
-    assert rules
-    for rule in rules:
-        assert not {"*", "secrets"} & {resource.partition("/")[0] for resource in rule["resources"]}
-        assert "*" not in rule["verbs"]
-        assert "*" not in rule["apiGroups"]
+def test_every_pod_passes_pod_security_restricted() -> None:
+    pods = [pod_of(render()), only(render(), "Pod")["spec"]]
+    for pod in pods:
+        assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        assert {kind for volume in pod["volumes"] for kind in volume} == {"name", "configMap", "emptyDir"}
+        for container in pod["containers"]:
+            assert container["securityContext"] == RESTRICTED
+            assert set(container["resources"]["requests"]) == {"cpu", "memory"}
 
 
-def test_it_has_rights_in_the_watched_namespaces_only() -> None:
-    objects = render("--set", "watchNamespaces={team-a,team-b}")
-    bindings = [document for document in objects if document["kind"].endswith("Binding")]
-    assert [(binding["kind"], binding["metadata"]["namespace"]) for binding in bindings] == [
-        ("RoleBinding", "team-a"),
-        ("RoleBinding", "team-b"),
+def test_only_pods_that_need_a_token_have_one() -> None:
+    accounts = [document for document in render() if document["kind"] == "ServiceAccount"]
+    assert [account["automountServiceAccountToken"] for account in accounts] == [False, False]
+    assert pod_of(render())["automountServiceAccountToken"] is True
+
+
+def test_it_tells_the_operator_its_lease_its_site_and_its_pod() -> None:
+    [container] = pod_of(render("--set", "watchNamespaces={team-a,team-b}"))["containers"]
+    assert container["args"] == [
+        "run",
+        "--lease=finetune-operator",
+        "--site-file=/etc/finetune-operator/site.yaml",
+        "--namespace=team-a",
+        "--namespace=team-b",
     ]
-    [container] = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
-    assert container["args"] == ["run", "--namespace=team-a", "--namespace=team-b"]
+    assert {entry["name"]: entry["valueFrom"]["fieldRef"]["fieldPath"] for entry in container["env"]} == {
+        "POD_NAME": "metadata.name",
+        "POD_NAMESPACE": "metadata.namespace",
+    }
 
 
-def test_its_pod_passes_pod_security_restricted() -> None:
-    pod = only(render(), "Deployment")["spec"]["template"]["spec"]
-    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
-    for container in pod["containers"]:
-        security = container["securityContext"]
-        assert security == {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+def test_a_rollout_goes_through_with_any_number_of_replicas() -> None:
+    for replicas in ("1", "2"):
+        strategy = only(render("--set", f"replicas={replicas}"), "Deployment")["spec"]["strategy"]
+        assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
+
+
+def test_one_replica_has_no_disruption_budget_and_two_have_one_and_are_spread() -> None:
+    assert "PodDisruptionBudget" not in kinds()
+    assert "topologySpreadConstraints" not in pod_of(render())
+    objects = installed("--set", "replicas=2")
+    budget, deployment = only(objects, "PodDisruptionBudget")["spec"], only(objects, "Deployment")["spec"]
+    assert deployment["replicas"] == 2
+    assert budget["minAvailable"] == 1
+    assert budget["selector"] == deployment["selector"]
+    spread = deployment["template"]["spec"]["topologySpreadConstraints"]
+    assert [(entry["topologyKey"], entry["whenUnsatisfiable"]) for entry in spread] == [
+        ("kubernetes.io/hostname", "ScheduleAnyway"),
+        ("topology.kubernetes.io/zone", "ScheduleAnyway"),
+    ]
+    own = [{"maxSkew": 1, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"}]
+    assert pod_of(render("--set", "replicas=2", "--set-json", f"topologySpreadConstraints={own}".replace("'", '"')))[
+        "topologySpreadConstraints"
+    ] == own  # fmt: skip
+
+
+def test_what_is_said_of_the_operator_s_pod_reaches_it() -> None:
+    template = only(
+        render(
+            "--set", "priorityClassName=high", "--set", "podAnnotations.a=b", "--set", "podLabels.team=ml",
+            "--set", "podLabels.app\\.kubernetes\\.io/name=mine", "--set-json", 'env=[{"name":"TZ","value":"UTC"}]',
+            "--set", "nodeSelector.pool=system", "--set-json", 'affinity={"nodeAffinity":{}}',
+            "--set-json", 'tolerations=[{"key":"system","operator":"Exists"}]',
+        ),
+        "Deployment",
+    )["spec"]["template"]  # fmt: skip
+    assert template["metadata"]["annotations"]["a"] == "b"
+    assert template["metadata"]["labels"]["team"] == "ml"
+    assert template["metadata"]["labels"]["app.kubernetes.io/name"] == "finetune-operator", "the selector's labels stay"
+    pod = template["spec"]
+    assert pod["containers"][0]["env"][-1] == {"name": "TZ", "value": "UTC"}
+    assert (pod["priorityClassName"], pod["nodeSelector"]) == ("high", {"pool": "system"})
+    assert (pod["affinity"], pod["tolerations"]) == ({"nodeAffinity": {}}, [{"key": "system", "operator": "Exists"}])
 
 
 def test_its_images_are_those_of_its_version_unless_a_value_says_otherwise() -> None:
     version = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))["appVersion"]
+    digest = "sha256:" + "0" * 64
 
     def images(*arguments: str) -> tuple[str, str]:
-        container = only(render(*arguments), "Deployment")["spec"]["template"]["spec"]["containers"][0]
-        environment = {entry["name"]: entry["value"] for entry in container["env"]}
-        return container["image"], environment["FINETUNE_TRAINER_IMAGE"]
+        objects = installed(*arguments)
+        return pod_of(objects)["containers"][0]["image"], yaml.safe_load(site_text(objects))["trainerImage"]
 
     assert images() == (f"finetunedev/finetune-operator:{version}", f"finetunedev/finetune-trainer:{version}")
     assert images(
         "--set", "image.repository=localhost/o,image.tag=dev", "--set", "trainerImage.repository=localhost/t,trainerImage.tag=x"
     ) == ("localhost/o:dev", "localhost/t:x")  # fmt: skip
+    assert images("--set", f"image.digest={digest},trainerImage.digest={digest}") == (
+        f"finetunedev/finetune-operator@{digest}",
+        f"finetunedev/finetune-trainer@{digest}",
+    )
 
 
 def test_its_version_is_the_program_s() -> None:
-    import finetune_api
-
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
     assert chart["appVersion"] == chart["version"] == finetune_api.__version__
 
 
-@pytest.mark.parametrize("value", ["image.tga=1", "trainerimage.tag=1", "crds.keep=yes please", "image.pullPolicy=Sometimes"])
-def test_a_value_with_a_typo_is_refused(value: str) -> None:
-    refused = helm("template", "x", str(CHART), "--set", value, check=False)
-    assert refused.returncode != 0
-    assert "values don't meet the specifications of the schema" in refused.stderr
+def test_site_defaults_that_are_empty_are_left_out() -> None:
+    site = yaml.safe_load(site_text(render_site()))
+    assert set(site) == {"trainerImage", "securityContext"}
+    assert site["securityContext"] == {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
+
+
+def render_site(*arguments: str) -> list[dict[str, Any]]:
+    return installed("--show-only", "templates/site.yaml", *arguments)
+
+
+def test_the_operator_understands_all_site_defaults(tmp_path: pathlib.Path) -> None:
+    bundle = tmp_path / "ca.pem"
+    bundle.write_text("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n", encoding="utf-8")
+    peer = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    values = tmp_path / "values.yaml"
+    content = {
+        "imagePullSecrets": [{"name": "registry"}],
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "nodeSelector": {"pool": "gpu"},
+        "cacheClaim": "cache",
+        "hubEndpoint": "https://hub.example.com",
+        "proxy": {"httpsProxy": "http://proxy.example.com:3128", "noProxy": ".svc,10.0.0.0/8"},
+        "networkPolicy": {"enabled": True, "metricsFrom": [peer]},
+    }
+    values.write_text(yaml.safe_dump({"site": content}), encoding="utf-8")
+    site = read(tmp_path, "--values", str(values), "--set-file", f"site.caBundle={bundle}")
+    wire = site.to_wire()
+    assert wire.pop("trainerImage").startswith("finetunedev/finetune-trainer:")
+    assert wire.pop("securityContext") == {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
+    assert wire.pop("caBundle") == bundle.read_text(encoding="utf-8")
+    selector = only(render(), "Deployment")["spec"]["selector"]
+    operator_peer = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": NAMESPACE}}, "podSelector": selector}
+    assert wire.pop("networkPolicy") == {"enabled": True, "metricsFrom": [peer], "operatorPeer": operator_peer}
+    assert wire == {key: value for key, value in content.items() if key != "networkPolicy"}
+
+
+def test_ids_can_be_left_to_the_cluster_and_long_ones_stay_whole(tmp_path: pathlib.Path) -> None:
+    null = ("--set", "site.securityContext.runAsUser=null", "--set", "site.securityContext.runAsGroup=null")
+    assert read(tmp_path, *null, "--set", "site.securityContext.fsGroup=1000660000").security_context.to_wire() == {
+        "fsGroup": 1000660000
+    }
+    assert read(tmp_path, "--set", "site.securityContext=null").security_context.to_wire() == {}
+
+
+def test_a_change_of_the_site_s_defaults_starts_new_pods() -> None:
+    def checksum(*arguments: str) -> str:
+        template = only(render(*arguments), "Deployment")["spec"]["template"]
+        return str(template["metadata"]["annotations"]["checksum/site"])
+
+    assert checksum() == checksum("--set", "podLabels.a=b")
+    assert checksum() != checksum("--set", "site.cacheClaim=cache")
+
+
+def test_the_operator_s_own_network_policy_lets_through_what_it_needs() -> None:
+    assert "NetworkPolicy" not in kinds()
+    spec = only(installed("--set", "networkPolicy.enabled=true"), "NetworkPolicy")["spec"]
+    assert spec["podSelector"] == only(render(), "Deployment")["spec"]["selector"]
+    assert spec["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}]}]
+    ports = {rule["ports"][0]["port"]: rule.get("to") for rule in spec["egress"]}
+    to_pods = ports.pop(names.PORT_TELEMETRY)
+    assert ports == {53: None, 443: None}
+    expression = {"key": names.LABEL_JOB, "operator": "Exists"}
+    assert to_pods == [{"namespaceSelector": {}, "podSelector": {"matchExpressions": [expression]}}]
+    peers = '[{"podSelector":{}}]'
+    narrowed = installed("--set", "networkPolicy.enabled=true", "--set-json", f"networkPolicy.metricsFrom={peers}")
+    assert only(narrowed, "NetworkPolicy")["spec"]["ingress"][0]["from"] == [{"podSelector": {}}]
+
+
+def test_its_names_are_the_release_s_or_those_asked_for() -> None:
+    def name(release: str, *arguments: str) -> str:
+        text = helm("template", release, str(CHART), "--show-only", "templates/deployment.yaml", *arguments).stdout
+        return str(yaml.safe_load(text)["metadata"]["name"])
+
+    assert name("ml") == "ml-finetune-operator"
+    assert name("finetune-operator-blue") == "finetune-operator-blue"
+    assert name("ml", "--set", "nameOverride=ft") == "ml-ft"
+    assert name("ml", "--set", "fullnameOverride=trainer") == "trainer"
+
+
+def test_a_service_account_of_one_s_own_is_taken() -> None:
+    objects = installed("--set", "serviceAccount.create=false,serviceAccount.name=mine")
+    assert "ServiceAccount" not in {document["kind"] for document in objects}
+    assert pod_of(objects)["serviceAccountName"] == "mine"
+    subjects = [document["subjects"][0]["name"] for document in objects if document["kind"].endswith("Binding")]
+    assert subjects == ["mine", "mine"]
+
+
+def test_the_notes_say_the_next_command_of_this_very_installation() -> None:
+    def notes(*arguments: str) -> str:
+        options = ("--namespace", "ml-system", "--dry-run=client", *arguments)
+        return helm("install", "ml", str(CHART), *options).stdout.partition("NOTES:")[2]
+
+    assert "helm test ml --namespace ml-system --logs --timeout 12m" in notes()
+    assert "FineTuneJobs of every namespace" in notes()
+    narrowed = notes("--set", "watchNamespaces={team-a,team-b},test.enabled=false")
+    assert "FineTuneJobs of team-a, team-b" in narrowed
+    assert "kubectl --namespace ml-system rollout status deployment/ml-finetune-operator" in narrowed
+    assert "kubectl --namespace team-a apply --filename job.yaml" in narrowed
+    assert "deletes every FineTuneJob" in notes("--set", "crds.keep=false")
+    assert "--show-only templates/crd.yaml" in notes("--set", "crds.enabled=false")

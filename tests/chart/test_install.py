@@ -1,0 +1,170 @@
+"""A release on a real cluster, from the install to the second install: nothing of it disturbs the jobs."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from chart.rendering import CHART, helm
+from cluster.kube import Namespace, Object, kubectl
+
+RELEASE = "finetune-operator"
+CRD = "finetunejobs.finetune.dev"
+DEPLOYMENT = f"deployment/{RELEASE}"
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(not os.environ.get("KUBECONFIG"), reason="needs a cluster that has both images: set KUBECONFIG"),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The chart in one namespace, watching another; both take only pods that pass Pod Security "restricted"."""
+
+    system: Namespace
+    jobs: Namespace
+    values: tuple[str, ...]
+
+    def helm(self, command: str, *arguments: str) -> str:
+        chart = (str(CHART), "--wait", "--timeout=120s", *self.values) if command in ("install", "upgrade") else ()
+        return helm(command, RELEASE, *chart, "--namespace", self.system.name, *arguments).stdout
+
+    def replicas(self) -> list[Object]:
+        return self.system.objects("pods", f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/name=finetune-operator")
+
+    def leader(self) -> str:
+        lease = self.system.get("lease", RELEASE)
+        return str(lease["spec"].get("holderIdentity") or "") if lease else ""
+
+
+def make_namespace(name: str) -> Namespace:
+    namespace = Namespace(name)
+    # warn: the API server says of a Deployment too that its pods would not pass.
+    labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+    namespace.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    namespace.wait_for("its service account", lambda: namespace.get("serviceaccount", "default"), 30)
+    return namespace
+
+
+@pytest.fixture(scope="module")
+def release() -> Iterator[Release]:
+    run = secrets.token_hex(3)
+    system, jobs = make_namespace(f"chart-{run}-system"), make_namespace(f"chart-{run}-jobs")
+    images = {
+        "image": os.environ.get("OPERATOR_IMAGE", "localhost/finetune-operator:dev"),
+        "trainerImage": os.environ.get("TRAINER_IMAGE", "localhost/finetune-trainer:dev"),
+    }
+    brought_crd = not kubectl("get", "crd", CRD, "--ignore-not-found").stdout.strip()
+    values = [f"watchNamespaces={{{jobs.name}}}", "replicas=2", "policy.enabled=true", f"crds.enabled={str(brought_crd).lower()}"]
+    values += ["networkPolicy.enabled=true", "site.networkPolicy.enabled=true", "test.resources.requests.cpu=100m"]
+    for key, image in images.items():
+        repository, _, tag = image.rpartition(":")
+        values += [f"{key}.repository={repository}", f"{key}.tag={tag}"]
+    release = Release(system, jobs, tuple(f"--set={value}" for value in values))
+    try:
+        release.helm("install")
+        yield release
+    finally:
+        helm("uninstall", RELEASE, "--namespace", system.name, "--ignore-not-found", "--wait", check=False)
+        for namespace in (jobs, system):
+            kubectl("delete", "namespace", namespace.name, "--wait=false", check=False)
+        if brought_crd:
+            kubectl("delete", "crd", CRD, "--ignore-not-found", "--timeout=60s", check=False)
+
+
+@pytest.fixture(scope="module")
+def waiting(release: Release) -> Object:
+    """The Job of a FineTuneJob whose pod waits for a machine that there is not: it must stay what it is, whatever Helm does."""
+    spec = {
+        "task": "text-classification",
+        "model": {"hub": {"name": "example/model"}},
+        "datasets": [{"hub": {"name": "example/data"}}],
+        "pod": {"nodeSelector": {"example.com/there-is": "none"}},
+    }
+    job = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "waiting"}, "spec": spec}
+    release.jobs.apply(job)
+    found: Object = release.jobs.wait_for("its Job", lambda: release.jobs.get("job", "waiting-1"), 60, "waiting")
+    release.jobs.wait_for("its pod", lambda: release.jobs.pods("waiting"), 30, "waiting")
+    return found
+
+
+def identities(release: Release) -> set[tuple[str, str]]:
+    """Kind and uid of what the FineTuneJob has for children."""
+    children = release.jobs.objects("jobs,pods,services,configmaps,persistentvolumeclaims", "finetune.dev/finetunejob=waiting")
+    return {(child["kind"], child["metadata"]["uid"]) for child in children}
+
+
+def test_both_replicas_are_ready_and_one_of_them_acts(release: Release) -> None:
+    names = {pod["metadata"]["name"] for pod in release.replicas()}
+    assert len(names) == 2
+    leader = release.system.wait_for("a leader", release.leader, 30)
+    assert any(name in leader for name in names)
+
+
+def test_helm_test_trains_a_tiny_model_and_leaves_nothing(release: Release) -> None:
+    said = release.helm("test", "--logs", "--timeout=300s")
+    assert "FineTuneJob: Succeeded" in said
+    assert "the operator trained a tiny model in" in said
+    assert release.jobs.objects("finetunejobs,persistentvolumeclaims,pods", "finetune.dev/smoke-test") == []
+    test = "app.kubernetes.io/name=finetune-operator-test"
+    assert release.jobs.objects("roles,rolebindings", test) == []
+    assert release.system.objects("pods,serviceaccounts", test) == []
+
+
+def test_an_upgrade_has_no_conflicts_and_leaves_jobs_alone(release: Release, waiting: Object) -> None:
+    before, pods = identities(release), {pod["metadata"]["uid"] for pod in release.replicas()}
+    release.helm("upgrade", "--set=site.cacheClaim=cache", "--set=podLabels.round=two")
+    after = {pod["metadata"]["uid"] for pod in release.replicas() if "deletionTimestamp" not in pod["metadata"]}
+    assert not pods & after, "a change of the site's defaults starts new pods"
+    assert identities(release) == before
+
+
+def test_the_operator_never_writes_to_an_object_of_the_chart(release: Release) -> None:
+    kinds = "deployments,configmaps,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets"
+    for document in release.system.objects(kinds, "app.kubernetes.io/managed-by=Helm"):
+        found = release.system.kubectl(
+            "get", document["kind"], document["metadata"]["name"], "--output", "json", "--show-managed-fields"
+        )
+        managers = {entry["manager"] for entry in json.loads(found.stdout)["metadata"]["managedFields"]}
+        assert managers <= {"helm", "kube-controller-manager"}, document["metadata"]["name"]
+
+
+def test_an_uninstall_leaves_jobs_and_a_new_install_takes_them_up(release: Release, waiting: Object) -> None:
+    before = identities(release)
+    release.helm("uninstall", "--wait")
+    assert kubectl("get", "crd", CRD).returncode == 0
+    assert release.jobs.get("finetunejob", "waiting") is not None
+    assert identities(release) == before
+    release.helm("install")
+    release.system.wait_for("a leader", release.leader, 30)
+    # It acts on it: suspended, the job gives its pod up.
+    release.jobs.kubectl("patch", "finetunejob", "waiting", "--type=merge", "--patch", '{"spec":{"suspend":true}}')
+    release.jobs.wait_for("its pod to go", lambda: not release.jobs.pods("waiting"), 60, "waiting")
+    assert release.jobs.status("waiting")["phase"] == "Suspended"
+
+
+@pytest.mark.parametrize(("role", "verbs"), [("view", {"get", "list"}), ("edit", {"get", "list", "create", "patch", "delete"})])
+def test_people_have_rights_by_the_roles_of_the_cluster(release: Release, role: str, verbs: set[str]) -> None:
+    release.jobs.kubectl("create", "rolebinding", role, f"--clusterrole={role}", f"--user=chart-{role}")
+
+    def may(verb: str) -> bool:
+        said = release.jobs.kubectl("auth", "can-i", verb, "finetunejobs.finetune.dev", f"--as=chart-{role}", check=False)
+        return said.stdout.strip() == "yes"
+
+    assert {verb for verb in ("get", "list", "create", "patch", "delete") if may(verb)} == verbs
+
+
+def test_everything_passes_the_api_server_s_own_checks(release: Release, tmp_path: pathlib.Path) -> None:
+    """With every toggle the other way: dry run, in a namespace that takes only pods that pass "restricted"."""
+    values = ("watchNamespaces=null", "replicas=1", "policy.namespaceSelector.matchLabels.a=b", "userRoles.enabled=true")
+    options = [*release.values, *(f"--set={value}" for value in values), "--set=crds.enabled=true"]
+    rendered = tmp_path / "all.yaml"
+    rendered.write_text(
+        helm("template", "other", str(CHART), "--namespace", release.system.name, "--no-hooks", *options).stdout, encoding="utf-8"
+    )
+    done = release.system.kubectl("apply", "--server-side", "--force-conflicts", "--dry-run=server", "--filename", str(rendered))
+    assert "Warning" not in done.stderr

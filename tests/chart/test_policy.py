@@ -1,0 +1,247 @@
+"""Site rules as the API server applies them: each refusal is a sentence that says what to write, and who set the limit."""
+
+import copy
+import json
+import os
+import secrets
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from chart.rendering import CHART, ROOT, helm, installed, only
+from cluster.kube import Namespace, Object, kubectl
+
+CRD = "finetunejobs.finetune.dev"
+VALUES = (
+    "policy.enabled=true",
+    "policy.maxGPUsPerJob=8",
+    "policy.allowedImages={registry.example.com/ml,ghcr.io/team/trainer:1}",
+    "trainerImage.repository=example.com/site-trainer,trainerImage.tag=v2",
+)
+ALLOWED = "registry.example.com/ml, ghcr.io/team/trainer:1, example.com/site-trainer:v2"
+# The API server compiles a new policy after a moment, a second or two as a rule.
+ACTIVE_SECONDS = 60
+on_a_cluster = pytest.mark.skipif(not os.environ.get("KUBECONFIG"), reason="needs a cluster: set KUBECONFIG")
+
+
+def job(name: str = "news", **spec: Any) -> Object:
+    """A FineTuneJob that nothing is wrong with."""
+    content = {
+        "task": "text-classification",
+        "model": {"hub": {"name": "example/model"}},
+        "datasets": [{"hub": {"name": "example/data"}}],
+        **copy.deepcopy(spec),
+    }
+    return {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": name}, "spec": content}
+
+
+def verdict(namespace: Namespace, manifest: Object) -> str:
+    """What the API server says against creating or changing an object; empty if nothing."""
+    done = namespace.kubectl("apply", "--dry-run=server", "--filename", "-", stdin=json.dumps(manifest), check=False)
+    return done.stderr if done.returncode else ""
+
+
+def image(name: str) -> Object:
+    return job(pod={"image": name})
+
+
+def gpus(nodes: int, per_node: int) -> Object:
+    return job(distributed={"nodes": nodes, "gpusPerNode": per_node})
+
+
+def make_namespace(name: str, annotations: dict[str, str] | None = None) -> Namespace:
+    namespace = Namespace(name)
+    metadata = {"name": name, "annotations": annotations or {}}
+    namespace.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    return namespace
+
+
+@pytest.fixture(scope="module")
+def crd() -> Iterator[None]:
+    """The CRD: the cluster's, or this test's own as long as it runs."""
+    if kubectl("get", "crd", CRD, "--ignore-not-found").stdout.strip():
+        yield
+        return
+    kubectl("apply", "--server-side", "--filename", str(ROOT / "crds/finetune.dev_finetunejobs.yaml"))
+    try:
+        kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=30s")
+        yield
+    finally:
+        kubectl("delete", "crd", CRD, "--timeout=60s")
+
+
+class Site:
+    """Namespaces with the rules in force: one plain, one whose annotations allow other things, one with a wrong annotation."""
+
+    def __init__(self, run: str) -> None:
+        allowed = {"finetune.dev/max-gpus-per-job": "16", "finetune.dev/allowed-images": "other.example.com/, example.org/x"}
+        self.plain = make_namespace(f"chart-{run}-plain")
+        self.annotated = make_namespace(f"chart-{run}-annotated", allowed)
+        self.broken = make_namespace(f"chart-{run}-broken", {"finetune.dev/max-gpus-per-job": "eight"})
+        self.namespaces = (self.plain, self.annotated, self.broken)
+
+    def apply(self, run: str) -> None:
+        """Put the rules in force, and wait until they are."""
+        names = ",".join(namespace.name for namespace in self.namespaces)
+        values = [f"--set={value}" for value in (*VALUES, f"watchNamespaces={{{names}}}")]
+        options = ("--namespace", self.plain.name, "--show-only", "templates/policy.yaml", *values)
+        text = helm("template", run, str(CHART), *options).stdout
+        self.objects = [document for document in yaml.safe_load_all(text) if document]
+        kubectl("apply", "--filename", "-", stdin=text)
+        end = time.monotonic() + ACTIVE_SECONDS
+        while not verdict(self.plain, image("elsewhere.example.com/x")):
+            assert time.monotonic() < end, "the policy is not in force"
+            time.sleep(0.5)
+
+    def remove(self) -> None:
+        for document in getattr(self, "objects", ()):
+            kubectl("delete", document["kind"], document["metadata"]["name"], "--ignore-not-found", check=False)
+        for namespace in self.namespaces:
+            kubectl("delete", "namespace", namespace.name, "--wait=false", check=False)
+
+
+@pytest.fixture(scope="module")
+def site(crd: None) -> Iterator[Site]:
+    run = secrets.token_hex(3)
+    site = Site(run)
+    try:
+        # Older than the rules, and against each of them.
+        old = {"pod": {"image": "elsewhere.example.com/x"}, "distributed": {"nodes": 4, "gpusPerNode": 8}}
+        site.plain.apply(job("old", model={"hub": {"name": "example/model"}, "trustRemoteCode": True}, **old))
+        site.apply(f"policy-{run}")
+        yield site
+    finally:
+        site.remove()
+
+
+@on_a_cluster
+def test_the_api_server_finds_nothing_wrong_with_the_rules(site: Site) -> None:
+    name = only(site.objects, "ValidatingAdmissionPolicy")["metadata"]["name"]
+    end = time.monotonic() + ACTIVE_SECONDS
+    while not (status := json.loads(kubectl("get", "validatingadmissionpolicy", name, "-o", "json").stdout).get("status")):
+        assert time.monotonic() < end, "the types of the rules are not checked"
+        time.sleep(0.5)
+    assert status["typeChecking"] == {}
+
+
+@on_a_cluster
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        job(),
+        image("registry.example.com/ml"),
+        image("registry.example.com/ml/trainer:1"),
+        image("registry.example.com/ml:2"),
+        image("registry.example.com/ml@sha256:00"),
+        image("ghcr.io/team/trainer:1@sha256:00"),
+        image("example.com/site-trainer:v2"),
+        gpus(1, 8),
+        gpus(8, 1),
+        gpus(1000, 0),
+        job(pod={"resources": {"limits": {"memory": "8Gi", "ephemeral-storage": "1Gi", "rdma/hca": 1}}}),
+        job(model={"hub": {"name": "example/model"}, "trustRemoteCode": False}),
+    ],
+)
+def test_what_is_allowed_passes(site: Site, manifest: Object) -> None:
+    assert verdict(site.plain, manifest) == ""
+
+
+@on_a_cluster
+@pytest.mark.parametrize(
+    "name",
+    ["registry.example.com/mlevil/x", "registry.example.com", "evil.com/registry.example.com/ml", "ghcr.io/team/trainer:10"],
+)
+def test_another_image_is_refused(site: Site, name: str) -> None:
+    said = verdict(site.plain, image(name))
+    assert f"spec.pod.image: {name} is not allowed here; leave it out to use the site's image, or write one" in said
+    assert (
+        "registry.example.com/ml, ghcr.io/team/trainer:1, example.com/site-trainer:v2. The limit is policy.allowedImages" in said
+    )
+    assert f"in namespace {site.plain.name}" in said
+
+
+@on_a_cluster
+def test_more_gpus_are_refused(site: Site) -> None:
+    said = verdict(site.plain, gpus(2, 8))
+    assert "nodes × gpusPerNode = 2 × 8 = 16 GPUs, and a job may have 8 here; write fewer nodes or gpusPerNode" in said
+    assert "The limit is policy.maxGPUsPerJob of the Helm release" in said
+
+
+@on_a_cluster
+@pytest.mark.parametrize("resource", ["nvidia.com/gpu", "nvidia.com/mig-1g.5gb", "amd.com/gpu", "example.com/gpu"])
+def test_gpus_that_are_not_counted_are_refused(site: Site, resource: str) -> None:
+    said = verdict(site.plain, job(pod={"resources": {"limits": {resource: 8, "memory": "1Gi"}}}))
+    assert f"spec.pod.resources: {resource} can't be asked for here" in said
+    assert "write spec.distributed.gpusPerNode" in said
+
+
+@on_a_cluster
+def test_remote_code_is_refused(site: Site) -> None:
+    said = verdict(site.plain, job(model={"hub": {"name": "example/model"}, "trustRemoteCode": True}))
+    assert "spec.model.trustRemoteCode: code of a model's repository may not run here; leave it out" in said
+    assert "The limit is policy.allowTrustRemoteCode of the Helm release" in said
+
+
+@on_a_cluster
+def test_an_annotation_of_the_namespace_comes_before_the_site_s_limit(site: Site) -> None:
+    assert verdict(site.annotated, gpus(2, 8)) == ""
+    assert verdict(site.annotated, image("other.example.com/any")) == ""
+    assert verdict(site.annotated, image("example.org/x:1")) == ""
+    owner = f"the annotation finetune.dev/max-gpus-per-job of the namespace {site.annotated.name}"
+    assert f"3 × 8 = 24 GPUs, and a job may have 16 here; write fewer nodes or gpusPerNode. The limit is {owner}" in verdict(
+        site.annotated, gpus(3, 8)
+    )
+    owner = f"the annotation finetune.dev/allowed-images of the namespace {site.annotated.name}"
+    assert f"one of: other.example.com/, example.org/x. The limit is {owner}" in verdict(
+        site.annotated, image("registry.example.com/ml")
+    )
+
+
+@on_a_cluster
+def test_an_annotation_that_is_no_number_is_named(site: Site) -> None:
+    said = verdict(site.broken, gpus(1, 1))
+    assert f'finetune.dev/max-gpus-per-job of the namespace {site.broken.name} is "eight", which is no whole number' in said
+    assert 'to write one, for example "8", or to remove it' in said
+    assert verdict(site.broken, gpus(4, 0)) == "", "a job without GPUs needs no limit"
+
+
+@on_a_cluster
+def test_a_job_that_is_older_than_the_rules_can_still_be_changed_elsewhere(site: Site) -> None:
+    def patched(spec: Object) -> subprocess.CompletedProcess[str]:
+        options = ("--type=merge", "--patch", json.dumps({"spec": spec}), "--dry-run=server")
+        return site.plain.kubectl("patch", "finetunejob", "old", *options, check=False)
+
+    assert patched({"suspend": True}).returncode == 0
+    assert patched({"distributed": {"nodes": 2}}).returncode == 0, "fewer GPUs than before"
+    assert "40 GPUs" in patched({"distributed": {"nodes": 5}}).stderr
+    assert "spec.pod.image" in patched({"pod": {"image": "elsewhere.example.com/y"}}).stderr
+
+
+def policy(*values: str) -> list[Object]:
+    return installed("--set=policy.enabled=true", *(f"--set={value}" for value in values))
+
+
+def test_there_are_no_rules_unless_asked_for() -> None:
+    assert not [document for document in installed() if document["kind"].startswith("ValidatingAdmission")]
+    assert "matchResources" not in only(policy(), "ValidatingAdmissionPolicyBinding")["spec"]
+
+
+def test_the_rules_hold_where_the_operator_watches_and_where_they_are_asked_for() -> None:
+    values = ("watchNamespaces={team-a}", "policy.namespaceSelector.matchLabels.tier=prod", "policy.actions={Warn,Audit}")
+    spec = only(policy(*values), "ValidatingAdmissionPolicyBinding")["spec"]
+    assert spec["validationActions"] == ["Warn", "Audit"]
+    assert spec["matchResources"]["namespaceSelector"] == {
+        "matchLabels": {"tier": "prod"},
+        "matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["team-a"]}],
+    }
+
+
+def test_remote_code_is_a_rule_only_where_it_is_not_allowed() -> None:
+    def rules(*values: str) -> int:
+        return len(only(policy(*values), "ValidatingAdmissionPolicy")["spec"]["validations"])
+
+    assert rules("policy.allowTrustRemoteCode=true") == rules() - 1
