@@ -20,9 +20,12 @@ export OPERATOR_IMAGE TRAINER_IMAGE
 # The packages as they lie here, also where they are not installed.
 SOURCES := PYTHONPATH=crds:operator:trainer_image
 CRD := crds/finetune.dev_finetunejobs.yaml
+JSON_SCHEMA := crds/finetune.dev_finetunejobs.schema.json
 CRD_TEMPLATE := charts/finetune-operator/templates/crd.yaml
+API_DOCS := docs/api.md
+GENERATED := $(CRD) $(JSON_SCHEMA) $(CRD_TEMPLATE) $(API_DOCS)
 
-.PHONY: help demo test lint format generate verify images clean
+.PHONY: help demo test lint format generate generated verify images clean
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -68,14 +71,26 @@ format: $(VENV)/.installed-dev ## Let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: $(VENV)/.installed-dev ## Write what is generated: the CRD, and the chart's template of it
-	$(SOURCES) $(BIN)/python -m finetune_api.crd > $(CRD)
-	$(SOURCES) $(BIN)/python charts/generate.py > $(CRD_TEMPLATE)
+generate: $(VENV)/.installed-dev ## Write what is generated: CRD, its template in the chart, JSON schema for editors, docs/api.md
+	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	$(MAKE) --no-print-directory generated OUT="$$scratch"; \
+	for file in $(GENERATED); do cp "$$scratch/$$file" "$$file"; done
 
-verify: $(VENV)/.installed-dev ## Fail if a generated file is not what would be generated
-	$(SOURCES) $(BIN)/python -m finetune_api.crd | diff -u $(CRD) -
-	$(SOURCES) $(BIN)/python charts/generate.py | diff -u $(CRD_TEMPLATE) -
-	@echo "All generated files are up to date."
+verify: $(VENV)/.installed-dev ## Fail if a generated file is not what would be generated, and show the difference
+	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	$(MAKE) --no-print-directory generated OUT="$$scratch"; \
+	differing=""; \
+	for file in $(GENERATED); do diff -u "$$file" "$$scratch/$$file" || differing="$$differing $$file"; done; \
+	if [ -n "$$differing" ]; then echo "Not what would be generated (make generate):$$differing" >&2; exit 1; fi; \
+	echo "All generated files are up to date."
+
+# Into a folder of its own, so that a generator that fails leaves no half file where the old one was.
+generated: $(VENV)/.installed-dev
+	@mkdir -p $(addprefix $(OUT)/,$(dir $(GENERATED)))
+	@$(SOURCES) $(BIN)/python -m finetune_api.crd > $(OUT)/$(CRD)
+	@$(SOURCES) $(BIN)/python -m finetune_api.json_schema > $(OUT)/$(JSON_SCHEMA)
+	@$(SOURCES) $(BIN)/python charts/generate.py > $(OUT)/$(CRD_TEMPLATE)
+	@$(SOURCES) $(BIN)/python -m finetune_api.docs > $(OUT)/$(API_DOCS)
 
 # The first of the three that works here; BUILD_FLAGS= for more of its options.
 BUILDER ?= $(shell for tool in docker podman buildah; do if $$tool info >/dev/null 2>&1; then echo $$tool; break; fi; done)

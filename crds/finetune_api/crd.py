@@ -127,6 +127,8 @@ def custom_resource_definition() -> dict[str, Any]:
                     "served": True,
                     "storage": True,
                     "subresources": {"status": {}},
+                    # Watches of the operator leave out what is finished, `kubectl get --field-selector` finds it.
+                    "selectableFields": [{"jsonPath": ".status.phase"}, {"jsonPath": ".spec.task"}],
                     "additionalPrinterColumns": [
                         {"name": name, "type": kind, "jsonPath": path, **({"priority": priority} if priority else {})}
                         for name, kind, path, priority in COLUMNS

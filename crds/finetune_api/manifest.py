@@ -4,8 +4,12 @@ PyYAML reads YAML 1.1 literally: `2e-5` is a string to it, `1:30` ninety, `2026-
 (sigs.k8s.io/yaml on go-yaml v2) has other rules; the resolvers below are those.
 """
 
+import dataclasses
+import json
 import pathlib
 import re
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import yaml
@@ -13,6 +17,7 @@ import yaml
 from finetune_api.reasons import FineTuneError, Reason
 
 _GO_EXPONENT_FROM = 1e21  # from here on Go writes 1e+21, which stays a float
+STANDARD_INPUT = pathlib.Path("-")
 
 
 class _Loader(yaml.SafeLoader):
@@ -60,16 +65,116 @@ _Loader.bool_values = {**yaml.SafeLoader.bool_values, "y": True, "n": False}
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
 
 
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One YAML document: its value, and where its parts stand in the file."""
+
+    value: Any
+    node: yaml.Node
+
+    def line(self, path: Sequence[str | int] = ()) -> int:
+        """Line of the field at a path, from 1; of the nearest parent that is there where the field is not."""
+        node, line = self.node, self.node.start_mark.line
+        for part in path:
+            found = _child(node, part)
+            if found is None:
+                break
+            line, node = found
+        return line + 1
+
+    def items(self) -> "list[Document]":
+        """The objects of a List as `kubectl get -o yaml` writes it; of any other document itself."""
+        found = _child(self.node, "items")
+        if not isinstance(self.value, dict) or self.value.get("kind") != "List" or found is None:
+            return [self]
+        items, node = self.value.get("items"), found[1]
+        if not isinstance(items, list) or not isinstance(node, yaml.SequenceNode):
+            return [self]
+        return [Document(value, child) for value, child in zip(items, node.value, strict=True)]
+
+
+def _child(node: yaml.Node, part: str | int) -> tuple[int, yaml.Node] | None:
+    """Line, from 0, and value of a key or of an item. The line is that of the key: a block's value begins one further down."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value == str(part):
+                return key.start_mark.line, value
+    elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        item = node.value[part]
+        return item.start_mark.line, item
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntaxProblem:
+    """What is no YAML. line: from 1; None where the reader does not say."""
+
+    line: int | None
+    sentence: str
+
+
+def read_text(path: pathlib.Path) -> str:
+    """The text of a file, or of standard input for `-`; raise FineTuneError(InvalidSpec) when it can't be read."""
+    try:
+        return sys.stdin.read() if path == STANDARD_INPUT else path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise FineTuneError(Reason.INVALID_SPEC, f"{path}: can't be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise FineTuneError(Reason.INVALID_SPEC, f"{path}: can't be read: it is not text in UTF-8") from None
+
+
+def parse_documents(text: str) -> Iterator[Document | SyntaxProblem]:
+    """The documents of a text one after the other, empty ones left out, and what is wrong with those that are no YAML."""
+    try:
+        loader = _Loader(_without_tabs(text))
+    except yaml.YAMLError as error:
+        yield _problem(error)
+        return
+    while True:
+        try:
+            if not loader.check_node():
+                return
+            node = loader.get_node()
+            assert node is not None
+        except (yaml.YAMLError, RecursionError) as error:
+            yield _problem(error)
+            return  # where the next document begins can't be known
+        try:
+            value = loader.construct_document(node)
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+            yield _problem(error)
+            continue
+        if value is not None:
+            yield Document(value, node)
+
+
+def _problem(error: Exception) -> SyntaxProblem:
+    if isinstance(error, yaml.MarkedYAMLError):
+        return SyntaxProblem(error.problem_mark.line + 1 if error.problem_mark else None, f"not valid YAML: {error.problem}")
+    if isinstance(error, RecursionError):
+        return SyntaxProblem(None, "not valid YAML: nested too deeply")
+    if isinstance(error, yaml.reader.ReaderError):
+        return SyntaxProblem(None, f"not valid YAML: special characters are not allowed (position {error.position})")
+    return SyntaxProblem(None, f"not valid YAML: {error}")
+
+
+def _without_tabs(text: str) -> str:
+    """JSON is YAML but for tabs between its parts; inside its strings there can be none."""
+    if not text.lstrip().startswith("{") or "\t" not in text:
+        return text
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return text.replace("\t", " ")
+
+
 def read_manifests(path: pathlib.Path) -> list[Any]:
     """The YAML documents of a file; raise FineTuneError(InvalidSpec) with file and line when it can't be read."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FineTuneError(Reason.INVALID_SPEC, f"{path}: can't be read: {error}") from None
-    try:
-        return [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise FineTuneError(Reason.INVALID_SPEC, f"{path}{line}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise FineTuneError(Reason.INVALID_SPEC, f"{path}: not valid YAML: {error}") from None
+    documents = []
+    for document in parse_documents(read_text(path)):
+        if isinstance(document, SyntaxProblem):
+            line = f":{document.line}" if document.line else ""
+            raise FineTuneError(Reason.INVALID_SPEC, f"{path}{line}: {document.sentence}")
+        documents.append(document.value)
+    return documents

@@ -98,6 +98,13 @@ WATCH_LAST_EVENT: Final = Metric(
     "gauge",
     "When a watch or a list last told of a FineTuneJob, Unix time.",
 )
+LEADER: Final = Metric("finetune_operator_leader", "gauge", "1 where this operator acts, 0 where it stands by.")
+API_REQUESTS: Final = Metric(
+    "finetune_operator_api_requests_total",
+    "counter",
+    "Requests to the API server, without those of the watches; code 0 where there was no answer.",
+    ("verb", "kind", "code"),
+)
 
 OPERATOR_METRICS: Final = (
     JOB_PHASE,
@@ -110,4 +117,6 @@ OPERATOR_METRICS: Final = (
     RECONCILE_ERRORS,
     WORKQUEUE_DEPTH,
     WATCH_LAST_EVENT,
+    LEADER,
+    API_REQUESTS,
 )

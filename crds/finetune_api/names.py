@@ -29,6 +29,7 @@ LABEL_KUEUE_QUEUE: Final = f"{KUEUE_PREFIX}queue-name"
 ENV_RUN_FILE: Final = "FINETUNE_RUN_FILE"  # path of the JSON of wire.RunConfig
 ENV_NODE_INDEX: Final = "JOB_COMPLETION_INDEX"  # set by the Job controller in an Indexed Job
 ENV_RENDEZVOUS_HOST: Final = "FINETUNE_RENDEZVOUS_HOST"  # DNS name of the pod with index 0
+ENV_CACHE_DIR: Final = "FINETUNE_CACHE_DIR"  # where the claim of spec.cache is mounted
 ENV_NODE_NAME: Final = "NODE_NAME"  # downward API: the machine, named in failures
 ENV_POD_IP: Final = "POD_IP"  # downward API: the address that the pod serves telemetry on
 ENV_HUB_TOKEN: Final = "HF_TOKEN"  # only ever filled by secretKeyRef
@@ -44,6 +45,7 @@ PORT_OPERATOR: Final = 8080  # /metrics, /healthz, /readyz
 # Paths in a training pod.
 CONFIG_DIR: Final = "/etc/finetune"
 RUN_FILE_NAME: Final = "run.json"  # key of the ConfigMap, file in CONFIG_DIR
+CA_FILE_NAME: Final = "ca.crt"  # the same for the authorities that the site trusts
 CLAIMS_DIR: Final = "/finetune/claims"  # one folder per claim that the spec names
 OUTPUT_DIR: Final = "/finetune/output"
 CACHE_DIR: Final = "/finetune/cache"

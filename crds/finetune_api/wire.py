@@ -20,7 +20,8 @@ class RunConfig(Model):
     """Everything an attempt needs to know, without any secret: the JSON in its ConfigMap.
 
     claims: claim name → directory where it is mounted. output: directory for checkpoints, model, history and report.
-    resolved: what the first attempt resolved; later ones use the same commits.
+    resolved: what the first attempt resolved; later ones use the same commits. adopted: the output was left by an earlier
+    FineTuneJob of the same name: a finished model of the same spec in it ends the job, anything else is refused untouched.
     """
 
     name: str
@@ -32,6 +33,7 @@ class RunConfig(Model):
     claims: Mapping[str, str] = Field(default_factory=dict)
     output: str
     resolved: Resolved | None = None
+    adopted: bool = False
 
 
 class Report(Model):

@@ -113,7 +113,8 @@ def test_a_wrong_file_is_refused_before_anything_starts(make_runner: Callable[..
     job = runner.job(trainings={})
     wrong = runner.run(job)
     assert wrong.returncode == names.EXIT_REFUSED
-    assert f"{job}: spec.trainings: unknown field" in wrong.stderr
+    line = job.read_text().splitlines().index("  trainings: {}") + 1
+    assert f"{job}:{line}: spec.trainings: unknown field" in wrong.stderr
     del runner.claims["news"]
     missing = runner.run(runner.job())
     assert "add --claim news=DIR" in missing.stderr

@@ -1,4 +1,4 @@
-"""`finetune`: the same YAML file on this machine, without a cluster."""
+"""`finetune run`: the same YAML file on this machine, without a cluster. `python -m finetune_trainer` also has `plan`."""
 
 import os
 import pathlib
@@ -8,10 +8,13 @@ import tempfile
 
 import click
 
-from finetune_api import __version__, manifest, names, resource
+from finetune_api import __version__, names
+from finetune_api.files import read_job
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.resource import FineTuneJob
 from finetune_api.wire import RunConfig
+from finetune_trainer.arguments import missing_claims, parse_claims
+from finetune_trainer.plan.command import plan
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,8 +23,11 @@ def main() -> None:
     """Fine-tune Hugging Face models from a FineTuneJob file."""
 
 
+main.add_command(plan)
+
+
 @main.command(epilog="Example:  finetune run examples/news.yaml --claim minilm=./models/minilm --claim news=./data/news")
-@click.argument("file", type=click.Path(path_type=pathlib.Path))
+@click.argument("file", metavar="FILE", type=click.Path(path_type=pathlib.Path))
 @click.option("--claim", "claims", multiple=True, metavar="NAME=DIR", help="Directory that stands for a claim of the file.")
 @click.option(
     "--output", type=click.Path(path_type=pathlib.Path), help="Directory for checkpoints and model.  [default: runs/<job's name>]"
@@ -38,7 +44,7 @@ def run(
     console = view.Console(highlight=False)
     try:
         job = read_job(file)
-        config = local_config(job, dict(parse_claim(claim) for claim in claims), output, processes, publish)
+        config = local_config(job, parse_claims(claims), output, processes, publish)
     except FineTuneError as error:
         view.fail(console, error.message)
         sys.exit(names.EXIT_REFUSED)
@@ -47,37 +53,14 @@ def run(
     sys.exit(run_locally(config, console, debug))
 
 
-def read_job(file: pathlib.Path) -> FineTuneJob:
-    """The one FineTuneJob of a file; raises FineTuneError naming file and field."""
-    documents = [item for item in manifest.read_manifests(file) if isinstance(item, dict) and item.get("kind") == names.KIND]
-    if len(documents) != 1:
-        raise FineTuneError(Reason.INVALID_SPEC, f"{file}: holds {len(documents)} FineTuneJobs; one is needed")
-    try:
-        return resource.parse_job(documents[0])
-    except FineTuneError as error:
-        raise FineTuneError(error.reason, f"{file}: {error.message}") from None
-
-
-def parse_claim(text: str) -> tuple[str, str]:
-    """NAME=DIR of --claim, the directory made absolute."""
-    name, separator, directory = text.partition("=")
-    if not separator or not name or not directory:
-        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"--claim {text}: write NAME=DIR, for example --claim news=./data")
-    path = pathlib.Path(directory).expanduser()
-    if not path.is_dir():
-        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"--claim {name}: {directory} is not a directory")
-    return name, str(path.resolve())
-
-
 def local_config(
     job: FineTuneJob, claims: dict[str, str], output: pathlib.Path | None, processes: int | None, publish: bool
 ) -> RunConfig:
     """What the operator would put into the ConfigMap, for one machine and directories in place of claims."""
     spec = job.spec if publish else job.spec.model_copy(update={"publish": None})
-    missing = [name for name in spec.claim_names() if name not in claims]
+    missing = missing_claims(spec.claim_names(), claims)
     if missing:
-        options = " ".join(f"--claim {name}=DIR" for name in missing)
-        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"the file reads from claims that are not given: add {options}")
+        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"the file reads from claims that are not given: add {missing}")
     if output is None:
         claim = spec.output.claim
         given = pathlib.Path(claims[claim.claim_name]) / (claim.path or "") if claim and claim.claim_name in claims else None

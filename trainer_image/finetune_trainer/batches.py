@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from finetune_api.spec import DEFAULT_WARMUP_RATIO, Training
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchPlan:
@@ -42,6 +44,13 @@ class BatchPlan:
     def total_steps(self, epochs: float, max_steps: int | None) -> int:
         """Optimizer steps of the whole training."""
         return max_steps or max(1, math.ceil(epochs * self.steps_per_epoch))
+
+
+def warmup_steps(training: Training, total_steps: int) -> int:
+    """Steps over which the learning rate rises."""
+    if training.warmup_steps is not None:
+        return training.warmup_steps
+    return math.ceil((DEFAULT_WARMUP_RATIO if training.warmup_ratio is None else training.warmup_ratio) * total_steps)
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import IO
 
 from finetune_api import names
@@ -76,9 +76,14 @@ class Launcher:
             return self._failed(failure)
 
     def _trained_before(self) -> bool:
-        if not self._output.directory.is_dir():
-            return False
-        finished = self._output.finished_report()
+        finished = self._output.finished_report() if self._output.directory.is_dir() else None
+        if finished is None and self.config.adopted:
+            claim = names.output_claim_name(self.config.name)
+            raise FineTuneError(
+                Reason.OUTPUT_CONFLICT,
+                f"the claim {claim} holds the output of an earlier job, and no finished model: delete the claim if it is not needed, "
+                f"choose another metadata.name, or write output: {{claim: {{claimName: {claim}}}}} to go on from what is in it",
+            )
         if finished is None:
             return False
         self._output.claim(self.config)  # refuses the model of another spec
@@ -193,12 +198,29 @@ def termination_message(report: Report) -> str:
     return minimal.model_dump_json(by_alias=True, exclude_none=True)
 
 
+def use_cache(environ: MutableMapping[str, str]) -> None:
+    """Let the Hub's libraries keep what they fetch on the shared claim; where it can't be written, it only costs speed."""
+    directory = environ.get(names.ENV_CACHE_DIR)
+    if directory is None:
+        return
+    home = pathlib.Path(directory) / "huggingface"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home) as probe:
+            probe.write(b"0" * 4096)
+    except OSError as error:
+        log.warning("the cache %s can't be written (%s): this pod fetches for itself", directory, error.strerror)
+        return
+    environ["HF_HOME"] = str(home)
+
+
 def main() -> int:
     """Entry point of the trainer image."""
     logging.basicConfig(format="%(asctime)s launcher %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ", level=logging.INFO)
     logging.Formatter.converter = time.gmtime
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     config = RunConfig.model_validate_json(pathlib.Path(os.environ[names.ENV_RUN_FILE]).read_text())
+    use_cache(os.environ)
     state = RunState(pathlib.Path(tempfile.mkdtemp(prefix="finetune-")))
     state.create()
     launcher = Launcher(config, workers.Gang.from_environment(), state)

@@ -18,11 +18,11 @@ import transformers
 
 from finetune_api import metrics as declared
 from finetune_api import names
-from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import DEFAULT_EPOCHS
 from finetune_api.status import Evaluation, Resolved
 from finetune_api.wire import RunConfig
 from finetune_trainer import checkpoint, errors, hub
+from finetune_trainer.arguments import find_model
 from finetune_trainer.batches import BatchPlan
 from finetune_trainer.data.load import load_data
 from finetune_trainer.distributed import Control, World, join
@@ -94,16 +94,10 @@ def _resolve(config: RunConfig, output: Output) -> Resolved:
 def _locate_model(config: RunConfig, resolved: Resolved) -> ModelLocation:
     source = config.spec.model
     if source.hub:
-        return ModelLocation(source.hub.name, resolved.model_revision, "spec.model.hub")
+        return ModelLocation(source.hub.name, resolved.model_revision, "spec.model.hub", source.trust_remote_code)
     assert source.claim
-    directory = pathlib.Path(config.claims[source.claim.claim_name]) / (source.claim.path or "")
-    if not (directory / "config.json").is_file():
-        raise FineTuneError(
-            Reason.MODEL_NOT_FOUND,
-            f"spec.model.claim.path: there is no model in {str(source.claim.path or '.')!r} of the claim "
-            f"{source.claim.claim_name!r} ({directory / 'config.json'} is missing); write the directory that holds config.json",
-        )
-    return ModelLocation(str(directory), None, "spec.model.claim")
+    directory = find_model(source.claim, config.claims)
+    return ModelLocation(str(directory), None, "spec.model.claim", source.trust_remote_code)
 
 
 def _prepare_checkpoints(output: Output) -> str | None:

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import pathlib
+from collections.abc import Collection, Mapping
 
 import datasets
 import numpy as np
@@ -40,19 +41,10 @@ def load_data(config: RunConfig, revisions: list[str]) -> Data:
     seed = config.spec.training.seed
     trains, evaluations, declared = [], [], list[list[str] | None]()
     for index, spec in enumerate(config.spec.datasets):
-        field = f"spec.datasets[{index}]"
-        raw = _read(spec, field, dict(config.claims), revisions[index])
-        train_name, eval_name = _choose_splits(raw, spec, field)
-        declared.append(columns.declared_classes(raw[train_name], spec))
-        train = columns.normalise(raw[train_name], spec, field, train_name)
-        if eval_name:
-            evaluation = columns.normalise(raw[eval_name], spec, field, eval_name)
-        else:
-            held_out = stratified_rows(train["label"], spec.eval_fraction or DEFAULT_EVAL_FRACTION, seed)
-            evaluation = train.select(held_out)
-            train = train.select(np.setdiff1d(np.arange(len(train)), held_out))
-        trains.append(_limit(train, spec.max_train_samples, seed))
-        evaluations.append(_limit(evaluation, spec.max_eval_samples, seed))
+        train, evaluation, names = load_dataset(spec, index, config.claims, revisions[index], seed)
+        declared.append(names)
+        trains.append(train)
+        evaluations.append(evaluation)
     train, evaluation = datasets.concatenate_datasets(trains), datasets.concatenate_datasets(evaluations)
     classes = columns.order_classes(set(train.unique("label")), declared)
     unknown = set(evaluation.unique("label")) - set(classes)
@@ -69,7 +61,25 @@ def load_data(config: RunConfig, revisions: list[str]) -> Data:
     return Data(train, evaluation, classes)
 
 
-def _read(spec: DatasetSpec, field: str, claims: dict[str, str], revision: str) -> dict[str, datasets.Dataset]:
+def load_dataset(
+    spec: DatasetSpec, index: int, claims: Mapping[str, str], revision: str, seed: int
+) -> tuple[datasets.Dataset, datasets.Dataset, list[str] | None]:
+    """One data set: rows to train on, rows to evaluate on, and the classes that it declares. Raises FineTuneError."""
+    field = f"spec.datasets[{index}]"
+    raw = _read(spec, field, claims, revision)
+    train_name, eval_name = choose_splits(raw, spec, field)
+    declared = columns.declared_classes(raw[train_name], spec)
+    train = columns.normalise(raw[train_name], spec, field, train_name)
+    if eval_name:
+        evaluation = columns.normalise(raw[eval_name], spec, field, eval_name)
+    else:
+        held_out = stratified_rows(train["label"], spec.eval_fraction or DEFAULT_EVAL_FRACTION, seed)
+        evaluation = train.select(held_out)
+        train = train.select(np.setdiff1d(np.arange(len(train)), held_out))
+    return _limit(train, spec.max_train_samples, seed), _limit(evaluation, spec.max_eval_samples, seed), declared
+
+
+def _read(spec: DatasetSpec, field: str, claims: Mapping[str, str], revision: str) -> dict[str, datasets.Dataset]:
     if spec.hub:
         return _read_hub(spec.hub, field, revision)
     assert spec.claim
@@ -101,7 +111,7 @@ def _read_claim(source: ClaimDataset, field: str, root: pathlib.Path) -> dict[st
     return splits
 
 
-def _choose_splits(splits: dict[str, datasets.Dataset], spec: DatasetSpec, field: str) -> tuple[str, str | None]:
+def choose_splits(splits: Collection[str], spec: DatasetSpec, field: str) -> tuple[str, str | None]:
     """Names of the splits to train and to evaluate on; None where rows are to be held out instead."""
     available = ", ".join(splits)
     if spec.train_split not in splits:

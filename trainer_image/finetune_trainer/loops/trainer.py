@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 import time
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,13 +13,14 @@ from torch.utils.data import DataLoader
 
 from finetune_api import metrics as declared
 from finetune_api.reasons import FineTuneError, Reason
-from finetune_api.spec import DEFAULT_WARMUP_RATIO, Checkpoint, Training
+from finetune_api.spec import Checkpoint, Training
 from finetune_api.status import CheckpointStatus
 from finetune_trainer import checkpoint as checkpoints
-from finetune_trainer.batches import BatchPlan, TrainBatches, evaluation_batches
+from finetune_trainer.batches import BatchPlan, TrainBatches, evaluation_batches, warmup_steps
 from finetune_trainer.distributed import Control
 from finetune_trainer.metrics import WorkerMetrics
 from finetune_trainer.output import Output
+from finetune_trainer.precision import choose_precision
 from finetune_trainer.progress import Reporter, timestamp
 from finetune_trainer.state import RunState
 from finetune_trainer.tasks.text_classification import TextClassification
@@ -30,16 +31,13 @@ _WEIGHT_DECAY = 0.01
 COLLECTIVE_TIMEOUT_SECONDS = 600
 
 
-def precision_flags(precision: str) -> dict[str, bool]:
+def precision_flags(asked: Literal["auto", "bf16", "fp16", "fp32"]) -> dict[str, bool]:
     """TrainingArguments for ``spec.training.precision``; raises FineTuneError for one that the device lacks."""
     capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "auto":
-        precision = "bf16" if capable else "fp16" if torch.cuda.is_available() else "fp32"
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise FineTuneError(
-            Reason.CONFIGURATION_ERROR,
-            "spec.training.precision: fp16 needs a GPU, and there is none here; write auto, bf16 or fp32",
-        )
+    try:
+        precision = choose_precision(asked, torch.cuda.is_available(), capable)
+    except ValueError as error:
+        raise FineTuneError(Reason.CONFIGURATION_ERROR, str(error)) from None
     return {"bf16": precision == "bf16", "fp16": precision == "fp16"}
 
 
@@ -47,10 +45,6 @@ def training_arguments(
     training: Training, checkpoint: Checkpoint, plan: BatchPlan, total_steps: int, staging: pathlib.Path
 ) -> transformers.TrainingArguments:
     """The Trainer's arguments that follow from the spec; what it should not do on its own is switched off."""
-    warmup = training.warmup_steps
-    if warmup is None:
-        ratio = DEFAULT_WARMUP_RATIO if training.warmup_ratio is None else training.warmup_ratio
-        warmup = math.ceil(ratio * total_steps)
     return transformers.TrainingArguments(
         output_dir=str(staging),
         per_device_train_batch_size=plan.micro,
@@ -58,7 +52,7 @@ def training_arguments(
         max_steps=total_steps,
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.scheduler if training.scheduler != "constant" else "constant_with_warmup",
-        warmup_steps=warmup,
+        warmup_steps=warmup_steps(training, total_steps),
         weight_decay=_WEIGHT_DECAY,
         max_grad_norm=_MAX_GRADIENT_NORM,
         seed=training.seed,

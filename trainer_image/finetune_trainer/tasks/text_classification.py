@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import Sample, Training
 from finetune_api.status import SampleAnswer
+from finetune_trainer.data.lengths import longest_input
 from finetune_trainer.data.load import Data
 
 log = logging.getLogger(__name__)
@@ -39,11 +40,15 @@ class Rows(torch.utils.data.Dataset[dict[str, Any]]):
 
 @dataclasses.dataclass(frozen=True)
 class ModelLocation:
-    """Where the model comes from: a repository and a commit, or a directory. field: what to name in an error."""
+    """Where the model comes from: a repository and a commit, or a directory.
+
+    field: what to name in an error. trust_remote_code: whether Python code of the repository may run.
+    """
 
     name_or_path: str
     revision: str | None
     field: str
+    trust_remote_code: bool = False
 
 
 class TextClassification:
@@ -52,17 +57,12 @@ class TextClassification:
     def __init__(self, data: Data, location: ModelLocation, training: Training) -> None:
         self.classes = data.classes
         self.tokenizer, self.model = _load(location, data.classes)
-        self._max_tokens = min(training.max_tokens, self._longest_input())
+        config = self.model.config
+        positions = getattr(config, "max_position_embeddings", None)
+        self._max_tokens = min(training.max_tokens, longest_input(config.model_type, positions, config.pad_token_id))
         self.train_rows = Rows(self._tokenise(data.train))
         self.eval_rows = Rows(self._tokenise(data.evaluation))
         self.collate = DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=8 if torch.cuda.is_available() else None)
-
-    def _longest_input(self) -> int:
-        """Positions that the model has, where it says so: a longer text would be an index error deep inside."""
-        positions = getattr(self.model.config, "max_position_embeddings", None) or 1_048_576
-        # RoBERTa's positions begin behind the padding token's index.
-        offset = self.model.config.pad_token_id + 1 if "roberta" in self.model.config.model_type else 0
-        return int(positions) - offset
 
     def _tokenise(self, rows: datasets.Dataset) -> datasets.Dataset:
         numbers = {name: number for number, name in enumerate(self.classes)}
@@ -122,8 +122,12 @@ class TextClassification:
 
 
 def _load(location: ModelLocation, classes: list[str]) -> tuple[Any, Any]:
-    """Tokenizer and model with a head for the classes; weights in fp32, safetensors only, no code from the repository."""
+    """Tokenizer and model with a head for the classes; weights in fp32, safetensors only.
+
+    Code of the repository runs only if the job trusts it.
+    """
     source: dict[str, Any] = {"revision": location.revision} if location.revision else {}
+    source["trust_remote_code"] = location.trust_remote_code
     try:
         tokenizer = AutoTokenizer.from_pretrained(location.name_or_path, **source)
         model = AutoModelForSequenceClassification.from_pretrained(
@@ -138,6 +142,12 @@ def _load(location: ModelLocation, classes: list[str]) -> tuple[Any, Any]:
             use_safetensors=True,
         )
     except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error) and not location.trust_remote_code:
+            raise FineTuneError(
+                Reason.CONFIGURATION_ERROR,
+                f"{location.field}: the model comes with Python code of its own, which is not run unless you write "
+                "spec.model.trustRemoteCode: true; choose another model if you do not trust its repository",
+            ) from error
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         raise FineTuneError(
             Reason.CONFIGURATION_ERROR,

@@ -1,0 +1,224 @@
+"""`finetune validate`: the API server's verdict on files, each problem with the line of its field."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from click.testing import CliRunner
+
+from finetune_api import files
+from finetune_api.cli import main
+from finetune_api.reasons import FineTuneError
+from unit.api import spec_cases
+
+ROOT = pathlib.Path(__file__).parents[3]
+JOB = """\
+apiVersion: finetune.dev/v1alpha1
+kind: FineTuneJob
+metadata:
+  name: {name}
+spec:
+  task: text-classification
+  model:
+    hub: {{name: owner/model}}
+  datasets:
+    - hub: {{name: owner/data}}
+"""
+
+
+def write(path: pathlib.Path, text: str) -> pathlib.Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def validate(*arguments: object, text: str | None = None) -> tuple[int, list[str]]:
+    """Exit code and lines."""
+    result = CliRunner().invoke(main, ["validate", *map(str, arguments)], input=text)
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result.exit_code, result.output.splitlines()
+
+
+def problems(text: str) -> list[str]:
+    """What is wrong in a text on standard input, without the summary."""
+    return [line.removeprefix("<stdin>:") for line in validate("-", text=text)[1][:-1]]
+
+
+def job(name: str = "a", more: str = "") -> str:
+    return JOB.format(name=name) + textwrap.indent(textwrap.dedent(more), "  ")
+
+
+def test_a_good_file_ends_with_0_and_a_summary(tmp_path: pathlib.Path) -> None:
+    assert validate(write(tmp_path / "a.yaml", job())) == (0, ["1 file, 1 FineTuneJob, 0 problems"])
+
+
+def test_all_examples_are_valid_together() -> None:
+    code, lines = validate(ROOT / "examples")
+    assert code == 0, lines
+
+
+def test_every_problem_of_a_file_has_a_line_of_its_own_with_the_line_of_the_field() -> None:
+    text = job(
+        "Wrong.Name", "training:\n  epochs: 1\n  maxSteps: 3\nsamples:\n- text: a\n- txt: b\npublish:\n  repository: none\n"
+    )
+    assert [problem.partition(" ")[0] for problem in problems(text)] == ["4:", "11:", "16:", "16:", "18:"]
+    found = problems(text)
+    assert found[0].startswith("4: metadata.name: write at most 52 characters")
+    assert found[1] == "11: spec.training: write epochs or maxSteps, not both"
+    assert sorted(found[2:4]) == [
+        "16: spec.samples[1].text: required field is missing",
+        "16: spec.samples[1].txt: unknown field; correct its name or remove it",
+    ]
+    assert found[4].startswith("18: spec.publish.repository: ")
+
+
+def test_a_missing_field_has_the_line_of_its_parent() -> None:
+    text = "apiVersion: finetune.dev/v1alpha1\nkind: FineTuneJob\nmetadata: {name: a}\n\nspec:\n  # nothing yet\n  model: {}\n"
+    assert "5: spec.task: required field is missing" in problems(text)
+    assert "7: spec.model: write exactly one of hub and claim" in problems(text)
+
+
+def test_a_value_in_a_flow_mapping_and_behind_an_anchor_has_its_own_line() -> None:
+    text = job(more="training: {epochs: 1,\n  learningRate: much}\npod:\n  nodeSelector: &labels {a: 5}\n")
+    assert [line.partition(" ")[0] for line in problems(text)] == ["12:", "14:"]
+
+
+def test_several_documents_are_judged_each_and_other_kinds_are_counted() -> None:
+    text = "kind: ConfigMap\n---\n" + job("a") + "---\n# nothing\n---\n" + job("b", "suspended: true\n")
+    code, lines = validate("-", text=text)
+    assert code == 64
+    assert lines == [
+        "<stdin>:26: spec.suspended: unknown field; correct its name or remove it",
+        "1 file, 2 FineTuneJobs, 1 problem (1 other object skipped)",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", [job().replace("kind: FineTuneJob", "kind: FinetuneJob"), job().replace("v1alpha1", "v1")], ids=["kind", "version"]
+)
+def test_a_slip_in_kind_or_version_is_no_other_kind_of_object(text: str) -> None:
+    assert problems(text) == ["1: not a FineTuneJob: write apiVersion: finetune.dev/v1alpha1, kind: FineTuneJob"]
+
+
+def test_the_items_of_a_list_are_judged_each() -> None:
+    items = textwrap.indent(job("a", "typo: 1\n"), "  ")
+    assert problems(f"apiVersion: v1\nkind: List\nitems:\n-{items[1:]}") == [
+        "14: spec.typo: unknown field; correct its name or remove it"
+    ]
+
+
+def test_a_name_that_is_given_twice_is_a_problem_in_the_same_namespace_only(tmp_path: pathlib.Path) -> None:
+    write(tmp_path / "a.yaml", job("one"))
+    write(tmp_path / "b.yaml", job("one").replace("name: one", "name: one\n  namespace: other"))
+    assert validate(tmp_path)[0] == 0
+    write(tmp_path / "c.yaml", "---\n" + job("one"))
+    assert validate(tmp_path)[1][0] == (
+        f"{tmp_path}/c.yaml:5: metadata.name: FineTuneJob default/one is in {tmp_path}/a.yaml:4 already; give one another name"
+    )
+
+
+def test_a_file_that_is_given_twice_is_read_once(tmp_path: pathlib.Path) -> None:
+    file = write(tmp_path / "a.yaml", job())
+    assert validate(file, tmp_path, file) == (0, ["1 file, 1 FineTuneJob, 0 problems"])
+
+
+def test_a_folder_is_searched_to_its_depth_and_hidden_files_are_left_out(tmp_path: pathlib.Path) -> None:
+    for number, name in enumerate(("a.yaml", "deep/er/b.yml", "c.JSON", "d.txt", ".hidden/e.yaml", "deep/.f.yaml")):
+        write(tmp_path / name, job(f"job-{number}"))
+    assert validate(tmp_path) == (0, ["3 files, 3 FineTuneJobs, 0 problems"])
+
+
+def test_json_is_read_with_its_tabs_and_lines() -> None:
+    text = (
+        '{\n\t"apiVersion": "finetune.dev/v1alpha1",\n\t"kind": "FineTuneJob",\n\t"metadata": {"name": "a"},\n\t"spec": {}\n}\n'
+    )
+    assert problems(text)[0] == "5: spec.task: required field is missing"
+
+
+def test_what_is_no_yaml_has_its_line_and_the_documents_before_it_are_judged_all_the_same() -> None:
+    assert problems(job("B") + "---\na: [1\nb: 2\n")[1].startswith("13: not valid YAML: ")
+    assert len(problems(job("B") + "---\na: 1\na: 2\n---\n" + job("C"))) == 3, (
+        "after a key given twice the next one is judged too"
+    )
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "a: \x01", "!!python/object:os.system x", "a: " + "1" * 5000])
+def test_nothing_in_a_file_ends_in_a_traceback(text: str) -> None:
+    code, lines = validate("-", text=text)
+    assert code == 64
+    assert "not valid YAML" in lines[0]
+
+
+def test_a_key_can_neither_end_the_line_nor_steer_the_terminal() -> None:
+    [problem] = problems(job(more='"a\\e[31m\\nb": 1\n'))
+    assert problem == r"11: spec.a\u001b[31m\u000ab: unknown field; correct its name or remove it"
+
+
+def test_files_that_are_not_there_or_no_text_are_problems_and_the_others_are_judged(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    code, lines = validate(tmp_path / "none.yaml", tmp_path / "a.yaml", write(tmp_path / "b.yaml", job()))
+    assert code == 64
+    assert lines == [
+        f"{tmp_path}/none.yaml: can't be read: No such file or directory",
+        f"{tmp_path}/a.yaml: can't be read: it is not text in UTF-8",
+        "3 files, 1 FineTuneJob, 2 problems",
+    ]
+
+
+@pytest.mark.parametrize("case", [*spec_cases.ACCEPTED, *spec_cases.REFUSED], ids=lambda case: case.name)
+def test_the_verdict_is_that_of_the_models(case: spec_cases.Case, tmp_path: pathlib.Path) -> None:
+    manifest = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "a"}, "spec": case.spec}
+    file = tmp_path / "job.yaml"
+    file.write_text(json.dumps(manifest))
+    found = [problem.sentence for problem in files.check_files([file]).problems]
+    if case.field is None:
+        assert found == []
+    else:
+        assert any(f"{case.field}: {case.message or ''}" in sentence for sentence in found)
+
+
+def test_one_file_with_one_job_is_read_and_any_other_number_is_refused(tmp_path: pathlib.Path) -> None:
+    assert files.read_job(write(tmp_path / "a.yaml", job("a"))).metadata.name == "a"
+    with pytest.raises(FineTuneError, match="holds 2 FineTuneJobs; one is needed"):
+        files.read_job(write(tmp_path / "b.yaml", job("a") + "---\n" + job("b")))
+    with pytest.raises(FineTuneError, match="holds no FineTuneJob"):
+        files.read_job(write(tmp_path / "c.yaml", "kind: Pod\n"))
+
+
+def test_validate_imports_neither_the_operator_s_nor_the_trainer_s_packages() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from finetune_api.cli import main;"
+        f"CliRunner().invoke(main, ['validate', {str(ROOT / 'examples')!r}], catch_exceptions=False);"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"torch", "transformers", "kopf", "kubernetes", "aiohttp", "rich", "numpy"} & set(loaded)
+
+
+def test_the_commands_of_all_packages_are_listed_with_help_and_an_example() -> None:
+    listing = CliRunner().invoke(main, ["--help"]).output
+    for command in ("plan", "render", "run", "validate"):
+        assert f"\n  {command} " in listing
+        help_text = CliRunner().invoke(main, [command, "--help"])
+        assert help_text.exit_code == 0
+        assert f"Example:  finetune {command} " in help_text.output
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "package", "extra"),
+    [
+        ("finetune_operator.render", "render", "finetune_operator", "operator"),
+        ("rich.console", "plan", "rich", "trainer"),  # imported when the command runs
+    ],
+)
+def test_a_command_whose_extra_is_not_installed_says_which(
+    module: str, command: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    result = CliRunner().invoke(main, [command, str(write(tmp_path / "job.yaml", job()))])
+    assert result.exit_code == 1
+    assert result.output == f"Error: `finetune {command}` needs the package {package}: pip install 'finetune[{extra}]'\n"
+    assert "validate" in CliRunner().invoke(main, ["--help"]).output

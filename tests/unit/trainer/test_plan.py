@@ -1,0 +1,245 @@
+"""`finetune plan`: what a job will need, from a spec and what is known of model and data."""
+
+import json
+import pathlib
+import struct
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from finetune_api import resource
+from finetune_api.cli import main
+from finetune_api.quantities import GIB, format_bytes, parse_quantity
+from finetune_trainer.plan.build import Facts, Plan, build_plan
+from finetune_trainer.plan.gpus import Gpu, find_gpu
+from finetune_trainer.plan.memory import Architecture
+from finetune_trainer.plan.model import ModelFacts, Tensor, describe_model
+from finetune_trainer.plan.remote import _splits
+from finetune_trainer.plan.rows import Rows
+
+SPEC: dict[str, Any] = {
+    "task": "text-classification",
+    "model": {"claim": {"claimName": "model"}},
+    "datasets": [{"claim": {"claimName": "data"}}],
+}
+BERT = {"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+CONFIG = BERT | {"max_position_embeddings": 512, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+MODEL = ModelFacts(110_000_000, 85_000_000, Architecture.from_config(CONFIG, gated=False))
+ROWS = Rows(10_000, 1_000, exact=True)
+
+
+def plan(rows: Rows = ROWS, model: ModelFacts | None = MODEL, gpu: Gpu | None = None, **spec: Any) -> Plan:
+    return build_plan(resource.parse_spec(SPEC | spec), Facts(rows, model, gpu=gpu, gpu_reason="no label"))
+
+
+def test_the_split_and_the_steps_are_the_trainer_s() -> None:
+    made = plan(training={"globalBatchSize": 256, "epochs": 2}, distributed={"nodes": 2, "gpusPerNode": 2})
+    assert (made.batch.world, made.batch.micro, made.batch.accumulation) == (4, 32, 2)
+    assert (made.steps, made.warmup) == (80, 5)
+
+
+def test_steps_that_are_given_need_no_rows_and_epochs_do() -> None:
+    unknown = Rows(reason="the claim data is not given")
+    assert plan(unknown, training={"maxSteps": 70}).steps == 70
+    assert plan(unknown).steps is None
+    assert plan(unknown, training={"warmupSteps": 3}).warmup == 3
+
+
+def test_a_row_has_no_more_tokens_than_the_model_has_positions() -> None:
+    assert plan(training={"maxTokens": 4096}).tokens == 512
+    assert plan(model=None, training={"maxTokens": 4096}).tokens == 4096
+
+
+def test_the_precision_follows_the_gpu() -> None:
+    gpus = {"gpusPerNode": 1}
+    assert plan(gpu=find_gpu("Tesla-T4"), distributed=gpus).precision == "fp16"
+    assert plan(gpu=find_gpu("NVIDIA-L4"), distributed=gpus).precision == "bf16"
+    assert plan().precision == "fp32"
+    assert plan(gpu=find_gpu("Tesla-T4"), distributed=gpus, training={"precision": "bf16"}).warnings
+    assert plan(training={"precision": "fp16"}).refused == (
+        "spec.training.precision: fp16 needs a GPU, and there is none here; write auto, bf16 or fp32",
+    )
+
+
+def test_what_does_not_fit_says_the_micro_batch_that_would() -> None:
+    gpu = Gpu("SMALL", 6 * GIB, bf16=True)
+    made = plan(gpu=gpu, distributed={"gpusPerNode": 1})
+    assert made.memory is not None
+    assert made.memory.total > gpu.memory
+    [sentence] = made.refused
+    assert sentence.startswith("spec.training.perDeviceBatchSize: ")
+    assert f"{made.fitting_micro} would fit" in sentence
+    smaller = {"perDeviceBatchSize": made.fitting_micro}
+    assert plan(gpu=gpu, distributed={"gpusPerNode": 1}, training=smaller).refused == ()
+
+
+def test_a_model_that_fits_with_no_micro_batch_is_said_so() -> None:
+    [sentence] = plan(gpu=Gpu("TINY", GIB, bf16=True), distributed={"gpusPerNode": 1}).refused
+    assert "not even 1 would fit" in sentence
+
+
+def test_on_the_cpu_the_pod_s_limit_is_the_room_of_its_processes() -> None:
+    pod = {"resources": {"limits": {"memory": "64Gi"}}}
+    made = plan(distributed={"processesPerNode": 2}, pod=pod)
+    assert made.room == 32 * GIB
+    assert made.refused == ()
+    [sentence] = plan(pod={"resources": {"limits": {"memory": "2Gi"}}}).refused
+    assert sentence.startswith("spec.pod.resources.limits.memory: 1 × ")
+
+
+def test_a_volume_that_is_too_small_is_refused_with_the_size_to_write() -> None:
+    made = plan(output={"volume": {"size": "4Gi"}}, checkpoint={"everySteps": 100, "keep": 3})
+    assert made.storage is not None
+    # Four checkpoints of weights and two moments in fp32, and the model, with 16 MiB of other files each.
+    small = 16 * 1024**2
+    assert made.storage.needed == 4 * (12 * 110_000_000 + small) + 4 * 110_000_000 + small
+    [sentence] = made.refused
+    assert sentence.startswith("spec.output.volume.size: 5.4 GiB are needed at once and the volume has 4.0 GiB: write 6Gi")
+    assert plan(output={"claim": {"claimName": "c"}}, checkpoint={"keep": 100}).refused == ()
+
+
+def test_a_training_of_few_steps_never_has_as_many_checkpoints_as_it_may_keep() -> None:
+    made = plan(training={"maxSteps": 10}, checkpoint={"everySteps": 10, "keep": 5})
+    assert made.storage is not None
+    assert made.storage.checkpoints == 1
+
+
+def test_processes_without_work_are_warned_about() -> None:
+    assert plan(training={"globalBatchSize": 4}, distributed={"gpusPerNode": 8}).warnings == (
+        "a batch of 4 rows leaves 4 of 8 processes without work in every step",
+    )
+
+
+def test_what_is_not_known_is_said_with_its_reason() -> None:
+    made = plan(Rows(reason="no card"), None, distributed={"gpusPerNode": 1})
+    assert made.unknown == ("rows: no card", "whether it fits: no label")
+    strange = ModelFacts(1, 1, None, "config.json has no hidden_size")
+    assert "activations: config.json has no hidden_size" in plan(model=strange).unknown
+
+
+def test_heads_of_earlier_tasks_and_whole_numbers_are_not_counted() -> None:
+    tensors = [
+        Tensor("bert.encoder.layer.0.output.dense.weight", "F32", (4, 8)),
+        Tensor("bert.embeddings.word_embeddings.weight", "BF16", (10, 4)),
+        Tensor("bert.embeddings.position_ids", "I64", (1, 512)),
+        Tensor("cls.predictions.bias", "F32", (10,)),
+        Tensor("lm_head.weight", "F16", (10, 4)),
+    ]
+    facts = describe_model({}, tensors, "spec.model.hub")
+    assert (facts.parameters, facts.linear_parameters, facts.architecture) == (72, 32, None)
+
+
+@pytest.mark.parametrize(
+    ("configurations", "wanted", "expected"),
+    [
+        ([{"splits": [{"name": "train", "num_examples": 5}]}], None, {"train": 5}),
+        ([{"config_name": "en", "splits": [{"name": "train", "num_examples": 5}]}], None, {"train": 5}),
+        ([{"config_name": "en", "splits": [{"name": "train", "num_examples": 5}]}], "de", None),
+        ([{"config_name": "en", "splits": []}, {"config_name": "de", "splits": []}], None, None),
+        (["nonsense", {"splits": "nonsense"}], None, None),
+    ],
+)
+def test_rows_of_a_split_are_read_from_the_card_of_the_right_configuration(
+    configurations: list[Any], wanted: str | None, expected: dict[str, int] | None
+) -> None:
+    assert _splits(configurations, wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("80Gi", 80 * GIB), ("1.5G", 1_500_000_000), ("1e9", 10**9), (1024, 1024), ("500m", 1), ("4Ki", 4096)]
+)
+def test_sizes_are_read_as_kubernetes_reads_them(text: str | int, size: int) -> None:
+    assert parse_quantity(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "large", "1 Gi", "-1", "1GB", "1kib"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no size; write for example 80Gi"):
+        parse_quantity(text)
+
+
+def test_sizes_are_shown_with_few_digits() -> None:
+    assert [format_bytes(size) for size in (0, 90_852_864, 1.7 * GIB, 26 * GIB)] == ["0 B", "87 MiB", "1.7 GiB", "26 GiB"]
+
+
+def write_model(folder: pathlib.Path) -> pathlib.Path:
+    """A directory as a claim with a model has it, with a header and no weights."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    header = json.dumps({"encoder.weight": {"dtype": "F32", "shape": [768, 768], "data_offsets": [0, 0]}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    return folder
+
+
+def write_job(folder: pathlib.Path, **spec: Any) -> pathlib.Path:
+    job = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "a"}, "spec": SPEC | spec}
+    (folder / "job.json").write_text(json.dumps(job))
+    return folder / "job.json"
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["plan", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result.exit_code, result.output
+
+
+def test_a_plan_from_claims_is_one_screen_and_counts_the_rows_as_the_trainer_does(tmp_path: pathlib.Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [f"text {number},{'ab'[number % 2]}" for number in range(40)] + [",a"]
+    (data / "train.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    claims = ["--claim", f"model={write_model(tmp_path / 'model')}", "--claim", f"data={data}"]
+    code, output = run(write_job(tmp_path, training={"globalBatchSize": 8}), *claims)
+    assert code == 0
+    assert "36 rows to train on, 4 to evaluate on; 2 classes" in output
+    assert "15 = 3 epoch(s) × 5, 1 of them warm-up" in output
+    assert "Nothing would be refused." in output
+    assert len(output.splitlines()) < 24
+
+
+def test_a_plan_without_claims_says_what_to_add(tmp_path: pathlib.Path) -> None:
+    code, output = run(write_job(tmp_path))
+    assert code == 0
+    assert "what is in claims: add --claim data=DIR --claim model=DIR" in output
+
+
+def test_what_the_trainer_would_refuse_is_in_the_plan(tmp_path: pathlib.Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.csv").write_text("body,label\na,x\n")
+    claims = ["--claim", f"model={data}", "--claim", f"data={data}"]
+    code, output = run(write_job(tmp_path), *claims)
+    assert code == 64
+    assert "spec.model.claim.path: there is no model in '.'" in output
+    assert "spec.datasets[0].columns.text: the data has no column 'text'; write one of: body, label" in output
+
+
+def test_a_wrong_file_and_wrong_options_get_one_sentence(tmp_path: pathlib.Path) -> None:
+    code, output = run(write_job(tmp_path, training={"epochs": 1, "maxSteps": 1}))
+    assert (code, output) == (64, f"{tmp_path}/job.json:1: spec.training: write epochs or maxSteps, not both\n")
+    assert run(write_job(tmp_path), "--claim", "x")[0] == 64
+    code, output = run(write_job(tmp_path), "--gpu-memory", "large")
+    assert code == 2
+    assert "'large' is no size; write for example 80Gi" in output
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 20, struct.pack("<Q", 2) + b"[]"])
+def test_weights_that_are_no_safetensors_are_refused_with_a_sentence(tmp_path: pathlib.Path, content: bytes) -> None:
+    model = write_model(tmp_path / "model")
+    (model / "model.safetensors").write_bytes(content)
+    code, output = run(write_job(tmp_path), "--claim", f"model={model}")
+    assert code == 64
+    assert "is no safetensors file" in output
+
+
+def test_a_plan_imports_no_torch(tmp_path: pathlib.Path) -> None:
+    claims = f"['--claim', 'model={write_model(tmp_path / 'model')}']"
+    code = (
+        "import sys; from click.testing import CliRunner; from finetune_api.cli import main;"
+        f"result = CliRunner().invoke(main, ['plan', {str(write_job(tmp_path))!r}, *{claims}]);"
+        "assert result.exit_code == 0, result.output; print('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"

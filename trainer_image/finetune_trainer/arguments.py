@@ -1,0 +1,39 @@
+"""What `finetune run` and `finetune plan` are told: claims as directories, and the model in one of them."""
+
+import pathlib
+from collections.abc import Iterable, Mapping
+
+from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.spec import Claim
+
+
+def parse_claims(options: Iterable[str]) -> dict[str, str]:
+    """NAME=DIR of each --claim, the directories made absolute; raise FineTuneError for what is none."""
+    return dict(_parse_claim(option) for option in options)
+
+
+def _parse_claim(text: str) -> tuple[str, str]:
+    name, separator, directory = text.partition("=")
+    if not separator or not name or not directory:
+        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"--claim {text}: write NAME=DIR, for example --claim news=./data")
+    path = pathlib.Path(directory).expanduser()
+    if not path.is_dir():
+        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"--claim {name}: {directory} is not a directory")
+    return name, str(path.resolve())
+
+
+def missing_claims(names: Iterable[str], given: Mapping[str, str]) -> str | None:
+    """What to add to the command line for the claims that are not given; None where all are."""
+    return " ".join(f"--claim {name}=DIR" for name in names if name not in given) or None
+
+
+def find_model(claim: Claim, claims: Mapping[str, str]) -> pathlib.Path:
+    """Directory of a model in a claim that is given; raise FineTuneError where there is no model."""
+    directory = pathlib.Path(claims[claim.claim_name]) / (claim.path or "")
+    if not (directory / "config.json").is_file():
+        raise FineTuneError(
+            Reason.MODEL_NOT_FOUND,
+            f"spec.model.claim.path: there is no model in {str(claim.path or '.')!r} of the claim "
+            f"{claim.claim_name!r} ({directory / 'config.json'} is missing); write the directory that holds config.json",
+        )
+    return directory

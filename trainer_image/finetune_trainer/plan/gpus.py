@@ -1,0 +1,114 @@
+"""What is known of GPUs by the names that their machines are labelled with."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from finetune_api.quantities import GIB
+
+PRODUCT_LABEL = "nvidia.com/gpu.product"  # of NVIDIA's GPU feature discovery; its value is the product's name with dashes
+MEMORY_LABEL = "nvidia.com/gpu.memory"  # in MiB
+GKE_LABEL = "cloud.google.com/gke-accelerator"
+_MIB = 1024**2
+
+# Product → MiB as nvidia-smi shows them, whether it computes in bf16 (compute capability 8 and later).
+_PRODUCTS: dict[str, tuple[int, bool]] = {
+    "Tesla-T4": (15360, False),
+    "Tesla-P100-PCIE-16GB": (16280, False),
+    "Tesla-V100-SXM2-16GB": (16160, False),
+    "Tesla-V100-PCIE-16GB": (16160, False),
+    "Tesla-V100-SXM2-32GB": (32510, False),
+    "Tesla-V100-PCIE-32GB": (32510, False),
+    "NVIDIA-A2": (15356, True),
+    "NVIDIA-L4": (23034, True),
+    "NVIDIA-A10": (23028, True),
+    "NVIDIA-A10G": (23028, True),
+    "NVIDIA-A30": (24258, True),
+    "NVIDIA-GeForce-RTX-3090": (24268, True),
+    "NVIDIA-GeForce-RTX-4090": (24564, True),
+    "NVIDIA-A100-PCIE-40GB": (40536, True),
+    "NVIDIA-A100-SXM4-40GB": (40536, True),
+    "NVIDIA-A40": (46068, True),
+    "NVIDIA-L40": (46068, True),
+    "NVIDIA-L40S": (46068, True),
+    "NVIDIA-RTX-A6000": (49140, True),
+    "NVIDIA-A100-SXM4-80GB": (81251, True),
+    "NVIDIA-A100-80GB-PCIe": (81251, True),
+    "NVIDIA-H100-PCIe": (81559, True),
+    "NVIDIA-H100-80GB-HBM3": (81559, True),
+    "NVIDIA-H100-NVL": (95830, True),
+    "NVIDIA-GH200-480GB": (97871, True),
+    "NVIDIA-H200": (143771, True),
+    "NVIDIA-H200-NVL": (143771, True),
+    "NVIDIA-B200": (183359, True),
+}
+_GKE = {
+    "nvidia-tesla-t4": "Tesla-T4",
+    "nvidia-tesla-p100": "Tesla-P100-PCIE-16GB",
+    "nvidia-tesla-v100": "Tesla-V100-SXM2-16GB",
+    "nvidia-l4": "NVIDIA-L4",
+    "nvidia-tesla-a100": "NVIDIA-A100-SXM4-40GB",
+    "nvidia-a100-80gb": "NVIDIA-A100-SXM4-80GB",
+    "nvidia-h100-80gb": "NVIDIA-H100-80GB-HBM3",
+    "nvidia-h100-mega-80gb": "NVIDIA-H100-80GB-HBM3",
+    "nvidia-h200-141gb": "NVIDIA-H200",
+    "nvidia-b200": "NVIDIA-B200",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """A GPU that a job asks for. bf16: None where that is not known."""
+
+    name: str
+    memory: int
+    bf16: bool | None
+
+
+def find_gpu(name: str) -> Gpu | None:
+    """The GPU of a label's value; a slice of one (MIG) has the memory that its name says. None where it is not known."""
+    product, _, part = name.removesuffix("-SHARED").partition("-MIG-")
+    product = _GKE.get(product, product)
+    if product not in _PRODUCTS:
+        return None
+    memory, bf16 = _PRODUCTS[product]
+    slice_gb = re.search(r"\.(\d+)gb", part)
+    return Gpu(name, int(slice_gb[1]) * GIB * 95 // 100 if slice_gb else memory * _MIB, bf16)
+
+
+def asked_gpu(node_selector: Mapping[str, str], affinity: Mapping[str, Any] | None) -> tuple[Gpu | None, str | None]:
+    """The GPU that a pod's labels ask for, the smallest where it may be one of several; and why it is not known."""
+    names = [node_selector[label] for label in (PRODUCT_LABEL, GKE_LABEL) if label in node_selector]
+    names = names or _affinity_values(affinity or {})
+    found = [gpu for gpu in map(find_gpu, names) if gpu is not None]
+    if len(found) < len(names):
+        unknown = next(name for name in names if find_gpu(name) is None)
+        return None, f"the memory of {unknown} is not known here; add --gpu-memory, for example --gpu-memory 80Gi"
+    if found:
+        return min(found, key=lambda gpu: gpu.memory), None
+    if node_selector.get(MEMORY_LABEL, "").isdigit():
+        memory = int(node_selector[MEMORY_LABEL])
+        return Gpu(f"{MEMORY_LABEL}={memory}", memory * _MIB, None), None
+    return None, f"nothing says which GPU it will be: add --gpu-memory, or {PRODUCT_LABEL} to spec.pod.nodeSelector"
+
+
+def _affinity_values(affinity: Mapping[str, Any]) -> list[str]:
+    """Products of spec.pod.affinity, of which the shape is the API server's business: what is not as expected says nothing."""
+    try:
+        required = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        expressions = [expression for term in required["nodeSelectorTerms"] for expression in term.get("matchExpressions", ())]
+        return [
+            str(value)
+            for expression in expressions
+            if expression["key"] in (PRODUCT_LABEL, GKE_LABEL) and expression["operator"] == "In"
+            for value in expression["values"]
+        ]
+    except (KeyError, TypeError, AttributeError):
+        return []
+
+
+def gpus_with(memory: int) -> list[str]:
+    """Products that have so much memory, the smallest first."""
+    fitting = sorted((size, name) for name, (size, _) in _PRODUCTS.items() if size * _MIB >= memory)
+    return [name.removeprefix("NVIDIA-") for _, name in fitting]

@@ -1,0 +1,122 @@
+"""What a model is made of, without loading it: config.json, and the headers of its safetensors files."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.arguments import find_model
+from finetune_trainer.plan.memory import Architecture
+
+_LARGEST_HEADER_BYTES = 100_000_000  # as safetensors itself
+# Heads of what a model was trained on before: a classifier does not load them, and its own head is small.
+_OTHER_HEADS = re.compile(
+    r"^(cls|lm_head|classifier|score|pre_classifier|qa_outputs|vocab_transform|vocab_layer_norm|vocab_projector|generator_\w+"
+    r"|discriminator_predictions|lm_predictions|mask_predictions|decoder|head)\."
+)
+_EMBEDDING = re.compile(r"embed|(^|\.)w[tp]e\.")
+_GATE = re.compile(r"gate_proj|\.Wi\.weight$|gate_up_proj")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One tensor of a file's header."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """What memory and checkpoints follow from.
+
+    parameters: numbers that are trained. linear_parameters: those of matrix multiplications. architecture: None where
+    config.json does not say its sizes, for the given reason.
+    """
+
+    parameters: int
+    linear_parameters: int
+    architecture: Architecture | None
+    reason: str | None = None
+
+
+def observe_model(spec: FineTuneJobSpec, claims: Mapping[str, str]) -> ModelFacts | None:
+    """Look at the model of a job; None where its claim is not given. Raises FineTuneError that names the field."""
+    source = spec.model
+    if source.hub is not None:
+        from finetune_trainer.plan.remote import observe_hub_model  # the Hub's client takes its time to import
+
+        return describe_model(*observe_hub_model(source.hub), "spec.model.hub")
+    assert source.claim is not None
+    if source.claim.claim_name not in claims:
+        return None
+    directory = find_model(source.claim, claims)
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FineTuneError(
+            Reason.CONFIGURATION_ERROR, f"spec.model.claim: {directory / 'config.json'} can't be read: {error}"
+        ) from None
+    return describe_model(config, list(observe_tensors(directory)), "spec.model.claim")
+
+
+def describe_model(config: Any, tensors: Sequence[Tensor], field: str) -> ModelFacts:
+    """Count the parameters and read the architecture; raise FineTuneError where config.json is none."""
+    if not isinstance(config, Mapping):
+        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"{field}: config.json does not describe a model")
+    trained = [tensor for tensor in tensors if tensor.dtype[:1] in "BF" and tensor.dtype != "BOOL"]
+    trained = [tensor for tensor in trained if not _OTHER_HEADS.match(tensor.name)]
+    parameters = sum(math.prod(tensor.shape) for tensor in trained)
+    linear = [tensor for tensor in trained if len(tensor.shape) == 2 and not _EMBEDDING.search(tensor.name)]
+    linear_parameters = sum(math.prod(tensor.shape) for tensor in linear)
+    try:
+        gated = any(_GATE.search(tensor.name) for tensor in trained)
+        return ModelFacts(parameters, linear_parameters, Architecture.from_config(config, gated))
+    except ValueError as error:
+        return ModelFacts(parameters, linear_parameters, None, str(error))
+
+
+def observe_tensors(directory: pathlib.Path) -> Iterator[Tensor]:
+    """Name, type and shape of every tensor of a model's directory, from the headers of its files. Raises FineTuneError."""
+    for file in _weight_files(directory):
+        try:
+            header = _read_header(file)
+        except (OSError, ValueError, struct.error) as error:
+            raise FineTuneError(Reason.CONFIGURATION_ERROR, f"spec.model.claim: {file} is no safetensors file: {error}") from None
+        for name, entry in header.items():
+            if name != "__metadata__":
+                yield Tensor(name, entry["dtype"], tuple(entry["shape"]))
+
+
+def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
+    """As transformers looks for them: one file, or those that the index names."""
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise FineTuneError(
+            Reason.CONFIGURATION_ERROR,
+            f"spec.model.claim: {directory} has no weights in the safetensors format (model.safetensors is missing)",
+        ) from None
+    return [directory / pathlib.Path(name).name for name in sorted(names)]
+
+
+def _read_header(file: pathlib.Path) -> dict[str, Any]:
+    """The JSON at the beginning of a file, behind its length as eight bytes."""
+    with file.open("rb") as stream:
+        [length] = struct.unpack("<Q", stream.read(8))
+        if length > _LARGEST_HEADER_BYTES:
+            raise ValueError("its header is too long")
+        header = json.loads(stream.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no object")
+    return header

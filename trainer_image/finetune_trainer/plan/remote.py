@@ -1,0 +1,65 @@
+"""What the Hub says of models and data sets, without a download of either."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from huggingface_hub import HfApi, metadata_load
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, NotASafetensorsRepoError, SafetensorsParsingError
+
+from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.spec import HubDataset, HubModel
+from finetune_trainer import hub
+from finetune_trainer.plan.model import Tensor
+
+
+def observe_hub_model(source: HubModel) -> tuple[Any, list[Tensor]]:
+    """config.json and the tensors of a repository: its weights' headers alone are fetched. Raises FineTuneError."""
+    api, field = HfApi(), "spec.model.hub"
+    with hub.explained(field, source.name, Reason.MODEL_NOT_FOUND):
+        # Asked first: whether the repository is there is what all other questions depend on.
+        revision = api.model_info(source.name, revision=source.revision).sha
+        try:
+            config = json.loads(pathlib.Path(api.hf_hub_download(source.name, "config.json", revision=revision)).read_bytes())
+            metadata = api.get_safetensors_metadata(source.name, revision=revision)
+        except LocalEntryNotFoundError:
+            raise FineTuneError(Reason.HUB_UNAVAILABLE, f"{field}: the Hub stopped answering") from None
+        except EntryNotFoundError:
+            raise FineTuneError(Reason.CONFIGURATION_ERROR, f"{field}: {source.name!r} has no config.json") from None
+        except (NotASafetensorsRepoError, SafetensorsParsingError):
+            raise FineTuneError(
+                Reason.CONFIGURATION_ERROR, f"{field}: {source.name!r} has no weights in the safetensors format"
+            ) from None
+        except ValueError as error:
+            raise FineTuneError(Reason.CONFIGURATION_ERROR, f"{field}: config.json of {source.name!r}: {error}") from None
+    files = metadata.files_metadata.values()
+    return config, [Tensor(name, item.dtype, tuple(item.shape)) for file in files for name, item in file.tensors.items()]
+
+
+def count_hub_rows(source: HubDataset, field: str) -> dict[str, int] | None:
+    """Rows of each split, as the data set's card (README.md) has them; None where it does not. Raises FineTuneError."""
+    api = HfApi()
+    with hub.explained(field, source.name, Reason.DATASET_NOT_FOUND):
+        revision = api.dataset_info(source.name, revision=source.revision).sha
+        try:
+            card = metadata_load(api.hf_hub_download(source.name, "README.md", repo_type="dataset", revision=revision))
+        except (EntryNotFoundError, ValueError, yaml.YAMLError):
+            return None
+    configurations = card.get("dataset_info") if isinstance(card, Mapping) else None
+    if isinstance(configurations, Mapping):
+        configurations = [configurations]
+    return _splits(configurations, source.config) if isinstance(configurations, list) else None
+
+
+def _splits(configurations: list[Any], wanted: str | None) -> dict[str, int] | None:
+    """Of the configuration that would be loaded: the one that is named, the only one, or the one called default."""
+    named = {str(item.get("config_name", "default")): item for item in configurations if isinstance(item, Mapping)}
+    chosen = named.get(wanted or "default") or (next(iter(named.values())) if wanted is None and len(named) == 1 else None)
+    splits = chosen.get("splits") if chosen else None
+    if not isinstance(splits, list):
+        return None
+    counts = {split.get("name"): split.get("num_examples") for split in splits if isinstance(split, Mapping)}
+    found = {str(name): count for name, count in counts.items() if isinstance(count, int)}
+    return found or None

@@ -1,0 +1,152 @@
+"""The plan on one screen."""
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from finetune_api.quantities import format_bytes
+from finetune_api.spec import DEFAULT_EPOCHS
+from finetune_trainer.plan.build import Plan
+from finetune_trainer.plan.gpus import gpus_with
+
+_EXAMPLES_OF_GPUS = 3
+
+
+def show_plan(console: Console, name: str, plan: Plan) -> None:
+    """Print it: what it takes, what it does, and at the end what would go wrong."""
+    console.print(Text(name, style="bold underline"))
+    rows = [("" if number else label, line) for label, lines in _sections(plan) for number, line in enumerate(lines)]
+    if console.is_terminal:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold", no_wrap=True)
+        for label, line in rows:
+            table.add_row(label, Text(line))
+        console.print(table)
+    else:  # neither wrapped nor filled up with spaces
+        width = max(len(label) for label, _ in rows) + 2
+        for label, line in rows:
+            console.print(Text(label.ljust(width) + line), soft_wrap=True)
+    for title, style, sentences in (
+        ("Would be refused or fail", "red", plan.refused),
+        ("Warnings", "yellow", plan.warnings),
+        ("Not known", "yellow", plan.unknown),
+    ):
+        if sentences:
+            console.print(Text(title, style=f"bold {style}"))
+            for sentence in sentences:
+                console.print(Text(f"  {sentence}"), soft_wrap=not console.is_terminal)
+    if not plan.refused:
+        known = ", as far as is known" if plan.unknown else ""
+        console.print(Text(f"Nothing would be refused{known}.", style="bold green"))
+
+
+def _sections(plan: Plan) -> Iterator[tuple[str, list[str]]]:
+    yield "Processes", [_processes(plan)]
+    yield "Batch", list(_batch(plan))
+    yield "Steps", list(_steps(plan))
+    yield "Memory", list(_memory(plan))
+    yield "Checkpoints", list(_checkpoints(plan))
+    yield "Publish", [_publish(plan)]
+    yield "On failure", [_recovery(plan)]
+
+
+def _processes(plan: Plan) -> str:
+    distributed = plan.spec.distributed
+    on = f"{distributed.gpus_per_node} GPU(s) per node" if plan.gpu else "CPU"
+    per_node = plan.spec.processes_per_node
+    return f"{plan.batch.world} = {_count(distributed.nodes, 'node')} × {_count(per_node, 'process', 'es')}, on {on}"
+
+
+def _batch(plan: Plan) -> Iterator[str]:
+    batch = plan.batch
+    split = f"{_count(batch.world, 'process', 'es')} × micro-batch {batch.micro} × accumulation {batch.accumulation}"
+    yield f"{_count(batch.global_batch, 'row')} per step: {split}"
+    yield f"at most {plan.tokens:,} tokens per row, {plan.tokens * batch.global_batch:,} per step"
+
+
+def _steps(plan: Plan) -> Iterator[str]:
+    training, rows = plan.spec.training, plan.facts.rows
+    passes = f"{training.epochs or DEFAULT_EPOCHS:g} epoch(s)"
+    if plan.steps is None:
+        yield f"not known: {passes} of a number of rows that is not known ({rows.reason})"
+    elif training.max_steps is not None:
+        yield f"{plan.steps:,} (maxSteps), {plan.warmup:,} of them warm-up"
+    else:
+        yield f"{plan.steps:,} = {passes} × {plan.batch.steps_per_epoch:,}, {plan.warmup:,} of them warm-up"
+    if rows.train is not None:
+        about = "" if rows.exact else "about "
+        classes = f"; {len(rows.classes)} classes" if rows.classes else ""
+        yield f"{about}{rows.train:,} rows to train on, {about}{rows.evaluation:,} to evaluate on{classes}"
+
+
+def _memory(plan: Plan) -> Iterator[str]:
+    memory, model = plan.memory, plan.facts.model
+    if model is None:
+        yield f"not known: {plan.facts.model_reason}"
+        return
+    half = "" if plan.precision == "fp32" else f", computed in {plan.precision}"
+    yield f"{model.parameters / 1e6:,.1f} million parameters in fp32{half}"
+    if memory is None:
+        least = 16 * model.parameters
+        yield f"{format_bytes(least)} for weights, gradients and optimizer; activations are not known"
+        return
+    runtime = "CUDA" if plan.gpu else "Python and libraries"
+    parts = (
+        ("weights", memory.weights), ("gradients", memory.gradients), ("optimizer", memory.optimizer),
+        ("activations", memory.activations), (runtime, memory.runtime),
+    )  # fmt: skip
+    yield " + ".join(f"{name} {format_bytes(size)}" for name, size in parts)
+    yield f"= about {format_bytes(memory.total)} per {'GPU' if plan.gpu else 'process'} at most; {_fit(plan, memory.total)}"
+
+
+def _fit(plan: Plan, needed: int) -> str:
+    gpu, room = plan.facts.gpu, plan.room
+    if room is not None:
+        verdict = "fits" if needed <= room else "does not fit"
+        where = f"{gpu.name} with {format_bytes(room)}" if plan.gpu and gpu else f"the limit of {format_bytes(room)} each"
+        return f"{verdict} {where}"
+    if plan.gpu:
+        fitting = gpus_with(needed)
+        return f"would fit {', '.join(fitting[:_EXAMPLES_OF_GPUS])} and larger" if fitting else "would fit no GPU known here"
+    return (
+        "the pods have no memory limit"
+        if plan.spec.processes_per_node == 1
+        else (f"{format_bytes(needed * plan.spec.processes_per_node)} per pod, which has no memory limit")
+    )
+
+
+def _checkpoints(plan: Plan) -> Iterator[str]:
+    checkpoint, storage, output = plan.spec.checkpoint, plan.storage, plan.spec.output
+    yield f"every {_count(checkpoint.every_steps, 'step')}, the newest {checkpoint.keep} kept" + (
+        f", {format_bytes(storage.checkpoint)} each" if storage else ""
+    )
+    place = f"the claim {output.claim.claim_name}" if output.claim is not None else "a new volume"
+    if plan.volume_bytes is not None:
+        place += f" of {format_bytes(plan.volume_bytes)}"
+    if storage is None:
+        yield f"on {place}"
+    else:
+        needed = f"{storage.checkpoints} × {format_bytes(storage.checkpoint)} + model {format_bytes(storage.model)}"
+        yield f"on {place}: {format_bytes(storage.needed)} at most ({needed})"
+
+
+def _publish(plan: Plan) -> str:
+    publish, storage = plan.spec.publish, plan.storage
+    if publish is None:
+        return "nothing; the model stays in the output"
+    size = f", {format_bytes(storage.model)}" if storage else ""
+    endpoint = plan.spec.hub.endpoint or "the Hub"
+    return f"to {publish.repository} on {endpoint}, {publish.visibility.lower()} if it is created{size}"
+
+
+def _recovery(plan: Plan) -> str:
+    restarts = plan.spec.recovery.max_restarts
+    if restarts == 0:
+        return "the job fails at the first failure"
+    return f"restarted from the last checkpoint up to {_count(restarts, 'time')}; what no restart heals fails at once"
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
