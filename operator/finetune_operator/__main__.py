@@ -1,4 +1,4 @@
-"""The operator's command line: `run` it, or `render` what it would create."""
+"""The operator's command line: `python -m finetune_operator run`. What it would create is shown by `finetune render`."""
 
 import argparse
 import asyncio
@@ -7,7 +7,9 @@ import datetime
 import logging
 import os
 import pathlib
+import secrets
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 
@@ -15,22 +17,24 @@ import kopf
 from prometheus_client import CollectorRegistry
 
 from finetune_api import __version__, names
-from finetune_api.reasons import FineTuneError
 from finetune_operator.cluster.api import Api
+from finetune_operator.cluster.lease import Alone, Leadership, LeaseLostError
 from finetune_operator.cluster.progress import ProgressClient
 from finetune_operator.handlers import build_registry, build_settings
 from finetune_operator.health import Health
 from finetune_operator.metrics import Metrics
 from finetune_operator.observed import Key
+from finetune_operator.poller import Poller
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconcile import Reconciler
-from finetune_operator.render import dump_objects, render_objects
+from finetune_operator.render import DEFAULT_TRAINER_IMAGE, ENV_TRAINER_IMAGE
 from finetune_operator.resync import Resync
 from finetune_operator.server import build_app, start_server
+from finetune_operator.site import Site, read_site
+from finetune_operator.store import Store
 
 logger = logging.getLogger("finetune_operator")
 
-ENV_TRAINER_IMAGE = "FINETUNE_TRAINER_IMAGE"
 # Turns at the same time: they mostly wait for the API server.
 _WORKERS = 32
 # Before watches that broke off are taken up again.
@@ -40,11 +44,18 @@ _WATCH_PAUSE_SECONDS = 5.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and do what it says; the exit code."""
     options = _parser().parse_args(arguments)
-    if options.command == "render":
-        return _render(options.file, options.trainer_image)
+    try:
+        site = read_site(options.site_file, options.trainer_image)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return names.EXIT_REFUSED
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("kopf").setLevel(logging.WARNING)
-    asyncio.run(_run(options))
+    try:
+        asyncio.run(_run(options, site))
+    except LeaseLostError as lost:
+        logger.error("%s: this process ends", lost)
+        return 1
     return 0
 
 
@@ -55,49 +66,60 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="watch FineTuneJobs and run them")
     run.add_argument("--namespace", action="append", default=[], help="watch this namespace only; may be given again")
     run.add_argument("--port", type=int, default=names.PORT_OPERATOR, help="for /metrics, /healthz, /readyz")
-    render = commands.add_parser("render", help="print the objects that the first attempt of a FineTuneJob would get")
-    render.add_argument("file", type=pathlib.Path)
-    image = os.environ.get(ENV_TRAINER_IMAGE) or f"finetune-trainer:{__version__}"
-    for command in (run, render):
-        command.add_argument("--trainer-image", default=image, help=f"for jobs that name none; ${ENV_TRAINER_IMAGE}")
+    run.add_argument("--lease", help="act only while holding this Lease; its namespace is $POD_NAMESPACE, the holder $POD_NAME")
+    image = os.environ.get(ENV_TRAINER_IMAGE) or DEFAULT_TRAINER_IMAGE
+    run.add_argument("--trainer-image", default=image, help=f"for jobs that name none; ${ENV_TRAINER_IMAGE}")
+    run.add_argument("--site-file", type=pathlib.Path, help="what the site sets for all jobs (docs/operations.md)")
     return parser
-
-
-def _render(path: pathlib.Path, trainer_image: str) -> int:
-    try:
-        sys.stdout.write(dump_objects(render_objects(path, trainer_image)))
-    except FineTuneError as error:
-        sys.stderr.write(f"{error}\n")
-        return names.EXIT_REFUSED
-    return 0
 
 
 def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-async def _run(options: argparse.Namespace) -> None:
-    """Wire everything, work until a signal comes, and end in order: first the turns, then the watches."""
+async def _run(options: argparse.Namespace, site: Site) -> None:
+    """Wire everything, work until a signal comes, and end in order: first the turns, then the watches, then the Lease."""
     stop = asyncio.Event()
     _stop_on_signals(stop)
     queue: WorkQueue[Key] = WorkQueue()
-    health = Health(queue.oldest_seconds)
     registry = CollectorRegistry()
-    metrics = Metrics(registry)
-    api, pods = await Api.connect(), ProgressClient.open()
-    reconciler = Reconciler(api, pods, metrics, options.trainer_image, _now)
-    resync = Resync(api, queue, metrics, health, options.namespace, _now)
-    app = build_app(registry, health, lambda: metrics.workqueue_depth.set(queue.depth()))
-    server = await start_server(app, options.port)
+    metrics, store = Metrics(registry), Store()
+    api = await Api.connect(count=metrics.count_request)
+    leadership = _leadership(options, api)
+    api.guard(leadership.check)
+    health = Health(lambda: queue.oldest_seconds() if leadership.is_leading() else 0.0)
+    pods = ProgressClient.open()
+    poller = Poller(store, pods, queue.add)
+    reconciler = Reconciler(api, store, poller, metrics, site, _now)
+    resync = Resync(api, store, queue, metrics, health, options.namespace, _now)
+
+    def refresh() -> None:
+        metrics.workqueue_depth.set(queue.depth())
+        metrics.leader.set(leadership.is_leading())
+
+    async def act() -> None:
+        await leadership.taken.wait()
+        await asyncio.gather(queue.run(reconciler.reconcile, _WORKERS), poller.run())
+
+    server = await start_server(build_app(registry, health, refresh), options.port)
     logger.info("finetune-operator %s: %s", __version__, ", ".join(options.namespace) or "all namespaces")
+    watch = _watch(store, queue, metrics, health, options.namespace, stop)
     try:
-        work = [asyncio.create_task(resync.run()), asyncio.create_task(queue.run(reconciler.reconcile, _WORKERS))]
-        await _until(stop, [*work, asyncio.create_task(_watch(queue, metrics, health, options.namespace, stop))])
+        await _until(stop, [asyncio.create_task(work) for work in (leadership.run(), resync.run(), act(), watch)])
     finally:
+        await leadership.release()
         await server.cleanup()
         await pods.close()
         await api.close()
         logger.info("stopped")
+
+
+def _leadership(options: argparse.Namespace, api: Api) -> Leadership | Alone:
+    if options.lease is None:
+        return Alone()
+    # A container that starts again in the same pod is another process: it must not take itself for the one that was stopped.
+    identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}-{secrets.token_hex(3)}"
+    return Leadership(api.unguarded(), os.environ.get("POD_NAMESPACE", "default"), options.lease, identity, _now)
 
 
 async def _until(stop: asyncio.Event, tasks: Sequence[asyncio.Task[None]]) -> None:
@@ -111,7 +133,9 @@ async def _until(stop: asyncio.Event, tasks: Sequence[asyncio.Task[None]]) -> No
         await task
 
 
-async def _watch(queue: WorkQueue[Key], metrics: Metrics, health: Health, namespaces: Sequence[str], stop: asyncio.Event) -> None:
+async def _watch(
+    store: Store, queue: WorkQueue[Key], metrics: Metrics, health: Health, namespaces: Sequence[str], stop: asyncio.Event
+) -> None:
     """Keep kopf running. It looks once for the resources to be watched, so it starts when there are some to list.
 
     It gives up after a minute without an API server; the full list heals what is lost until it runs again.
@@ -120,7 +144,7 @@ async def _watch(queue: WorkQueue[Key], metrics: Metrics, health: Health, namesp
     while True:
         others = asyncio.all_tasks()
         tasks = await kopf.spawn_tasks(
-            registry=build_registry(queue.add, metrics.watch_last_event.set_to_current_time),
+            registry=build_registry(store, queue.add, metrics.watch_last_event.set_to_current_time),
             settings=build_settings(),
             standalone=True,
             clusterwide=not namespaces,

@@ -1,4 +1,4 @@
-"""kopf, the watch layer: what happens to a FineTuneJob, its Jobs and pods puts the job's key into the queue, nothing more."""
+"""kopf, the watch layer: what happens to FineTuneJobs, Jobs and pods goes into the store, and the job's key into the queue."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,24 +6,64 @@ from typing import Any
 import kopf
 
 from finetune_api import names
+from finetune_api.status import FINAL_PHASES
 from finetune_operator.observed import Key
+from finetune_operator.parsing import read_child_job, read_child_key, read_job, read_key, read_pod, read_version
+from finetune_operator.resync import ACTIVE
+from finetune_operator.store import Store
+
+
+class _NoDiffs(kopf.DiffBaseStorage):
+    """kopf copies every object of every event to find out what changed in it, which nobody here asks for."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence({})
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """Nor is there anything to be remembered of handlers: those of events are never tried again."""
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+    def purge(self, **_: Any) -> None:
+        pass
+
+    def touch(self, **_: Any) -> None:
+        pass
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        return essence
 
 
 def build_settings() -> kopf.OperatorSettings:
-    """kopf as a reader: it posts nothing, patches nothing, and asks only for what carries our label."""
+    """kopf as a reader: it posts nothing, patches nothing, and asks only for what is not finished and what carries our label."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.peering.standalone = True
-    settings.queueing.worker_limit = None  # a limit would cap what is seen at about limit ÷ 5 s
+    settings.queueing.worker_limit = None  # a limit would cap what is seen at about limit ÷ idle_timeout
+    settings.queueing.idle_timeout = 0.5  # for so long kopf keeps a task for each object that it saw
     settings.queueing.exit_timeout = 1.0
     settings.networking.enforce_retry_after = True
+    settings.persistence.diffbase_storage = _NoDiffs()
+    settings.persistence.progress_storage = _NoProgress()
+    settings.watching.field_selectors[names.GROUP, names.VERSION, names.PLURAL] = ACTIVE
     settings.watching.label_selectors["batch", "jobs"] = names.LABEL_JOB
     settings.watching.label_selectors["", "v1", "pods"] = names.LABEL_JOB
     return settings
 
 
-def build_registry(enqueue: Callable[[Key], None], saw_event: Callable[[], None]) -> kopf.OperatorRegistry:
+def build_registry(store: Store, enqueue: Callable[[Key], None], saw_event: Callable[[], None]) -> kopf.OperatorRegistry:
     """The handlers. enqueue: the queue's add. saw_event: called whenever a watch tells of a FineTuneJob."""
     registry = kopf.OperatorRegistry()
 
@@ -32,16 +72,31 @@ def build_registry(enqueue: Callable[[Key], None], saw_event: Callable[[], None]
         return kopf.login_with_service_account(**context) or kopf.login_with_kubeconfig(**context)
 
     @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)
-    async def saw_job(*, namespace: str | None, name: str, **_: Any) -> None:
-        assert namespace is not None
+    async def saw_job(*, event: Any, **_: Any) -> None:
         saw_event()
-        enqueue(Key(namespace, name))
+        manifest = event["object"]
+        key = read_key(manifest)
+        # A finished job leaves this watch as if it were deleted.
+        if event["type"] == "DELETED" or manifest.get("status", {}).get("phase") in FINAL_PHASES:
+            store.drop_job(key, read_version(manifest))
+        else:
+            store.put_job(read_job(manifest))
+        enqueue(key)
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
+    async def saw_child_job(*, event: Any, **_: Any) -> None:
+        key = read_child_key(event["object"])
+        if key in store.jobs:
+            child = read_child_job(event["object"])
+            store.children.drop(key, child.name, child.version) if event["type"] == "DELETED" else store.put_child(key, child)
+            enqueue(key)
+
     @kopf.on.event("", "v1", "pods", registry=registry)
-    async def saw_child(*, namespace: str | None, labels: kopf.Labels, **_: Any) -> None:
-        assert namespace is not None
-        if job := labels.get(names.LABEL_JOB):
-            enqueue(Key(namespace, job))
+    async def saw_pod(*, event: Any, **_: Any) -> None:
+        key = read_child_key(event["object"])
+        if key in store.jobs:
+            pod = read_pod(event["object"])
+            store.pods.drop(key, pod.name, pod.version) if event["type"] == "DELETED" else store.put_pod(key, pod)
+            enqueue(key)
 
     return registry

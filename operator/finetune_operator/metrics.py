@@ -11,12 +11,13 @@ from prometheus_client.registry import Collector
 
 from finetune_api import metrics as declared
 from finetune_api.status import Phase
-from finetune_operator.observed import JobRecord, Key, read_time
+from finetune_operator.observed import JobRecord, Key, Manifest, read_time
+from finetune_operator.parsing import read_key
 
 _PHASES = get_args(Phase)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Figures:
     """What is told of one job; times as Unix time."""
 
@@ -38,6 +39,9 @@ class Metrics(Collector):
         self.reconcile_duration = Histogram(duration.name, duration.help, buckets=duration.buckets, registry=registry)
         self.reconcile_errors = Counter(declared.RECONCILE_ERRORS.name, declared.RECONCILE_ERRORS.help, registry=registry)
         self.workqueue_depth = Gauge(declared.WORKQUEUE_DEPTH.name, declared.WORKQUEUE_DEPTH.help, registry=registry)
+        self.leader = Gauge(declared.LEADER.name, declared.LEADER.help, registry=registry)
+        requests = declared.API_REQUESTS
+        self._api_requests = Counter(requests.name, requests.help, requests.labels, registry=registry)
         self.watch_last_event = Gauge(declared.WATCH_LAST_EVENT.name, declared.WATCH_LAST_EVENT.help, registry=registry)
 
     def remember(self, job: JobRecord) -> None:
@@ -51,6 +55,24 @@ class Metrics(Collector):
             final_loss=status.progress.loss if status.progress is not None and status.completion_time else None,
             restarts=status.restarts.failures if status.restarts is not None else 0,
         )
+
+    def remember_finished(self, manifest: Manifest) -> None:
+        """The same for a finished job, from the object as it is: there may be very many of them."""
+        status, key = manifest.get("status", {}), read_key(manifest)
+        created = _unix(read_time(manifest["metadata"]["creationTimestamp"]))
+        assert created is not None
+        self._jobs[key] = _Figures(
+            phase=status.get("phase", ""),
+            created=created,
+            start=_unix(read_time(status.get("startTime"))),
+            completion=_unix(read_time(status.get("completionTime"))),
+            final_loss=status.get("progress", {}).get("loss"),
+            restarts=status.get("restarts", {}).get("failures", 0),
+        )
+
+    def count_request(self, verb: str, kind: str, code: int) -> None:
+        """An answer of the API server; code 0 if there was none."""
+        self._api_requests.labels(verb, kind, str(code)).inc()
 
     def forget(self, key: Key) -> None:
         """The job is gone."""

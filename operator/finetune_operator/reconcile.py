@@ -3,22 +3,28 @@
 import dataclasses
 import datetime
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
+from finetune_api import names
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import FineTuneJobStatus, Phase
+from finetune_api.status import FINAL_PHASES, FineTuneJobStatus, Phase
+from finetune_api.wire import Report
 from finetune_operator.cluster.api import Api, ApiError
 from finetune_operator.cluster.apply import Blocked, Created, Refused, create_children
 from finetune_operator.cluster.observe import observe_job
-from finetune_operator.cluster.progress import ProgressClient
 from finetune_operator.cluster.status import apply_status, create_events
 from finetune_operator.manifests import Plan, build_children
 from finetune_operator.metrics import Metrics
-from finetune_operator.observed import JobRecord, Key, Observation
-from finetune_operator.policy.attempt import Decision, choose_image, decide, pod_to_ask
-from finetune_operator.policy.status import in_phase, is_due, refused, started
+from finetune_operator.observed import JobRecord, Key, Manifest, Observation
+from finetune_operator.policy.attempt import choose_image, decide, pod_to_ask
+from finetune_operator.policy.decision import Decision
+from finetune_operator.policy.status import PROGRESS_INTERVAL, blocked, in_phase, is_due, refused, started
 from finetune_operator.policy.turns import build_turns
+from finetune_operator.poller import Poller
 from finetune_operator.queue import RetryLaterError
+from finetune_operator.site import Site
+from finetune_operator.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -26,24 +32,34 @@ logger = logging.getLogger(__name__)
 _CONFLICT_SECONDS = 0.2
 # A child that can't be created for now is tried again so often.
 _BLOCKED_SECONDS = 10.0
+# After the end, when something is left to be done.
+_SOON_SECONDS = 1.0
+# A gang that does not become whole is looked at afresh so often, as events alone say why.
+_WHY_SECONDS = 15.0
+# What is done for each job every few seconds is done more seldom where there are many: for so many a second in all.
+_JOBS_PER_SECOND = 50
 
 
 class Reconciler:
-    """What a turn needs. trainer_image: for jobs that name none. now: the time of day, in UTC."""
+    """What a turn needs. now: the time of day, in UTC. clock: monotonic seconds."""
 
     def __init__(
         self,
         api: Api,
-        pods: ProgressClient,
+        store: Store,
+        poller: Poller,
         metrics: Metrics,
-        trainer_image: str,
+        site: Site,
         now: Callable[[], datetime.datetime],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
-        self._pods = pods
+        self._store = store
+        self._poller = poller
         self._metrics = metrics
-        self._trainer_image = trainer_image
+        self._site = site
         self._now = now
+        self._clock = clock
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring the job one step on; return after how many seconds it is to be looked at again without being asked."""
@@ -52,56 +68,146 @@ class Reconciler:
                 return await self._turn(key)
             except ApiError as error:
                 self._metrics.reconcile_errors.inc()
+                await self._tell_of_missing_right(key, error)
                 raise RetryLaterError(str(error), error.retry_after_seconds) from error
             except Exception:
                 self._metrics.reconcile_errors.inc()
                 raise
 
     async def _turn(self, key: Key) -> float | None:
+        seen = self._recall(key)
+        if seen is not None:
+            decision = decide(seen, self._heard(seen), self._now())
+            if not decision.needs_a_fresh_look(seen.job.status):
+                return await self._write(seen, decision)
         seen = await observe_job(self._api, key)
         if seen is None:
-            self._metrics.forget(key)
+            self._forget(key)
             return None
-        asked = pod_to_ask(seen)
-        report = await self._pods.pull(asked.address) if asked is not None and asked.address is not None else None
-        decision = decide(seen, report, self._trainer_image, self._now())
+        self._store.put_observation(seen, self._clock())
+        decision = decide(seen, self._heard(seen), self._now())
+        if decision.delete_job:
+            await self._api.delete(names.KIND, key.namespace, key.name, seen.job.uid)
+            logger.info("%s: deleted, as ttlSecondsAfterFinished says", key)
+            return None
         if decision.delete is not None:
             await self._api.delete("Job", key.namespace, decision.delete.name, decision.delete.uid)
+        elif decision.delete_claim is not None:
+            claim = names.output_claim_name(key.name)
+            await self._api.delete("PersistentVolumeClaim", key.namespace, claim, decision.delete_claim)
         elif decision.create_attempt is not None:
-            decision = await self._create(seen, decision, decision.create_attempt)
-        return await self._write(seen.job, decision)
+            decision = await self._create(seen, decision.create_attempt)
+        return await self._write(seen, decision)
 
-    async def _create(self, seen: Observation, decision: Decision, attempt: int) -> Decision:
+    def _recall(self, key: Key) -> Observation | None:
+        """What the watches told of a job that is on its way; None where that is not to be relied on."""
+        seen = self._store.observation(key)
+        if seen is None or key in self._store.doubtful or seen.job.status.phase in ("Queued", "Restarting", "Suspended"):
+            return None
+        if seen.job.status.phase == "Pending" and self._clock() - self._store.looked.get(key, 0.0) > self._stretch(_WHY_SECONDS):
+            return None
+        return seen
+
+    def _stretch(self, seconds: float) -> float:
+        return max(seconds, len(self._store.jobs) / _JOBS_PER_SECOND)
+
+    def _heard(self, seen: Observation) -> Report | None:
+        """What the pod with index 0 said last; asks for more while it runs."""
+        pod, heard = pod_to_ask(seen), self._store.heard.get(seen.job.key)
+        if pod is None:
+            return None
+        self._poller.watch(seen.job.key)
+        return heard.report if heard is not None and heard.pod == pod.name else None
+
+    def _forget(self, key: Key) -> None:
+        self._store.drop_job(key)
+        self._metrics.forget(key)
+
+    async def _create(self, seen: Observation, attempt: int) -> Decision:
         """Create the attempt's children; where that does not go, the status says why instead."""
         job, spec, now = seen.job, seen.job.spec, self._now()
         assert isinstance(spec, FineTuneJobSpec)
-        image = choose_image(spec, job.status, self._trainer_image)
-        plan = Plan(job.key.namespace, job.key.name, job.uid, attempt, spec, image, job.status.resolved)
+        image = choose_image(spec, job.status, self._site.trainer_image or "")
         before = job.status.model_copy(update={"observed_generation": job.generation})
-        match await create_children(self._api, build_children(plan), job.uid):
-            case Created(at):
-                return dataclasses.replace(decision, status=started(before, spec, attempt, image, at), again_seconds=1.0)
-            case Blocked(reason, message):
+
+        def build(adopted: bool) -> Sequence[Manifest]:
+            return build_children(plan_attempt(job, spec, attempt, image, self._site, adopted))
+
+        match await create_children(self._api, job.key.namespace, job.key.name, job.uid, build):
+            case Created(at, child):
+                self._store.put_child(job.key, child)
+                return Decision(started(before, spec, attempt, image, at), again_seconds=1.0)
+            case Blocked(reason, message, by_people):
                 phase: Phase = "Restarting" if before.phase == "Restarting" else "Pending"
-                return Decision(in_phase(before, phase, reason, message), again_seconds=_BLOCKED_SECONDS)
+                if by_people:
+                    status = blocked(before, job, phase, reason, message, now)
+                else:
+                    status = in_phase(before, phase, reason, message)
+                return Decision(status, again_seconds=_BLOCKED_SECONDS)
             case Refused(reason, message):
                 return Decision(refused(before, reason, message, job, now))
 
-    async def _write(self, job: JobRecord, decision: Decision) -> float | None:
+    async def _write(self, seen: Observation, decision: Decision) -> float | None:
         """Write the status if it is due, and only then tell of it."""
-        now = self._now()
-        if not is_due(job, decision.status, now):
+        job, now = seen.job, self._now()
+        interval = datetime.timedelta(seconds=self._stretch(PROGRESS_INTERVAL.total_seconds()))
+        if not is_due(job, decision.status, now, interval):
             self._metrics.remember(job)
-            return decision.again_seconds
-        if not await apply_status(self._api, job, decision.status):
+            return self._settle(seen, decision)
+        written = await apply_status(self._api, job, decision.status)
+        if written is None:
+            self._store.doubtful.add(job.key)
             return _CONFLICT_SECONDS
-        self._metrics.remember(dataclasses.replace(job, status=decision.status))
+        self._store.put_job(written)
+        self._metrics.remember(written)
         _log_turn(job, decision.status)
         try:
             await create_events(self._api, job, build_turns(job.status, decision.status), now)
         except ApiError as error:
             logger.warning("%s: no event could be written: %s", job.key, error)
-        return decision.again_seconds
+        return self._settle(dataclasses.replace(seen, job=written), decision)
+
+    def _settle(self, seen: Observation, decision: Decision) -> float | None:
+        """Forget what a finished job had; if anything is still to be done for it, that is read afresh soon."""
+        job = seen.job
+        if job.status.phase not in FINAL_PHASES:
+            again = decision.again_seconds
+            return again if again is None or again <= _SOON_SECONDS else self._stretch(again)
+        self._store.drop_job(job.key)
+        left = decide(seen, None, self._now())
+        if left.needs_a_fresh_look(job.status) or job.gives_volume_back():
+            return decision.again_seconds or _SOON_SECONDS
+        return left.again_seconds
+
+    async def _tell_of_missing_right(self, key: Key, error: ApiError) -> None:
+        """Say in the status which right the operator lacks, if it may at least do that."""
+        job = self._store.jobs.get(key)
+        if not error.by_rbac or job is None or job.status.phase in FINAL_PHASES:
+            return
+        phase = job.status.phase or "Pending"
+        status = blocked(job.status, job, phase, "Forbidden", f"the operator lacks a right: {error.message}", self._now())
+        if is_due(job, status, self._now()):
+            try:
+                await apply_status(self._api, job, status)
+            except ApiError as again:
+                logger.warning("%s: %s", key, again)
+
+
+def plan_attempt(job: JobRecord, spec: FineTuneJobSpec, attempt: int, image: str, site: Site, adopted: bool) -> Plan:
+    """All that the builders need to know of an attempt."""
+    return Plan(
+        namespace=job.key.namespace,
+        name=job.key.name,
+        uid=job.uid,
+        attempt=attempt,
+        spec=spec,
+        image=image,
+        resolved=job.status.resolved,
+        site=site,
+        adopted=adopted,
+        kueue_labels=job.kueue_labels,
+        kueue_annotations=job.kueue_annotations,
+    )
 
 
 def _log_turn(job: JobRecord, status: FineTuneJobStatus) -> None:

@@ -1,25 +1,32 @@
-"""The full list: once a minute every job comes to the queue, whatever the watches lost."""
+"""The full list: once a minute what the watches told is compared with what there is, and every job comes to the queue."""
 
 import asyncio
 import datetime
 import logging
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
 
+from finetune_api import names
 from finetune_api.status import FINAL_PHASES
 from finetune_operator.cluster.api import Api, ApiError
-from finetune_operator.cluster.observe import list_jobs
 from finetune_operator.health import Health
 from finetune_operator.metrics import Metrics
-from finetune_operator.observed import JobRecord, Key, read_job, read_time
+from finetune_operator.observed import Key, Manifest
+from finetune_operator.parsing import read_child_job, read_child_key, read_job, read_key, read_pod
+from finetune_operator.policy.ending import seconds_to_next_look
 from finetune_operator.queue import WorkQueue
+from finetune_operator.store import C, Children, Store
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 60.0
 # A list that failed is tried again so soon.
 _RETRY_SECONDS = 5.0
-# A job that ended so long ago has nothing left to be done: it costs its line in the list, and no turn.
-_SETTLED_AFTER = datetime.timedelta(minutes=10)
+# Finished jobs may be many, and all that is left to do for one of them is to delete it some day.
+_FINISHED_INTERVAL_SECONDS = 300.0
+ACTIVE = ",".join(f"status.phase!={phase}" for phase in sorted(FINAL_PHASES))
+# What these leave out is gone or has ended: a job of which something is missing in the list is looked at afresh.
+_UNFINISHED = {"Job": "status.successful=0", "Pod": "status.phase!=Succeeded,status.phase!=Failed"}
 
 
 class Resync:
@@ -28,6 +35,7 @@ class Resync:
     def __init__(
         self,
         api: Api,
+        store: Store,
         queue: WorkQueue[Key],
         metrics: Metrics,
         health: Health,
@@ -35,39 +43,82 @@ class Resync:
         now: Callable[[], datetime.datetime],
     ) -> None:
         self._api = api
+        self._store = store
         self._queue = queue
         self._metrics = metrics
         self._health = health
-        self._namespaces = namespaces
+        self._namespaces: Sequence[str | None] = namespaces or (None,)
         self._now = now
 
     async def run(self) -> None:
         """List until cancelled. That the API server is away is no reason to end: it will come back."""
+        await asyncio.gather(
+            self._repeat("unfinished FineTuneJobs", self.list_active, INTERVAL_SECONDS, vital=True),
+            self._repeat("finished FineTuneJobs", self.list_finished, _FINISHED_INTERVAL_SECONDS, vital=False),
+        )
+
+    async def _repeat(self, what: str, list_once: Callable[[], Awaitable[None]], interval_seconds: float, vital: bool) -> None:
         while True:
             try:
-                await self.list_once()
+                await list_once()
             except ApiError as error:
-                logger.warning("the list of FineTuneJobs failed: %s", error)
-                self._health.list_failed()
+                logger.warning("the list of %s failed: %s", what, error)
+                if vital:
+                    self._health.list_failed()
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
-                self._health.list_done()
-                await asyncio.sleep(INTERVAL_SECONDS)
+                if vital:
+                    self._health.list_done()
+                await asyncio.sleep(interval_seconds)
 
-    async def list_once(self) -> None:
-        """Put every job that is not settled into the queue, and forget those that are gone."""
-        keys = set()
-        async for manifest in list_jobs(self._api, self._namespaces):
-            job = read_job(manifest)
-            keys.add(job.key)
-            self._metrics.remember(job)
-            if not is_settled(job, self._now()):
-                self._queue.add(job.key)
-        self._metrics.keep_only(keys)
+    async def list_active(self) -> None:
+        """Put every job that is not finished into the queue, and correct what the watches missed."""
+        for namespace in self._namespaces:
+            version, jobs = await self._list(names.KIND, namespace, fieldSelector=ACTIVE)
+            listed = {job.key for job in map(read_job, jobs)}
+            for record in map(read_job, jobs):
+                self._store.put_job(record)
+                self._metrics.remember(record)
+            for key, known in list(self._store.jobs.items()):
+                if key not in listed and namespace in (None, key.namespace) and known.version <= version:
+                    self._store.drop_job(key, version)
+                    self._queue.add(key)
+            await self._correct("Job", self._store.children, read_child_job, namespace)
+            await self._correct("Pod", self._store.pods, read_pod, namespace)
+        for key in self._store.jobs:
+            self._queue.add(key)
         self._metrics.watch_last_event.set(self._now().timestamp())
 
+    async def _correct(self, kind: str, known: Children[C], read: Callable[[Manifest], C], namespace: str | None) -> None:
+        version, items = await self._list(kind, namespace, labelSelector=names.LABEL_JOB, fieldSelector=_UNFINISHED[kind])
+        listed: dict[Key, list[C]] = defaultdict(list)
+        for item in items:
+            if (key := read_child_key(item)) in self._store.jobs:
+                listed[key].append(read(item))
+        self._store.doubtful |= known.replace(listed, version, namespace)
 
-def is_settled(job: JobRecord, now: datetime.datetime) -> bool:
-    """Whether the job ended long enough ago."""
-    ended = read_time(job.status.completion_time)
-    return job.status.phase in FINAL_PHASES and ended is not None and now - ended > _SETTLED_AFTER
+    async def list_finished(self) -> None:
+        """Look which finished jobs still want something: to be deleted, or their last pods to be stopped."""
+        finished: set[Key] = set()
+        for namespace in self._namespaces:
+            for phase in sorted(FINAL_PHASES):
+                async for page in self._api.list_pages(names.KIND, namespace, fieldSelector=f"status.phase={phase}"):
+                    for manifest in page["items"]:
+                        finished.add(read_key(manifest))
+                        self._look_at_finished(manifest)
+                    await asyncio.sleep(0)  # a page takes a while to read; turns come in between
+        self._metrics.keep_only(finished | self._store.jobs.keys())
+
+    def _look_at_finished(self, manifest: Manifest) -> None:
+        self._metrics.remember_finished(manifest)
+        seconds = seconds_to_next_look(manifest, self._now())
+        if seconds is not None and seconds < _FINISHED_INTERVAL_SECONDS:
+            self._queue.add_after(read_key(manifest), max(0.0, seconds))
+
+    async def _list(self, kind: str, namespace: str | None, **query: str) -> tuple[int, list[Manifest]]:
+        """A whole list, and the resourceVersion at which it was true."""
+        version, items = 0, []
+        async for page in self._api.list_pages(kind, namespace, **query):
+            version = int(page["metadata"].get("resourceVersion") or 0)
+            items += page["items"]
+        return version, items

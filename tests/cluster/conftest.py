@@ -103,7 +103,7 @@ def jobs(system: Namespace, run: str) -> Iterator[Namespace]:
         namespace.apply(secret)
         yield namespace
     finally:
-        kubectl("delete", "namespace", namespace.name, "--wait=true")
+        kubectl("delete", "namespace", namespace.name, "--wait=false")
 
 
 @pytest.fixture(scope="session")

@@ -2,29 +2,33 @@
 
 import dataclasses
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from finetune_api import names
 from finetune_api.reasons import Reason
 from finetune_operator.cluster.api import Api, ApiError
-from finetune_operator.observed import Manifest, read_owner, read_time
+from finetune_operator.observed import ChildJob, Manifest, read_time
+from finetune_operator.parsing import read_child_job, read_owner
+from finetune_operator.refusals import is_by_quota
 
 _CLAIM = "PersistentVolumeClaim"
 
 
 @dataclasses.dataclass(frozen=True)
 class Created:
-    """All children are there. at: creation of the Job."""
+    """All children are there. at: creation of the Job. job: the Job as the API server has it."""
 
     at: datetime.datetime
+    job: ChildJob
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocked:
-    """Not now; it may go later without a change of the job."""
+    """Not now; it may go later without a change of the job. by_people: only people can mend it."""
 
     reason: str
     message: str
+    by_people: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +39,21 @@ class Refused:
     message: str
 
 
-async def create_children(api: Api, children: Sequence[Manifest], uid: str) -> Created | Blocked | Refused:
+async def create_children(
+    api: Api, namespace: str, job: str, uid: str, build: Callable[[bool], Sequence[Manifest]]
+) -> Created | Blocked | Refused:
     """Create them in order; stop at the first that can't be. What is there already from an earlier try stays untouched.
 
-    Whether an output claim of that name belongs to another job is looked at first: nothing may start that would write to it.
+    build: makes the manifests, given whether the output claim was left by an earlier FineTuneJob of that name. Whose it is, is
+    looked at first: nothing may start that would write to another job's volume.
     """
     there: dict[str, Manifest] = {}
+    claim = await api.get(_CLAIM, namespace, names.output_claim_name(job)) if _has_claim(build(False)) else None
+    adopted = claim is not None and _is_left_behind(claim, job, uid)
+    children = build(adopted)
     for manifest in children:
-        if manifest["kind"] == _CLAIM and (claim := await _get(api, manifest)):
-            if problem := _check_owner(claim, manifest, uid):
+        if manifest["kind"] == _CLAIM and claim is not None:
+            if not adopted and (problem := _check_owner(claim, manifest, uid)):
                 return problem
             there[_CLAIM] = claim
     for manifest in children:
@@ -54,7 +64,23 @@ async def create_children(api: Api, children: Sequence[Manifest], uid: str) -> C
             there[manifest["kind"]] = answer
     at = read_time(there["Job"]["metadata"]["creationTimestamp"])
     assert at is not None
-    return Created(at)
+    return Created(at, read_child_job(there["Job"]))
+
+
+def _has_claim(children: Sequence[Manifest]) -> bool:
+    return any(manifest["kind"] == _CLAIM for manifest in children)
+
+
+def _is_left_behind(claim: Manifest, job: str, uid: str) -> bool:
+    """Whether the claim is the output of an earlier FineTuneJob of the same name, retained when that was deleted.
+
+    It may hold the finished model of this very spec, as after a restore from a backup: only a pod can look. It is told to use
+    nothing else of it.
+    """
+    metadata = claim["metadata"]
+    marked = metadata.get("annotations", {}).get(names.ANNOTATION_OWNER_UID)
+    ours = metadata.get("labels", {}).get(names.LABEL_JOB) == job
+    return ours and marked not in (None, uid) and read_owner(claim) is None and "deletionTimestamp" not in metadata
 
 
 async def _create(api: Api, manifest: Manifest, uid: str) -> Manifest | Blocked | Refused:
@@ -63,14 +89,11 @@ async def _create(api: Api, manifest: Manifest, uid: str) -> Manifest | Blocked 
     except ApiError as error:
         if error.reason != "AlreadyExists":
             return _understand(error, manifest)
-    there = await _get(api, manifest)
+    metadata = manifest["metadata"]
+    there = await api.get(manifest["kind"], metadata["namespace"], metadata["name"])
     if there is None:
         return Blocked("WaitingForDeletion", f"{_describe(manifest)} was just deleted")
     return _check_owner(there, manifest, uid) or there
-
-
-async def _get(api: Api, manifest: Manifest) -> Manifest | None:
-    return await api.get(manifest["kind"], manifest["metadata"]["namespace"], manifest["metadata"]["name"])
 
 
 def _describe(manifest: Manifest) -> str:
@@ -92,10 +115,11 @@ def _check_owner(there: Manifest, wanted: Manifest, uid: str) -> Blocked | Refus
         name = wanted["metadata"]["name"]
         return Refused(
             Reason.OUTPUT_CONFLICT,
-            f"the claim {name} holds the output of an earlier job: delete the claim if it is not needed, choose another "
-            f"metadata.name, or write output: {{claim: {{claimName: {name}}}}} to go on from what is in it",
+            f"the claim {name} is there and was not made for this job: delete it if it is not needed, choose another "
+            f"metadata.name, or write output: {{claim: {{claimName: {name}}}}} to use what is in it",
         )
-    return Blocked("NameTaken", f"{_describe(wanted)} is there and belongs to something else: delete it, or choose another name")
+    message = f"{_describe(wanted)} is there and belongs to something else: delete it, or choose another name"
+    return Blocked("NameTaken", message, by_people=True)
 
 
 def _understand(error: ApiError, manifest: Manifest) -> Blocked | Refused:
@@ -103,10 +127,10 @@ def _understand(error: ApiError, manifest: Manifest) -> Blocked | Refused:
     message = f"{_describe(manifest)}: {error.message}"
     if error.code in (400, 422):
         return Refused(Reason.POD_REJECTED, message)
-    if error.code == 403 and "exceeded quota" in error.message:
+    if error.code != 403:
+        raise error
+    if is_by_quota(error.message):
         return Blocked("QuotaExceeded", message)
-    if error.code == 403 and "being terminated" in error.message:
+    if "being terminated" in error.message:
         return Blocked("NamespaceTerminating", message)
-    if error.code == 403:
-        return Blocked("Forbidden", message)
-    raise error
+    return Blocked("Forbidden", message, by_people=True)

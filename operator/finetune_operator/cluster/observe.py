@@ -1,12 +1,14 @@
-"""What there is of a job, read afresh: never from a watch's memory, which may have missed a deletion."""
+"""What there is of a job, read afresh: for every decision that must not rest on what a watch may have missed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import dataclasses
+from collections.abc import Sequence
 
 from finetune_api import names
 from finetune_api.status import FINAL_PHASES
 from finetune_operator.cluster.api import Api, ApiError
-from finetune_operator.observed import ChildJob, Key, Manifest, Observation, PodState, read_child_job, read_job, read_pod
+from finetune_operator.observed import ChildJob, JobRecord, Key, Manifest, Observation, PodState
+from finetune_operator.parsing import read_child_job, read_job, read_pod
 
 
 async def observe_job(api: Api, key: Key) -> Observation | None:
@@ -19,26 +21,30 @@ async def observe_job(api: Api, key: Key) -> Observation | None:
         return None
     query = {"labelSelector": f"{names.LABEL_JOB}={key.name}"}
     jobs, pods = await asyncio.gather(api.list_all("Job", key.namespace, **query), api.list_all("Pod", key.namespace, **query))
-    children = [read_child_job(item) for item in jobs]
-    states = [read_pod(item) for item in pods]
-    refusal = None
-    if job.status.phase not in FINAL_PHASES and (short := _short_of_pods(children, states)):
-        refusal = await _observe_refusal(api, key.namespace, short)
-    return Observation(job, children, states, refusal)
+    seen = Observation(job, [read_child_job(item) for item in jobs], [read_pod(item) for item in pods])
+    return await _observe_more(api, seen)
 
 
-async def list_jobs(api: Api, namespaces: Sequence[str]) -> AsyncIterator[Manifest]:
-    """Every FineTuneJob of the namespaces, of the cluster if there are none."""
-    for namespace in namespaces or (None,):
-        async for item in api.list_pages(names.KIND, namespace):
-            yield item
+async def _observe_more(api: Api, seen: Observation) -> Observation:
+    """What only some states of a job make worth a look."""
+    job, namespace = seen.job, seen.job.key.namespace
+    if job.status.phase in FINAL_PHASES:
+        if job.gives_volume_back():
+            return dataclasses.replace(seen, output_claim=await _observe_own_claim(api, job))
+        return seen
+    if short := _short_of_pods(seen.jobs, seen.pods):
+        return dataclasses.replace(seen, refusal=await _observe_refusal(api, namespace, short))
+    held = next((child for child in seen.own_jobs() if child.suspended and not child.deleting), None)
+    if held is not None and names.LABEL_KUEUE_QUEUE in job.kueue_labels:
+        return dataclasses.replace(seen, queueing=await _observe_queueing(api, namespace, held.uid))
+    return seen
 
 
 def _short_of_pods(children: Sequence[ChildJob], pods: Sequence[PodState]) -> str | None:
     """uid of a Job that runs and has fewer pods than it should."""
     for child in children:
         has = sum(pod.owner is not None and pod.owner.uid == child.uid for pod in pods)
-        if has < child.size and not (child.deleting or child.complete or child.ending):
+        if has < child.size and not (child.deleting or child.complete or child.ending or child.suspended):
             return child.uid
     return None
 
@@ -46,10 +52,37 @@ def _short_of_pods(children: Sequence[ChildJob], pods: Sequence[PodState]) -> st
 async def _observe_refusal(api: Api, namespace: str, uid: str) -> str | None:
     """Why the Job controller can't create pods (quota, Pod Security, …): it says so in events only."""
     selector = f"involvedObject.uid={uid},reason=FailedCreate"
-    try:
-        events = await api.list_all("Event", namespace, fieldSelector=selector)
-    except ApiError as error:
-        if error.code == 403:  # a site may not grant it; the message is a courtesy
-            return None
-        raise
+    events = await _list_if_allowed(api, "Event", namespace, fieldSelector=selector)
     return str(events[-1].get("message", "")) if events else None
+
+
+async def _observe_queueing(api: Api, namespace: str, job_uid: str) -> tuple[str, str] | None:
+    """Why Kueue holds a Job back: the reason and the message of its Workload."""
+    query = {"labelSelector": f"kueue.x-k8s.io/job-uid={job_uid}"}
+    workloads = await _list_if_allowed(api, "Workload", namespace, **query)
+    workloads = workloads or await _list_if_allowed(api, "WorkloadV1beta1", namespace, **query)
+    conditions = {item["type"]: item for workload in workloads for item in workload.get("status", {}).get("conditions", ())}
+    for kind, value in (("QuotaReserved", "False"), ("Admitted", "False"), ("Evicted", "True")):
+        if (condition := conditions.get(kind)) and condition["status"] == value:
+            return condition.get("reason") or "WaitingForQueue", condition.get("message") or "waiting in the queue"
+    return None
+
+
+async def _list_if_allowed(api: Api, kind: str, namespace: str, **query: str) -> list[Manifest]:
+    """A site may not grant it, or not have it; what these lists tell is a courtesy."""
+    try:
+        return await api.list_all(kind, namespace, **query)
+    except ApiError as error:
+        if error.code in (403, 404):
+            return []
+        raise
+
+
+async def _observe_own_claim(api: Api, job: JobRecord) -> str | None:
+    """uid of the claim that was made for this very job, if it is still there."""
+    name = names.output_claim_name(job.key.name)
+    claim = await api.get("PersistentVolumeClaim", job.key.namespace, name)
+    if claim is None or "deletionTimestamp" in claim["metadata"]:
+        return None
+    ours = claim["metadata"].get("annotations", {}).get(names.ANNOTATION_OWNER_UID) == job.uid
+    return str(claim["metadata"]["uid"]) if ours else None

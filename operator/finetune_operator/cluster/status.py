@@ -7,11 +7,12 @@ from finetune_api import names
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cluster.api import Api, ApiError
 from finetune_operator.observed import JobRecord, write_time
+from finetune_operator.parsing import read_job
 from finetune_operator.turn import Turn
 
 
-async def apply_status(api: Api, job: JobRecord, status: FineTuneJobStatus) -> bool:
-    """Write the status of what was observed; False if the job has changed or gone since, and is to be observed again."""
+async def apply_status(api: Api, job: JobRecord, status: FineTuneJobStatus) -> JobRecord | None:
+    """Write the status of what was observed; the job as it is then, None if it has changed or gone since."""
     manifest = {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND,
@@ -19,23 +20,23 @@ async def apply_status(api: Api, job: JobRecord, status: FineTuneJobStatus) -> b
             "namespace": job.key.namespace,
             "name": job.key.name,
             "uid": job.uid,
-            "resourceVersion": job.resource_version,
+            "resourceVersion": str(job.version),
         },
         "status": status.to_wire(),
     }
     try:
-        await api.apply_status(names.KIND, manifest)
+        return read_job(await api.apply_status(names.KIND, manifest))
     except ApiError as error:
         if error.code in (404, 409):
-            return False
+            return None
         raise
-    return True
 
 
 async def create_events(api: Api, job: JobRecord, turns: Sequence[Turn], now: datetime) -> None:
     """One event per turn. Its name follows from the turn, so that none is told twice, whatever happens in between."""
     for turn in turns:
         name = f"{job.key.name}.{job.uid[:8]}.{turn.attempt}.{turn.reason.lower()}"
+        name += f".{turn.occasion}" if turn.occasion else ""
         event = {
             "apiVersion": "v1",
             "kind": "Event",

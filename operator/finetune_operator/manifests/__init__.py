@@ -2,6 +2,7 @@
 
 from finetune_operator.manifests.configmap import build_config_map
 from finetune_operator.manifests.job import build_job
+from finetune_operator.manifests.networkpolicy import build_network_policy
 from finetune_operator.manifests.plan import Plan
 from finetune_operator.manifests.service import build_service
 from finetune_operator.manifests.storage import build_output_claim
@@ -16,5 +17,6 @@ def build_children(plan: Plan) -> list[Manifest]:
     The output claim comes after the Job, which waits for it: a Job that the API server refuses must not leave a claim behind
     that nobody wrote to and that is retained for ever.
     """
-    claim = build_output_claim(plan)
-    return [build_service(plan), build_config_map(plan), build_job(plan), *([claim] if claim else [])]
+    policy, claim = build_network_policy(plan), build_output_claim(plan)
+    before, after = ([policy] if policy else []), ([claim] if claim else [])
+    return [build_service(plan), *before, build_config_map(plan), build_job(plan), *after]

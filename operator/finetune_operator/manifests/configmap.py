@@ -3,34 +3,50 @@
 import json
 
 from finetune_api import names
+from finetune_api.spec import Pod
 from finetune_api.wire import RunConfig
 from finetune_operator.manifests.plan import Plan, build_attempt_labels, build_metadata
 from finetune_operator.observed import Manifest
 
 
 def build_run_config(plan: Plan) -> RunConfig:
-    """What the launcher reads: the spec, and where the claims are mounted."""
+    """What the launcher reads: the spec, and where the claims are mounted. How the pods run is none of its business."""
     claim = plan.spec.output.claim
     path = claim.path if claim is not None else None
     return RunConfig(
         name=plan.name,
         namespace=plan.namespace,
         attempt=plan.attempt,
-        spec=plan.spec,
+        spec=plan.spec.model_copy(update={"pod": Pod()}),
         nodes=plan.spec.distributed.nodes,
         processes_per_node=plan.spec.processes_per_node,
         claims={name: f"{names.CLAIMS_DIR}/{name}" for name in plan.spec.claim_names()},
         output=f"{names.OUTPUT_DIR}/{path}" if path else names.OUTPUT_DIR,
         resolved=plan.resolved,
+        adopted=plan.adopted,
     )
+
+
+def _dump(config: RunConfig) -> str:
+    """As JSON, with what differs from the defaults only.
+
+    The image of a job that has started may be older than the operator, and must not stumble over a field that it does not know
+    and nobody set.
+    """
+    content = config.to_wire() | {"spec": config.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)}
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def build_config_map(plan: Plan) -> Manifest:
     """Immutable: an attempt never changes, and the kubelets need not watch it."""
+    authorities = {names.CA_FILE_NAME: plan.site.ca_bundle} if plan.site.ca_bundle else {}
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": build_metadata(plan, plan.attempt_name, build_attempt_labels(plan)),
         "immutable": True,
-        "data": {names.RUN_FILE_NAME: json.dumps(build_run_config(plan).to_wire(), indent=2, sort_keys=True) + "\n"},
+        "data": {
+            names.RUN_FILE_NAME: _dump(build_run_config(plan)),
+            **authorities,
+        },
     }

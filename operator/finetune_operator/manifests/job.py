@@ -10,25 +10,35 @@ _DO_NOT_EVICT = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "kar
 
 
 def build_job(plan: Plan) -> Manifest:
-    """A gang lives and dies together: no pod is ever replaced, the next attempt is another Job."""
+    """A gang lives and dies together: no pod is ever replaced, the next attempt is another Job.
+
+    Where the FineTuneJob names a queue the Job starts held back: Kueue lets it go, and nobody else.
+    """
     labels = build_attempt_labels(plan)
     nodes = plan.spec.distributed.nodes
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": build_metadata(plan, plan.attempt_name, labels),
-        "spec": {
-            "completionMode": "Indexed",
-            "completions": nodes,
-            "parallelism": nodes,
-            "backoffLimit": 0,
-            "podReplacementPolicy": "Failed",
-            "template": {
-                "metadata": {
-                    "labels": labels,
-                    "annotations": {**_DO_NOT_EVICT, names.ANNOTATION_OWNER_UID: plan.uid},
+    pod = plan.spec.pod
+    metadata = build_metadata(plan, plan.attempt_name, {**plan.kueue_labels, **labels})
+    if plan.kueue_annotations:
+        metadata["annotations"] = dict(plan.kueue_annotations)
+    spec: Manifest = {
+        "completionMode": "Indexed",
+        "completions": nodes,
+        "parallelism": nodes,
+        "backoffLimit": 0,
+        "podReplacementPolicy": "Failed",
+        "template": {
+            "metadata": {
+                "labels": {**(pod.labels or {}), **labels},
+                "annotations": {
+                    **_DO_NOT_EVICT,
+                    **(pod.annotations or {}),
+                    **plan.kueue_annotations,
+                    names.ANNOTATION_OWNER_UID: plan.uid,
                 },
-                "spec": build_pod_spec(plan, labels),
             },
+            "spec": build_pod_spec(plan, labels),
         },
     }
+    if names.LABEL_KUEUE_QUEUE in plan.kueue_labels:
+        spec["suspend"] = True
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}

@@ -1,16 +1,22 @@
 """The one value that crosses the border to the builders, and the metadata that all children have in common."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from finetune_api import names
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Resolved
 from finetune_operator.observed import Manifest
+from finetune_operator.site import Site
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One attempt at a FineTuneJob. image: of the trainer. resolved: what earlier attempts resolved names to."""
+    """One attempt at a FineTuneJob.
+
+    image: of the trainer. resolved: what earlier attempts resolved names to. adopted: the output claim is of an earlier
+    FineTuneJob of this name, so only a finished model in it may be used. kueue_labels, kueue_annotations: of the FineTuneJob.
+    """
 
     namespace: str
     name: str
@@ -19,6 +25,10 @@ class Plan:
     spec: FineTuneJobSpec
     image: str
     resolved: Resolved | None = None
+    site: Site = dataclasses.field(default_factory=Site)
+    adopted: bool = False
+    kueue_labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    kueue_annotations: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def attempt_name(self) -> str:
@@ -29,6 +39,11 @@ class Plan:
     def service_domain(self) -> str:
         """What the gang's host names end in. No cluster domain: the pods' resolver appends it, whatever it is."""
         return f"{names.service_name(self.name)}.{self.namespace}.svc"
+
+    @property
+    def cache_claim(self) -> str | None:
+        """The claim that many jobs share, if there is one."""
+        return self.spec.cache.claim_name if self.spec.cache is not None else self.site.cache_claim
 
 
 def build_labels(plan: Plan) -> dict[str, str]:

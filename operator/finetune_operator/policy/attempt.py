@@ -1,48 +1,50 @@
 """What to do next about a job: every decision from what is observed now and the status, never from an event.
 
-The attempt that status.attempt names was created; phase Restarting says that it failed, and is to be replaced.
+The attempt that status.attempt names was created; its completionTime in status.attempts says that it is over.
 """
 
-import dataclasses
 import datetime
 from collections.abc import Sequence
 
 from finetune_api import names
-from finetune_api.reasons import FineTuneError
+from finetune_api.durations import format_duration
+from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FINAL_PHASES, FineTuneJobStatus
 from finetune_api.wire import Report
-from finetune_operator.observed import ChildJob, Observation, PodState
-from finetune_operator.policy.failure import find_cause, last_word
+from finetune_operator.observed import ChildJob, JobRecord, Observation, PodState, read_time, write_time
+from finetune_operator.policy.aside import is_over, next_attempt, of_an_earlier_job
+from finetune_operator.policy.decision import Decision
+from finetune_operator.policy.ending import after_the_end
+from finetune_operator.policy.failure import build_failure, find_cause, last_word
 from finetune_operator.policy.progress import merge_report
-from finetune_operator.policy.status import count, in_phase, lost, refused, started, succeeded
-from finetune_operator.policy.waiting import explain_waiting
+from finetune_operator.policy.status import (
+    count,
+    failed,
+    in_phase,
+    lost,
+    queued,
+    refused,
+    running_seconds,
+    succeeded,
+    suspended,
+    with_condition,
+    withdrawn,
+)
+from finetune_operator.policy.waiting import BY_QUOTA, REASONS_TO_FAIL, explain_waiting
 
-# Seconds until a job is looked at again without being asked: progress is pulled; the others heal what a watch lost.
-POLL_SECONDS = 3.0
-_CHECK_SECONDS = 5.0
+# Seconds until a job is looked at again without being asked: events tell of all that happens, this heals what they lost.
+_CHECK_SECONDS = 20.0
+_PENDING_SECONDS = 5.0
 _SOON_SECONDS = 1.0
-# The Job controller itself stops a gang of which a pod failed. Where it can't (a pod that never ends, on a node that is
-# gone), pods would go on holding GPUs: after this time the Job is deleted, and its logs with it.
-STOP_AFTER = datetime.timedelta(seconds=60)
-# From then on a restart that waits for old pods says so.
-_LONG_WAIT = datetime.timedelta(seconds=30)
-
-
-@dataclasses.dataclass(frozen=True)
-class Decision:
-    """status: as it is to be once the rest was done. create_attempt, delete: at most one of them. again_seconds: next look."""
-
-    status: FineTuneJobStatus
-    create_attempt: int | None = None
-    delete: ChildJob | None = None
-    again_seconds: float | None = None
+# So long a part of a gang may hold machines while a quota keeps the rest away.
+PARTIAL_GANG = datetime.timedelta(seconds=30)
 
 
 def pod_to_ask(seen: Observation) -> PodState | None:
     """The pod whose /progress says how far the job is: the one with index 0, while it runs."""
     attempt = current_attempt(seen)
-    if attempt is None or seen.job.status.phase in (*FINAL_PHASES, "Restarting"):
+    if attempt is None or seen.job.status.phase in FINAL_PHASES or is_over(seen.job.status):
         return None
     for pod in seen.pods_of(attempt):
         if pod.index == 0 and pod.started and pod.finished is None and pod.deleted_at is None and pod.address:
@@ -63,66 +65,44 @@ def choose_image(spec: FineTuneJobSpec, status: FineTuneJobStatus, default: str)
     return (status.resolved.image if status.resolved else None) or spec.pod.image or default
 
 
-def decide(seen: Observation, report: Report | None, image: str, now: datetime.datetime) -> Decision:
-    """The next thing to do. report: what /progress of the pod with index 0 said just now. image: the default one."""
+def decide(seen: Observation, report: Report | None, now: datetime.datetime) -> Decision:
+    """The next thing to do. report: what /progress of the pod with index 0 said last."""
     job = seen.job
     status = job.status.model_copy(update={"observed_generation": job.generation})
     if job.status.phase in FINAL_PHASES:
-        return _after_the_end(seen, now)
+        return after_the_end(seen, now)
     if isinstance(job.spec, FineTuneError):
-        return Decision(refused(status, job.spec.reason, job.spec.message, job, now))
+        return _not_understood(job, status, job.spec, now)
     attempt = current_attempt(seen)
-    image = choose_image(job.spec, status, image)
-    if attempt is None and (left := _of_an_earlier_job(seen)):
-        message = f"waiting for {left} of an earlier {names.KIND} of this name to end"
-        return Decision(in_phase(status, "Pending", "WaitingForDeletion", message), again_seconds=_CHECK_SECONDS)
-    if attempt is None or attempt > (status.attempt or 0):
+    if attempt is None:
+        return _first_attempt(seen, job.spec, status, now)
+    if attempt > (status.attempt or 0):
         # The status names an attempt once all its children are there: until then they are created, as often as it takes.
-        attempt = attempt or 1
-        return Decision(started(status, job.spec, attempt, image, now), create_attempt=attempt)
-    if status.phase == "Restarting" and status.attempt == attempt:
-        return _replace(seen, job.spec, status, attempt, image, now)
+        return Decision(status, create_attempt=attempt)
+    if status.phase == "Suspended" and _is_complete(seen.job_of(attempt), seen.pods_of(attempt), job.spec.distributed.nodes):
+        return Decision(succeeded(status, job.spec, job, now))  # it was through before it could be stopped
+    if is_over(status):
+        return next_attempt(seen, job.spec, status, attempt, now)
     return _follow(seen, job.spec, status, attempt, report, now)
 
 
-def _after_the_end(seen: Observation, now: datetime.datetime) -> Decision:
-    """Final phases are latched: nothing is created, the status stays. Only pods that should not run any more are stopped."""
-    status = seen.job.status
-    still_there = [child for child in seen.own_jobs() if not child.deleting]
-    running = [pod for child in still_there for pod in seen.pods_of(child.attempt) if pod.finished is None]
-    if not running:
-        return Decision(status)
-    since = seen.job.status_written_at
-    if since is not None and now - since < STOP_AFTER:
-        return Decision(status, again_seconds=(since + STOP_AFTER - now).total_seconds() + _SOON_SECONDS)
-    return Decision(status, delete=still_there[0], again_seconds=_CHECK_SECONDS)
+def _not_understood(job: JobRecord, status: FineTuneJobStatus, error: FineTuneError, now: datetime.datetime) -> Decision:
+    """The end of a job that never started; one that did was understood by another version, which will be back."""
+    if status.attempt is None:
+        return Decision(refused(status, error.reason, error.message, job, now))
+    conditions = with_condition(
+        status, job, now, "Blocked", "True", error.reason, f"this operator can't read it: {error.message}"
+    )
+    return Decision(status.model_copy(update={"conditions": conditions}))
 
 
-def _of_an_earlier_job(seen: Observation) -> str | None:
-    """What is left of another FineTuneJob of the same name, for people."""
-    uid = seen.job.uid
-    jobs = [child for child in seen.jobs if child.owner and child.owner.kind == names.KIND and child.owner.uid != uid]
-    pods = [pod for pod in seen.pods if pod.owner and pod.job_uid not in (None, uid)]
-    if pods:
-        return f"pod {pods[0].name}" if len(pods) == 1 else f"{len(pods)} pods"
-    return f"Job {jobs[0].name}" if jobs else None
-
-
-def _replace(
-    seen: Observation, spec: FineTuneJobSpec, status: FineTuneJobStatus, attempt: int, image: str, now: datetime.datetime
-) -> Decision:
-    """Delete the failed attempt, wait until none of its pods is left, then create the next: attempts never overlap."""
-    old = [child for child in seen.own_jobs() if child.attempt <= attempt and not child.deleting]
-    if old:
-        return Decision(status, delete=old[0], again_seconds=_SOON_SECONDS)
-    left = [pod for pod in seen.pods if pod.job_uid == seen.job.uid]
-    if left or seen.own_jobs():
-        since = seen.job.status_written_at
-        if left and since is not None and now - since > _LONG_WAIT:
-            message = f"waiting for pod {left[0].name} on {left[0].node} of attempt {attempt} to end"
-            status = status.model_copy(update={"message": message})
-        return Decision(status, again_seconds=_CHECK_SECONDS)
-    return Decision(started(status, spec, attempt + 1, image, now), create_attempt=attempt + 1)
+def _first_attempt(seen: Observation, spec: FineTuneJobSpec, status: FineTuneJobStatus, now: datetime.datetime) -> Decision:
+    if spec.suspend:
+        return Decision(suspended(status, seen.job, None, now))
+    if left := of_an_earlier_job(seen):
+        message = f"waiting for {left} of an earlier {names.KIND} of this name to end"
+        return Decision(in_phase(status, "Pending", "WaitingForDeletion", message), again_seconds=5.0)
+    return Decision(status, create_attempt=1)
 
 
 def _follow(
@@ -133,7 +113,7 @@ def _follow(
     report: Report | None,
     now: datetime.datetime,
 ) -> Decision:
-    """See how an attempt is going: ended, failed, or on its way."""
+    """See how an attempt is going: ended, failed, held back, or on its way."""
     child, pods, nodes = seen.job_of(attempt), seen.pods_of(attempt), spec.distributed.nodes
     final = next((last_word(pod) for pod in pods if pod.index == 0 and pod.finished is not None), None)
     word = final or report
@@ -143,10 +123,20 @@ def _follow(
         status = merge_report(status, word, now)
     if _is_complete(child, pods, nodes):
         return Decision(succeeded(status, spec, seen.job, now))
+    if spec.suspend:
+        message = "stopping: the pods save a checkpoint"
+        return Decision(suspended(status, seen.job, message, now), again_seconds=_SOON_SECONDS)
+    if child is not None and child.suspended and child.failed is None and not child.deleting:
+        again = _PENDING_SECONDS if seen.queueing is None else _CHECK_SECONDS
+        return Decision(queued(status, seen.job, seen.queueing, now), again_seconds=again)
     failure = find_cause(child, pods, nodes, now)
     if failure is not None:
         return Decision(lost(status, spec, failure, seen.job, now), again_seconds=_SOON_SECONDS)
-    return Decision(_on_its_way(seen, status, pods, nodes, word, now), again_seconds=_pause(pods))
+    status = _on_its_way(seen, status, pods, nodes, word, now)
+    ended = any(pod.finished is not None for pod in pods)
+    return _within_limits(seen, spec, status, pods, now) or Decision(
+        status, again_seconds=_SOON_SECONDS if ended else _next_look(spec, status, now)
+    )
 
 
 def _is_complete(child: ChildJob | None, pods: Sequence[PodState], nodes: int) -> bool:
@@ -154,11 +144,6 @@ def _is_complete(child: ChildJob | None, pods: Sequence[PodState], nodes: int) -
         return True
     ends = [pod.finished.exit_code for pod in pods if pod.finished is not None]
     return len(ends) == nodes and all(code == names.EXIT_SUCCEEDED for code in ends)
-
-
-def _pause(pods: Sequence[PodState]) -> float:
-    ended = any(pod.finished is not None for pod in pods)
-    return _SOON_SECONDS if ended else POLL_SECONDS if any(pod.started for pod in pods) else _CHECK_SECONDS
 
 
 def _on_its_way(
@@ -169,10 +154,12 @@ def _on_its_way(
     word: Report | None,
     now: datetime.datetime,
 ) -> FineTuneJobStatus:
-    running = sum(pod.started for pod in pods)
-    if running < nodes:
+    if sum(pod.started for pod in pods) < nodes:
         reason, message = explain_waiting(seen, pods, nodes, now)
         return in_phase(status, "Pending", reason, message)
+    if status.running_since is None:
+        since = max((pod.started_at or now for pod in pods), default=now)
+        status = status.model_copy(update={"running_since": write_time(since)})
     if word is None:
         if status.phase in ("Initializing", "Running", "Publishing"):
             return status  # it did not answer this time
@@ -187,3 +174,43 @@ def _on_its_way(
     if any(pod.finished is None for pod in pods):
         return status.model_copy(update={"message": "waiting for the other pods to end"}) if nodes > 1 else status
     return status
+
+
+def _within_limits(
+    seen: Observation, spec: FineTuneJobSpec, status: FineTuneJobStatus, pods: Sequence[PodState], now: datetime.datetime
+) -> Decision | None:
+    """The end of a job that ran too long or never started, the retreat of a gang that can't become whole; None if all is well."""
+    deadline, ran = spec.active_deadline_seconds, running_seconds(status, now)
+    if deadline is not None and ran >= deadline:
+        message = f"the job ran for {format_duration(ran)}, activeDeadlineSeconds allows {format_duration(deadline)}"
+        failure = build_failure(Reason.DEADLINE_EXCEEDED, message)
+        return Decision(failed(status, failure, message, seen.job, now), again_seconds=_SOON_SECONDS)
+    if status.phase != "Pending" or not status.attempts:
+        return None
+    waited = now - _began(seen, status)
+    if status.reason in BY_QUOTA:
+        partial = 0 < len(pods) < spec.distributed.nodes
+        return Decision(withdrawn(status, now), again_seconds=_SOON_SECONDS) if partial and waited > PARTIAL_GANG else None
+    allowed = spec.recovery.start_timeout_seconds
+    if not allowed or waited.total_seconds() < allowed:
+        return None
+    reason = Reason(status.reason) if status.reason in REASONS_TO_FAIL else Reason.START_TIMEOUT
+    failure = build_failure(reason, f"not started within {format_duration(allowed)}: {status.message}")
+    return Decision(failed(status, failure, failure.message, seen.job, now), again_seconds=_SOON_SECONDS)
+
+
+def _began(seen: Observation, status: FineTuneJobStatus) -> datetime.datetime:
+    """When the present attempt was created, or let go by a queue, whichever was later."""
+    assert status.attempts
+    assert status.attempt
+    child, created = seen.job_of(status.attempt), read_time(status.attempts[-1].start_time)
+    moments = [moment for moment in (created, child.started_at if child else None) if moment is not None]
+    return max(moments, default=seen.job.created)
+
+
+def _next_look(spec: FineTuneJobSpec, status: FineTuneJobStatus, now: datetime.datetime) -> float:
+    """In time for the deadline, and for what pods that do not start come to."""
+    pause = _CHECK_SECONDS if status.phase != "Pending" else _PENDING_SECONDS
+    if spec.active_deadline_seconds is not None and status.running_since is not None:
+        pause = min(pause, spec.active_deadline_seconds - running_seconds(status, now) + 0.5)
+    return max(_SOON_SECONDS, pause)

@@ -4,10 +4,21 @@ import datetime
 from collections.abc import Sequence
 from typing import Literal
 
+from finetune_api.durations import format_duration
 from finetune_api.reasons import VERDICTS, Reason
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import FINAL_PHASES, Condition, Failure, FineTuneJobStatus, Phase, Resolved, Restarts
-from finetune_operator.observed import JobRecord, write_time
+from finetune_api.status import (
+    FINAL_PHASES,
+    Attempt,
+    Condition,
+    ConditionType,
+    Failure,
+    FineTuneJobStatus,
+    Phase,
+    Resolved,
+    Restarts,
+)
+from finetune_operator.observed import JobRecord, read_time, write_time
 from finetune_operator.policy.failure import reason_of
 from finetune_operator.policy.progress import without_estimate
 from finetune_operator.policy.waiting import ORDINARY
@@ -19,20 +30,26 @@ _PROGRESS_FIELDS = frozenset({"progress", "evaluation", "checkpoint", "message",
 _START_FIELDS = _PROGRESS_FIELDS | {"reason"}
 
 
-def is_due(job: JobRecord, status: FineTuneJobStatus, now: datetime.datetime) -> bool:
-    """Whether the new status is to be written now: changes of progress alone, and of an ordinary start, wait their time."""
+_KEPT_ATTEMPTS = 10
+
+
+def is_due(
+    job: JobRecord, status: FineTuneJobStatus, now: datetime.datetime, interval: datetime.timedelta = PROGRESS_INTERVAL
+) -> bool:
+    """Whether the new status is to be written now: changes of progress alone, and of an ordinary start, wait for the interval."""
     before, after = job.status.to_wire(), status.to_wire()
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     if not changed:
         return False
     patient = _START_FIELDS if status.reason in ORDINARY else _PROGRESS_FIELDS
     since = job.status_written_at
-    return not changed <= patient or since is None or now - since >= PROGRESS_INTERVAL
+    return not changed <= patient or since is None or now - since >= interval
 
 
 def in_phase(status: FineTuneJobStatus, phase: Phase, reason: str, message: str) -> FineTuneJobStatus:
     """The status in a phase that is not final."""
     assert phase not in FINAL_PHASES
+    status = _not_blocked(status) if phase not in ("Queued", "Pending", "Restarting") else status
     progress = status.progress if phase == "Running" else without_estimate(status.progress)
     return status.model_copy(update={"phase": phase, "reason": reason, "message": message, "progress": progress})
 
@@ -48,12 +65,81 @@ def started(
     status = status.model_copy(
         update={
             "attempt": attempt,
+            "attempts": _with_attempt(status, attempt, nodes, created),
             "restarts": status.restarts or Restarts(),
             "resolved": resolved,
+            "conditions": _without(status, "Suspended", "Blocked"),
             "start_time": status.start_time or write_time(created),
         }
     )
     return in_phase(status, "Pending", "PodsPending", f"attempt {attempt}: waiting for {count(nodes, 'pod')} to start")
+
+
+def queued(
+    status: FineTuneJobStatus, job: JobRecord, verdict: tuple[str, str] | None, now: datetime.datetime
+) -> FineTuneJobStatus:
+    """The status of a job whose Job is held back by a queue. verdict: reason and message of Kueue, if it gave one."""
+    ran = running_seconds(status, now)
+    reason, message = verdict or ("WaitingForQueue", "the Job is suspended until its queue lets it go")
+    if ran:
+        message = f"evicted after {format_duration(ran)} of running, goes on from its last checkpoint: {message}"
+    status = status.model_copy(update={"running_seconds": ran or None, "running_since": None})
+    if reason == "Inadmissible":  # as for a queue that does not exist: nothing will change by waiting
+        return blocked(status, job, "Queued", reason, message, now)
+    return in_phase(_not_blocked(status), "Queued", reason, message[:1000])
+
+
+def withdrawn(status: FineTuneJobStatus, now: datetime.datetime) -> FineTuneJobStatus:
+    """The status of an attempt that is taken back because a quota lets only a part of the gang in."""
+    message = f"a part of the gang would hold machines for nothing, tried again in a minute: {status.message}"
+    reason = status.reason or "QuotaExceeded"
+    return in_phase(_closed(status, reason, now), "Queued", reason, message[:1000])
+
+
+def suspended(status: FineTuneJobStatus, job: JobRecord, message: str | None, now: datetime.datetime) -> FineTuneJobStatus:
+    """The status of a job that its user stopped. message: what is still to be waited for."""
+    saved = f", the checkpoint of step {status.checkpoint.step} is kept" if status.checkpoint is not None else ""
+    message = message or f"suspended{saved}: set spec.suspend to false to go on"
+    if not (status.attempts and status.attempts[-1].completion_time):
+        status = _closed(status, "Suspended", now)
+    conditions = with_condition(status, job, now, "Suspended", "True", "Suspended", message)
+    return in_phase(status.model_copy(update={"conditions": conditions}), "Suspended", "Suspended", message)
+
+
+def blocked(
+    status: FineTuneJobStatus, job: JobRecord, phase: Phase, reason: str, message: str, now: datetime.datetime
+) -> FineTuneJobStatus:
+    """The status of a job for which something can't be done that only people can mend."""
+    conditions = with_condition(status, job, now, "Blocked", "True", reason, message[:1000])
+    return in_phase(status.model_copy(update={"conditions": conditions}), phase, reason, message[:1000])
+
+
+def running_seconds(status: FineTuneJobStatus, now: datetime.datetime) -> int:
+    """Seconds that the pods of all attempts have run so far."""
+    since = read_time(status.running_since)
+    return (status.running_seconds or 0) + (max(0, round((now - since).total_seconds())) if since is not None else 0)
+
+
+def _with_attempt(status: FineTuneJobStatus, number: int, nodes: int, created: datetime.datetime) -> Sequence[Attempt]:
+    before = [item for item in status.attempts or () if item.number != number]
+    return [*before, Attempt(number=number, start_time=write_time(created), nodes=nodes)][-_KEPT_ATTEMPTS:]
+
+
+def _closed(status: FineTuneJobStatus, reason: str, now: datetime.datetime) -> FineTuneJobStatus:
+    """The status with its present attempt ended, and the time that it ran added up."""
+    update: dict[str, object] = {"running_seconds": running_seconds(status, now) or None, "running_since": None}
+    if status.attempts and status.attempts[-1].completion_time is None:
+        end = {"completion_time": write_time(now), "reason": reason, "step": status.progress.step if status.progress else None}
+        update["attempts"] = [*status.attempts[:-1], status.attempts[-1].model_copy(update=end)]
+    return status.model_copy(update=update)
+
+
+def _without(status: FineTuneJobStatus, *kinds: ConditionType) -> Sequence[Condition] | None:
+    return [condition for condition in status.conditions or () if condition.type not in kinds] or None
+
+
+def _not_blocked(status: FineTuneJobStatus) -> FineTuneJobStatus:
+    return status.model_copy(update={"conditions": _without(status, "Blocked")})
 
 
 def lost(
@@ -68,7 +154,7 @@ def lost(
         message = f"after {count(most, 'restart')}: {failure.message}" if most else failure.message
         return failed(status, failure, message, job, now)
     again = restarts.failures + 1
-    status = status.model_copy(update={"failure": failure, "restarts": Restarts(failures=again)})
+    status = _closed(status, failure.reason, now).model_copy(update={"failure": failure, "restarts": Restarts(failures=again)})
     return in_phase(status, "Restarting", failure.reason, f"restart {again} of {most}: {failure.message}")
 
 
@@ -76,6 +162,7 @@ def failed(
     status: FineTuneJobStatus, failure: Failure, message: str, job: JobRecord, now: datetime.datetime
 ) -> FineTuneJobStatus:
     """The final status of a job that failed."""
+    status = _not_blocked(_closed(status, failure.reason, now))
     conditions = with_condition(status, job, now, "Failed", "True", failure.reason, message)
     return status.model_copy(
         update={
@@ -102,6 +189,7 @@ def succeeded(status: FineTuneJobStatus, spec: FineTuneJobSpec, job: JobRecord, 
     if progress is not None:
         progress = progress.model_copy(update={"percent": 100, "display": "100%", "step": progress.total_steps or progress.step})
     message = _summary(status)
+    status = _not_blocked(_closed(status, "Completed", now))
     status = status.model_copy(
         update={
             "phase": "Succeeded",
@@ -127,7 +215,7 @@ def with_condition(
     status: FineTuneJobStatus,
     job: JobRecord,
     now: datetime.datetime,
-    kind: Literal["Complete", "Failed", "Published"],
+    kind: ConditionType,
     value: Literal["True", "False", "Unknown"],
     reason: str,
     message: str,

@@ -6,33 +6,46 @@ from finetune_operator.turn import Turn
 
 _WORTH_A_WARNING = frozenset(
     {
-        "Unschedulable",
+        "Forbidden",
+        "Inadmissible",
+        "NameTaken",
         "QuotaExceeded",
+        "Unschedulable",
         Reason.CLAIM_NOT_FOUND,
         Reason.IMAGE_PULL_FAILED,
         Reason.POD_REJECTED,
         Reason.SECRET_NOT_FOUND,
     }
 )
+_WITH_PODS = frozenset({"Initializing", "Running", "Publishing"})
 
 
 def build_turns(before: FineTuneJobStatus, after: FineTuneJobStatus) -> list[Turn]:
     """The events that follow from a status that was just written."""
     attempt = after.attempt or 0
-    message = after.message or ""
     turns = []
     if after.attempt != before.attempt and after.attempt is not None:
         turns.append(Turn("Normal", "Created", f"Created the pods of attempt {attempt}.", attempt))
-    if after.phase == before.phase and after.reason == before.reason:
-        return turns
-    if after.phase == "Pending" and after.reason in _WORTH_A_WARNING:
-        turns.append(Turn("Warning", after.reason or "", message, attempt))
-    elif after.phase != before.phase and after.phase == "Running":
-        turns.append(Turn("Normal", "Started", f"Attempt {attempt} trains.", attempt))
-    elif after.phase != before.phase and after.phase == "Publishing":
-        turns.append(Turn("Normal", "Publishing", message, attempt))
-    elif after.phase == "Succeeded":
-        turns.append(Turn("Normal", "Succeeded", message, attempt))
-    elif after.phase in ("Restarting", "Failed"):
-        turns.append(Turn("Warning", after.phase, f"{after.reason}: {message}", attempt))
+    if after.phase != before.phase or after.reason != before.reason:
+        turn = _of_phase(before, after, attempt, after.message or "")
+        turns += [turn] if turn is not None else []
     return turns
+
+
+def _of_phase(before: FineTuneJobStatus, after: FineTuneJobStatus, attempt: int, message: str) -> Turn | None:
+    phase, is_new = after.phase, after.phase != before.phase
+    if phase == "Queued" and before.phase in _WITH_PODS:
+        return Turn("Warning", "Evicted", message, attempt, occasion=after.running_seconds or 0)
+    if phase in ("Pending", "Queued") and after.reason in _WORTH_A_WARNING:
+        return Turn("Warning", after.reason or "", message, attempt)
+    if phase in ("Restarting", "Failed"):
+        return Turn("Warning", phase, f"{after.reason}: {message}", attempt)
+    if phase == "Succeeded":
+        return Turn("Normal", "Succeeded", message, attempt)
+    if is_new and phase == "Running":
+        return Turn("Normal", "Started", f"Attempt {attempt} trains.", attempt, occasion=after.running_seconds or 0)
+    if is_new and phase == "Publishing":
+        return Turn("Normal", "Publishing", message, attempt)
+    if is_new and phase == "Suspended":
+        return Turn("Normal", "Suspended", "Stopped on request: the pods save a checkpoint and end.", attempt)
+    return None

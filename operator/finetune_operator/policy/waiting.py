@@ -5,10 +5,15 @@ from collections.abc import Sequence
 
 from finetune_api.reasons import Reason
 from finetune_operator.observed import Observation, PodState
+from finetune_operator.refusals import is_by_quota
 
 _IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"})
 # What passes by itself in a normal start; everything else is worth a user's look and comes first.
 ORDINARY = frozenset({"ContainerCreating", "PodInitializing", "PodsPending"})
+# What a quota or a LimitRange refuses may be let in later, when others have gone.
+BY_QUOTA = frozenset({"QuotaExceeded"})
+# Waiting reasons that are a reason of the failure too, once the time to start is over.
+REASONS_TO_FAIL = frozenset({Reason.IMAGE_PULL_FAILED, Reason.SECRET_NOT_FOUND, Reason.CLAIM_NOT_FOUND, Reason.POD_REJECTED})
 # A younger pod is not worth a word: its claim is still being bound, its Secret being created by the same `kubectl apply`.
 _SETTLED_AFTER = datetime.timedelta(seconds=5)
 
@@ -18,7 +23,7 @@ def explain_waiting(seen: Observation, pods: Sequence[PodState], nodes: int, now
     reasons = [_explain(pod, now) for pod in pods if not pod.started]
     if len(pods) < nodes:
         if seen.refusal is not None:
-            reasons.insert(0, ("QuotaExceeded" if "exceeded quota" in seen.refusal else Reason.POD_REJECTED, seen.refusal))
+            reasons.insert(0, ("QuotaExceeded" if is_by_quota(seen.refusal) else Reason.POD_REJECTED, seen.refusal))
         else:
             reasons.append(("PodsPending", f"{len(pods)} of {nodes} pods created"))
     reasons.sort(key=lambda item: item[0] in ORDINARY)

@@ -1,4 +1,4 @@
-"""Observations in one line each, for tests of the policy."""
+"""Observations in one line each for tests of the policy, and objects of the API server for tests of what reads them."""
 
 import datetime
 import json
@@ -7,11 +7,12 @@ from typing import Any
 from finetune_api import names
 from finetune_api.resource import parse_spec
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import FineTuneJobStatus
-from finetune_operator.observed import ChildJob, Finished, JobRecord, Key, Observation, Owner, PodState
+from finetune_api.status import Attempt, FineTuneJobStatus, Resolved, Restarts
+from finetune_operator.observed import ChildJob, Finished, JobRecord, Key, Manifest, Observation, Owner, PodState, write_time
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 UID = "11111111-aaaa"
+KEY = Key("team", "news")
 IMAGE = "trainer:1"
 
 
@@ -19,29 +20,37 @@ def ago(seconds: float) -> datetime.datetime:
     return NOW - datetime.timedelta(seconds=seconds)
 
 
-def build_spec(**changes: Any) -> FineTuneJobSpec:
-    spec = {
+def spec_fields(**changes: Any) -> dict[str, Any]:
+    """A spec of two nodes as a file has it."""
+    return {
         "task": "text-classification",
         "model": {"hub": {"name": "a/b"}},
         "datasets": [{"hub": {"name": "c/d"}}],
         "distributed": {"nodes": 2},
         **changes,
     }
-    return parse_spec(spec)
 
 
-def build_record(status: FineTuneJobStatus | None = None, spec: Any = None, written: float | None = 60) -> JobRecord:
-    return JobRecord(
-        key=Key("team", "news"),
-        uid=UID,
-        generation=1,
-        resource_version="7",
-        created=ago(100),
-        deleting=False,
-        spec=spec if spec is not None else build_spec(),
-        status=status or FineTuneJobStatus(),
-        status_written_at=ago(written) if written is not None else None,
-    )
+def build_spec(**changes: Any) -> FineTuneJobSpec:
+    return parse_spec(spec_fields(**changes))
+
+
+def build_record(
+    status: FineTuneJobStatus | None = None, spec: Any = None, written: float | None = 60, **changes: Any
+) -> JobRecord:
+    values = {
+        "key": KEY,
+        "uid": UID,
+        "generation": 1,
+        "version": 7,
+        "created": ago(100),
+        "deleting": False,
+        "spec": spec if spec is not None else build_spec(),
+        "status": status or FineTuneJobStatus(),
+        "status_written_at": ago(written) if written is not None else None,
+        **changes,
+    }
+    return JobRecord(**values)
 
 
 def build_child(attempt: int = 1, **changes: Any) -> ChildJob:
@@ -97,3 +106,70 @@ def observe(*pods: PodState, status: FineTuneJobStatus | None = None, **changes:
     default = FineTuneJobStatus(phase="Running", reason="Training", attempt=1)
     values = {"job": build_record(status or default), "jobs": [build_child()], "pods": list(pods), **changes}
     return Observation(**values)
+
+
+def running(seconds: float = 60, attempt: int = 1, **changes: Any) -> FineTuneJobStatus:
+    """The status of a job whose present attempt has trained for so long, and was created a little earlier."""
+    values = {
+        "observed_generation": 1,
+        "phase": "Running",
+        "reason": "Training",
+        "message": "training on 2 nodes",
+        "attempt": attempt,
+        "attempts": [Attempt(number=attempt, start_time=write_time(ago(seconds + 10)), nodes=2)],
+        "restarts": Restarts(),
+        "resolved": Resolved(image=IMAGE),
+        "running_since": write_time(ago(seconds)),
+        "start_time": write_time(ago(seconds + 10)),
+        **changes,
+    }
+    return FineTuneJobStatus(**values)
+
+
+def job_manifest(spec: Any = None, status: Any = None, **metadata: Any) -> Manifest:
+    """A FineTuneJob as the API server has it."""
+    common = {"namespace": KEY.namespace, "name": KEY.name, "uid": UID, "generation": 1}
+    status = status.to_wire() if isinstance(status, FineTuneJobStatus) else status
+    times = {"creationTimestamp": write_time(ago(100))}
+    return {"metadata": common | times | metadata, "spec": spec or spec_fields(), **({"status": status} if status else {})}
+
+
+def child_manifest(attempt: int = 1, uid: str = UID, **changes: Any) -> Manifest:
+    """A Job as the API server has it, of the FineTuneJob with that uid."""
+    owner = {"apiVersion": names.API_VERSION, "kind": names.KIND, "name": KEY.name, "uid": uid, "controller": True}
+    return {
+        "metadata": {
+            "namespace": KEY.namespace,
+            "name": names.attempt_name(KEY.name, attempt),
+            "uid": f"job-{attempt}",
+            "labels": {names.LABEL_JOB: KEY.name, names.LABEL_ATTEMPT: str(attempt)},
+            "ownerReferences": [owner],
+            "creationTimestamp": write_time(ago(80)),
+        },
+        "spec": {"completions": 2},
+        "status": {},
+        **changes,
+    }
+
+
+def pod_manifest(index: int = 0, attempt: int = 1, state: Manifest | None = None, **status: Any) -> Manifest:
+    """A pod as the API server has it; by default its container runs."""
+    owner = {"kind": "Job", "name": names.attempt_name(KEY.name, attempt), "uid": f"job-{attempt}", "controller": True}
+    state = {"running": {"startedAt": write_time(ago(50))}} if state is None else state
+    return {
+        "metadata": {
+            "namespace": KEY.namespace,
+            "name": f"news-{attempt}-{index}-x",
+            "labels": {names.LABEL_JOB: KEY.name, names.LABEL_ATTEMPT: str(attempt)},
+            "annotations": {"batch.kubernetes.io/job-completion-index": str(index), names.ANNOTATION_OWNER_UID: UID},
+            "ownerReferences": [owner],
+            "creationTimestamp": write_time(ago(60)),
+        },
+        "spec": {"nodeName": f"node-{index}"},
+        "status": {
+            "phase": "Running",
+            "podIP": f"10.0.0.{index + 1}",
+            "containerStatuses": [{"name": names.TRAINER_CONTAINER, "state": state}],
+            **status,
+        },
+    }

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from finetune_api.reasons import FineTuneError, Reason
-from finetune_api.status import FineTuneJobStatus, Progress, Resolved, Restarts
+from finetune_api.status import Attempt, FineTuneJobStatus, Progress, Resolved, Restarts
 from finetune_api.wire import Report
-from finetune_operator.observed import Observation, Owner
+from finetune_operator.observed import Observation, Owner, write_time
 from finetune_operator.policy.attempt import choose_image, decide, pod_to_ask
-from finetune_operator.policy.status import is_due
+from finetune_operator.policy.status import is_due, started
 from unit.operator.builders import (
     IMAGE,
     NOW,
@@ -33,15 +33,20 @@ def in_restart(failures: int = 1, attempt: int = 1) -> FineTuneJobStatus:
 
 
 def test_a_new_job_gets_its_first_attempt() -> None:
-    decision = decide(Observation(build_record()), None, IMAGE, NOW)
+    decision = decide(Observation(build_record()), None, NOW)
     assert decision.create_attempt == 1
-    assert decision.status.phase == "Pending"
-    assert decision.status.resolved == Resolved(image=IMAGE, nodes=2, processes=2)
+
+
+def test_a_job_whose_children_are_there_has_started() -> None:
+    status = started(FineTuneJobStatus(), build_spec(), 1, IMAGE, NOW)
+    assert (status.phase, status.attempt, status.start_time) == ("Pending", 1, "2026-01-02T03:04:05Z")
+    assert status.resolved == Resolved(image=IMAGE, nodes=2, processes=2)
+    assert status.attempts == [Attempt(number=1, start_time="2026-01-02T03:04:05Z", nodes=2)]
 
 
 def test_a_wrong_spec_fails_without_a_pod() -> None:
     wrong = FineTuneError(Reason.INVALID_SPEC, "spec.training.epochs: write a number")
-    decision = decide(Observation(build_record(spec=wrong)), None, IMAGE, NOW)
+    decision = decide(Observation(build_record(spec=wrong)), None, NOW)
     assert decision.create_attempt is None
     assert (decision.status.phase, decision.status.reason) == ("Failed", "InvalidSpec")
     assert decision.status.message == "spec.training.epochs: write a number"
@@ -51,44 +56,47 @@ def test_a_wrong_spec_fails_without_a_pod() -> None:
 
 def test_a_job_waits_for_the_pods_of_an_earlier_one_of_its_name() -> None:
     old = build_pod(0, job_uid="another")
-    decision = decide(Observation(build_record(), pods=[old]), None, IMAGE, NOW)
+    decision = decide(Observation(build_record(), pods=[old]), None, NOW)
     assert decision.create_attempt is None
     assert (decision.status.phase, decision.status.reason) == ("Pending", "WaitingForDeletion")
 
 
 def test_a_job_of_another_uid_is_not_adopted() -> None:
     old = build_child(owner=Owner("FineTuneJob", "news", "another"))
-    decision = decide(Observation(build_record(), jobs=[old]), None, IMAGE, NOW)
+    decision = decide(Observation(build_record(), jobs=[old]), None, NOW)
     assert (decision.create_attempt, decision.status.reason) == (None, "WaitingForDeletion")
 
 
 def test_a_job_that_was_created_before_its_status_was_written_is_gone_through_again_and_not_duplicated() -> None:
-    decision = decide(Observation(build_record(), jobs=[build_child()]), None, IMAGE, NOW)
+    decision = decide(Observation(build_record(), jobs=[build_child()]), None, NOW)
     assert decision.create_attempt == 1
-    later = decide(observe(status=in_restart(), jobs=[build_child(2)]), None, IMAGE, NOW)
+    later = decide(observe(status=in_restart(), jobs=[build_child(2)]), None, NOW)
     assert later.create_attempt == 2
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
 def test_final_phases_are_latched_whatever_is_gone(phase: Any) -> None:
     status = FineTuneJobStatus(phase=phase, attempt=1)
-    decision = decide(observe(status=status, jobs=[]), None, IMAGE, NOW)
+    decision = decide(observe(status=status, jobs=[]), None, NOW)
     assert (decision.create_attempt, decision.delete, decision.status) == (None, None, status)
 
 
 def test_pods_that_run_on_after_the_failure_are_stopped_but_not_before_the_job_controller_had_its_time() -> None:
-    status = FineTuneJobStatus(phase="Failed", attempt=1)
     stuck = [build_pod(0), build_pod(1, finished=end(1))]
-    soon = decide(Observation(build_record(status, written=10), [build_child()], stuck), None, IMAGE, NOW)
+
+    def failed(seconds_ago: float) -> FineTuneJobStatus:
+        return FineTuneJobStatus(phase="Failed", attempt=1, completion_time=write_time(ago(seconds_ago)))
+
+    soon = decide(Observation(build_record(failed(10)), [build_child()], stuck), None, NOW)
     assert soon.delete is None
     assert soon.again_seconds == 51
-    late = decide(Observation(build_record(status, written=61), [build_child()], stuck), None, IMAGE, NOW)
+    late = decide(Observation(build_record(failed(61)), [build_child()], stuck), None, NOW)
     assert late.delete == build_child()
 
 
 def test_logs_of_ended_pods_are_left_alone() -> None:
     status = FineTuneJobStatus(phase="Failed", attempt=1)
-    decision = decide(observe(build_pod(0, finished=end(1)), build_pod(1, finished=end(1)), status=status), None, IMAGE, NOW)
+    decision = decide(observe(build_pod(0, finished=end(1)), build_pod(1, finished=end(1)), status=status), None, NOW)
     assert decision.delete is None
 
 
@@ -108,14 +116,14 @@ def test_logs_of_ended_pods_are_left_alone() -> None:
 def test_a_gang_that_waits_says_for_what(waiting: tuple[str, str] | None, reason: str) -> None:
     status = FineTuneJobStatus(phase="Pending", attempt=1)
     pods = [build_pod(0), build_pod(1, started=False, waiting=waiting)]
-    decision = decide(observe(*pods, status=status), None, IMAGE, NOW)
+    decision = decide(observe(*pods, status=status), None, NOW)
     assert (decision.status.phase, decision.status.reason) == ("Pending", reason)
     assert "news-1-1" in (decision.status.message or "")
 
 
 def test_a_young_pod_is_not_complained_about() -> None:
     pod = build_pod(1, started=False, waiting=("Unschedulable", "unbound claims"), created=ago(1))
-    decision = decide(observe(build_pod(0), pod, status=FineTuneJobStatus(phase="Pending", attempt=1)), None, IMAGE, NOW)
+    decision = decide(observe(build_pod(0), pod, status=FineTuneJobStatus(phase="Pending", attempt=1)), None, NOW)
     assert decision.status.reason == "PodsPending"
 
 
@@ -129,7 +137,7 @@ def test_a_young_pod_is_not_complained_about() -> None:
 )
 def test_a_gang_whose_pods_are_not_created_says_why(refusal: str | None, reason: str) -> None:
     seen = observe(build_pod(0), status=FineTuneJobStatus(phase="Pending", attempt=1), refusal=refusal)
-    assert decide(seen, None, IMAGE, NOW).status.reason == reason
+    assert decide(seen, None, NOW).status.reason == reason
 
 
 @pytest.mark.parametrize(
@@ -144,20 +152,20 @@ def test_a_gang_whose_pods_are_not_created_says_why(refusal: str | None, reason:
 )
 def test_a_gang_that_runs_is_where_its_report_says(report: Report | None, phase: str, message: str) -> None:
     seen = observe(build_pod(0), build_pod(1), status=FineTuneJobStatus(phase="Pending", attempt=1))
-    decision = decide(seen, report, IMAGE, NOW)
+    decision = decide(seen, report, NOW)
     assert (decision.status.phase, decision.status.message) == (phase, message)
 
 
 def test_a_pod_that_does_not_answer_once_changes_nothing() -> None:
     seen = observe(build_pod(0), build_pod(1), status=RUNNING)
-    decision = decide(seen, None, IMAGE, NOW)
+    decision = decide(seen, None, NOW)
     assert decision.status.phase == "Running"
-    assert decision.again_seconds == 3
+    assert decision.again_seconds == 20
 
 
 def test_success_takes_its_figures_from_the_last_word() -> None:
     word = end(0, evaluation={"step": 300, "metrics": {"accuracy": 0.98123456}}, **SUCCEEDED)
-    decision = decide(observe(build_pod(0, finished=word), build_pod(1, finished=end(0)), status=RUNNING), None, IMAGE, NOW)
+    decision = decide(observe(build_pod(0, finished=word), build_pod(1, finished=end(0)), status=RUNNING), None, NOW)
     status = decision.status
     assert (status.phase, status.reason) == ("Succeeded", "Completed")
     assert status.message == "trained 300 steps, accuracy 0.9812 on the held-out data"
@@ -168,12 +176,12 @@ def test_success_takes_its_figures_from_the_last_word() -> None:
 
 
 def test_a_complete_job_whose_pods_are_gone_has_succeeded() -> None:
-    decision = decide(observe(jobs=[build_child(complete=True)], status=RUNNING), None, IMAGE, NOW)
+    decision = decide(observe(jobs=[build_child(complete=True)], status=RUNNING), None, NOW)
     assert decision.status.phase == "Succeeded"
 
 
 def test_the_first_pods_success_waits_for_the_others() -> None:
-    decision = decide(observe(build_pod(0, finished=end(0, **SUCCEEDED)), build_pod(1), status=RUNNING), None, IMAGE, NOW)
+    decision = decide(observe(build_pod(0, finished=end(0, **SUCCEEDED)), build_pod(1), status=RUNNING), None, NOW)
     assert decision.status.phase == "Running"
     assert decision.again_seconds == 1
 
@@ -182,14 +190,14 @@ def test_a_published_model_is_a_condition() -> None:
     spec = build_spec(publish={"repository": "team/news"})
     word = end(0, published={"url": "https://hub/team/news", "commit": "abc"}, **SUCCEEDED)
     seen = observe(build_pod(0, finished=word), build_pod(1, finished=end(0)), job=build_record(RUNNING, spec))
-    conditions = decide(seen, None, IMAGE, NOW).status.conditions or ()
+    conditions = decide(seen, None, NOW).status.conditions or ()
     assert [(item.type, item.status, item.message) for item in conditions][1:] == [
         ("Published", "True", "pushed to https://hub/team/news")
     ]
 
 
 def test_a_failure_that_a_retry_may_heal_is_written_down_before_anything_is_deleted() -> None:
-    decision = decide(observe(build_pod(0), build_pod(1, deleted_at=ago(0)), status=RUNNING), None, IMAGE, NOW)
+    decision = decide(observe(build_pod(0), build_pod(1, deleted_at=ago(0)), status=RUNNING), None, NOW)
     assert (decision.delete, decision.create_attempt) == (None, None)
     assert (decision.status.phase, decision.status.reason, decision.status.attempt) == ("Restarting", "PodLost", 1)
     assert decision.status.restarts == Restarts(failures=1)
@@ -198,14 +206,14 @@ def test_a_failure_that_a_retry_may_heal_is_written_down_before_anything_is_dele
 
 def test_a_failure_that_no_retry_heals_is_final() -> None:
     seen = observe(build_pod(0), build_pod(1, finished=failed_with("DataError", 64)), status=RUNNING)
-    status = decide(seen, None, IMAGE, NOW).status
+    status = decide(seen, None, NOW).status
     assert (status.phase, status.reason, status.message) == ("Failed", "DataError", "DataError it was")
     assert [(item.type, item.reason) for item in status.conditions or ()] == [("Failed", "DataError")]
 
 
 def test_the_last_restart_is_the_last() -> None:
     status = RUNNING.model_copy(update={"restarts": Restarts(failures=3)})
-    decision = decide(observe(build_pod(0), build_pod(1, deleted_at=ago(0)), status=status), None, IMAGE, NOW)
+    decision = decide(observe(build_pod(0), build_pod(1, deleted_at=ago(0)), status=status), None, NOW)
     assert decision.status.phase == "Failed"
     assert decision.status.message == "after 3 restarts: pod news-1-1-x was deleted"
     assert decision.status.restarts == Restarts(failures=3)
@@ -213,21 +221,21 @@ def test_the_last_restart_is_the_last() -> None:
 
 def test_a_restart_deletes_then_waits_then_creates() -> None:
     status = in_restart()
-    first = decide(observe(build_pod(0), status=status), None, IMAGE, NOW)
+    first = decide(observe(build_pod(0), status=status), None, NOW)
     assert (first.delete, first.create_attempt, first.status) == (
         build_child(),
         None,
         status.model_copy(update={"observed_generation": 1}),
     )
-    second = decide(observe(build_pod(0), jobs=[], job=build_record(status, written=5)), None, IMAGE, NOW)
+    second = decide(observe(build_pod(0), jobs=[], job=build_record(status, written=5)), None, NOW)
     assert (second.delete, second.create_attempt, second.status.message) == (None, None, None)
-    third = decide(observe(jobs=[], status=status), None, IMAGE, NOW)
-    assert (third.create_attempt, third.status.attempt, third.status.phase) == (2, 2, "Pending")
+    third = decide(observe(jobs=[], status=status), None, NOW)
+    assert third.create_attempt == 2
 
 
 def test_a_restart_that_waits_long_says_for_which_pod() -> None:
     seen = observe(build_pod(1), jobs=[], job=build_record(in_restart(), written=31))
-    assert decide(seen, None, IMAGE, NOW).status.message == "waiting for pod news-1-1-x on node-1 of attempt 1 to end"
+    assert decide(seen, None, NOW).status.message == "waiting for pod news-1-1-x on node-1 of attempt 1 to end"
 
 
 def test_later_attempts_keep_the_image_of_the_first() -> None:
@@ -256,8 +264,8 @@ def test_only_the_running_first_pod_of_our_own_is_asked(status: FineTuneJobStatu
 
 def test_a_stable_job_costs_no_write() -> None:
     seen = observe(build_pod(0), build_pod(1), status=RUNNING)
-    first = decide(seen, None, IMAGE, NOW).status
-    again = decide(observe(build_pod(0), build_pod(1), status=first), None, IMAGE, NOW).status
+    first = decide(seen, None, NOW).status
+    again = decide(observe(build_pod(0), build_pod(1), status=first), None, NOW).status
     assert not is_due(build_record(first, written=600), again, NOW)
 
 

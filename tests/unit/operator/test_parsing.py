@@ -7,7 +7,8 @@ import pytest
 from finetune_api import names
 from finetune_api.reasons import FineTuneError
 from finetune_api.status import Restarts
-from finetune_operator.observed import Manifest, read_child_job, read_job, read_pod, read_status, read_time, write_time
+from finetune_operator.observed import Manifest, read_time, write_time
+from finetune_operator.parsing import read_child_job, read_job, read_pod, read_status
 from unit.operator.builders import UID
 
 TIME = "2026-01-02T03:04:05Z"

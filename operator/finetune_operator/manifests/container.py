@@ -1,0 +1,83 @@
+"""The trainer container of a training pod."""
+
+from finetune_api import names
+from finetune_operator.manifests.plan import Plan
+from finetune_operator.manifests.volumes import build_mounts
+from finetune_operator.observed import Manifest
+
+# What a pod asks for if spec.pod.resources is silent: enough to be scheduled apart from other work, no limit.
+_DEFAULT_REQUESTS: dict[str, int | str] = {"cpu": "500m", "memory": "1Gi"}
+
+
+def build_container(plan: Plan) -> Manifest:
+    """One process tree with nothing that a container can do without."""
+    return {
+        "name": names.TRAINER_CONTAINER,
+        "image": plan.image,
+        "imagePullPolicy": "IfNotPresent",
+        "terminationMessagePath": names.TERMINATION_LOG,
+        "terminationMessagePolicy": "File",
+        "env": _environment(plan),
+        "ports": [
+            {"name": "telemetry", "containerPort": names.PORT_TELEMETRY},
+            {"name": "rendezvous", "containerPort": names.PORT_RENDEZVOUS},
+        ],
+        "resources": _resources(plan),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        "volumeMounts": build_mounts(plan),
+    }
+
+
+def _environment(plan: Plan) -> list[Manifest]:
+    """Ours first; the job's own can't bear the same names (spec.pod.RESERVED_VARIABLES)."""
+    rendezvous = f"{names.pod_host_name(plan.name, plan.attempt, 0)}.{plan.service_domain}"
+    environment: list[Manifest] = [
+        {"name": names.ENV_RUN_FILE, "value": f"{names.CONFIG_DIR}/{names.RUN_FILE_NAME}"},
+        {"name": names.ENV_RENDEZVOUS_HOST, "value": rendezvous},
+        {"name": names.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        {"name": names.ENV_NODE_NAME, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        {"name": "HOME", "value": "/tmp"},  # noqa: S108 - an emptyDir of the pod's own
+        {"name": "HF_HOME", "value": "/tmp/huggingface"},  # noqa: S108
+    ]
+    if plan.cache_claim is not None:
+        environment.append({"name": names.ENV_CACHE_DIR, "value": names.CACHE_DIR})
+    return [*environment, *_of_the_hub(plan), *_of_the_site(plan), *(item.to_wire() for item in plan.spec.pod.env or ())]
+
+
+def _of_the_hub(plan: Plan) -> list[Manifest]:
+    hub, environment = plan.spec.hub, list[Manifest]()
+    if endpoint := hub.endpoint or plan.site.hub_endpoint:
+        environment.append({"name": names.ENV_HUB_ENDPOINT, "value": endpoint})
+    if hub.token_secret_ref is not None:
+        reference = {"name": hub.token_secret_ref.name, "key": hub.token_secret_ref.key}
+        environment.append({"name": names.ENV_HUB_TOKEN, "valueFrom": {"secretKeyRef": reference}})
+    return environment
+
+
+def _of_the_site(plan: Plan) -> list[Manifest]:
+    proxy, bundle = plan.site.proxy, f"{names.CONFIG_DIR}/{names.CA_FILE_NAME}"
+    values = {
+        "HTTP_PROXY": proxy.http_proxy,
+        "HTTPS_PROXY": proxy.https_proxy,
+        "NO_PROXY": proxy.no_proxy,
+        # The first is what Python's ssl and the Hub's client read, the second what others do.
+        "SSL_CERT_FILE": bundle if plan.site.ca_bundle else None,
+        "REQUESTS_CA_BUNDLE": bundle if plan.site.ca_bundle else None,
+    }
+    return [{"name": name, "value": value} for name, value in values.items() if value]
+
+
+def _resources(plan: Plan) -> Manifest:
+    """spec.pod.resources, and the GPUs: an extended resource's request must equal its limit."""
+    asked = plan.spec.pod.resources
+    requests = dict((asked.requests or {}) if asked is not None else _DEFAULT_REQUESTS)
+    limits = dict(asked.limits or {}) if asked is not None else {}
+    distributed = plan.spec.distributed
+    if distributed.gpus_per_node > 0:
+        requests[distributed.gpu_resource_name] = distributed.gpus_per_node
+        limits[distributed.gpu_resource_name] = distributed.gpus_per_node
+    return {name: value for name, value in (("requests", requests), ("limits", limits)) if value}

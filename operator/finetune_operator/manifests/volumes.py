@@ -1,0 +1,57 @@
+"""What a training pod sees of volumes: its configuration, its scratch space, claims and ConfigMaps; never the host."""
+
+from finetune_api import names
+from finetune_operator.manifests.plan import Plan
+from finetune_operator.observed import Manifest
+
+
+def _claim_volumes(plan: Plan) -> dict[str, str]:
+    """Claim name → name of its volume, each claim once: two volumes of one claim may not be on one pod everywhere."""
+    output = plan.spec.output.claim
+    volumes = {output.claim_name if output is not None else names.output_claim_name(plan.name): "output"}
+    for index, claim in enumerate(plan.spec.claim_names()):
+        volumes.setdefault(claim, f"claim-{index}")
+    if plan.cache_claim is not None:
+        volumes.setdefault(plan.cache_claim, "cache")
+    for index, volume in enumerate(plan.spec.pod.volumes or ()):
+        if volume.claim is not None:
+            volumes.setdefault(volume.claim.claim_name, f"extra-{index}")
+    return volumes
+
+
+def build_mounts(plan: Plan) -> list[Manifest]:
+    """Where the trainer container sees what."""
+    volumes = _claim_volumes(plan)
+    mounts: list[Manifest] = [
+        {"name": "config", "mountPath": names.CONFIG_DIR, "readOnly": True},
+        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
+        {"name": "shared-memory", "mountPath": "/dev/shm"},  # noqa: S108
+        {"name": "output", "mountPath": names.OUTPUT_DIR},
+        *(
+            {"name": volumes[claim], "mountPath": f"{names.CLAIMS_DIR}/{claim}", "readOnly": True}
+            for claim in plan.spec.claim_names()
+        ),
+    ]
+    if plan.cache_claim is not None:
+        mounts.append({"name": volumes[plan.cache_claim], "mountPath": names.CACHE_DIR})
+    for index, volume in enumerate(plan.spec.pod.volumes or ()):
+        mount: Manifest = {"name": f"extra-{index}", "mountPath": volume.mount_path, "readOnly": volume.read_only}
+        if volume.claim is not None:
+            mount["name"] = volumes[volume.claim.claim_name]
+            if volume.claim.path:
+                mount["subPath"] = volume.claim.path
+        mounts.append(mount)
+    return mounts
+
+
+def build_volumes(plan: Plan) -> list[Manifest]:
+    """The volumes behind the mounts."""
+    extra = enumerate(plan.spec.pod.volumes or ())
+    return [
+        {"name": "config", "configMap": {"name": plan.attempt_name}},
+        {"name": "tmp", "emptyDir": {}},
+        # The container runtime's own /dev/shm has 64 MiB, too little for data loaders and NCCL.
+        {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
+        *({"name": volume, "persistentVolumeClaim": {"claimName": claim}} for claim, volume in _claim_volumes(plan).items()),
+        *({"name": f"extra-{index}", "configMap": item.config_map.to_wire()} for index, item in extra if item.config_map),
+    ]

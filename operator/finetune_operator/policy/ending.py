@@ -1,0 +1,97 @@
+"""What is left to do for a job that has ended. Final phases are latched: nothing is created, the status stays what it is."""
+
+import datetime
+from typing import Any
+
+from finetune_api.reasons import Reason
+from finetune_api.spec import FineTuneJobSpec, Retention
+from finetune_api.status import FINAL_PHASES, FineTuneJobStatus
+from finetune_operator.observed import ChildJob, JobRecord, Observation, read_time
+from finetune_operator.policy.decision import Decision
+from finetune_operator.policy.status import with_condition
+
+# The Job controller itself stops a gang of which a pod failed. Where it can't (a pod that never ends, on a node that is
+# gone), pods would go on holding GPUs: after this time the Job is deleted, and its logs with it.
+STOP_AFTER = datetime.timedelta(seconds=60)
+# The operator ended these itself, so nobody else stops their pods; there is nothing in their logs that is worth waiting for.
+_ENDED_BY_US = frozenset(
+    {
+        Reason.DEADLINE_EXCEEDED,
+        Reason.START_TIMEOUT,
+        Reason.IMAGE_PULL_FAILED,
+        Reason.SECRET_NOT_FOUND,
+        Reason.CLAIM_NOT_FOUND,
+        Reason.POD_REJECTED,
+    }
+)
+_CHECK_SECONDS = 5.0
+_LONGEST_WAIT_SECONDS = 3600.0
+
+
+def after_the_end(seen: Observation, now: datetime.datetime) -> Decision:
+    """What to do next: stop pods that should run no more, give the volume back, delete the job when its time has come."""
+    job, status = seen.job, seen.job.status
+    stop, wait = _left_running(seen, now)
+    if stop is not None:
+        return Decision(status, delete=stop, again_seconds=_CHECK_SECONDS)
+    if wait is not None:
+        return Decision(status, again_seconds=wait)
+    if not isinstance(job.spec, FineTuneJobSpec):
+        return Decision(status)
+    if seen.output_claim is not None and job.gives_volume_back():
+        return Decision(status, delete_claim=seen.output_claim, again_seconds=_CHECK_SECONDS)
+    return _time_to_live(job, job.spec, now)
+
+
+def _left_running(seen: Observation, now: datetime.datetime) -> tuple[ChildJob | None, float | None]:
+    """A Job that is to be stopped, or in how many seconds to look again."""
+    still_there = [child for child in seen.own_jobs() if not child.deleting]
+    running = [pod for child in still_there for pod in seen.pods_of(child.attempt) if pod.finished is None]
+    short = [child for child in still_there if not (child.complete or child.failed is not None or child.ending)]
+    ours = seen.job.status.reason in _ENDED_BY_US
+    if not running and not (ours and short):
+        return None, None
+    since = read_time(seen.job.status.completion_time)
+    if ours or since is None or now - since >= STOP_AFTER:
+        return still_there[0], None
+    return None, (since + STOP_AFTER - now).total_seconds() + 1
+
+
+def _time_to_live(job: JobRecord, spec: FineTuneJobSpec, now: datetime.datetime) -> Decision:
+    ended = read_time(job.status.completion_time)
+    if spec.ttl_seconds_after_finished is None or ended is None:
+        return Decision(job.status)
+    left = (ended + datetime.timedelta(seconds=spec.ttl_seconds_after_finished) - now).total_seconds()
+    if left > 0:
+        return Decision(job.status, again_seconds=min(left, _LONGEST_WAIT_SECONDS))
+    if _holds_the_only_copy(spec, job.status):
+        message = (
+            "ttlSecondsAfterFinished is over, but the volume that would go with the job holds the only copy of the model: copy "
+            "it or push it, then delete the job yourself"
+        )
+        conditions = with_condition(job.status, job, now, "Blocked", "True", "OnlyCopy", message)
+        return Decision(job.status.model_copy(update={"conditions": conditions}))
+    return Decision(job.status, delete_job=True)
+
+
+def _holds_the_only_copy(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> bool:
+    retention = spec.output.retention or Retention()
+    goes = spec.output.claim is None and retention.when_deleted == "Delete"
+    trained = status.phase == "Succeeded" or status.reason == Reason.HUB_PUSH_FAILED
+    return goes and trained and status.published is None
+
+
+def seconds_to_next_look(manifest: dict[str, Any], now: datetime.datetime) -> float | None:
+    """When a finished FineTuneJob wants a turn; None if never. From the object as it is, as there may be very many of them."""
+    spec, status = manifest.get("spec", {}), manifest.get("status", {})
+    assert status.get("phase") in FINAL_PHASES
+    ended = read_time(status.get("completionTime"))
+    if ended is None:
+        return None
+    if now - ended < 2 * STOP_AFTER:
+        return 0.0
+    ttl = spec.get("ttlSecondsAfterFinished")
+    kept = any(item.get("reason") == "OnlyCopy" for item in status.get("conditions", ()))
+    if ttl is None or kept:
+        return None
+    return (ended + datetime.timedelta(seconds=ttl) - now).total_seconds()

@@ -1,0 +1,148 @@
+"""What is left to do for a job that has ended, and what never happens to it again."""
+
+from typing import Any
+
+import pytest
+
+from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.status import FineTuneJobStatus, Progress, Published
+from finetune_operator.observed import write_time
+from finetune_operator.policy.attempt import decide
+from finetune_operator.policy.ending import seconds_to_next_look
+from finetune_operator.policy.status import is_due
+from unit.operator.builders import (
+    NOW,
+    ago,
+    build_child,
+    build_pod,
+    build_record,
+    build_spec,
+    end,
+    job_manifest,
+    observe,
+    running,
+    spec_fields,
+)
+
+PUBLISHED = Published(url="https://hub/team/news", commit="abc")
+DELETE: dict[str, Any] = {"volume": {"size": "1Gi"}, "retention": {"whenDeleted": "Delete"}}
+GIVE_BACK: dict[str, Any] = {"output": {"retention": {"whenFinished": "Delete"}}, "publish": {"repository": "team/news"}}
+
+
+def ended(seconds: float, phase: str = "Succeeded", reason: str = "Completed", **changes: Any) -> FineTuneJobStatus:
+    """A job that has been at its end for so long."""
+    return running(phase=phase, reason=reason, running_since=None, completion_time=write_time(ago(seconds)), **changes)
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+@pytest.mark.parametrize("spec", [build_spec(), build_spec(suspend=True), FineTuneError(Reason.INVALID_SPEC, "wrong")])
+def test_a_final_phase_stays_whatever_becomes_of_spec_and_children(phase: str, spec: Any) -> None:
+    status = ended(1, phase=phase)
+    for jobs in ([], [build_child()], [build_child(deleting=True)]):
+        decision = decide(observe(jobs=jobs, job=build_record(status, spec)), None, NOW)
+        assert (decision.create_attempt, decision.status) == (None, status)
+
+
+@pytest.mark.parametrize(("ttl", "age", "again"), [(100, 40, 60), (None, 40, None), (86_400, 10, 3600)])
+def test_a_finished_job_is_looked_at_when_its_time_has_come(ttl: int | None, age: float, again: float | None) -> None:
+    spec = build_spec(**({"ttlSecondsAfterFinished": ttl} if ttl is not None else {}))
+    decision = decide(observe(jobs=[], job=build_record(ended(age), spec)), None, NOW)
+    assert (decision.delete_job, decision.again_seconds) == (False, again)
+
+
+@pytest.mark.parametrize("ttl", [0, 100])
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+def test_a_finished_job_is_deleted_when_its_time_is_over(ttl: int, phase: str) -> None:
+    spec = build_spec(ttlSecondsAfterFinished=ttl)
+    decision = decide(observe(jobs=[], job=build_record(ended(ttl, phase=phase), spec)), None, NOW)
+    assert decision.delete_job
+    assert decision.needs_a_fresh_look(decision.status)
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "deleted"),
+    [
+        pytest.param({}, ended(100), True, id="the volume outlives the job"),
+        pytest.param({"claim": {"claimName": "mine"}}, ended(100), True, id="a claim of the user's own"),
+        pytest.param(DELETE, ended(100, published=PUBLISHED), True, id="published"),
+        pytest.param(DELETE, ended(100), False, id="not published"),
+        pytest.param(DELETE, ended(100, "Failed", "HubPushFailed"), False, id="the push failed"),
+        pytest.param(DELETE, ended(100, "Failed", "DataError"), True, id="there is no model"),
+        pytest.param(
+            DELETE,
+            ended(100, "Failed", "DeadlineExceeded", progress=Progress(step=10, total_steps=10)),
+            False,
+            id="ended while it published",
+            marks=pytest.mark.xfail(strict=True, reason="only a failed push counts as a trained model"),
+        ),
+    ],
+)
+def test_the_only_copy_of_a_model_is_never_deleted(output: dict[str, Any], status: FineTuneJobStatus, deleted: bool) -> None:
+    spec = build_spec(ttlSecondsAfterFinished=0, output=output)
+    decision = decide(observe(jobs=[], job=build_record(status, spec)), None, NOW)
+    assert decision.delete_job == deleted
+    if not deleted:
+        [condition] = decision.status.conditions or ()
+        assert (condition.type, condition.status, condition.reason) == ("Blocked", "True", "OnlyCopy")
+        assert decision.again_seconds is None
+        again = decide(observe(jobs=[], job=build_record(decision.status, spec)), None, NOW)
+        assert not is_due(build_record(decision.status, spec, written=600), again.status, NOW)
+
+
+@pytest.mark.parametrize(
+    ("status", "claim", "deleted"),
+    [
+        (ended(5, published=PUBLISHED), "claim-uid", "claim-uid"),
+        (ended(5, published=PUBLISHED), None, None),
+        (ended(5), "claim-uid", None),
+        (ended(5, "Failed", "HubPushFailed"), "claim-uid", None),
+    ],
+)
+def test_the_volume_goes_when_the_model_is_on_the_hub(status: FineTuneJobStatus, claim: str | None, deleted: str | None) -> None:
+    seen = observe(jobs=[], job=build_record(status, build_spec(**GIVE_BACK)), output_claim=claim)
+    decision = decide(seen, None, NOW)
+    assert (decision.delete_claim, decision.status) == (deleted, status)
+
+
+def test_a_volume_that_was_not_to_go_stays() -> None:
+    spec = build_spec(publish={"repository": "team/news"})
+    seen = observe(jobs=[], job=build_record(ended(5, published=PUBLISHED), spec), output_claim="claim-uid")
+    assert decide(seen, None, NOW).delete_claim is None
+
+
+@pytest.mark.parametrize(
+    "reason", ["DeadlineExceeded", "StartTimeout", "ImagePullFailed", "SecretNotFound", "ClaimNotFound", "PodRejected"]
+)
+def test_pods_of_a_job_that_the_operator_ended_are_stopped_at_once(reason: str) -> None:
+    record = build_record(ended(0, "Failed", reason))
+    assert decide(observe(build_pod(0), build_pod(1), job=record), None, NOW).delete == build_child()
+    assert decide(observe(job=record), None, NOW).delete == build_child(), "it would go on creating pods"
+    assert decide(observe(jobs=[build_child(deleting=True)], job=record), None, NOW).delete is None
+
+
+def test_nothing_is_deleted_while_pods_may_still_end_by_themselves() -> None:
+    spec = build_spec(ttlSecondsAfterFinished=0)
+    pods = [build_pod(0), build_pod(1, finished=end(1))]
+    decision = decide(observe(*pods, job=build_record(ended(10, "Failed", "CodeError"), spec)), None, NOW)
+    assert (decision.delete, decision.delete_job, decision.again_seconds) == (None, False, 51)
+
+
+@pytest.mark.parametrize(
+    ("ttl", "age", "conditions", "seconds"),
+    [
+        pytest.param(None, 119, (), 0.0, id="its pods may still have to be stopped"),
+        pytest.param(None, 120, (), None, id="nothing is left to do"),
+        pytest.param(1000, 400, (), 600.0, id="to be deleted some day"),
+        pytest.param(1000, 1100, (), -100.0, id="to be deleted at once"),
+        pytest.param(1000, 1100, ("OnlyCopy",), None, id="never to be deleted"),
+    ],
+)
+def test_when_a_finished_job_wants_a_turn(ttl: int | None, age: float, conditions: tuple[str, ...], seconds: Any) -> None:
+    spec = spec_fields(**({"ttlSecondsAfterFinished": ttl} if ttl else {}))
+    manifest = job_manifest(spec, ended(age))
+    manifest["status"]["conditions"] = [{"type": "Blocked", "reason": reason} for reason in conditions]
+    assert seconds_to_next_look(manifest, NOW) == seconds
+
+
+def test_a_finished_job_without_a_time_wants_no_turn() -> None:
+    assert seconds_to_next_look(job_manifest(status={"phase": "Failed"}), NOW) is None
