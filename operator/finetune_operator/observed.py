@@ -9,6 +9,9 @@ from finetune_api.reasons import FineTuneError
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
+# The Job controller writes when a Job was let go on after it has created the pods.
+_START_SKEW = datetime.timedelta(seconds=5)
+
 # An object of the API server, as its JSON has it.
 Manifest = dict[str, Any]
 
@@ -147,7 +150,7 @@ class Observation:
     def pods_of(self, attempt: int) -> list[PodState]:
         """Our own pods of that attempt, by completion index; of a Job that was held back and let go on, the new ones only."""
         child = self.job_of(attempt)
-        since = child.started_at if child is not None else None
+        since = child.started_at - _START_SKEW if child is not None and child.started_at is not None else None
         pods = [
             pod
             for pod in self.pods

@@ -106,7 +106,8 @@ def read_child_job(manifest: Manifest) -> ChildJob:
         complete="Complete" in true,
         ending="FailureTarget" in true or "Failed" in true,
         failed=true["Failed"].get("message", "") if "Failed" in true else None,
-        suspended=bool(manifest["spec"].get("suspend")),
+        # Let go on, it is held back until its controller has seen that.
+        suspended=bool(manifest["spec"].get("suspend")) or "Suspended" in true,
         started_at=read_time(manifest.get("status", {}).get("startTime")),
         version=read_version(manifest),
     )

@@ -112,8 +112,10 @@ class Resync:
     def _look_at_finished(self, manifest: Manifest) -> None:
         self._metrics.remember_finished(manifest)
         seconds = seconds_to_next_look(manifest, self._now())
-        if seconds is not None and seconds < _FINISHED_INTERVAL_SECONDS:
-            self._queue.add_after(read_key(manifest), max(0.0, seconds))
+        if seconds is not None and seconds <= 0:
+            self._queue.add(read_key(manifest))
+        elif seconds is not None and seconds < _FINISHED_INTERVAL_SECONDS:
+            self._queue.add_after(read_key(manifest), seconds)
 
     async def _list(self, kind: str, namespace: str | None, **query: str) -> tuple[int, list[Manifest]]:
         """A whole list, and the resourceVersion at which it was true."""

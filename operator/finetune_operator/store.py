@@ -83,7 +83,7 @@ class Store:
     def put_job(self, job: JobRecord) -> None:
         """Take over a FineTuneJob, unless a later one of it is known."""
         known = self.jobs.get(job.key)
-        if known is None or known.uid != job.uid or known.version <= job.version:
+        if known is None or known.version <= job.version:
             self.jobs[job.key] = job
 
     def drop_job(self, key: Key, version: int | None = None) -> None:

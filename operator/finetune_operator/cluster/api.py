@@ -175,8 +175,9 @@ class Api:
 
 def _error(code: int, text: bytes, headers: Mapping[str, str]) -> ApiError:
     try:
-        status: dict[str, Any] = json.loads(text)
-    except ValueError:  # of something in between that is no API server
-        status = {}
+        answer = json.loads(text)
+    except ValueError:
+        answer = None
+    status: dict[str, Any] = answer if isinstance(answer, dict) else {}  # something in between may be no API server
     after = headers.get("Retry-After", "")
     return ApiError(code, status.get("reason", "Unknown"), status.get("message", ""), float(after) if after.isdecimal() else 0.0)

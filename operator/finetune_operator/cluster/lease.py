@@ -76,11 +76,17 @@ class Leadership:
 
     async def release(self) -> None:
         """Give the Lease back, so that the next one need not wait for it to run out."""
-        if self._renewed is None or self._known is None:
+        if self._renewed is None:
             return
         self._renewed = None
         with contextlib.suppress(ApiError, TimeoutError):
-            await asyncio.wait_for(self._api.update("Lease", self._manifest(self._known, holder="")), 2.0)
+            await asyncio.wait_for(self._release(), 2.0)
+
+    async def _release(self) -> None:
+        """From what there is: a renewal of ours may have been written without an answer."""
+        found = await self._api.get("Lease", self._namespace, self._name)
+        if found is not None and _record(found)[0] == self._identity:
+            await self._api.update("Lease", self._manifest(found, holder=""))
 
     async def _step(self) -> None:
         began = self._clock()
@@ -99,6 +105,7 @@ class Leadership:
         self._known = found
         holder = _record(found)[0] if found else ""
         if self._renewed is not None and holder != self._identity:
+            self._renewed = None
             raise LeaseLostError(f"{holder or 'somebody'} holds the Lease {self._namespace}/{self._name} now")
 
     async def _write(self, request: Awaitable[Manifest], began: float) -> None:

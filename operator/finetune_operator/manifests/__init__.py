@@ -14,9 +14,10 @@ __all__ = ["Plan", "build_children"]
 def build_children(plan: Plan) -> list[Manifest]:
     """Everything that one attempt needs, in the order in which it is created.
 
-    The output claim comes after the Job, which waits for it: a Job that the API server refuses must not leave a claim behind
-    that nobody wrote to and that is retained for ever.
+    Run file and output claim come after the Job, whose pods wait for them: a Job that the API server refuses must not leave a
+    run file behind, which would be taken for that of a spec that was changed since, nor a claim that nobody wrote to and that
+    is retained for ever.
     """
     policy, claim = build_network_policy(plan), build_output_claim(plan)
     before, after = ([policy] if policy else []), ([claim] if claim else [])
-    return [build_service(plan), *before, build_config_map(plan), build_job(plan), *after]
+    return [build_service(plan), *before, build_job(plan), build_config_map(plan), *after]

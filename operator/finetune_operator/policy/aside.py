@@ -9,7 +9,7 @@ from finetune_operator.observed import Observation, PodState, read_time
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.failure import last_word
 from finetune_operator.policy.progress import merge_report
-from finetune_operator.policy.status import in_phase, suspended
+from finetune_operator.policy.status import in_phase, suspended, without_conditions
 
 _CHECK_SECONDS = 5.0
 _SOON_SECONDS = 1.0
@@ -30,7 +30,7 @@ def next_attempt(
     seen: Observation, spec: FineTuneJobSpec, status: FineTuneJobStatus, attempt: int, now: datetime.datetime
 ) -> Decision:
     """Delete the attempt that is over, wait until none of its pods is left, then create the next: attempts never overlap."""
-    status = _with_last_words(seen, status, attempt, now)
+    status = with_last_words(seen, status, attempt, now)
     old = [child for child in seen.own_jobs() if child.attempt <= attempt and not child.deleting]
     if old:
         return Decision(status, delete=old[0], again_seconds=_SOON_SECONDS)
@@ -54,6 +54,7 @@ def _waiting(
     seen: Observation, status: FineTuneJobStatus, left: list[PodState], attempt: int, now: datetime.datetime
 ) -> FineTuneJobStatus:
     if status.phase == "Suspended":
+        status = without_conditions(status, "Suspended")
         return in_phase(status, "Pending", "WaitingForDeletion", "waiting for the pods that were suspended to end")
     since = seen.job.status_written_at
     if left and since is not None and now - since > _LONG_WAIT:
@@ -62,7 +63,7 @@ def _waiting(
     return status
 
 
-def _with_last_words(seen: Observation, status: FineTuneJobStatus, attempt: int, now: datetime.datetime) -> FineTuneJobStatus:
+def with_last_words(seen: Observation, status: FineTuneJobStatus, attempt: int, now: datetime.datetime) -> FineTuneJobStatus:
     """What pods that were asked to stop say at their end: above all the checkpoint that they saved."""
     for pod in seen.pods:
         word = last_word(pod) if pod.job_uid == seen.job.uid and pod.index == 0 else None

@@ -13,7 +13,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FINAL_PHASES, FineTuneJobStatus
 from finetune_api.wire import Report
 from finetune_operator.observed import ChildJob, JobRecord, Observation, PodState, read_time, write_time
-from finetune_operator.policy.aside import is_over, next_attempt, of_an_earlier_job
+from finetune_operator.policy.aside import is_over, next_attempt, of_an_earlier_job, with_last_words
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.ending import after_the_end
 from finetune_operator.policy.failure import build_failure, find_cause, last_word
@@ -31,7 +31,7 @@ from finetune_operator.policy.status import (
     with_condition,
     withdrawn,
 )
-from finetune_operator.policy.waiting import BY_QUOTA, REASONS_TO_FAIL, explain_waiting
+from finetune_operator.policy.waiting import BY_QUOTA, REASONS_TO_FAIL, REFUSALS, explain_waiting
 
 # Seconds until a job is looked at again without being asked: events tell of all that happens, this heals what they lost.
 _CHECK_SECONDS = 20.0
@@ -76,11 +76,13 @@ def decide(seen: Observation, report: Report | None, now: datetime.datetime) -> 
     attempt = current_attempt(seen)
     if attempt is None:
         return _first_attempt(seen, job.spec, status, now)
+    if attempt > (status.attempt or 0) and job.spec.suspend:
+        return Decision(suspended(status, job, None, now), delete=seen.job_of(attempt), again_seconds=_SOON_SECONDS)
     if attempt > (status.attempt or 0):
         # The status names an attempt once all its children are there: until then they are created, as often as it takes.
         return Decision(status, create_attempt=attempt)
     if status.phase == "Suspended" and _is_complete(seen.job_of(attempt), seen.pods_of(attempt), job.spec.distributed.nodes):
-        return Decision(succeeded(status, job.spec, job, now))  # it was through before it could be stopped
+        return Decision(succeeded(with_last_words(seen, status, attempt, now), job.spec, job, now))  # it was quicker
     if is_over(status):
         return next_attempt(seen, job.spec, status, attempt, now)
     return _follow(seen, job.spec, status, attempt, report, now)
@@ -122,7 +124,7 @@ def _follow(
     if word is not None:
         status = merge_report(status, word, now)
     if _is_complete(child, pods, nodes):
-        return Decision(succeeded(status, spec, seen.job, now))
+        return Decision(succeeded(status, spec, seen.job, now), unsure=final is None)
     if spec.suspend:
         message = "stopping: the pods save a checkpoint"
         return Decision(suspended(status, seen.job, message, now), again_seconds=_SOON_SECONDS)
@@ -154,6 +156,8 @@ def _on_its_way(
     word: Report | None,
     now: datetime.datetime,
 ) -> FineTuneJobStatus:
+    if len(pods) < nodes and not seen.live and status.phase == "Pending" and status.reason in REFUSALS:
+        return status  # why, is told by events, which are read in a fresh look only
     if sum(pod.started for pod in pods) < nodes:
         reason, message = explain_waiting(seen, pods, nodes, now)
         return in_phase(status, "Pending", reason, message)
@@ -185,7 +189,7 @@ def _within_limits(
         message = f"the job ran for {format_duration(ran)}, activeDeadlineSeconds allows {format_duration(deadline)}"
         failure = build_failure(Reason.DEADLINE_EXCEEDED, message)
         return Decision(failed(status, failure, message, seen.job, now), again_seconds=_SOON_SECONDS)
-    if status.phase != "Pending" or not status.attempts:
+    if status.phase != "Pending" or not status.attempts or status.running_since is not None:
         return None
     waited = now - _began(seen, status)
     if status.reason in BY_QUOTA:

@@ -14,7 +14,8 @@ class Decision:
     """status: as it is to be once the rest was done. At most one of the others is to be done first.
 
     create_attempt: number of the attempt whose children are to be there. delete: a Job. delete_claim: uid of the output claim.
-    delete_job: the FineTuneJob itself. again_seconds: when to look again without being asked.
+    delete_job: the FineTuneJob itself. again_seconds: when to look again without being asked. unsure: something that should
+    be there was not seen.
     """
 
     status: FineTuneJobStatus
@@ -23,10 +24,17 @@ class Decision:
     delete_claim: str | None = None
     delete_job: bool = False
     again_seconds: float | None = None
+    unsure: bool = False
 
     def needs_a_fresh_look(self, before: FineTuneJobStatus) -> bool:
         """Whether this must not rest on what the watches told: it creates, deletes, or takes the job off its way."""
-        if self.create_attempt is not None or self.delete is not None or self.delete_claim is not None or self.delete_job:
+        if (
+            self.unsure
+            or self.create_attempt is not None
+            or self.delete is not None
+            or self.delete_claim is not None
+            or self.delete_job
+        ):
             return True
         if self.status.phase == before.phase:
             return False

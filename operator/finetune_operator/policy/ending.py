@@ -77,7 +77,9 @@ def _time_to_live(job: JobRecord, spec: FineTuneJobSpec, now: datetime.datetime)
 def _holds_the_only_copy(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> bool:
     retention = spec.output.retention or Retention()
     goes = spec.output.claim is None and retention.when_deleted == "Delete"
-    trained = status.phase == "Succeeded" or status.reason == Reason.HUB_PUSH_FAILED
+    progress = status.progress
+    through = progress is not None and progress.total_steps is not None and progress.step >= progress.total_steps
+    trained = status.phase == "Succeeded" or status.reason == Reason.HUB_PUSH_FAILED or through
     return goes and trained and status.published is None
 
 

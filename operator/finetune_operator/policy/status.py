@@ -30,6 +30,8 @@ _PROGRESS_FIELDS = frozenset({"progress", "evaluation", "checkpoint", "message",
 _START_FIELDS = _PROGRESS_FIELDS | {"reason"}
 
 
+# In the other phases there is no next time: the pods that told it are about to go.
+_WITH_PATIENCE = frozenset({"Queued", "Pending", "Initializing", "Running", "Publishing"})
 _KEPT_ATTEMPTS = 10
 
 
@@ -41,6 +43,8 @@ def is_due(
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     if not changed:
         return False
+    if status.phase not in _WITH_PATIENCE:
+        return True
     patient = _START_FIELDS if status.reason in ORDINARY else _PROGRESS_FIELDS
     since = job.status_written_at
     return not changed <= patient or since is None or now - since >= interval
@@ -49,7 +53,7 @@ def is_due(
 def in_phase(status: FineTuneJobStatus, phase: Phase, reason: str, message: str) -> FineTuneJobStatus:
     """The status in a phase that is not final."""
     assert phase not in FINAL_PHASES
-    status = _not_blocked(status) if phase not in ("Queued", "Pending", "Restarting") else status
+    status = without_conditions(status, "Blocked") if phase not in ("Queued", "Pending", "Restarting") else status
     progress = status.progress if phase == "Running" else without_estimate(status.progress)
     return status.model_copy(update={"phase": phase, "reason": reason, "message": message, "progress": progress})
 
@@ -62,13 +66,12 @@ def started(
     resolved = (status.resolved or Resolved()).model_copy(
         update={"image": image, "nodes": nodes, "processes": nodes * spec.processes_per_node}
     )
-    status = status.model_copy(
+    status = without_conditions(status, "Suspended", "Blocked").model_copy(
         update={
             "attempt": attempt,
             "attempts": _with_attempt(status, attempt, nodes, created),
             "restarts": status.restarts or Restarts(),
             "resolved": resolved,
-            "conditions": _without(status, "Suspended", "Blocked"),
             "start_time": status.start_time or write_time(created),
         }
     )
@@ -86,7 +89,7 @@ def queued(
     status = status.model_copy(update={"running_seconds": ran or None, "running_since": None})
     if reason == "Inadmissible":  # as for a queue that does not exist: nothing will change by waiting
         return blocked(status, job, "Queued", reason, message, now)
-    return in_phase(_not_blocked(status), "Queued", reason, message[:1000])
+    return in_phase(without_conditions(status, "Blocked"), "Queued", reason, message[:1000])
 
 
 def withdrawn(status: FineTuneJobStatus, now: datetime.datetime) -> FineTuneJobStatus:
@@ -134,12 +137,10 @@ def _closed(status: FineTuneJobStatus, reason: str, now: datetime.datetime) -> F
     return status.model_copy(update=update)
 
 
-def _without(status: FineTuneJobStatus, *kinds: ConditionType) -> Sequence[Condition] | None:
-    return [condition for condition in status.conditions or () if condition.type not in kinds] or None
-
-
-def _not_blocked(status: FineTuneJobStatus) -> FineTuneJobStatus:
-    return status.model_copy(update={"conditions": _without(status, "Blocked")})
+def without_conditions(status: FineTuneJobStatus, *kinds: ConditionType) -> FineTuneJobStatus:
+    """The status without the conditions that are not true any more."""
+    left = [condition for condition in status.conditions or () if condition.type not in kinds]
+    return status.model_copy(update={"conditions": left or None})
 
 
 def lost(
@@ -162,7 +163,7 @@ def failed(
     status: FineTuneJobStatus, failure: Failure, message: str, job: JobRecord, now: datetime.datetime
 ) -> FineTuneJobStatus:
     """The final status of a job that failed."""
-    status = _not_blocked(_closed(status, failure.reason, now))
+    status = without_conditions(_closed(status, failure.reason, now), "Blocked")
     conditions = with_condition(status, job, now, "Failed", "True", failure.reason, message)
     return status.model_copy(
         update={
@@ -189,7 +190,7 @@ def succeeded(status: FineTuneJobStatus, spec: FineTuneJobSpec, job: JobRecord, 
     if progress is not None:
         progress = progress.model_copy(update={"percent": 100, "display": "100%", "step": progress.total_steps or progress.step})
     message = _summary(status)
-    status = _not_blocked(_closed(status, "Completed", now))
+    status = without_conditions(_closed(status, "Completed", now), "Blocked", "Suspended")
     status = status.model_copy(
         update={
             "phase": "Succeeded",

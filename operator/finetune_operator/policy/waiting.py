@@ -12,6 +12,8 @@ _IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageNam
 ORDINARY = frozenset({"ContainerCreating", "PodInitializing", "PodsPending"})
 # What a quota or a LimitRange refuses may be let in later, when others have gone.
 BY_QUOTA = frozenset({"QuotaExceeded"})
+# What the Job controller was told when it created pods.
+REFUSALS = BY_QUOTA | {Reason.POD_REJECTED}
 # Waiting reasons that are a reason of the failure too, once the time to start is over.
 REASONS_TO_FAIL = frozenset({Reason.IMAGE_PULL_FAILED, Reason.SECRET_NOT_FOUND, Reason.CLAIM_NOT_FOUND, Reason.POD_REJECTED})
 # A younger pod is not worth a word: its claim is still being bound, its Secret being created by the same `kubectl apply`.

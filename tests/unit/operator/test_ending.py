@@ -73,7 +73,6 @@ def test_a_finished_job_is_deleted_when_its_time_is_over(ttl: int, phase: str) -
             ended(100, "Failed", "DeadlineExceeded", progress=Progress(step=10, total_steps=10)),
             False,
             id="ended while it published",
-            marks=pytest.mark.xfail(strict=True, reason="only a failed push counts as a trained model"),
         ),
     ],
 )

@@ -87,13 +87,11 @@ def test_pods_of_an_earlier_admission_are_nobodys_failure(pod: dict[str, Any]) -
     assert [pod.name for pod in seen.pods_of(1)] == ["news-1-0-x", "news-1-1-x"]
 
 
-@pytest.mark.xfail(strict=True, reason="the Job controller creates a resumed Job's pods before it writes startTime")
 def test_pods_that_are_a_little_older_than_the_jobs_start_count() -> None:
     pods = [build_pod(index, created=ago(11)) for index in (0, 1)]
     assert len(observe(*pods, jobs=[build_child(started_at=ago(10))]).pods_of(1)) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="spec.suspend alone is read: the start is written a moment after it")
 def test_a_job_that_was_let_go_a_moment_ago_is_held_back_until_its_controller_has_seen_it() -> None:
     conditions = [{"type": "Suspended", "status": "True"}]
     child = read_child_job(child_manifest(spec={"completions": 2, "suspend": False}, status={"conditions": conditions}))

@@ -137,7 +137,6 @@ def test_a_gang_that_retreated_is_deleted_and_tried_again_a_minute_later_as_the_
     assert fourth.status.restarts == Restarts()
 
 
-@pytest.mark.xfail(strict=True, reason="the events are read in live turns only: in the others the reason falls back")
 @pytest.mark.parametrize("refusal", [QUOTA, 'pods "news-1-0" is forbidden: violates PodSecurity "restricted"'])
 def test_a_refusal_of_pods_is_not_forgotten_between_two_looks_at_the_events(refusal: str) -> None:
     told = decide(observe(job=build_record(pending(60)), refusal=refusal), None, NOW).status
@@ -146,7 +145,6 @@ def test_a_refusal_of_pods_is_not_forgotten_between_two_looks_at_the_events(refu
     assert not is_due(record, again, NOW)
 
 
-@pytest.mark.xfail(strict=True, reason="the time to start is held against a gang that has run")
 def test_a_gang_that_ran_and_lost_a_pod_has_not_failed_to_start() -> None:
     status = running(seconds=7200)
     decision = decide(observe(build_pod(0), job=build_record(status)), None, NOW)

@@ -143,7 +143,6 @@ def test_a_deed_always_needs_a_fresh_look(deed: dict[str, Any]) -> None:
     assert Decision(running(), **deed).needs_a_fresh_look(running())
 
 
-@pytest.mark.xfail(strict=True, reason="a Job's end may be seen before its pods' ends, and Succeeded is final")
 def test_a_success_of_which_the_last_word_was_not_seen_needs_a_fresh_look() -> None:
     seen = observe(build_pod(0), build_pod(1), jobs=[build_child(complete=True)], job=build_record(running()), live=False)
     assert decide(seen, None, NOW).needs_a_fresh_look(seen.job.status)

@@ -100,7 +100,6 @@ def test_the_checkpoint_that_the_pods_saved_is_taken_over() -> None:
     assert quiet.message == "suspended, the checkpoint of step 120 is kept: set spec.suspend to false to go on"
 
 
-@pytest.mark.xfail(strict=True, reason="progress alone waits ten seconds to be written, and the pods are gone by then")
 @pytest.mark.parametrize("phase", ["Suspended", "Restarting"])
 def test_the_last_words_of_a_stopped_gang_are_written_at_once(phase: str) -> None:
     message = "stopping: waiting for pod news-1-0-x to save a checkpoint and end"
@@ -131,7 +130,6 @@ def test_a_job_that_is_let_go_while_it_stops_waits_for_its_pods() -> None:
     assert fourth.create_attempt == 2
 
 
-@pytest.mark.xfail(strict=True, reason="the condition stays True until the next attempt has started")
 def test_a_job_that_waits_to_go_on_is_not_suspended_any_more() -> None:
     decision = decide(observe(build_pod(0), jobs=[], job=build_record(suspended(), GO)), None, NOW)
     assert ("Suspended", "True") not in kinds(decision.status)
@@ -146,7 +144,6 @@ def test_a_job_that_was_through_before_it_could_be_stopped_has_succeeded() -> No
     assert decide(observe(*pods, job=build_record(running(), STOP)), None, NOW).status.phase == "Succeeded"
 
 
-@pytest.mark.xfail(strict=True, reason="the last word is not looked at, and the condition Suspended stays")
 def test_a_job_that_was_through_before_it_could_be_stopped_tells_all_that_it_has_to() -> None:
     spec = build_spec(suspend=True, publish={"repository": "team/news"})
     pods = [build_pod(0, finished=end(0, **WORD)), build_pod(1, finished=end(0))]
@@ -155,7 +152,6 @@ def test_a_job_that_was_through_before_it_could_be_stopped_tells_all_that_it_has
     assert kinds(status) == [("Complete", "True"), ("Published", "True")]
 
 
-@pytest.mark.xfail(strict=True, reason="an attempt that is half created is created on, whatever spec.suspend says")
 def test_an_attempt_of_which_only_the_job_is_there_can_be_suspended() -> None:
     decision = decide(Observation(build_record(spec=STOP), jobs=[build_child()]), None, NOW)
     assert decision.create_attempt is None

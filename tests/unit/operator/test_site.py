@@ -1,0 +1,59 @@
+"""The site's file: what is wrong in it is said in a sentence."""
+
+import pathlib
+
+import pytest
+
+from finetune_api.spec import PodSecurity
+from finetune_operator.site import Site, read_site
+
+IMAGE = "trainer:1"
+
+
+def write(folder: pathlib.Path, text: str) -> pathlib.Path:
+    file = folder / "site.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_without_a_file_only_the_image_is_set() -> None:
+    assert read_site(None, IMAGE) == Site(trainer_image=IMAGE)
+    assert Site().security_context == PodSecurity(run_as_user=1000, run_as_group=1000, fs_group=1000)
+
+
+def test_an_empty_file_is_no_mistake(tmp_path: pathlib.Path) -> None:
+    assert read_site(write(tmp_path, "# nothing\n"), IMAGE) == Site(trainer_image=IMAGE)
+
+
+def test_the_files_image_comes_before_the_one_given(tmp_path: pathlib.Path) -> None:
+    assert read_site(write(tmp_path, "trainerImage: mine:2\n"), IMAGE).trainer_image == "mine:2"
+
+
+def test_ids_that_are_null_are_the_clusters_to_choose(tmp_path: pathlib.Path) -> None:
+    site = read_site(write(tmp_path, "securityContext: {runAsUser: null, runAsGroup: null, fsGroup: null}\n"), IMAGE)
+    assert site.security_context == PodSecurity()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("nodeSelectors: {gpu: h100}\n", "nodeSelectors: unknown field; correct its name or remove it"),
+        ("node_selector: {gpu: h100}\n", "node_selector: unknown field; correct its name or remove it"),
+        ("tolerations: [{keys: a}]\n", "tolerations[0].keys: unknown field; correct its name or remove it"),
+        ("proxy: {httpProxy: 8080}\n", "proxy.httpProxy: Input should be a valid string"),
+        ("securityContext: {runAsUser: 0}\n", "securityContext.runAsUser: Input should be greater than or equal to 1"),
+        ("networkPolicy: {enabled: 'yes'}\n", "networkPolicy.enabled: Input should be a valid boolean"),
+        ("- a\n", "Input should be an object"),
+        ("a: [\n", "can't be read: while parsing"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_said_in_a_sentence(tmp_path: pathlib.Path, text: str, sentence: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(ValueError, match="site.yaml") as caught:
+        read_site(file, IMAGE)
+    assert sentence in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_said_in_a_sentence(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere.yaml: can't be read: .*No such file"):
+        read_site(tmp_path / "nowhere.yaml", IMAGE)
