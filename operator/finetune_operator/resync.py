@@ -93,8 +93,11 @@ class Resync:
         version, items = await self._list(kind, namespace, labelSelector=names.LABEL_JOB, fieldSelector=_UNFINISHED[kind])
         listed: dict[Key, list[C]] = defaultdict(list)
         for item in items:
-            if (key := read_child_key(item)) in self._store.jobs:
+            key = read_child_key(item)
+            if key in self._store.jobs:
                 listed[key].append(read(item))
+            elif key is not None and kind == "Pod":
+                self._queue.add(key)  # of a job that has ended: perhaps this pod should have, too
         self._store.doubtful |= known.replace(listed, version, namespace)
 
     async def list_finished(self) -> None:

@@ -8,8 +8,8 @@ from finetune_api import names
 from finetune_api.reasons import FineTuneError
 from finetune_api.status import Restarts
 from finetune_operator.observed import Manifest, read_time, write_time
-from finetune_operator.parsing import read_child_job, read_job, read_pod, read_status
-from unit.operator.builders import UID
+from finetune_operator.parsing import read_child_job, read_child_key, read_job, read_pod, read_status, read_version
+from unit.operator.builders import KEY, UID
 
 TIME = "2026-01-02T03:04:05Z"
 
@@ -118,3 +118,50 @@ def test_a_jobs_conditions(conditions: list[tuple[str, str]], complete: bool, en
 @pytest.mark.parametrize("text", ["", "yesterday", "2026-01-02T03:04:05", None, 5])
 def test_a_time_without_a_zone_or_that_is_none_is_not_guessed(text: Any) -> None:
     assert read_time(text) is None
+
+
+def test_labels_and_annotations_of_kueue_are_read_and_no_others() -> None:
+    labels = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "high", "team": "search"}
+    annotations = {"kueue.x-k8s.io/podset-required-topology": "rack", "note": "mine", "x.kueue.x-k8s.io/a": "b"}
+    job = read_job(build_manifest(metadata={"labels": labels, "annotations": annotations}))
+    assert job.kueue_labels == {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "high"}
+    assert job.kueue_annotations == {"kueue.x-k8s.io/podset-required-topology": "rack"}
+    assert read_job(build_manifest()).kueue_labels == {}
+
+
+@pytest.mark.parametrize(("given", "version"), [("9", 9), ("10000000000000000000", 10**19), ("", 0), ("abc", 0)])
+def test_versions_are_numbers_that_grow(given: str, version: int) -> None:
+    assert read_version(build_manifest(metadata={"resourceVersion": given})) == version
+
+
+@pytest.mark.parametrize(
+    ("state", "started_at"),
+    [
+        ({"running": {"startedAt": TIME}}, TIME),
+        ({"terminated": {"exitCode": 0, "startedAt": TIME, "finishedAt": TIME}}, TIME),
+        ({"waiting": {"reason": "ContainerCreating"}}, None),
+        ({"running": {}}, None),
+    ],
+)
+def test_when_a_container_started_is_what_the_kubelet_says(state: Manifest, started_at: str | None) -> None:
+    pod = read_pod(build_pod_manifest(container(**state)))
+    assert (write_time(pod.started_at) if pod.started_at else None) == started_at
+
+
+@pytest.mark.parametrize(
+    ("spec", "suspended"), [({}, False), ({"suspend": None}, False), ({"suspend": False}, False), ({"suspend": True}, True)]
+)
+def test_a_job_that_is_held_back_is_known_by_its_spec(spec: Manifest, suspended: bool) -> None:
+    metadata = {"name": "news-1", "uid": "u", "resourceVersion": "12"}
+    child = read_child_job({"metadata": metadata, "spec": spec, "status": {"startTime": TIME}})
+    assert (child.suspended, child.started_at, child.version, child.size, child.attempt) == (suspended, read_time(TIME), 12, 1, 0)
+
+
+def test_a_child_is_known_by_its_label_alone() -> None:
+    assert read_child_key({"metadata": {"namespace": "team", "labels": {names.LABEL_JOB: "news"}}}) == KEY
+    assert read_child_key({"metadata": {"namespace": "team"}}) is None
+
+
+def test_a_job_that_is_being_deleted_is_known_by_its_time_of_deletion() -> None:
+    assert read_job(build_manifest(metadata={"deletionTimestamp": TIME})).deleting
+    assert not read_job(build_manifest()).deleting

@@ -43,13 +43,13 @@ def test_ids_that_are_null_are_the_clusters_to_choose(tmp_path: pathlib.Path) ->
         ("proxy: {httpProxy: 8080}\n", "proxy.httpProxy: Input should be a valid string"),
         ("securityContext: {runAsUser: 0}\n", "securityContext.runAsUser: Input should be greater than or equal to 1"),
         ("networkPolicy: {enabled: 'yes'}\n", "networkPolicy.enabled: Input should be a valid boolean"),
-        ("- a\n", "Input should be an object"),
+        ("- a\n", "Input should be a valid dictionary"),
         ("a: [\n", "can't be read: while parsing"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_said_in_a_sentence(tmp_path: pathlib.Path, text: str, sentence: str) -> None:
     file = write(tmp_path, text)
-    with pytest.raises(ValueError, match="site.yaml") as caught:
+    with pytest.raises(ValueError, match=r"site\.yaml") as caught:
         read_site(file, IMAGE)
     assert sentence in str(caught.value)
 
