@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from finetune_api import __version__, names
 from finetune_operator.cluster.api import Api
+from finetune_operator.cluster.events import Events
 from finetune_operator.cluster.lease import Alone, Leadership, LeaseLostError
 from finetune_operator.cluster.progress import ProgressClient
 from finetune_operator.handlers import build_registry, build_settings
@@ -90,7 +91,8 @@ async def _run(options: argparse.Namespace, site: Site) -> None:
     health = Health(lambda: queue.oldest_seconds() if leadership.is_leading() else 0.0)
     pods = ProgressClient.open()
     poller = Poller(store, pods, queue.add)
-    reconciler = Reconciler(api, store, poller, metrics, site, _now)
+    events = Events(api)
+    reconciler = Reconciler(api, store, poller, events, metrics, site, _now)
     resync = Resync(api, store, queue, metrics, health, options.namespace, _now)
 
     def refresh() -> None:
@@ -99,7 +101,7 @@ async def _run(options: argparse.Namespace, site: Site) -> None:
 
     async def act() -> None:
         await leadership.taken.wait()
-        await asyncio.gather(queue.run(reconciler.reconcile, _WORKERS), poller.run())
+        await asyncio.gather(queue.run(reconciler.reconcile, _WORKERS), poller.run(), events.run())
 
     server = await start_server(build_app(registry, health, refresh), options.port)
     logger.info("finetune-operator %s: %s", __version__, ", ".join(options.namespace) or "all namespaces")
@@ -107,6 +109,7 @@ async def _run(options: argparse.Namespace, site: Site) -> None:
     try:
         await _until(stop, [asyncio.create_task(work) for work in (leadership.run(), resync.run(), act(), watch)])
     finally:
+        await events.finish()
         await leadership.release()
         await server.cleanup()
         await pods.close()

@@ -9,9 +9,6 @@ from finetune_api.reasons import FineTuneError
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
-# The Job controller writes when a Job was let go on after it has created the pods.
-_START_SKEW = datetime.timedelta(seconds=5)
-
 # An object of the API server, as its JSON has it.
 Manifest = dict[str, Any]
 
@@ -121,6 +118,11 @@ class PodState:
     started_at: datetime.datetime | None = None
     version: int = 0
 
+    def was_over_before(self, moment: datetime.datetime) -> bool:
+        """Whether it had ended, or was asked to, by then."""
+        ends = [self.deleted_at, self.finished.at if self.finished is not None else None]
+        return any(end is not None and end < moment for end in ends)
+
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
@@ -150,14 +152,15 @@ class Observation:
     def pods_of(self, attempt: int) -> list[PodState]:
         """Our own pods of that attempt, by completion index; of a Job that was held back and let go on, the new ones only."""
         child = self.job_of(attempt)
-        since = child.started_at - _START_SKEW if child is not None and child.started_at is not None else None
+        since = child.started_at if child is not None else None
         pods = [
             pod
             for pod in self.pods
             if pod.job_uid == self.job.uid
             and pod.attempt == attempt
             and pod.owner is not None
-            and (since is None or pod.created >= since)
+            and (child is None or pod.owner.uid == child.uid)
+            and (since is None or not pod.was_over_before(since))
         ]
         return sorted(pods, key=lambda pod: pod.index)
 

@@ -42,10 +42,13 @@ class WorkQueue(Generic[K]):
         self._working: dict[K, float] = {}  # since when
         self._again: set[K] = set()
         self._failures: dict[K, int] = {}
+        self._not_before: dict[K, float] = {}
         self._wake = asyncio.Event()
 
     def add(self, key: K) -> None:
         """Let the key have a turn as soon as possible."""
+        if key in self._not_before and self._not_before[key] > self._clock():
+            return  # its turn is to come already, when the server said
         self._due.pop(key, None)
         if key in self._working:
             self._again.add(key)
@@ -71,6 +74,7 @@ class WorkQueue(Generic[K]):
         key = next(iter(self._ready))
         del self._ready[key]
         self._working[key] = self._clock()
+        self._not_before.pop(key, None)
         return key
 
     def done(self, key: K, again_after_seconds: float | None = None) -> None:
@@ -84,6 +88,9 @@ class WorkQueue(Generic[K]):
         self._failures[key] = count + 1
         pause: float = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(count, 16))
         pause = max(at_least_seconds, pause * (0.5 + self._jitter() / 2))
+        if at_least_seconds:
+            self._again.discard(key)
+            self._not_before[key] = self._clock() + at_least_seconds
         self._release(key, pause)
         return pause
 
@@ -105,6 +112,7 @@ class WorkQueue(Generic[K]):
 
     async def run(self, handle: Callable[[K], Awaitable[float | None]], workers: int) -> None:
         """Work until cancelled. handle: returns after how many seconds the key wants another turn, None for not at all."""
+        self._ready = dict.fromkeys(self._ready, self._clock())  # nobody could have worked on them before
         slots = asyncio.Semaphore(workers)
         async with asyncio.TaskGroup() as group:
             while True:

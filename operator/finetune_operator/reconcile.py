@@ -12,14 +12,16 @@ from finetune_api.status import FINAL_PHASES, FineTuneJobStatus, Phase
 from finetune_api.wire import Report
 from finetune_operator.cluster.api import Api, ApiError
 from finetune_operator.cluster.apply import Blocked, Created, Refused, create_children
+from finetune_operator.cluster.events import Events
+from finetune_operator.cluster.lease import NotLeadingError
 from finetune_operator.cluster.observe import observe_job
-from finetune_operator.cluster.status import apply_status, create_events
+from finetune_operator.cluster.status import apply_status
 from finetune_operator.manifests import Plan, build_children
 from finetune_operator.metrics import Metrics
 from finetune_operator.observed import JobRecord, Key, Manifest, Observation
 from finetune_operator.policy.attempt import choose_image, decide, pod_to_ask
 from finetune_operator.policy.decision import Decision
-from finetune_operator.policy.status import PROGRESS_INTERVAL, blocked, in_phase, is_due, refused, started
+from finetune_operator.policy.status import PROGRESS_INTERVAL, blocked, in_phase, is_due, refused, started, without_conditions
 from finetune_operator.policy.turns import build_turns
 from finetune_operator.poller import Poller
 from finetune_operator.queue import RetryLaterError
@@ -37,7 +39,7 @@ _SOON_SECONDS = 1.0
 # A gang that does not become whole is looked at afresh so often, as events alone say why.
 _WHY_SECONDS = 15.0
 # What is done for each job every few seconds is done more seldom where there are many: for so many a second in all.
-_JOBS_PER_SECOND = 50
+_JOBS_PER_SECOND = 20
 
 
 class Reconciler:
@@ -48,6 +50,7 @@ class Reconciler:
         api: Api,
         store: Store,
         poller: Poller,
+        events: Events,
         metrics: Metrics,
         site: Site,
         now: Callable[[], datetime.datetime],
@@ -56,6 +59,7 @@ class Reconciler:
         self._api = api
         self._store = store
         self._poller = poller
+        self._events = events
         self._metrics = metrics
         self._site = site
         self._now = now
@@ -66,6 +70,8 @@ class Reconciler:
         with self._metrics.reconcile_duration.time():
             try:
                 return await self._turn(key)
+            except NotLeadingError as error:
+                raise RetryLaterError(str(error), _SOON_SECONDS) from None
             except ApiError as error:
                 self._metrics.reconcile_errors.inc()
                 await self._tell_of_missing_right(key, error)
@@ -89,6 +95,7 @@ class Reconciler:
         if decision.delete_job:
             await self._api.delete(names.KIND, key.namespace, key.name, seen.job.uid)
             logger.info("%s: deleted, as ttlSecondsAfterFinished says", key)
+            self._forget(key)
             return None
         if decision.delete is not None:
             await self._api.delete("Job", key.namespace, decision.delete.name, decision.delete.uid)
@@ -104,7 +111,7 @@ class Reconciler:
         seen = self._store.observation(key)
         if seen is None or key in self._store.doubtful or seen.job.status.phase in ("Queued", "Restarting", "Suspended"):
             return None
-        if seen.job.status.phase == "Pending" and self._clock() - self._store.looked.get(key, 0.0) > self._stretch(_WHY_SECONDS):
+        if _is_short_of_pods(seen) and self._clock() - self._store.looked.get(key, 0.0) > self._stretch(_WHY_SECONDS):
             return None
         return seen
 
@@ -142,7 +149,7 @@ class Reconciler:
                 if by_people:
                     status = blocked(before, job, phase, reason, message, now)
                 else:
-                    status = in_phase(before, phase, reason, message)
+                    status = in_phase(without_conditions(before, "Blocked"), phase, reason, message)
                 return Decision(status, again_seconds=_BLOCKED_SECONDS)
             case Refused(reason, message):
                 return Decision(refused(before, reason, message, job, now))
@@ -153,7 +160,7 @@ class Reconciler:
         interval = datetime.timedelta(seconds=self._stretch(PROGRESS_INTERVAL.total_seconds()))
         if not is_due(job, decision.status, now, interval):
             self._metrics.remember(job)
-            return self._settle(seen, decision)
+            return self._settle(seen, decision, wrote=False)
         written = await apply_status(self._api, job, decision.status)
         if written is None:
             self._store.doubtful.add(job.key)
@@ -161,13 +168,10 @@ class Reconciler:
         self._store.put_job(written)
         self._metrics.remember(written)
         _log_turn(job, decision.status)
-        try:
-            await create_events(self._api, job, build_turns(job.status, decision.status), now)
-        except ApiError as error:
-            logger.warning("%s: no event could be written: %s", job.key, error)
-        return self._settle(dataclasses.replace(seen, job=written), decision)
+        self._events.tell(job, build_turns(job.status, decision.status), now)
+        return self._settle(dataclasses.replace(seen, job=written), decision, wrote=True)
 
-    def _settle(self, seen: Observation, decision: Decision) -> float | None:
+    def _settle(self, seen: Observation, decision: Decision, wrote: bool) -> float | None:
         """Forget what a finished job had; if anything is still to be done for it, that is read afresh soon."""
         job = seen.job
         if job.status.phase not in FINAL_PHASES:
@@ -175,7 +179,7 @@ class Reconciler:
             return again if again is None or again <= _SOON_SECONDS else self._stretch(again)
         self._store.drop_job(job.key)
         left = decide(seen, None, self._now())
-        if left.needs_a_fresh_look(job.status) or job.gives_volume_back():
+        if left.needs_a_fresh_look(job.status) or (wrote and job.gives_volume_back()):
             return decision.again_seconds or _SOON_SECONDS
         return left.again_seconds
 
@@ -208,6 +212,14 @@ def plan_attempt(job: JobRecord, spec: FineTuneJobSpec, attempt: int, image: str
         kueue_labels=job.kueue_labels,
         kueue_annotations=job.kueue_annotations,
     )
+
+
+def _is_short_of_pods(seen: Observation) -> bool:
+    """Whether pods are missing that the Job controller should have created: why, is told by events only."""
+    status, spec = seen.job.status, seen.job.spec
+    if status.phase != "Pending" or not isinstance(spec, FineTuneJobSpec):
+        return False
+    return status.attempt is None or len(seen.pods_of(status.attempt)) < spec.distributed.nodes
 
 
 def _log_turn(job: JobRecord, status: FineTuneJobStatus) -> None:

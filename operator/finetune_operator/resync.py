@@ -11,7 +11,7 @@ from finetune_api.status import FINAL_PHASES
 from finetune_operator.cluster.api import Api, ApiError
 from finetune_operator.health import Health
 from finetune_operator.metrics import Metrics
-from finetune_operator.observed import Key, Manifest
+from finetune_operator.observed import ChildJob, Key, Manifest, PodState
 from finetune_operator.parsing import read_child_job, read_child_key, read_job, read_key, read_pod
 from finetune_operator.policy.ending import seconds_to_next_look
 from finetune_operator.queue import WorkQueue
@@ -74,11 +74,13 @@ class Resync:
     async def list_active(self) -> None:
         """Put every job that is not finished into the queue, and correct what the watches missed."""
         for namespace in self._namespaces:
-            version, jobs = await self._list(names.KIND, namespace, fieldSelector=ACTIVE)
-            listed = {job.key for job in map(read_job, jobs)}
-            for record in map(read_job, jobs):
-                self._store.put_job(record)
-                self._metrics.remember(record)
+            listed, version = set(), 0
+            async for page in self._api.list_pages(names.KIND, namespace, fieldSelector=ACTIVE):
+                version = _version(page)
+                for job in map(read_job, page["items"]):
+                    listed.add(job.key)
+                    self._store.put_job(job)
+                    self._metrics.remember(job)
             for key, known in list(self._store.jobs.items()):
                 if key not in listed and namespace in (None, key.namespace) and known.version <= version:
                     self._store.drop_job(key, version)
@@ -90,14 +92,16 @@ class Resync:
         self._metrics.watch_last_event.set(self._now().timestamp())
 
     async def _correct(self, kind: str, known: Children[C], read: Callable[[Manifest], C], namespace: str | None) -> None:
-        version, items = await self._list(kind, namespace, labelSelector=names.LABEL_JOB, fieldSelector=_UNFINISHED[kind])
         listed: dict[Key, list[C]] = defaultdict(list)
-        for item in items:
-            key = read_child_key(item)
-            if key in self._store.jobs:
-                listed[key].append(read(item))
-            elif key is not None and kind == "Pod":
-                self._queue.add(key)  # of a job that has ended: perhaps this pod should have, too
+        version, query = 0, {"labelSelector": names.LABEL_JOB, "fieldSelector": _UNFINISHED[kind]}
+        async for page in self._api.list_pages(kind, namespace, **query):
+            version = _version(page)
+            for item in page["items"]:
+                key = read_child_key(item)
+                if key in self._store.jobs:
+                    listed[key].append(read(item))
+                elif key is not None and _goes_on(read(item)):
+                    self._queue.add(key)  # of a job that has ended: perhaps this should have, too
         self._store.doubtful |= known.replace(listed, version, namespace)
 
     async def list_finished(self) -> None:
@@ -120,10 +124,11 @@ class Resync:
         elif seconds is not None and seconds < _FINISHED_INTERVAL_SECONDS:
             self._queue.add_after(read_key(manifest), seconds)
 
-    async def _list(self, kind: str, namespace: str | None, **query: str) -> tuple[int, list[Manifest]]:
-        """A whole list, and the resourceVersion at which it was true."""
-        version, items = 0, []
-        async for page in self._api.list_pages(kind, namespace, **query):
-            version = int(page["metadata"].get("resourceVersion") or 0)
-            items += page["items"]
-        return version, items
+
+def _version(page: Manifest) -> int:
+    """The resourceVersion at which a list was true."""
+    return int(page["metadata"].get("resourceVersion") or 0)
+
+
+def _goes_on(child: ChildJob | PodState) -> bool:
+    return isinstance(child, PodState) or not (child.failed is not None or child.ending or child.complete or child.deleting)

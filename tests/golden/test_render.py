@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from finetune_api.cli import main
 from finetune_operator.render import dump_objects, render_objects
-from finetune_operator.site import Site
+from finetune_operator.site import read_site
 
 HERE = pathlib.Path(__file__).parent
 CASES = sorted(path.name.removesuffix(".input.yaml") for path in HERE.glob("*.input.yaml"))
@@ -18,7 +18,8 @@ IMAGE = "registry.example.com/finetune-trainer:1.0.0"
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_job_gets_exactly_these_objects(case: str, update_golden: bool) -> None:
-    made = dump_objects(render_objects(HERE / f"{case}.input.yaml", Site(trainer_image=IMAGE)))
+    site = HERE / f"{case}.site.yaml"
+    made = dump_objects(render_objects(HERE / f"{case}.input.yaml", read_site(site if site.exists() else None, IMAGE)))
     expected = HERE / f"{case}.expected.yaml"
     if update_golden:
         expected.write_text(made, encoding="utf-8")
@@ -34,6 +35,19 @@ def render(*arguments: str) -> tuple[int, str]:
 def test_render_prints_the_stream() -> None:
     expected = (HERE / "one-node.expected.yaml").read_text(encoding="utf-8")
     assert render(str(HERE / "one-node.input.yaml"), "--trainer-image", IMAGE) == (0, expected)
+
+
+def test_render_takes_the_sites_file() -> None:
+    expected = (HERE / "site.expected.yaml").read_text(encoding="utf-8")
+    assert render(str(HERE / "site.input.yaml"), "--site-file", str(HERE / "site.site.yaml")) == (0, expected)
+
+
+def test_render_refuses_a_wrong_site_file_with_a_sentence(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "site.yaml"
+    file.write_text("nodeSelectors: {gpu: h100}\n")
+    code, output = render(str(HERE / "one-node.input.yaml"), "--site-file", str(file))
+    assert code == 2
+    assert "nodeSelectors: unknown field" in output
 
 
 def test_render_refuses_a_wrong_file_with_every_problem_and_its_line(tmp_path: pathlib.Path) -> None:

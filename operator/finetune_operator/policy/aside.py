@@ -1,6 +1,7 @@
 """Attempts that are over while the job is not: the old gang goes, and the next one starts when it may."""
 
 import datetime
+import itertools
 
 from finetune_api import names
 from finetune_api.spec import FineTuneJobSpec
@@ -10,13 +11,14 @@ from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.failure import last_word
 from finetune_operator.policy.progress import merge_report
 from finetune_operator.policy.status import in_phase, suspended, without_conditions
+from finetune_operator.policy.waiting import BY_QUOTA
 
 _CHECK_SECONDS = 5.0
 _SOON_SECONDS = 1.0
 # From then on a job that waits for old pods says so.
 _LONG_WAIT = datetime.timedelta(seconds=30)
-# Quota is asked again so often: each try holds what it gets for a while.
-QUOTA_PAUSE = datetime.timedelta(seconds=60)
+# Quota is asked again after that time, which doubles: each try holds what it gets for a while.
+QUOTA_PAUSE, LONGEST_QUOTA_PAUSE = datetime.timedelta(seconds=60), datetime.timedelta(minutes=15)
 
 
 def is_over(status: FineTuneJobStatus) -> bool:
@@ -40,10 +42,16 @@ def next_attempt(
     if left or seen.own_jobs():
         return Decision(_waiting(seen, status, left, attempt, now), again_seconds=_CHECK_SECONDS)
     ended = read_time(status.attempts[-1].completion_time) if status.attempts else None
-    pause = (ended + QUOTA_PAUSE - now).total_seconds() if status.phase == "Queued" and ended is not None else 0
+    pause = (ended + _quota_pause(status) - now).total_seconds() if status.phase == "Queued" and ended is not None else 0
     if pause > 0:
         return Decision(status, again_seconds=pause)
     return Decision(status, create_attempt=attempt + 1)
+
+
+def _quota_pause(status: FineTuneJobStatus) -> datetime.timedelta:
+    in_vain = len(list(itertools.takewhile(lambda item: item.reason in BY_QUOTA, reversed(status.attempts or ()))))
+    doubled: datetime.timedelta = QUOTA_PAUSE * 2 ** min(max(0, in_vain - 1), 10)
+    return min(doubled, LONGEST_QUOTA_PAUSE)
 
 
 def _stopping(left: list[PodState]) -> str | None:
@@ -76,7 +84,7 @@ def of_an_earlier_job(seen: Observation) -> str | None:
     """What is left of another FineTuneJob of the same name, for people."""
     uid = seen.job.uid
     jobs = [child for child in seen.jobs if child.owner and child.owner.kind == names.KIND and child.owner.uid != uid]
-    pods = [pod for pod in seen.pods if pod.owner and pod.job_uid not in (None, uid)]
+    pods = [pod for pod in seen.pods if pod.owner and pod.job_uid is not None]
     if pods:
         return f"pod {pods[0].name}" if len(pods) == 1 else f"{len(pods)} pods"
     return f"Job {jobs[0].name}" if jobs else None

@@ -43,7 +43,7 @@ def is_due(
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     if not changed:
         return False
-    if status.phase not in _WITH_PATIENCE:
+    if status.phase not in _WITH_PATIENCE or (status.attempts and status.attempts[-1].completion_time):
         return True
     patient = _START_FIELDS if status.reason in ORDINARY else _PROGRESS_FIELDS
     since = job.status_written_at
@@ -84,7 +84,8 @@ def queued(
     """The status of a job whose Job is held back by a queue. verdict: reason and message of Kueue, if it gave one."""
     ran = running_seconds(status, now)
     reason, message = verdict or ("WaitingForQueue", "the Job is suspended until its queue lets it go")
-    if ran:
+    before = status.message or ""
+    if status.running_since is not None or (status.phase == "Queued" and before.startswith("evicted")):
         message = f"evicted after {format_duration(ran)} of running, goes on from its last checkpoint: {message}"
     status = status.model_copy(update={"running_seconds": ran or None, "running_since": None})
     if reason == "Inadmissible":  # as for a queue that does not exist: nothing will change by waiting
@@ -113,8 +114,9 @@ def blocked(
     status: FineTuneJobStatus, job: JobRecord, phase: Phase, reason: str, message: str, now: datetime.datetime
 ) -> FineTuneJobStatus:
     """The status of a job for which something can't be done that only people can mend."""
+    status = in_phase(status, phase, reason, message[:1000])
     conditions = with_condition(status, job, now, "Blocked", "True", reason, message[:1000])
-    return in_phase(status.model_copy(update={"conditions": conditions}), phase, reason, message[:1000])
+    return status.model_copy(update={"conditions": conditions})
 
 
 def running_seconds(status: FineTuneJobStatus, now: datetime.datetime) -> int:
@@ -163,7 +165,7 @@ def failed(
     status: FineTuneJobStatus, failure: Failure, message: str, job: JobRecord, now: datetime.datetime
 ) -> FineTuneJobStatus:
     """The final status of a job that failed."""
-    status = without_conditions(_closed(status, failure.reason, now), "Blocked")
+    status = without_conditions(_closed(status, failure.reason, now), "Blocked", "Suspended")
     conditions = with_condition(status, job, now, "Failed", "True", failure.reason, message)
     return status.model_copy(
         update={

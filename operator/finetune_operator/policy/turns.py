@@ -47,5 +47,6 @@ def _of_phase(before: FineTuneJobStatus, after: FineTuneJobStatus, attempt: int,
     if is_new and phase == "Publishing":
         return Turn("Normal", "Publishing", message, attempt)
     if is_new and phase == "Suspended":
-        return Turn("Normal", "Suspended", "Stopped on request: the pods save a checkpoint and end.", attempt)
+        what = "Stopped on request: the pods save a checkpoint and end." if attempt else "Not started, as spec.suspend says."
+        return Turn("Normal", "Suspended", what, attempt)
     return None

@@ -33,16 +33,23 @@ def refusal(code: int, reason: str, message: str = "no", **headers: str) -> Answ
     return Answer(code, {"kind": "Status", "reason": reason, "message": message}, headers)
 
 
+class Killed(BaseException):
+    """The process that asked has come to its end."""
+
+
 class FakeServer:
     """Objects by plural, namespace and name. requests: what was asked for, as "METHOD plural name".
 
-    answers: for a method and a plural, as "POST jobs", what is answered instead.
+    answers: for a method and a plural, as "POST jobs", what is answered instead. kill_after: after so many writes that went
+    through from the start, whoever asked is killed before it reads the answer.
     """
 
     def __init__(self, now: Callable[[], datetime.datetime] = lambda: NOW) -> None:
         self.objects: dict[Place, Manifest] = {}
         self.requests: list[str] = []
         self.answers: dict[str, Answer | Exception] = {}
+        self.kill_after: int | None = None
+        self.done: list[str] = []
         self.version = 100
         self._now = now
 
@@ -85,7 +92,12 @@ class FakeServer:
         answer = self.answers.get(f"{method} {plural}")
         if isinstance(answer, Exception):
             raise answer
-        return answer or self._answer(method, (plural, namespace or "", name), query, body)
+        answer = answer or self._answer(method, (plural, namespace or "", name), query, body)
+        if method != "GET" and answer.status < 300:
+            self.done.append(f"{method} {plural} {name or body['metadata']['name']}")
+            if len(self.done) == self.kill_after:
+                raise Killed
+        return answer
 
     def _answer(self, method: str, place: Place, query: dict[str, str], body: Any) -> Answer:
         plural, namespace, name = place

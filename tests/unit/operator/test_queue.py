@@ -128,7 +128,6 @@ def test_a_pause_that_the_server_asks_for_is_kept(queue: WorkQueue[str]) -> None
     assert queue.failed("a", at_least_seconds=17) == 17
 
 
-@pytest.mark.xfail(strict=True, reason="whatever happens to the key ends its pause, as for one that merely waits")
 def test_an_event_does_not_shorten_a_pause_that_the_server_asked_for(queue: WorkQueue[str], clock: Clock) -> None:
     queue.add("a")
     queue.take()

@@ -168,7 +168,6 @@ async def test_a_finished_job_is_not_remembered(world: World) -> None:
     assert (world.store.jobs, world.store.looked, world.store.heard) == ({}, {}, {})
 
 
-@pytest.mark.xfail(strict=True, reason="such a Job is found by its pods only, and a cluster that refuses them has none")
 async def test_a_job_that_goes_on_creating_pods_after_its_end_is_found_too(world: World) -> None:
     status = running(phase="Failed", reason="PodRejected", running_since=None, completion_time=write_time(ago(600)))
     world.server.put("finetunejobs", job_manifest(status=status))

@@ -158,14 +158,12 @@ def test_an_attempt_of_which_only_the_job_is_there_can_be_suspended() -> None:
     assert decision.create_attempt is None
 
 
-@pytest.mark.xfail(strict=True, reason="only pods of another uid are waited for before the first attempt")
 def test_the_first_attempt_waits_for_the_pods_of_one_that_was_half_created() -> None:
-    before = suspended(attempt=None, attempts=None, running_seconds=None)
+    before = suspended().model_copy(update={"attempt": None, "attempts": None, "running_seconds": None})
     decision = decide(Observation(build_record(before, GO), pods=[build_pod(0, deleted_at=ago(1))]), None, NOW)
     assert decision.create_attempt is None
 
 
-@pytest.mark.xfail(strict=True, reason="a failed job keeps the condition Suspended")
 def test_a_job_that_fails_when_it_is_let_go_is_not_suspended_any_more() -> None:
     status = refused(suspended(), Reason.OUTPUT_CONFLICT, "the claim is another's", build_record(spec=GO), NOW)
     assert kinds(status) == [("Failed", "True")]

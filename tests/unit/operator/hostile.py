@@ -1,0 +1,131 @@
+"""Specs of somebody who wants more than a training: each is refused with a sentence, or comes to nothing."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+Object = dict[str, Any]
+MINIMAL: Object = {
+    "task": "text-classification",
+    "model": {"hub": {"name": "a/b"}},
+    "datasets": [{"hub": {"name": "c/d"}}],
+    "distributed": {"nodes": 2},
+}
+VARIABLES = (
+    "LD_PRELOAD",
+    "LD_LIBRARY_PATH",
+    "PYTHONPATH",
+    "PYTHONSTARTUP",
+    "PATH",
+    "HOME",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "PET_RDZV_ENDPOINT",
+    "RANK",
+    "WORLD_SIZE",
+    "HF_ENDPOINT",
+    "HF_TOKEN",
+    "FINETUNE_RUN_FILE",
+    "FINETUNE_RENDEZVOUS_HOST",
+    "JOB_COMPLETION_INDEX",
+    "POD_IP",
+    "KUBERNETES_SERVICE_HOST",
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "HTTPS_PROXY",
+    "NVIDIA_VISIBLE_DEVICES",
+)
+KEYS = (
+    "finetune.dev/finetunejob",
+    "finetune.dev/attempt",
+    "finetune.dev/owner-uid",
+    "app.kubernetes.io/managed-by",
+    "batch.kubernetes.io/job-name",
+    "batch.kubernetes.io/controller-uid",
+    "controller-uid",
+    "job-name",
+    "pod-security.kubernetes.io/enforce",
+    "kueue.x-k8s.io/queue-name",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hostile:
+    """One spec. says: what the refusal must contain, a field's name; None for one that is accepted and harmless."""
+
+    name: str
+    spec: Object
+    says: str | None
+
+
+def _pod(name: str, pod: Object, says: str | None) -> Hostile:
+    return Hostile(name, {**MINIMAL, "pod": pod}, says)
+
+
+def hostile_specs() -> Iterator[Hostile]:
+    """All of them."""
+    yield _pod("privileged", {"privileged": True}, "privileged")
+    yield _pod("privileged in the security context", {"securityContext": {"privileged": True}}, "privileged")
+    yield _pod("capabilities", {"securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}}, "capabilities")
+    yield _pod("no seccomp", {"securityContext": {"seccompProfile": {"type": "Unconfined"}}}, "seccompProfile")
+    yield _pod("root", {"securityContext": {"runAsUser": 0}}, "runAsUser")
+    yield _pod("root group", {"securityContext": {"runAsGroup": 0}}, "runAsGroup")
+    for field in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace", "automountServiceAccountToken"):
+        yield _pod(field, {field: True}, field)
+    yield _pod("another service account", {"serviceAccountName": "admin"}, "serviceAccountName")
+    yield _pod("a node of its choice", {"nodeName": "control-plane"}, "nodeName")
+    yield _pod("another container", {"containers": [{"name": "x", "image": "x"}]}, "containers")
+    yield _pod("an init container", {"initContainers": [{"name": "x", "image": "x"}]}, "initContainers")
+    yield _pod("another command", {"command": ["sh"]}, "command")
+    yield _pod("hosts of its own", {"hostAliases": [{"ip": "10.0.0.1", "hostnames": ["huggingface.co"]}]}, "hostAliases")
+    yield from _volumes()
+    for name in VARIABLES:
+        yield _pod(f"variable {name}", {"env": [{"name": name, "value": "/mnt/evil.so"}]}, "operator's own")
+    yield _pod("a variable with a newline in its name", {"env": [{"name": "A\nLD_PRELOAD", "value": "x"}]}, "name")
+    yield _pod(
+        "a variable of the downward API", {"env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}]}, "fieldRef"
+    )
+    for key in KEYS:
+        yield _pod(f"label {key}", {"labels": {key: "x"}}, "not free")
+        yield _pod(f"annotation {key}", {"annotations": {key: "x"}}, "not free")
+    apparmor = "container.apparmor.security.beta.kubernetes.io/trainer"
+    yield _pod("no AppArmor", {"annotations": {apparmor: "unconfined"}}, "not free")
+    yield from _too_much()
+
+
+def _volumes() -> Iterator[Hostile]:
+    for kind, value in (
+        ("hostPath", {"path": "/"}),
+        ("secret", {"secretName": "of-somebody"}),
+        ("projected", {"sources": [{"serviceAccountToken": {"path": "token"}}]}),
+        ("csi", {"driver": "x"}),
+        ("nfs", {"server": "10.0.0.1", "path": "/"}),
+    ):
+        yield _pod(f"volume of type {kind}", {"volumes": [{"mountPath": "/mnt/x", kind: value}]}, kind)
+    for path in ("/", "/etc/finetune", "/tmp", "/mnt", "/mnt/../etc", "/finetune/output", "/mnt/a:b", "mnt/x"):
+        yield _pod(f"volume at {path}", {"volumes": [{"mountPath": path, "configMap": {"name": "x"}}]}, "mountPath")
+    climbing = {"mountPath": "/mnt/x", "claim": {"claimName": "x", "path": "../.."}}
+    yield _pod("a path out of a claim", {"volumes": [climbing]}, "path")
+
+
+def _too_much() -> Iterator[Hostile]:
+    yield Hostile("a million nodes", {**MINIMAL, "distributed": {"nodes": 10**6}}, "nodes")
+    yield Hostile("a million GPUs", {**MINIMAL, "distributed": {"gpusPerNode": 10**6}}, "gpusPerNode")
+    yield Hostile("a sample of a megabyte", {**MINIMAL, "samples": [{"text": "x" * 2**20}]}, "text")
+    yield Hostile("a thousand samples", {**MINIMAL, "samples": [{"text": "x"}] * 1000}, "samples")
+    yield _pod("ten thousand variables", {"env": [{"name": f"A{number}", "value": "x"} for number in range(10_000)]}, "env")
+    yield _pod("a variable of a megabyte", {"env": [{"name": "A", "value": "x" * 2**20}]}, "value")
+    yield _pod("an annotation of a megabyte", {"annotations": {"a": "x" * 2**20}}, "annotations")
+    yield Hostile("control characters in a repository", {**MINIMAL, "model": {"hub": {"name": "a/b\u0007"}}}, "name")
+    yield Hostile("a new line in a repository", {**MINIMAL, "model": {"hub": {"name": "a/b\n"}}}, "name")
+    yield Hostile("control characters in an address", {**MINIMAL, "hub": {"endpoint": "http://a\r\nX: b"}}, "endpoint")
+    yield _pod(
+        "control characters in a claim's name", {"volumes": [{"mountPath": "/mnt/x", "claim": {"claimName": "a\n"}}]}, "claimName"
+    )
+    yield _pod("control characters in a label", {"labels": {"a": "b\u0000"}}, "labels")
+    # What looks like control is only data.
+    yield Hostile("control characters in a sample", {**MINIMAL, "samples": [{"text": "\u0001\u0007\u001b[2J"}]}, None)
+    yield Hostile(
+        "a column named like a path", {**MINIMAL, "datasets": [{"hub": {"name": "c/d"}, "columns": {"text": "../x\n"}}]}, None
+    )
+    yield _pod("every taint tolerated", {"tolerations": [{"operator": "Exists"}]}, None)

@@ -1,0 +1,166 @@
+"""Random specs that the models accept, drawn from the schema of the CRD: a field that is added later is drawn too."""
+
+import copy
+import functools
+import re
+from typing import Any
+
+import pydantic
+import yaml
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from finetune_api.crd import custom_resource_definition
+from finetune_api.spec import FineTuneJobSpec
+
+Object = dict[str, Any]
+# Rules of which each kind of object follows one; both forms as the CRD's CEL rules write them.
+_EXACTLY_ONE = re.compile(r"has\(self\.(\w+)\) != has\(self\.(\w+)\)")
+_NOT_BOTH = re.compile(r"!\(has\(self\.(\w+)\) && has\(self\.(\w+)\)\)")
+_QUANTITIES = st.sampled_from([1, 2, "1", "500m", "64Mi", "1Gi", "0.5", "2k"])
+_RESOURCES = st.sampled_from(["cpu", "memory", "ephemeral-storage", "example.com/fpga"])
+_LABEL = r"[a-z]([a-z0-9-]{0,8}[a-z0-9])?"
+_KEYS = st.from_regex(rf"({_LABEL}\.(com|dev|io)/)?{_LABEL}", fullmatch=True)
+_VALUES = st.from_regex(_LABEL, fullmatch=True)
+# Drawn always: they are what this is about.
+_ALWAYS = {"pod", "output", "env", "volumes", "labels", "annotations", "securityContext"}
+_PATHS = st.from_regex(r"(\.?[A-Za-z0-9][A-Za-z0-9._ -]{0,8})(/\.?[A-Za-z0-9][a-z0-9._-]{0,8}){0,2}", fullmatch=True)
+_TOLERATIONS = st.sampled_from(
+    [
+        {"operator": "Exists"},
+        {"key": "gpu", "operator": "Exists", "effect": "NoSchedule"},
+        {"key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoExecute", "tolerationSeconds": 5},
+        {"key": "node.kubernetes.io/unreachable", "operator": "Exists"},
+    ]
+)
+_TERMS = [{"matchExpressions": [{"key": "pool", "operator": "In", "values": ["gpu"]}]}]
+_AFFINITIES = st.sampled_from(
+    [
+        {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": _TERMS}}},
+        {
+            "podAntiAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": [
+                    {"topologyKey": "zone", "labelSelector": {"matchLabels": {"team": "search"}}}
+                ]
+            }
+        },
+    ]
+)
+# Where the API server knows more than our schema: values of these fields are drawn as users write them.
+_KNOWN: dict[str, st.SearchStrategy[Any]] = {
+    "affinity": _AFFINITIES,
+    "annotations": st.dictionaries(
+        _KEYS, st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20), max_size=3
+    ),
+    "gpuResourceName": st.sampled_from(["nvidia.com/gpu", "amd.com/gpu"]),
+    "image": st.sampled_from(["example.com/trainer:1", "trainer@sha256:" + "0" * 64]),
+    "key": st.from_regex(r"[a-zA-Z]([A-Za-z0-9._-]{0,10}[a-z0-9])?", fullmatch=True),
+    "labels": st.dictionaries(_KEYS, _VALUES, max_size=3),
+    "limits": st.none(),
+    "nodeSelector": st.dictionaries(_KEYS, _VALUES, max_size=3),
+    "evalPath": _PATHS,
+    "mountPath": st.from_regex(r"/mnt(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,5}){1,3}", fullmatch=True),
+    "path": _PATHS,
+    "requests": st.dictionaries(_RESOURCES, _QUANTITIES, max_size=3),
+    "tolerations": st.lists(_TOLERATIONS, max_size=3),
+    "topologyKey": st.sampled_from(["zone", "kubernetes.io/hostname", "example.com/rack"]),
+}
+
+
+@functools.cache
+def _schema() -> Object:
+    crd = yaml.safe_load(yaml.safe_dump(custom_resource_definition()))
+    spec: Object = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    return spec
+
+
+@functools.cache
+def _drawn() -> st.SearchStrategy[Any]:
+    return _of(_schema())
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> Object:
+    """A spec as a user writes it, which the models accept."""
+    spec: Object = copy.deepcopy(draw(_drawn()))
+    _reconcile(spec)
+    try:
+        FineTuneJobSpec.model_validate(spec, by_alias=True, by_name=False)
+    except pydantic.ValidationError:
+        assume(False)
+    return spec
+
+
+def _reconcile(spec: Object) -> None:
+    """What rules over several fields ask for, where chance would hardly find it."""
+    for volume in [spec.get("output", {}).get("volume") or {}]:
+        volume.pop("accessMode", None)
+    spec.get("output", {}).get("retention", {}).pop("whenFinished", None)
+    spec.get("training", {}).pop("perDeviceBatchSize", None)
+    for dataset in spec["datasets"]:
+        dataset.get("claim", {}).pop("evalPath", None)
+    pod = spec.get("pod", {})
+    pod["env"] = list({item["name"]: item for item in pod.get("env", ())}.values())
+    pod["volumes"] = list({item["mountPath"]: item for item in pod.get("volumes", ())}.values())
+    pod["topologySpreadConstraints"] = list(
+        {item["topologyKey"]: item for item in pod.get("topologySpreadConstraints", ())}.values()
+    )
+    for field in ("env", "volumes", "topologySpreadConstraints"):
+        if not pod[field]:
+            del pod[field]
+
+
+def _of(schema: Object, name: str = "") -> st.SearchStrategy[Any]:
+    if name in _KNOWN:
+        return _KNOWN[name]
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    if schema.get("x-kubernetes-int-or-string"):
+        return _QUANTITIES
+    match schema.get("type"):
+        case "object":
+            return _object(schema)
+        case "array":
+            return st.lists(_of(schema["items"]), min_size=schema.get("minItems", 0), max_size=3)
+        case "string":
+            return _text(schema)
+        case "integer":
+            return st.integers(schema.get("minimum", 0), min(schema.get("maximum", 10**9), 10**9))
+        case "number":
+            return st.floats(0, schema.get("maximum", 0.5)).filter(lambda value: 0 < value < 1)
+        case "boolean":
+            return st.booleans()
+    raise AssertionError(f"no way to draw {name}: {schema}")
+
+
+def _text(schema: Object) -> st.SearchStrategy[str]:
+    shortest, longest = schema.get("minLength", 0), min(schema.get("maxLength", 40), 40)
+    if pattern := schema.get("pattern"):
+        drawn = st.from_regex(re.compile(pattern, re.ASCII), fullmatch=True)
+        return drawn.filter(lambda text: shortest <= len(text) <= longest and "\n" not in text)
+    return st.text(st.characters(min_codepoint=32, exclude_categories=["Cs", "Cc"]), min_size=shortest, max_size=longest)
+
+
+def _object(schema: Object) -> st.SearchStrategy[Object]:
+    fields = schema.get("properties")
+    if fields is None:
+        return st.dictionaries(_KEYS, _of(schema["additionalProperties"]), max_size=3)
+    must = set(schema.get("required", ()))
+    rules = [rule["rule"] for rule in schema.get("x-kubernetes-validations", ())]
+    unions = [found.groups() for rule in rules if (found := _EXACTLY_ONE.fullmatch(rule))]
+    exclusive = [found.groups() for rule in rules if (found := _NOT_BOTH.fullmatch(rule))]
+
+    def choose(drawn: tuple[Object, list[bool]]) -> Object:
+        values, coins = {key: value for key, value in drawn[0].items() if value is not None}, drawn[1]
+        for (one, other), coin in zip(unions, coins, strict=False):
+            values.pop(one if coin else other, None)
+        for one, other in exclusive:
+            if one in values and other in values:
+                del values[other]
+        return values
+
+    always = must | _ALWAYS | {name for pair in unions for name in pair}
+    needed = {name: _of(field, name) for name, field in fields.items() if name in always}
+    free = {name: _of(field, name) for name, field in fields.items() if name not in needed}
+    coins = st.lists(st.booleans(), min_size=len(unions), max_size=len(unions))
+    return st.tuples(st.fixed_dictionaries(needed, optional=free), coins).map(choose)

@@ -1,0 +1,64 @@
+"""What a rendered file does not show: later attempts, and a volume that an earlier job left. The rest is in tests/golden."""
+
+import json
+from typing import Any
+
+from finetune_api import names
+from finetune_api.status import Resolved
+from finetune_api.wire import RunConfig
+from finetune_operator.manifests import Plan, build_children
+from finetune_operator.observed import Manifest
+from unit.operator.builders import IMAGE, KEY, UID, build_spec
+
+
+def build(attempt: int = 1, **changes: Any) -> dict[str, Manifest]:
+    """The children by kind."""
+    plan = Plan(**{"namespace": KEY.namespace, "name": KEY.name, "uid": UID, "attempt": attempt, "image": IMAGE, **changes})
+    return {manifest["kind"]: manifest for manifest in build_children(plan)}
+
+
+def run_config(children: dict[str, Manifest]) -> RunConfig:
+    content = json.loads(children["ConfigMap"]["data"][names.RUN_FILE_NAME])
+    return RunConfig.model_validate(content, by_alias=True, by_name=False)
+
+
+def test_a_later_attempt_has_a_job_and_a_run_file_of_its_own_and_all_else_in_common() -> None:
+    first, second = build(1, spec=build_spec()), build(2, spec=build_spec())
+    assert [second[kind]["metadata"]["name"] for kind in ("Job", "ConfigMap")] == ["news-2", "news-2"]
+    assert {kind for kind in first if first[kind] == second[kind]} == {"Service", "PersistentVolumeClaim"}
+    template = second["Job"]["spec"]["template"]
+    assert template["metadata"]["labels"][names.LABEL_ATTEMPT] == "2"
+    environment = {item["name"]: item.get("value") for item in template["spec"]["containers"][0]["env"]}
+    assert environment[names.ENV_RENDEZVOUS_HOST] == "news-2-0.news-gang.team.svc"
+
+
+def test_the_run_file_tells_what_earlier_attempts_resolved() -> None:
+    resolved = Resolved(model_revision="abc", dataset_revisions=["def"], image=IMAGE)
+    assert run_config(build(2, spec=build_spec(), resolved=resolved)).resolved == resolved
+    assert run_config(build(2, spec=build_spec(), resolved=resolved)).attempt == 2
+
+
+def test_the_run_file_tells_that_the_volume_was_left_by_an_earlier_job() -> None:
+    assert run_config(build(spec=build_spec(), adopted=True)).adopted
+    assert not run_config(build(spec=build_spec())).adopted
+
+
+def test_a_volume_goes_with_its_job_only_if_that_says_so() -> None:
+    kept = build(spec=build_spec())["PersistentVolumeClaim"]["metadata"]
+    gone = build(spec=build_spec(output={"retention": {"whenDeleted": "Delete"}}))["PersistentVolumeClaim"]["metadata"]
+    assert ("ownerReferences" in kept, gone["ownerReferences"][0]["uid"]) == (False, UID)
+    assert kept["annotations"] == gone["annotations"] == {names.ANNOTATION_OWNER_UID: UID}
+
+
+def test_a_job_is_held_back_for_a_queue_only() -> None:
+    labels = {names.LABEL_KUEUE_QUEUE: "gpus", f"{names.KUEUE_PREFIX}priority-class": "high"}
+    assert build(spec=build_spec(), kueue_labels=labels)["Job"]["spec"]["suspend"]
+    del labels[names.LABEL_KUEUE_QUEUE]
+    job = build(spec=build_spec(), kueue_labels=labels)["Job"]
+    assert "suspend" not in job["spec"]
+    assert job["metadata"]["labels"][f"{names.KUEUE_PREFIX}priority-class"] == "high"
+
+
+def test_labels_of_kueue_do_not_shadow_ours() -> None:
+    labels = {names.LABEL_JOB: "another", names.LABEL_KUEUE_QUEUE: "gpus"}
+    assert build(spec=build_spec(), kueue_labels=labels)["Job"]["metadata"]["labels"][names.LABEL_JOB] == "news"

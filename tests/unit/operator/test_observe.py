@@ -1,0 +1,154 @@
+"""What is read afresh of a job, and what only some of its states make worth a request."""
+
+from typing import Any
+
+import pytest
+
+from finetune_api import names
+from finetune_api.status import FineTuneJobStatus, Published
+from finetune_operator.cluster.api import ApiError
+from finetune_operator.cluster.observe import observe_job
+from unit.operator.builders import KEY, UID, child_manifest, job_manifest, pod_manifest, running, spec_fields
+from unit.operator.fake_server import FakeServer, refusal
+
+LOOK = ["GET finetunejobs news", "GET jobs", "GET pods"]
+HELD = {"completions": 2, "suspend": True}
+QUEUE = {names.LABEL_KUEUE_QUEUE: "gpus"}
+
+
+@pytest.fixture
+def server() -> FakeServer:
+    return FakeServer()
+
+
+def event(name: str, message: str, uid: str = "job-1", reason: str = "FailedCreate") -> dict[str, Any]:
+    return {"metadata": {"namespace": "team", "name": name}, "involvedObject": {"uid": uid}, "reason": reason, "message": message}
+
+
+def workload(*conditions: tuple[str, str, str, str], uid: str = "job-1") -> dict[str, Any]:
+    listed = [dict(zip(("type", "status", "reason", "message"), condition, strict=True)) for condition in conditions]
+    metadata = {"namespace": "team", "name": f"job-news-{uid}", "labels": {"kueue.x-k8s.io/job-uid": uid}}
+    return {"metadata": metadata, "status": {"conditions": listed}}
+
+
+async def test_a_whole_gang_costs_three_requests(server: FakeServer) -> None:
+    server.put("finetunejobs", job_manifest(status=running()))
+    server.put("jobs", child_manifest())
+    for index in (0, 1):
+        server.put("pods", pod_manifest(index))
+    seen = await observe_job(server.api(), KEY)
+    assert seen is not None
+    assert (seen.live, len(seen.jobs), len(seen.pods), seen.refusal, seen.queueing) == (True, 1, 2, None, None)
+    assert server.requests == LOOK
+
+
+@pytest.mark.parametrize("there", [False, True])
+async def test_a_job_that_is_gone_or_going_costs_one(server: FakeServer, there: bool) -> None:
+    if there:
+        server.put("finetunejobs", job_manifest(deletionTimestamp="2026-01-02T03:04:05Z"))
+    assert await observe_job(server.api(), KEY) is None
+    assert server.requests == LOOK[:1]
+
+
+async def test_what_carries_another_jobs_label_is_not_seen(server: FakeServer) -> None:
+    server.put("finetunejobs", job_manifest())
+    other = pod_manifest(0)
+    other["metadata"]["labels"][names.LABEL_JOB] = "other"
+    server.put("pods", other)
+    seen = await observe_job(server.api(), KEY)
+    assert seen is not None
+    assert seen.pods == []
+
+
+async def test_why_pods_are_not_created_is_what_the_last_event_of_that_very_job_says(server: FakeServer) -> None:
+    server.put("finetunejobs", job_manifest(status=running()))
+    server.put("jobs", child_manifest())
+    server.put("pods", pod_manifest(0))
+    for number, args in enumerate([("old",), ("exceeded quota",), ("other", "job-9"), ("started", "job-1", "SuccessfulCreate")]):
+        server.put("events", event(f"e{number}", *args))
+    seen = await observe_job(server.api(), KEY)
+    assert seen is not None
+    assert seen.refusal == "exceeded quota"
+
+
+@pytest.mark.parametrize(
+    ("conditions", "queueing"),
+    [
+        pytest.param([], None, id="nothing yet"),
+        pytest.param([("QuotaReserved", "False", "Pending", "no quota")], ("Pending", "no quota"), id="waits for quota"),
+        pytest.param(
+            [("QuotaReserved", "False", "Inadmissible", "LocalQueue nope doesn't exist")],
+            ("Inadmissible", "LocalQueue nope doesn't exist"),
+            id="no such queue",
+        ),
+        pytest.param(
+            [("QuotaReserved", "True", "QuotaReserved", ""), ("Admitted", "False", "Waiting", "for a check")],
+            ("Waiting", "for a check"),
+            id="waits for a check",
+        ),
+        pytest.param(
+            [("QuotaReserved", "True", "QuotaReserved", ""), ("Evicted", "True", "Preempted", "by another")],
+            ("Preempted", "by another"),
+            id="evicted",
+        ),
+        pytest.param([("QuotaReserved", "False", "", "")], ("WaitingForQueue", "waiting in the queue"), id="without a reason"),
+        pytest.param([("QuotaReserved", "True", "QuotaReserved", ""), ("Admitted", "True", "", "")], None, id="just admitted"),
+    ],
+)
+async def test_why_kueue_holds_a_job_back(
+    server: FakeServer, conditions: list[tuple[str, str, str, str]], queueing: tuple[str, str] | None
+) -> None:
+    server.put("finetunejobs", job_manifest(status=running(), labels=QUEUE))
+    server.put("jobs", child_manifest(spec=HELD))
+    server.put("workloads", workload(*conditions))
+    server.put("workloads", workload(("QuotaReserved", "False", "Other", "another job's"), uid="job-9"))
+    seen = await observe_job(server.api(), KEY)
+    assert seen is not None
+    assert seen.queueing == queueing
+
+
+async def test_a_job_that_somebody_else_holds_back_is_none_of_kueues(server: FakeServer) -> None:
+    server.put("finetunejobs", job_manifest(status=running()))
+    server.put("jobs", child_manifest(spec=HELD))
+    await observe_job(server.api(), KEY)
+    assert server.requests == LOOK
+
+
+@pytest.mark.parametrize(("code", "raised"), [(403, False), (404, False), (500, True)])
+async def test_what_a_site_does_not_grant_or_have_is_done_without(server: FakeServer, code: int, raised: bool) -> None:
+    server.put("finetunejobs", job_manifest(status=running(), labels=QUEUE))
+    server.put("jobs", child_manifest(spec=HELD))
+    server.answers["GET workloads"] = refusal(code, "Whatever")
+    if raised:
+        with pytest.raises(ApiError):
+            await observe_job(server.api(), KEY)
+        return
+    seen = await observe_job(server.api(), KEY)
+    assert seen is not None
+    assert seen.queueing is None
+
+
+ENDED = running(phase="Succeeded", published=Published(url="https://hub/a/b", commit="c"))
+GIVE_BACK = spec_fields(output={"retention": {"whenFinished": "Delete"}}, publish={"repository": "a/b"})
+
+
+@pytest.mark.parametrize(
+    ("spec", "status", "metadata", "found"),
+    [
+        (GIVE_BACK, ENDED, {"annotations": {names.ANNOTATION_OWNER_UID: UID}}, "claim"),
+        (GIVE_BACK, ENDED, {"annotations": {names.ANNOTATION_OWNER_UID: "another"}}, None),
+        (GIVE_BACK, ENDED, {}, None),
+        (GIVE_BACK, ENDED, {"annotations": {names.ANNOTATION_OWNER_UID: UID}, "deletionTimestamp": "now"}, None),
+        (GIVE_BACK, running(), {"annotations": {names.ANNOTATION_OWNER_UID: UID}}, None),
+        (None, ENDED, {"annotations": {names.ANNOTATION_OWNER_UID: UID}}, None),
+    ],
+)
+async def test_only_the_jobs_own_claim_is_looked_for_and_only_at_its_end(
+    server: FakeServer, spec: Any, status: FineTuneJobStatus, metadata: dict[str, Any], found: str | None
+) -> None:
+    server.put("finetunejobs", job_manifest(spec, status))
+    claim = {"namespace": "team", "name": names.output_claim_name(KEY.name), "uid": "claim"}
+    server.put("persistentvolumeclaims", {"metadata": {**claim, **metadata}})
+    seen = await observe_job(server.api(), KEY)
+    assert seen is not None
+    assert seen.output_claim == found

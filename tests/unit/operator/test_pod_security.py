@@ -1,0 +1,97 @@
+"""Whatever a valid spec says, its pods pass Pod Security "restricted", and are still ours."""
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from finetune_api import names
+from finetune_api.resource import parse_spec
+from finetune_operator.manifests import Plan, build_children
+from finetune_operator.observed import Manifest
+from finetune_operator.site import Site
+from unit.operator.pod_security import violations
+from unit.operator.random_specs import specs
+
+UID = "11111111-aaaa-bbbb-cccc-000000000000"
+SITE = Site.model_validate(
+    {
+        "trainerImage": "trainer:1",
+        "imagePullSecrets": [{"name": "registry"}],
+        "cacheClaim": "cache",
+        "hubEndpoint": "https://hub.example.com",
+        "caBundle": "-----BEGIN CERTIFICATE-----",
+        "proxy": {"httpProxy": "http://proxy:3128", "httpsProxy": "http://proxy:3128", "noProxy": ".svc"},
+        "securityContext": {},
+        "networkPolicy": {"enabled": True},
+    },
+    by_alias=True,
+)
+ANY = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def children_of(spec: dict[str, Any], site: Site) -> list[Manifest]:
+    return build_children(Plan("team", "news", UID, 3, parse_spec(spec), "trainer:1", site=site))
+
+
+def template_of(children: list[Manifest]) -> Manifest:
+    [job] = [child for child in children if child["kind"] == "Job"]
+    template: Manifest = job["spec"]["template"]
+    return template
+
+
+@pytest.mark.parametrize("site", [Site(), SITE], ids=["plain site", "full site"])
+@ANY
+@given(spec=specs())
+def test_pods_of_any_valid_spec_pass_pod_security_and_keep_what_is_ours(site: Site, spec: dict[str, Any]) -> None:
+    template = template_of(children_of(spec, site))
+    assert violations(template) == []
+    check_isolation(template)
+    check_identity(template, site)
+
+
+def check_isolation(template: Manifest) -> None:
+    """Stricter than "restricted": no credentials of the cluster, no volumes but those that a training needs."""
+    spec = template["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    assert "serviceAccountName" not in spec
+    assert spec["enableServiceLinks"] is False
+    assert "hostAliases" not in spec
+    assert "nodeName" not in spec
+    [container] = spec["containers"]
+    assert "initContainers" not in spec
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+    assert not {"command", "args", "envFrom", "lifecycle"} & set(container)
+    assert {kind for volume in spec["volumes"] for kind in volume} - {"name"} <= {
+        "configMap",
+        "emptyDir",
+        "persistentVolumeClaim",
+    }
+
+
+def check_identity(template: Manifest, site: Site) -> None:
+    """Nothing that the operator relies on can be said otherwise by a job."""
+    labels, annotations = template["metadata"]["labels"], template["metadata"]["annotations"]
+    assert (labels[names.LABEL_JOB], labels[names.LABEL_ATTEMPT], labels[names.LABEL_MANAGED_BY]) == (
+        "news",
+        "3",
+        names.MANAGED_BY,
+    )
+    assert annotations[names.ANNOTATION_OWNER_UID] == UID
+    assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+    [container] = template["spec"]["containers"]
+    assert container["name"] == names.TRAINER_CONTAINER
+    assert container["terminationMessagePath"] == names.TERMINATION_LOG
+    variables = [item["name"] for item in container["env"]]
+    assert len(variables) == len(set(variables)), "a variable that is set twice: the second one wins"
+    values = {item["name"]: item.get("value") for item in container["env"]}
+    assert values[names.ENV_RUN_FILE] == f"{names.CONFIG_DIR}/{names.RUN_FILE_NAME}"
+    assert values[names.ENV_RENDEZVOUS_HOST] == "news-3-0.news-gang.team.svc"
+    assert values["HOME"] == "/tmp"
+    paths = [mount["mountPath"] for mount in container["volumeMounts"]]
+    assert len(paths) == len(set(paths))
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in template["spec"]["volumes"]}
