@@ -124,7 +124,7 @@ def hub_environment() -> dict[str, Object]:
     return {
         "HF_ENDPOINT": {"value": os.environ["HF_ENDPOINT"]},
         "HF_TOKEN": {"valueFrom": {"secretKeyRef": {"name": SECRET, "key": "token"}}},
-        "HF_HOME": {"value": "/tmp/hub"},  # noqa: S108 - a path in the pod
+        "HF_HOME": {"value": "/tmp/hub"},
     }
 
 

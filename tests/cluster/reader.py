@@ -45,7 +45,7 @@ def start_reader(namespace: Namespace, name: str, image: str, claims: list[str],
                             "capabilities": {"drop": ["ALL"]},
                         },
                         "volumeMounts": [
-                            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a path in the pod
+                            {"name": "tmp", "mountPath": "/tmp"},
                             *({"name": claim, "mountPath": f"/claims/{claim}"} for claim in claims),
                         ],
                     }

@@ -43,7 +43,7 @@ def test_a_final_phase_stays_whatever_becomes_of_spec_and_children(phase: str, s
         assert (decision.create_attempt, decision.status) == (None, status)
 
 
-@pytest.mark.parametrize(("ttl", "age", "again"), [(100, 40, 60), (None, 40, None), (86_400, 10, 3600)])
+@pytest.mark.parametrize(("ttl", "age", "again"), [(100, 40, 60), (None, 40, None), (86_400, 10, None)])
 def test_a_finished_job_is_looked_at_when_its_time_has_come(ttl: int | None, age: float, again: float | None) -> None:
     spec = build_spec(**({"ttlSecondsAfterFinished": ttl} if ttl is not None else {}))
     decision = decide(observe(jobs=[], job=build_record(ended(age), spec)), None, NOW)

@@ -11,7 +11,8 @@ from finetune_api import names, resource
 from finetune_api.status import Failure, SampleAnswer
 from finetune_api.wire import Report, RunConfig
 from finetune_trainer import workers
-from finetune_trainer.launch import exit_code, termination_message
+from finetune_trainer.launch import Launcher, exit_code, termination_message, use_cache
+from finetune_trainer.output import Output
 from finetune_trainer.state import RunState
 
 SPEC = {
@@ -129,3 +130,49 @@ def test_the_limit_of_the_container_counts_in_both_versions_of_cgroups(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content + "\n")
     assert workers.usable_cpus(tmp_path) == expected
+
+
+def test_what_is_fetched_goes_to_the_shared_cache_where_it_can_be_written(tmp_path: pathlib.Path) -> None:
+    environ = {names.ENV_CACHE_DIR: str(tmp_path / "cache"), "HF_HOME": "/tmp/huggingface"}
+    use_cache(environ)
+    assert environ["HF_HOME"] == str(tmp_path / "cache/huggingface")
+    assert list((tmp_path / "cache/huggingface").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_only_costs_speed(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "cache"
+    file.write_text("not a directory")
+    environ = {names.ENV_CACHE_DIR: str(file), "HF_HOME": "/tmp/huggingface"}
+    use_cache(environ)
+    assert environ["HF_HOME"] == "/tmp/huggingface"
+    assert "can't be written" in caplog.text
+
+
+def test_without_a_cache_nothing_changes() -> None:
+    environ = {"HF_HOME": "/tmp/huggingface"}
+    use_cache(environ)
+    assert environ == {"HF_HOME": "/tmp/huggingface"}
+
+
+def adopting(output: pathlib.Path) -> Launcher:
+    state = RunState(output.parent / "state")
+    state.create()
+    return Launcher(config().model_copy(update={"output": str(output), "adopted": True}), workers.Gang(), state)
+
+
+def test_the_output_of_an_earlier_job_is_not_gone_on_from(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "output/checkpoints/step-10").mkdir(parents=True)
+    report = adopting(tmp_path / "output").run()
+    assert report.failure is not None
+    assert report.failure.reason == "OutputConflict"
+    assert "news-output" in report.failure.message
+    assert [item.name for item in (tmp_path / "output").iterdir()] == ["checkpoints"]
+
+
+def test_the_finished_model_of_an_earlier_job_of_the_same_spec_ends_the_job(tmp_path: pathlib.Path) -> None:
+    output = Output(tmp_path / "output")
+    output.claim(config())
+    output.model.mkdir()
+    output.report.write_text(Report(attempt=1, phase="Succeeded", step=3, total_steps=3).model_dump_json(by_alias=True))
+    report = adopting(tmp_path / "output").run()
+    assert (report.phase, report.attempt, report.step) == ("Succeeded", 2, 3)
