@@ -147,7 +147,7 @@ async def _watch(
     while True:
         others = asyncio.all_tasks()
         tasks = await kopf.spawn_tasks(
-            registry=build_registry(store, queue.add, metrics.watch_last_event.set_to_current_time),
+            registry=build_registry(store, queue, metrics.watch_last_event.set_to_current_time),
             settings=build_settings(),
             standalone=True,
             clusterwide=not namespaces,

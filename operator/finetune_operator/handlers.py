@@ -9,8 +9,11 @@ from finetune_api import names
 from finetune_api.status import FINAL_PHASES
 from finetune_operator.observed import Key
 from finetune_operator.parsing import read_child_job, read_child_key, read_job, read_key, read_pod, read_version
+from finetune_operator.queue import WorkQueue
 from finetune_operator.resync import ACTIVE
 from finetune_operator.store import Store
+
+_A_MOMENT_SECONDS = 0.1
 
 
 class _NoDiffs(kopf.DiffBaseStorage):
@@ -63,8 +66,11 @@ def build_settings() -> kopf.OperatorSettings:
     return settings
 
 
-def build_registry(store: Store, enqueue: Callable[[Key], None], saw_event: Callable[[], None]) -> kopf.OperatorRegistry:
-    """The handlers. enqueue: the queue's add. saw_event: called whenever a watch tells of a FineTuneJob."""
+def build_registry(store: Store, queue: WorkQueue[Key], saw_event: Callable[[], None]) -> kopf.OperatorRegistry:
+    """The handlers. saw_event: called whenever a watch tells of a FineTuneJob.
+
+    What happens to a gang happens to its pods one after the other: a moment later one turn sees all of it.
+    """
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -76,12 +82,14 @@ def build_registry(store: Store, enqueue: Callable[[Key], None], saw_event: Call
         saw_event()
         manifest = event["object"]
         key = read_key(manifest)
-        # A finished job leaves this watch as if it were deleted.
+        # A finished job leaves this watch as if it were deleted. If it is not in the store any more, its end is no news.
         if event["type"] == "DELETED" or manifest.get("status", {}).get("phase") in FINAL_PHASES:
+            if key not in store.jobs:
+                return
             store.drop_job(key, read_version(manifest))
         else:
             store.put_job(read_job(manifest))
-        enqueue(key)
+        queue.add(key)
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
     async def saw_child_job(*, event: Any, **_: Any) -> None:
@@ -89,7 +97,7 @@ def build_registry(store: Store, enqueue: Callable[[Key], None], saw_event: Call
         if key in store.jobs:
             child = read_child_job(event["object"])
             store.children.drop(key, child.name, child.version) if event["type"] == "DELETED" else store.put_child(key, child)
-            enqueue(key)
+            queue.add_after(key, _A_MOMENT_SECONDS)
 
     @kopf.on.event("", "v1", "pods", registry=registry)
     async def saw_pod(*, event: Any, **_: Any) -> None:
@@ -97,6 +105,6 @@ def build_registry(store: Store, enqueue: Callable[[Key], None], saw_event: Call
         if key in store.jobs:
             pod = read_pod(event["object"])
             store.pods.drop(key, pod.name, pod.version) if event["type"] == "DELETED" else store.put_pod(key, pod)
-            enqueue(key)
+            queue.add_after(key, _A_MOMENT_SECONDS)
 
     return registry

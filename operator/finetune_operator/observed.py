@@ -129,7 +129,8 @@ class Observation:
     """A FineTuneJob and everything that carries its label.
 
     live: read from the API server for this turn, and not from what the watches told; only then may a decision rest on something
-    not being there. refusal: why the Job controller creates no pods, if it said so. queueing: reason and message of Kueue for a
+    not being there. refusal: why the Job controller creates no pods, if it said so and
+    was asked_why, which a live look includes. queueing: reason and message of Kueue for a
     Job that it holds back. output_claim: uid of the job's own output claim, where it was looked for.
     """
 
@@ -137,6 +138,7 @@ class Observation:
     jobs: Sequence[ChildJob] = ()
     pods: Sequence[PodState] = ()
     refusal: str | None = None
+    asked_why: bool = False
     live: bool = True
     queueing: tuple[str, str] | None = None
     output_claim: str | None = None

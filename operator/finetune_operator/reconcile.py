@@ -14,7 +14,7 @@ from finetune_operator.cluster.api import Api, ApiError
 from finetune_operator.cluster.apply import Blocked, Created, Refused, create_children
 from finetune_operator.cluster.events import Events
 from finetune_operator.cluster.lease import NotLeadingError
-from finetune_operator.cluster.observe import observe_job
+from finetune_operator.cluster.observe import observe_job, observe_refusal
 from finetune_operator.cluster.status import apply_status
 from finetune_operator.manifests import Plan, build_children
 from finetune_operator.metrics import Metrics
@@ -36,7 +36,7 @@ _CONFLICT_SECONDS = 0.2
 _BLOCKED_SECONDS = 10.0
 # After the end, when something is left to be done.
 _SOON_SECONDS = 1.0
-# A gang that does not become whole is looked at afresh so often, as events alone say why.
+# Why a gang does not become whole is asked so often, as events alone tell.
 _WHY_SECONDS = 15.0
 # What is done for each job every few seconds is done more seldom where there are many: for so many a second in all.
 _JOBS_PER_SECOND = 20
@@ -82,6 +82,8 @@ class Reconciler:
 
     async def _turn(self, key: Key) -> float | None:
         seen = self._recall(key)
+        if seen is not None and _is_short_of_pods(seen) and self._is_time_to_ask_why(key):
+            seen = dataclasses.replace(await observe_refusal(self._api, seen), asked_why=True)
         if seen is not None:
             decision = decide(seen, self._heard(seen), self._now())
             if not decision.needs_a_fresh_look(seen.job.status):
@@ -111,9 +113,13 @@ class Reconciler:
         seen = self._store.observation(key)
         if seen is None or key in self._store.doubtful or seen.job.status.phase in ("Queued", "Restarting", "Suspended"):
             return None
-        if _is_short_of_pods(seen) and self._clock() - self._store.looked.get(key, 0.0) > self._stretch(_WHY_SECONDS):
-            return None
         return seen
+
+    def _is_time_to_ask_why(self, key: Key) -> bool:
+        due = self._clock() - self._store.looked.get(key, 0.0) > self._stretch(_WHY_SECONDS)
+        if due:
+            self._store.looked[key] = self._clock()
+        return due
 
     def _stretch(self, seconds: float) -> float:
         return max(seconds, len(self._store.jobs) / _JOBS_PER_SECOND)

@@ -37,6 +37,7 @@ def test_a_suspended_job_saves_gives_its_pods_back_and_goes_on_from_its_checkpoi
     ran = status["attempts"]
     print(f"attempts: {ran}")
     assert step > 0
+    assert ran[0]["step"] == step
 
 
 def with_checkpoint(place: Place) -> dict[str, Any] | None:

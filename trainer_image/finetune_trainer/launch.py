@@ -81,8 +81,8 @@ class Launcher:
             claim = names.output_claim_name(self.config.name)
             raise FineTuneError(
                 Reason.OUTPUT_CONFLICT,
-                f"the claim {claim} holds the output of an earlier job, and no finished model: delete the claim if it is not needed, "
-                f"choose another metadata.name, or write output: {{claim: {{claimName: {claim}}}}} to go on from what is in it",
+                f"the claim {claim} holds the output of an earlier job, and no finished model: delete the claim if it is not "
+                f"needed, choose another metadata.name, or write output: {{claim: {{claimName: {claim}}}}} to go on from what is in it",
             )
         if finished is None:
             return False

@@ -1,5 +1,6 @@
 """``spec.pod``: how the training pods run on the cluster, and what they may never be."""
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -12,20 +13,24 @@ from finetune_api.spec.common import Claim, LocalObjectReference, Name, ObjectNa
 
 # Variables by which a job could turn the pods into something else, or that are ours. CEL and Python both read it.
 RESERVED_VARIABLES = (
-    "^(LD_|PYTHON|PET_|MASTER_|FINETUNE_|TORCHELASTIC_|JOB_COMPLETION_|KUBERNETES_)"
+    "^(LD_|PYTHON|PET_|MASTER_|FINETUNE_|TORCHELASTIC_|JOB_COMPLETION_|KUBERNETES_|NVIDIA_)"
     "|^(PATH|HOME|RANK|LOCAL_RANK|GROUP_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|HF_ENDPOINT|HF_TOKEN|HF_HOME|HF_HUB_CACHE|POD_IP|NODE_NAME"
-    "|HUGGING_FACE_HUB_TOKEN|SSL_CERT_FILE|HTTP_PROXY|HTTPS_PROXY|NO_PROXY|TORCH_DISABLE_SHARE_RDZV_TCP_STORE)$"
+    "|HUGGING_FACE_HUB_TOKEN|SSL_CERT_FILE|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+    "|HTTP_PROXY|HTTPS_PROXY|NO_PROXY|http_proxy|https_proxy|no_proxy)$"
 )
 RESERVED_VARIABLES_MESSAGE = (
     "this variable is the operator's own or changes what program runs: the Hub's address and token are spec.hub.endpoint and "
     "spec.hub.tokenSecretRef, processes and nodes are spec.distributed"
 )
 # Keys by which controllers find pods, and ours: a job must not pass its pods off as something else.
-RESERVED_KEYS = r"(^|[.])(finetune[.]dev|kubernetes[.]io|k8s[.]io)/|^(job-name|controller-uid)$"
+RESERVED_KEYS = r"(^|[.])(finetune[.]dev|kubernetes[.]io|k8s[.]io|kueue[.]x-k8s[.]io)/|^(job-name|controller-uid)$"
 RESERVED_KEYS_MESSAGE = (
-    "keys of finetune.dev, kubernetes.io and k8s.io, job-name and controller-uid are not free: remove them (labels and "
-    "annotations of kueue.x-k8s.io belong to the metadata of the FineTuneJob)"
+    "keys of finetune.dev, kubernetes.io, k8s.io and kueue.x-k8s.io, job-name and controller-uid are not free: remove them "
+    "(labels and annotations of Kueue belong to the metadata of the FineTuneJob)"
 )
+
+
+LARGEST_OBJECT_BYTES = 65_536
 
 
 class Toleration(Model):
@@ -44,8 +49,12 @@ Quantity = Annotated[int | str, Field(json_schema_extra={"x-kubernetes-int-or-st
 class Resources(Model):
     """Resources of the trainer container, as in a pod; GPUs are asked for by distributed.gpusPerNode."""
 
-    requests: dict[str, Quantity] | None = Field(default=None, description="What the scheduler sets aside.")
-    limits: dict[str, Quantity] | None = Field(default=None, description="What the pod may use at most.")
+    requests: Annotated[dict[str, Quantity], Field(max_length=32)] | None = Field(
+        default=None, description="What the scheduler sets aside."
+    )
+    limits: Annotated[dict[str, Quantity], Field(max_length=32)] | None = Field(
+        default=None, description="What the pod may use at most."
+    )
 
 
 class SpreadConstraint(Model):
@@ -157,9 +166,19 @@ def _refuse_reserved_keys(mapping: dict[str, str] | None) -> dict[str, str] | No
     return mapping
 
 
+def _limit_size(value: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(value)) > LARGEST_OBJECT_BYTES:
+        raise ValueError(f"write at most {LARGEST_OBJECT_BYTES // 1024} KiB: every pod of the gang carries it")
+    return value
+
+
 _KEYS_ARE_FREE = validations(cel(f"self.all(key, !key.matches('{RESERVED_KEYS}'))", RESERVED_KEYS_MESSAGE))
 # What no rule of ours looks into: the API server checks it when the pods are created.
-FreeObject = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
+FreeObject = Annotated[
+    dict[str, Any],
+    Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True}),
+    pydantic.AfterValidator(_limit_size),
+]
 
 
 class Pod(Model):
@@ -174,7 +193,9 @@ class Pod(Model):
         default=None, description="Secrets to pull the image with."
     )
     resources: Resources | None = Field(default=None, description="CPU and memory of each pod.")
-    node_selector: dict[str, str] | None = Field(default=None, description="Labels of the machines that may be used.")
+    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] | None = Field(
+        default=None, description="Labels of the machines that may be used."
+    )
     tolerations: Annotated[Sequence[Toleration], Field(max_length=64)] | None = Field(
         default=None, description="Taints of machines that may be used all the same."
     )

@@ -77,6 +77,8 @@ class Api:
             kubernetes.aio.config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
         else:
             await kubernetes.aio.config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        # With trust_env aiohttp reads ~/.netrc for each request, in a thread: half of all that a request costs.
+        configuration.client_session_kwargs = {"trust_env": False}
         return cls(ApiClient(configuration), count=count)
 
     def guard(self, check_write: Callable[[], None]) -> None:

@@ -27,16 +27,16 @@ async def observe_job(api: Api, key: Key) -> Observation | None:
 
 async def _observe_more(api: Api, seen: Observation) -> Observation:
     """What only some states of a job make worth a look."""
-    job, namespace = seen.job, seen.job.key.namespace
+    job = seen.job
     if job.status.phase in FINAL_PHASES:
         if job.gives_volume_back():
             return dataclasses.replace(seen, output_claim=await _observe_own_claim(api, job))
         return seen
-    if short := _short_of_pods(seen.jobs, seen.pods):
-        return dataclasses.replace(seen, refusal=await _observe_refusal(api, namespace, short))
+    if _short_of_pods(seen.jobs, seen.pods):
+        return await observe_refusal(api, seen)
     held = next((child for child in seen.own_jobs() if child.suspended and not child.deleting), None)
     if held is not None and names.LABEL_KUEUE_QUEUE in job.kueue_labels:
-        return dataclasses.replace(seen, queueing=await _observe_queueing(api, namespace, held.uid))
+        return dataclasses.replace(seen, queueing=await _observe_queueing(api, job.key.namespace, held.uid))
     return seen
 
 
@@ -49,11 +49,14 @@ def _short_of_pods(children: Sequence[ChildJob], pods: Sequence[PodState]) -> st
     return None
 
 
-async def _observe_refusal(api: Api, namespace: str, uid: str) -> str | None:
-    """Why the Job controller can't create pods (quota, Pod Security, …): it says so in events only."""
-    selector = f"involvedObject.uid={uid},reason=FailedCreate"
-    events = await _list_if_allowed(api, "Event", namespace, fieldSelector=selector)
-    return str(events[-1].get("message", "")) if events else None
+async def observe_refusal(api: Api, seen: Observation) -> Observation:
+    """With why the Job controller can't create pods (quota, Pod Security, …): it says so in events only."""
+    short = _short_of_pods(seen.jobs, seen.pods)
+    if short is None:
+        return seen
+    selector = f"involvedObject.uid={short},reason=FailedCreate"
+    events = await _list_if_allowed(api, "Event", seen.job.key.namespace, fieldSelector=selector)
+    return dataclasses.replace(seen, refusal=str(events[-1].get("message", "")) if events else None)
 
 
 async def _observe_queueing(api: Api, namespace: str, job_uid: str) -> tuple[str, str] | None:

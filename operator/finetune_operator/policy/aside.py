@@ -76,8 +76,16 @@ def with_last_words(seen: Observation, status: FineTuneJobStatus, attempt: int, 
     for pod in seen.pods:
         word = last_word(pod) if pod.job_uid == seen.job.uid and pod.index == 0 else None
         if word is not None and word.attempt == attempt:
-            return merge_report(status, word, now)
+            return _with_last_step(merge_report(status, word, now))
     return status
+
+
+def _with_last_step(status: FineTuneJobStatus) -> FineTuneJobStatus:
+    """The attempt went on for some steps after it was given up."""
+    if not status.attempts or status.progress is None:
+        return status
+    last = status.attempts[-1].model_copy(update={"step": status.progress.step})
+    return status.model_copy(update={"attempts": [*status.attempts[:-1], last]})
 
 
 def of_an_earlier_job(seen: Observation) -> str | None:

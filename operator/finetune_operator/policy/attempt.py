@@ -124,7 +124,7 @@ def _follow(
     if word is not None:
         status = merge_report(status, word, now)
     if _is_complete(child, pods, nodes):
-        return Decision(succeeded(status, spec, seen.job, now), unsure=final is None)
+        return Decision(succeeded(status, spec, seen.job, now), unsure=sum(pod.finished is not None for pod in pods) < nodes)
     if spec.suspend:
         message = "stopping: the pods save a checkpoint"
         return Decision(suspended(status, seen.job, message, now), again_seconds=_SOON_SECONDS)
@@ -156,8 +156,8 @@ def _on_its_way(
     word: Report | None,
     now: datetime.datetime,
 ) -> FineTuneJobStatus:
-    if len(pods) < nodes and not seen.live and status.phase == "Pending" and status.reason in REFUSALS:
-        return status  # why, is told by events, which are read in a fresh look only
+    if len(pods) < nodes and not (seen.live or seen.asked_why) and status.phase == "Pending" and status.reason in REFUSALS:
+        return status  # why, is told by events, which are read now and then only
     if sum(pod.started for pod in pods) < nodes:
         reason, message = explain_waiting(seen, pods, nodes, now)
         return in_phase(status, "Pending", reason, message)

@@ -5,7 +5,7 @@ from typing import Any
 
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec, Retention
-from finetune_api.status import FINAL_PHASES, FineTuneJobStatus
+from finetune_api.status import FineTuneJobStatus
 from finetune_operator.observed import ChildJob, JobRecord, Observation, read_time
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.status import with_condition
@@ -87,7 +87,6 @@ def _holds_the_only_copy(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> bo
 def seconds_to_next_look(manifest: dict[str, Any], now: datetime.datetime) -> float | None:
     """When a finished FineTuneJob wants a turn; None if never. From the object as it is, as there may be very many of them."""
     spec, status = manifest.get("spec", {}), manifest.get("status", {})
-    assert status.get("phase") in FINAL_PHASES
     ended = read_time(status.get("completionTime"))
     if ended is None:
         return None

@@ -25,8 +25,9 @@ from finetune_operator.policy.waiting import ORDINARY
 
 # Progress is written at most so often: with a thousand jobs each write more is a hundred per second.
 PROGRESS_INTERVAL = datetime.timedelta(seconds=10)
+START_INTERVAL = datetime.timedelta(seconds=30)
 _PROGRESS_FIELDS = frozenset({"progress", "evaluation", "checkpoint", "message", "samples"})
-# The steps of an ordinary start follow each other within a second or two.
+# The steps of an ordinary start follow each other within a second or two, or wait for a cluster that has much to do.
 _START_FIELDS = _PROGRESS_FIELDS | {"reason"}
 
 
@@ -45,7 +46,8 @@ def is_due(
         return False
     if status.phase not in _WITH_PATIENCE or (status.attempts and status.attempts[-1].completion_time):
         return True
-    patient = _START_FIELDS if status.reason in ORDINARY else _PROGRESS_FIELDS
+    ordinary = status.reason in ORDINARY and status.phase == "Pending"
+    patient, interval = (_START_FIELDS, max(interval, START_INTERVAL)) if ordinary else (_PROGRESS_FIELDS, interval)
     since = job.status_written_at
     return not changed <= patient or since is None or now - since >= interval
 
