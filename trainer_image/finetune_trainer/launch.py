@@ -82,7 +82,7 @@ class Launcher:
             raise FineTuneError(
                 Reason.OUTPUT_CONFLICT,
                 f"the claim {claim} holds the output of an earlier job, and no finished model: delete the claim if it is not "
-                f"needed, choose another metadata.name, or write output: {{claim: {{claimName: {claim}}}}} to go on from what is in it",
+                f"needed, choose another metadata.name, or write output: {{claim: {{claimName: {claim}}}}} to go on from it",
             )
         if finished is None:
             return False
