@@ -15,7 +15,9 @@ ARGS ?=
 
 OPERATOR_IMAGE ?= localhost/finetune-operator:dev
 TRAINER_IMAGE ?= localhost/finetune-trainer:dev
-export OPERATOR_IMAGE TRAINER_IMAGE
+# Stands in for the trainer where tests are about the operator alone.
+STANDIN_IMAGE ?= localhost/finetune-standin:dev
+export OPERATOR_IMAGE TRAINER_IMAGE STANDIN_IMAGE
 
 # The packages as they lie here, also where they are not installed.
 SOURCES := PYTHONPATH=crds:operator:trainer_image
@@ -25,7 +27,7 @@ CRD_TEMPLATE := charts/finetune-operator/templates/crd.yaml
 API_DOCS := docs/api.md
 GENERATED := $(CRD) $(JSON_SCHEMA) $(CRD_TEMPLATE) $(API_DOCS)
 
-.PHONY: help demo test lint format generate generated verify images clean
+.PHONY: help demo test lint format generate generated verify images standin clean
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -100,6 +102,9 @@ images: ## Build both images (BASE_IMAGE=, OPERATOR_IMAGE=, TRAINER_IMAGE=, BUIL
 	@test -n "$(BUILDER)" || { echo "make images needs docker, podman or buildah, and none of them works here." >&2; exit 1; }
 	$(BUILDER) build $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(BUILD_FLAGS) --tag $(OPERATOR_IMAGE) --file operator/Dockerfile .
 	$(BUILDER) build $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(BUILD_FLAGS) --tag $(TRAINER_IMAGE) --file trainer_image/Dockerfile .
+
+standin: ## Build the image that the fault tests use in place of the trainer's
+	$(BUILDER) build $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(BUILD_FLAGS) --tag $(STANDIN_IMAGE) tests/standin
 
 clean: ## Remove what make made, but for the virtual environment
 	rm -rf build dist runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
