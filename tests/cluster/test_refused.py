@@ -55,7 +55,7 @@ def test_a_job_is_not_changed_once_it_has_started(jobs: Namespace, make_job: Any
     done = jobs.kubectl("apply", "--filename", "-", stdin=json.dumps(job), check=False)
     jobs.kubectl("delete", "finetunejob", "fixed")
     assert done.returncode != 0
-    assert "spec can't be changed once the job has started" in done.stderr
+    assert "spec.training can't be changed once the job has started" in done.stderr
 
 
 def started_at(pod: dict[str, Any]) -> datetime.datetime:
