@@ -33,7 +33,7 @@ class Retention(Model):
     when_finished: Literal["Retain", "Delete"] = Field(
         default="Retain",
         description="Whether the volume stays when the job has succeeded. Delete needs publish: the volume goes once the model "
-        "is on the Hub. A job that failed keeps its volume.",
+        "is on the Hub, and with it the pods and their logs. A job that failed keeps its volume.",
     )
 
 

@@ -25,6 +25,7 @@ _ENDED_BY_US = frozenset(
     }
 )
 _CHECK_SECONDS = 5.0
+_SOON_SECONDS = 1.0
 # Finished jobs are listed that often, and one whose time is near gets a turn then.
 _LONGEST_WAIT_SECONDS = 300.0
 
@@ -40,6 +41,9 @@ def after_the_end(seen: Observation, now: datetime.datetime) -> Decision:
     if not isinstance(job.spec, FineTuneJobSpec):
         return Decision(status)
     if seen.output_claim is not None and job.gives_volume_back():
+        holding = [child for child in seen.own_jobs() if not child.deleting]
+        if holding:  # a claim stays as long as there is a pod that names it, though it has ended
+            return Decision(status, delete=holding[0], again_seconds=_SOON_SECONDS)
         return Decision(status, delete_claim=seen.output_claim, again_seconds=_CHECK_SECONDS)
     return _time_to_live(job, job.spec, now)
 

@@ -191,6 +191,22 @@ async def test_the_volume_of_a_published_model_goes_and_no_other(world: World) -
     assert world.server.writes() == ["DELETE persistentvolumeclaims news-output"]
 
 
+async def test_the_pods_that_hold_the_volume_go_first(world: World) -> None:
+    published = Published(url="https://hub/team/news", commit="abc")
+    world.server.put("finetunejobs", job_manifest(spec_fields(**GIVE_BACK), ended(published=published)))
+    metadata = {
+        "namespace": "team",
+        "name": "news-output",
+        "annotations": {"finetune.dev/owner-uid": job_manifest()["metadata"]["uid"]},
+    }
+    world.server.put("persistentvolumeclaims", {"metadata": metadata})
+    world.server.put("jobs", child_manifest())
+    await world.turn()
+    assert world.server.writes() == ["DELETE jobs news-1"]
+    await world.turn()
+    assert world.server.writes() == ["DELETE persistentvolumeclaims news-output"]
+
+
 async def test_a_job_that_gave_its_volume_back_costs_nothing_more(world: World) -> None:
     published = Published(url="https://hub/team/news", commit="abc")
     world.server.put("finetunejobs", job_manifest(spec_fields(**GIVE_BACK), ended(published=published)))
