@@ -58,7 +58,7 @@ class WorkQueue(Generic[K]):
 
     def add_after(self, key: K, seconds: float) -> None:
         """Let the key have a turn after that time, or earlier if something else asks for it."""
-        when = self._clock() + seconds
+        when = max(self._clock() + seconds, self._not_before.get(key, 0.0))
         if key in self._ready or key in self._again or self._due.get(key, when + 1) <= when:
             return
         self._due[key] = when
@@ -90,6 +90,7 @@ class WorkQueue(Generic[K]):
         pause = max(at_least_seconds, pause * (0.5 + self._jitter() / 2))
         if at_least_seconds:
             self._again.discard(key)
+            self._due.pop(key, None)
             self._not_before[key] = self._clock() + at_least_seconds
         self._release(key, pause)
         return pause

@@ -232,3 +232,17 @@ async def test_a_turn_that_wants_another_gets_it() -> None:
     queue.add("a")
     await _run_until(queue, handle, finished)
     assert turns == 3
+
+
+def test_a_look_that_was_to_come_sooner_waits_for_what_the_server_asked_for() -> None:
+    now = [0.0]
+    queue: WorkQueue[str] = WorkQueue(clock=lambda: now[0], jitter=lambda: 0.0)
+    queue.add("a")
+    assert queue.take() == "a"
+    queue.add_after("a", 0.1)
+    queue.failed("a", at_least_seconds=4.0)
+    queue.add_after("a", 0.1)
+    now[0] = 3.9
+    assert queue.take() is None
+    now[0] = 4.0
+    assert queue.take() == "a"
