@@ -31,8 +31,8 @@ PROXY, OPERATOR = 8901, 8902
 TAINT = {"key": "kwok.x-k8s.io/node", "operator": "Equal", "value": "fake", "effect": "NoSchedule"}
 PEER_NAMESPACES = ("kubeflow-system", "jobset-system")
 POLL_SECONDS = 0.5
-# How long a pretended pod runs: so long that all of them run at the same time.
-LIFE = {"pod-complete.stage.kwok.x-k8s.io/delay": os.environ.get("POD_LIFE", "240s")}
+# How long a pretended pod runs: so long that all of them run at the same time. The smaller of the two counts.
+LIFE = {f"pod-complete.stage.kwok.x-k8s.io/{name}": os.environ.get("POD_LIFE", "240s") for name in ("delay", "jitter-delay")}
 UNFINISHED = "fieldSelector=status.phase!=Succeeded,status.phase!=Failed"
 Object = dict[str, Any]
 

@@ -2,7 +2,7 @@
 
 ``spec`` and ``status`` are the FineTuneJob as people see it, ``wire`` is what operator and trainer tell each other,
 ``reasons`` is why something failed and whether a retry heals it, ``names`` and ``metrics`` are the constants of both.
-Nothing here does I/O except ``manifest.read_manifest``.
+Nothing here does I/O except ``manifest``, ``files`` and ``cli``, which read the files of users.
 """
 
 __version__ = "0.1.0"

@@ -13,6 +13,7 @@ from finetune_operator.queue import WorkQueue
 from finetune_operator.resync import ACTIVE
 from finetune_operator.store import Store
 
+# What happens to a gang happens to its pods one after the other: so much later one turn sees all of it.
 _A_MOMENT_SECONDS = 0.1
 
 
@@ -67,10 +68,7 @@ def build_settings() -> kopf.OperatorSettings:
 
 
 def build_registry(store: Store, queue: WorkQueue[Key], saw_event: Callable[[], None]) -> kopf.OperatorRegistry:
-    """The handlers. saw_event: called whenever a watch tells of a FineTuneJob.
-
-    What happens to a gang happens to its pods one after the other: a moment later one turn sees all of it.
-    """
+    """The handlers. saw_event: called whenever a watch tells of a FineTuneJob."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)

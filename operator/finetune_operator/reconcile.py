@@ -149,7 +149,7 @@ class Reconciler:
         match await create_children(self._api, job.key.namespace, job.key.name, job.uid, build):
             case Created(at, child):
                 self._store.put_child(job.key, child)
-                return Decision(started(before, spec, attempt, image, at), again_seconds=1.0)
+                return Decision(started(before, spec, attempt, image, at), again_seconds=_SOON_SECONDS)
             case Blocked(reason, message, by_people):
                 phase: Phase = "Restarting" if before.phase == "Restarting" else "Pending"
                 if by_people:

@@ -13,7 +13,7 @@ from finetune_operator.health import Health
 from finetune_operator.metrics import Metrics
 from finetune_operator.observed import ChildJob, Key, Manifest, PodState
 from finetune_operator.parsing import read_child_job, read_child_key, read_job, read_key, read_pod
-from finetune_operator.policy.ending import seconds_to_next_look
+from finetune_operator.policy.ending import FINISHED_LIST_SECONDS, seconds_to_next_look
 from finetune_operator.queue import WorkQueue
 from finetune_operator.store import C, Children, Store
 
@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 INTERVAL_SECONDS = 60.0
 # A list that failed is tried again so soon.
 _RETRY_SECONDS = 5.0
-# Finished jobs may be many, and all that is left to do for one of them is to delete it some day.
-_FINISHED_INTERVAL_SECONDS = 300.0
 ACTIVE = ",".join(f"status.phase!={phase}" for phase in sorted(FINAL_PHASES))
 # What these leave out is gone or has ended: a job of which something is missing in the list is looked at afresh.
 _UNFINISHED = {"Job": "status.successful=0", "Pod": "status.phase!=Succeeded,status.phase!=Failed"}
@@ -54,7 +52,7 @@ class Resync:
         """List until cancelled. That the API server is away is no reason to end: it will come back."""
         await asyncio.gather(
             self._repeat("unfinished FineTuneJobs", self.list_active, INTERVAL_SECONDS, vital=True),
-            self._repeat("finished FineTuneJobs", self.list_finished, _FINISHED_INTERVAL_SECONDS, vital=False),
+            self._repeat("finished FineTuneJobs", self.list_finished, FINISHED_LIST_SECONDS, vital=False),
         )
 
     async def _repeat(self, what: str, list_once: Callable[[], Awaitable[None]], interval_seconds: float, vital: bool) -> None:
@@ -121,7 +119,7 @@ class Resync:
         seconds = seconds_to_next_look(manifest, self._now())
         if seconds is not None and seconds <= 0:
             self._queue.add(read_key(manifest))
-        elif seconds is not None and seconds < _FINISHED_INTERVAL_SECONDS:
+        elif seconds is not None and seconds < FINISHED_LIST_SECONDS:
             self._queue.add_after(read_key(manifest), seconds)
 
 

@@ -27,7 +27,7 @@ _ENDED_BY_US = frozenset(
 _CHECK_SECONDS = 5.0
 _SOON_SECONDS = 1.0
 # Finished jobs are listed that often, and one whose time is near gets a turn then.
-_LONGEST_WAIT_SECONDS = 300.0
+FINISHED_LIST_SECONDS = 300.0
 
 
 def after_the_end(seen: Observation, now: datetime.datetime) -> Decision:
@@ -68,7 +68,7 @@ def _time_to_live(job: JobRecord, spec: FineTuneJobSpec, now: datetime.datetime)
         return Decision(job.status)
     left = (ended + datetime.timedelta(seconds=spec.ttl_seconds_after_finished) - now).total_seconds()
     if left > 0:
-        return Decision(job.status, again_seconds=left if left < _LONGEST_WAIT_SECONDS else None)  # the list comes before
+        return Decision(job.status, again_seconds=left if left < FINISHED_LIST_SECONDS else None)  # the list comes before
     if _holds_the_only_copy(spec, job.status):
         message = (
             "ttlSecondsAfterFinished is over, but the volume that would go with the job holds the only copy of the model: copy "
