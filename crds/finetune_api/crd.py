@@ -8,7 +8,6 @@ import pydantic
 import yaml
 
 from finetune_api import names
-from finetune_api.model import cel
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
@@ -78,17 +77,27 @@ def _with_example(node: dict[str, Any]) -> dict[str, Any]:
     return {**node, "description": f"{description} Example: {text}"}
 
 
-def _immutable() -> list[dict[str, str]]:
-    """A rule for each field that stays as it was once the job has started, so that the refusal names the field."""
-    started = "!has(oldSelf.status) || !has(oldSelf.status.startTime)"
-    free = f"only {', '.join(MUTABLE)} can: delete the job, or create another one"
-    rules = []
+def _immutable() -> dict[str, str]:
+    """What stays as it was once the job has started; the refusal names the field.
+
+    One rule for all fields, and asked of changes to spec alone, as to compare it takes the API server as long as all the rest of
+    a write of the status. A request changes either the one or the other: for a resource with a status of its own the API server
+    sees to that before it asks the rules.
+    """
+    started = "!has(oldSelf.status) || !has(oldSelf.status.startTime) || !has(self.status) || self.status != oldSelf.status"
+    free = f"can't be changed once the job has started, only {', '.join(MUTABLE)} can: delete the job, or create another one"
+    same = {}
     for name in structural_schema(FineTuneJobSpec)["properties"]:
         if name not in MUTABLE:
             now, before = f"self.spec.{name}", f"oldSelf.spec.{name}"
-            same = f"has({now}) == has({before}) && (!has({now}) || {now} == {before})"
-            rules.append(cel(f"{started} || ({same})", f"spec.{name} can't be changed once the job has started, {free}"))
-    return rules
+            same[name] = f"has({now}) == has({before}) && (!has({now}) || {now} == {before})"
+    fields = list(same)
+    changed = "".join(f"!({same[name]}) ? '{name}' : " for name in fields[:-1]) + f"'{fields[-1]}'"
+    return {
+        "rule": f"{started} || ({' && '.join(same.values())})",
+        "message": f"spec.{{{','.join(fields)}}} {free}",
+        "messageExpression": f"'spec.' + ({changed}) + \" {free}\"",
+    }
 
 
 def _keywords(node: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +163,7 @@ def custom_resource_definition() -> dict[str, Any]:
                                     "message": "metadata.name: lower-case letters, digits and '-' only, beginning with a letter "
                                     "and without dots, as the names of pods and of their DNS entries follow from it",
                                 },
-                                *_immutable(),
+                                _immutable(),
                             ],
                         }
                     },

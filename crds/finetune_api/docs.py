@@ -105,12 +105,8 @@ def _rules(fields: Sequence[FieldSchema]) -> list[str]:
 
 
 def _rules_on_change(resource: FieldSchema) -> list[str]:
-    """Sentences that say the same of several fields, as one: each begins with its field."""
-    grouped: dict[str, list[str]] = {}
-    for sentence in resource.rules_on_change:
-        path, _, rest = sentence.partition(" ")
-        grouped.setdefault(rest, []).append(f"`{path}`")
-    sentences = [f"- {', '.join(paths)}: {rest}" for rest, paths in grouped.items()]
+    split = [sentence.partition(" ") for sentence in resource.rules_on_change]
+    sentences = [f"- `{path}`: {rest}" for path, _, rest in split]
     return ["", "Rules, by which `kubectl apply` refuses a change:", "", *sentences] if sentences else []
 
 

@@ -12,6 +12,7 @@ from finetune_api.status import FINAL_PHASES, FineTuneJobStatus, Phase
 from finetune_api.wire import Report
 from finetune_operator.cluster.api import Api, ApiError
 from finetune_operator.cluster.apply import Blocked, Created, Refused, create_children
+from finetune_operator.cluster.children import ChildrenReader
 from finetune_operator.cluster.events import Events
 from finetune_operator.cluster.lease import NotLeadingError
 from finetune_operator.cluster.observe import observe_job, observe_refusal
@@ -57,6 +58,7 @@ class Reconciler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
+        self._children = ChildrenReader(api)
         self._store = store
         self._poller = poller
         self._events = events
@@ -88,7 +90,7 @@ class Reconciler:
             decision = decide(seen, self._heard(seen), self._now())
             if not decision.needs_a_fresh_look(seen.job.status):
                 return await self._write(seen, decision)
-        seen = await observe_job(self._api, key)
+        seen = await observe_job(self._api, self._children, key)
         if seen is None:
             self._forget(key)
             return None

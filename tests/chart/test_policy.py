@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from chart.rendering import CHART, ROOT, helm, installed, only
-from cluster.kube import Namespace, Object, kubectl
+from chart.rendering import CHART, helm, installed, only
+from cluster.kube import Namespace, Object, custom_resource_definition, kubectl
 
 CRD = "finetunejobs.finetune.dev"
 VALUES = (
@@ -63,15 +63,8 @@ def make_namespace(name: str, annotations: dict[str, str] | None = None) -> Name
 @pytest.fixture(scope="module")
 def crd() -> Iterator[None]:
     """The CRD: the cluster's, or this test's own as long as it runs."""
-    if kubectl("get", "crd", CRD, "--ignore-not-found").stdout.strip():
+    with custom_resource_definition():
         yield
-        return
-    kubectl("apply", "--server-side", "--filename", str(ROOT / "crds/finetune.dev_finetunejobs.yaml"))
-    try:
-        kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=30s")
-        yield
-    finally:
-        kubectl("delete", "crd", CRD, "--timeout=60s")
 
 
 class Site:

@@ -1,14 +1,18 @@
 """The cluster as its users reach it: kubectl, in a subprocess."""
 
+import contextlib
 import dataclasses
 import json
+import pathlib
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Object = dict[str, Any]
 POLL_SECONDS = 1.5
+CRD_NAME = "finetunejobs.finetune.dev"
+CRD_FILE = pathlib.Path(__file__).parents[2] / "crds/finetune.dev_finetunejobs.yaml"
 
 
 def kubectl(
@@ -19,6 +23,34 @@ def kubectl(
     if check and done.returncode:
         raise AssertionError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
     return done
+
+
+@contextlib.contextmanager
+def custom_resource_definition() -> Iterator[None]:
+    """The CustomResourceDefinition, served; brought along, and taken away again, where it is not there yet."""
+    found = _definition()
+    if found and "deletionTimestamp" not in found["metadata"]:
+        yield
+        return
+    kubectl("wait", "--for=delete", f"crd/{CRD_NAME}", "--timeout=60s")
+    kubectl("apply", "--server-side", "--filename", str(CRD_FILE))
+    # Not `kubectl wait`: it fails on a definition that is so new that it has no conditions yet.
+    end = time.monotonic() + 30
+    while not _is_established(_definition()):
+        assert time.monotonic() < end, f"{CRD_NAME} is not served within 30 s"
+        time.sleep(0.2)
+    yield
+    kubectl("delete", f"crd/{CRD_NAME}", "--wait=false")
+
+
+def _definition() -> Object:
+    shown = kubectl("get", "crd", CRD_NAME, "--ignore-not-found", "--output=json").stdout
+    return dict(json.loads(shown)) if shown.strip() else {}
+
+
+def _is_established(definition: Object) -> bool:
+    conditions = definition.get("status", {}).get("conditions") or []
+    return any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions)
 
 
 def column(table: str, name: str) -> str:

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from cluster.kube import kubectl
+from cluster.kube import custom_resource_definition
 from faults.place import Place, open_place
 from faults.rights import Audit
 
-CRD = pathlib.Path(__file__).parents[2] / "crds/finetune.dev_finetunejobs.yaml"
 HERE = pathlib.Path(__file__).parent
 AUDIT = "test_verbs_audit.py"
 
@@ -45,13 +44,8 @@ def audit() -> Audit:
 @pytest.fixture(scope="session")
 def crd() -> Iterator[None]:
     """The CustomResourceDefinition; brought along where it is not there yet."""
-    brought = not kubectl("get", "crd", "finetunejobs.finetune.dev", "--ignore-not-found").stdout.strip()
-    if brought:
-        kubectl("apply", "--server-side", "-f", str(CRD))
-        kubectl("wait", "--for=condition=Established", "-f", str(CRD), "--timeout=30s")
-    yield
-    if brought:
-        kubectl("delete", "-f", str(CRD), "--wait=false")
+    with custom_resource_definition():
+        yield
 
 
 @pytest.fixture

@@ -1,17 +1,17 @@
 """What there is of a job, read afresh: for every decision that must not rest on what a watch may have missed."""
 
-import asyncio
 import dataclasses
 from collections.abc import Sequence
 
 from finetune_api import names
 from finetune_api.status import FINAL_PHASES
 from finetune_operator.cluster.api import Api, ApiError
+from finetune_operator.cluster.children import ChildrenReader
 from finetune_operator.observed import ChildJob, JobRecord, Key, Manifest, Observation, PodState
-from finetune_operator.parsing import read_child_job, read_job, read_pod
+from finetune_operator.parsing import read_job
 
 
-async def observe_job(api: Api, key: Key) -> Observation | None:
+async def observe_job(api: Api, children: ChildrenReader, key: Key) -> Observation | None:
     """The FineTuneJob with its Jobs and pods; None if it is gone or going."""
     manifest = await api.get(names.KIND, key.namespace, key.name)
     if manifest is None:
@@ -19,10 +19,7 @@ async def observe_job(api: Api, key: Key) -> Observation | None:
     job = read_job(manifest)
     if job.deleting:
         return None
-    query = {"labelSelector": f"{names.LABEL_JOB}={key.name}"}
-    jobs, pods = await asyncio.gather(api.list_all("Job", key.namespace, **query), api.list_all("Pod", key.namespace, **query))
-    seen = Observation(job, [read_child_job(item) for item in jobs], [read_pod(item) for item in pods])
-    return await _observe_more(api, seen)
+    return await _observe_more(api, Observation(job, *await children.read(key)))
 
 
 async def _observe_more(api: Api, seen: Observation) -> Observation:

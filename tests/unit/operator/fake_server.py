@@ -134,6 +134,9 @@ class FakeServer:
 
 
 def _matches(selector: str, value: Callable[[str], str | None]) -> bool:
+    if " in (" in selector:
+        key, _, wanted = selector.rstrip(")").partition(" in (")
+        return value(key) in wanted.split(",")
     for term in filter(None, selector.split(",")):
         key, unequal, wanted = term.partition("!=") if "!=" in term else term.partition("=")
         if not unequal:

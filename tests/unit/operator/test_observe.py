@@ -7,7 +7,9 @@ import pytest
 from finetune_api import names
 from finetune_api.status import FineTuneJobStatus, Published
 from finetune_operator.cluster.api import ApiError
+from finetune_operator.cluster.children import ChildrenReader
 from finetune_operator.cluster.observe import observe_job
+from finetune_operator.observed import Observation
 from unit.operator.builders import KEY, UID, child_manifest, job_manifest, pod_manifest, running, spec_fields
 from unit.operator.fake_server import FakeServer, refusal
 
@@ -19,6 +21,11 @@ QUEUE = {names.LABEL_KUEUE_QUEUE: "gpus"}
 @pytest.fixture
 def server() -> FakeServer:
     return FakeServer()
+
+
+async def observe(server: FakeServer) -> Observation | None:
+    api = server.api()
+    return await observe_job(api, ChildrenReader(api), KEY)
 
 
 def event(name: str, message: str, uid: str = "job-1", reason: str = "FailedCreate") -> dict[str, Any]:
@@ -36,7 +43,7 @@ async def test_a_whole_gang_costs_three_requests(server: FakeServer) -> None:
     server.put("jobs", child_manifest())
     for index in (0, 1):
         server.put("pods", pod_manifest(index))
-    seen = await observe_job(server.api(), KEY)
+    seen = await observe(server)
     assert seen is not None
     assert (seen.live, len(seen.jobs), len(seen.pods), seen.refusal, seen.queueing) == (True, 1, 2, None, None)
     assert server.requests == LOOK
@@ -46,7 +53,7 @@ async def test_a_whole_gang_costs_three_requests(server: FakeServer) -> None:
 async def test_a_job_that_is_gone_or_going_costs_one(server: FakeServer, there: bool) -> None:
     if there:
         server.put("finetunejobs", job_manifest(deletionTimestamp="2026-01-02T03:04:05Z"))
-    assert await observe_job(server.api(), KEY) is None
+    assert await observe(server) is None
     assert server.requests == LOOK[:1]
 
 
@@ -55,7 +62,7 @@ async def test_what_carries_another_jobs_label_is_not_seen(server: FakeServer) -
     other = pod_manifest(0)
     other["metadata"]["labels"][names.LABEL_JOB] = "other"
     server.put("pods", other)
-    seen = await observe_job(server.api(), KEY)
+    seen = await observe(server)
     assert seen is not None
     assert seen.pods == []
 
@@ -66,7 +73,7 @@ async def test_why_pods_are_not_created_is_what_the_last_event_of_that_very_job_
     server.put("pods", pod_manifest(0))
     for number, args in enumerate([("old",), ("exceeded quota",), ("other", "job-9"), ("started", "job-1", "SuccessfulCreate")]):
         server.put("events", event(f"e{number}", *args))
-    seen = await observe_job(server.api(), KEY)
+    seen = await observe(server)
     assert seen is not None
     assert seen.refusal == "exceeded quota"
 
@@ -102,7 +109,7 @@ async def test_why_kueue_holds_a_job_back(
     server.put("jobs", child_manifest(spec=HELD))
     server.put("workloads", workload(*conditions))
     server.put("workloads", workload(("QuotaReserved", "False", "Other", "another job's"), uid="job-9"))
-    seen = await observe_job(server.api(), KEY)
+    seen = await observe(server)
     assert seen is not None
     assert seen.queueing == queueing
 
@@ -110,7 +117,7 @@ async def test_why_kueue_holds_a_job_back(
 async def test_a_job_that_somebody_else_holds_back_is_none_of_kueues(server: FakeServer) -> None:
     server.put("finetunejobs", job_manifest(status=running()))
     server.put("jobs", child_manifest(spec=HELD))
-    await observe_job(server.api(), KEY)
+    await observe(server)
     assert server.requests == LOOK
 
 
@@ -121,9 +128,9 @@ async def test_what_a_site_does_not_grant_or_have_is_done_without(server: FakeSe
     server.answers["GET workloads"] = refusal(code, "Whatever")
     if raised:
         with pytest.raises(ApiError):
-            await observe_job(server.api(), KEY)
+            await observe(server)
         return
-    seen = await observe_job(server.api(), KEY)
+    seen = await observe(server)
     assert seen is not None
     assert seen.queueing is None
 
@@ -149,6 +156,6 @@ async def test_only_the_jobs_own_claim_is_looked_for_and_only_at_its_end(
     server.put("finetunejobs", job_manifest(spec, status))
     claim = {"namespace": "team", "name": names.output_claim_name(KEY.name), "uid": "claim"}
     server.put("persistentvolumeclaims", {"metadata": {**claim, **metadata}})
-    seen = await observe_job(server.api(), KEY)
+    seen = await observe(server)
     assert seen is not None
     assert seen.output_claim == found

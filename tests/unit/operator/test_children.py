@@ -1,0 +1,70 @@
+"""Many that ask for their children at the same time share lists, and each gets its own."""
+
+import asyncio
+
+import pytest
+
+from finetune_api import names
+from finetune_operator.cluster.api import ApiError
+from finetune_operator.cluster.children import ChildrenReader
+from finetune_operator.observed import Key, Manifest
+from unit.operator.builders import KEY, child_manifest, pod_manifest
+from unit.operator.fake_server import FakeServer, refusal
+
+
+def name(number: int) -> str:
+    return f"job-{number}"
+
+
+def belonging(manifest: Manifest, number: int) -> Manifest:
+    """The same, of another FineTuneJob."""
+    metadata = manifest["metadata"]
+    metadata["labels"][names.LABEL_JOB] = name(number)
+    metadata["name"] = metadata["name"].replace(KEY.name, name(number))
+    return manifest
+
+
+@pytest.fixture
+def server() -> FakeServer:
+    server = FakeServer()
+    for number in range(130):
+        server.put("jobs", belonging(child_manifest(), number))
+        server.put("pods", belonging(pod_manifest(), number))
+    return server
+
+
+async def test_those_that_ask_together_are_answered_from_few_lists_and_each_with_its_own(server: FakeServer) -> None:
+    reader = ChildrenReader(server.api())
+    keys = [Key("team", name(number)) for number in range(130)]
+    answers = await asyncio.gather(*map(reader.read, keys))
+    assert [(jobs[0].name, len(jobs), pods[0].name, len(pods)) for jobs, pods in answers] == [
+        (f"{key.name}-1", 1, f"{key.name}-1-0-x", 1) for key in keys
+    ]
+    assert len(server.requests) == 6
+
+
+async def test_one_that_comes_while_a_list_is_on_its_way_is_answered_by_the_next(server: FakeServer) -> None:
+    reader = ChildrenReader(server.api())
+    first = asyncio.create_task(reader.read(Key("team", name(1))))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    second = await reader.read(Key("team", name(1)))
+    assert (await first)[0] == second[0]
+    assert server.requests == ["GET jobs", "GET pods"] * 2
+
+
+async def test_an_error_reaches_all_who_asked_and_the_next_ask_anew(server: FakeServer) -> None:
+    reader = ChildrenReader(server.api())
+    server.answers["GET pods"] = refusal(500, "InternalError")
+    failed = await asyncio.gather(*(reader.read(Key("team", name(number))) for number in range(3)), return_exceptions=True)
+    assert [type(error) for error in failed] == [ApiError] * 3
+    server.answers.clear()
+    assert len((await reader.read(Key("team", name(2))))[1]) == 1
+
+
+async def test_who_gives_up_waiting_takes_nothing_from_the_others(server: FakeServer) -> None:
+    reader = ChildrenReader(server.api())
+    gone, stays = (asyncio.create_task(reader.read(Key("team", name(1)))) for _ in range(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    assert len((await stays)[0]) == 1
