@@ -53,12 +53,30 @@ class Evaluation(Model):
     metrics: Mapping[str, float] = Field(description="Figures by name, for example accuracy, macroF1, loss.")
 
 
+class Guess(Model):
+    """One of the words that a hidden one could be."""
+
+    token: str = Field(description="The word, or part of a word.")
+    score: float = Field(description="Its probability, 0 to 1.")
+
+
+class Entity(Model):
+    """A part of a text that token-classification found."""
+
+    text: str = Field(description="The words.")
+    label: str = Field(description="What it is.")
+
+
 class SampleAnswer(Model):
     """What the finished model says of one of spec.samples."""
 
-    text: str = Field(description="The text, cut to 200 characters.")
-    label: str = Field(description="The class.")
-    score: float = Field(description="Its probability, 0 to 1.")
+    text: str = Field(description="The text, or the last message, cut to 200 characters.")
+    label: str | None = Field(default=None, description="The class; of several, those that are true.")
+    score: float | None = Field(default=None, description="Its probability, 0 to 1; of a regression the number itself.")
+    entities: Sequence[Entity] | None = Field(default=None, description="What token-classification found.")
+    guesses: Sequence[Guess] | None = Field(default=None, description="The five best fillings of the first [MASK].")
+    guesses_before: Sequence[Guess] | None = Field(default=None, description="The same before the training.")
+    answer: str | None = Field(default=None, description="What the model goes on with, cut to 400 characters.")
 
 
 class CheckpointStatus(Model):

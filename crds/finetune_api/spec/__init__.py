@@ -2,38 +2,69 @@
 
 from finetune_api.spec.common import Claim
 from finetune_api.spec.job import FineTuneJobSpec
-from finetune_api.spec.output import Cache, Hub, Output, OutputVolume, Publish, Retention, Sample, SecretKey
+from finetune_api.spec.output import Cache, Hub, Message, Output, OutputVolume, Publish, Retention, Sample, SecretKey
 from finetune_api.spec.pod import EnvironmentVariable, Pod, PodSecurity, PodVolume, Resources, Toleration
-from finetune_api.spec.sources import ClaimDataset, Columns, Dataset, HubDataset, HubModel, ModelSource
-from finetune_api.spec.training import DEFAULT_EPOCHS, DEFAULT_WARMUP_RATIO, Checkpoint, Distributed, Recovery, Training
+from finetune_api.spec.sources import ClaimDataset, Columns, Dataset, HubDataset, HubModel, LoRA, ModelSource
+from finetune_api.spec.tasks import (
+    NATIVE_TASKS,
+    Classification,
+    DirectPreference,
+    MaskedLM,
+    ProblemType,
+    SupervisedFineTuning,
+    Task,
+)
+from finetune_api.spec.training import (
+    DEFAULT_EPOCHS,
+    DEFAULT_WARMUP_RATIO,
+    Best,
+    Checkpoint,
+    Distributed,
+    EarlyStopping,
+    EvaluationPlan,
+    Recovery,
+    Training,
+)
 
 __all__ = [
     "DEFAULT_EPOCHS",
     "DEFAULT_WARMUP_RATIO",
+    "NATIVE_TASKS",
+    "Best",
     "Cache",
     "Checkpoint",
     "Claim",
     "ClaimDataset",
+    "Classification",
     "Columns",
     "Dataset",
+    "DirectPreference",
     "Distributed",
+    "EarlyStopping",
     "EnvironmentVariable",
+    "EvaluationPlan",
     "FineTuneJobSpec",
     "Hub",
     "HubDataset",
     "HubModel",
+    "LoRA",
+    "MaskedLM",
+    "Message",
     "ModelSource",
     "Output",
     "OutputVolume",
     "Pod",
     "PodSecurity",
     "PodVolume",
+    "ProblemType",
     "Publish",
     "Recovery",
     "Resources",
     "Retention",
     "Sample",
     "SecretKey",
+    "SupervisedFineTuning",
+    "Task",
     "Toleration",
     "Training",
 ]

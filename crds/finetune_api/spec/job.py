@@ -1,7 +1,7 @@
 """``FineTuneJob.spec`` as a whole."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pydantic
 from pydantic import Field
@@ -10,7 +10,8 @@ from finetune_api.model import Model, cel, validations
 from finetune_api.spec.output import Cache, Hub, Output, Publish, Sample
 from finetune_api.spec.pod import Pod
 from finetune_api.spec.sources import Dataset, ModelSource
-from finetune_api.spec.training import Checkpoint, Distributed, Recovery, Training
+from finetune_api.spec.tasks import Classification, DirectPreference, MaskedLM, SupervisedFineTuning, Task
+from finetune_api.spec.training import Checkpoint, Distributed, EvaluationPlan, Recovery, Training
 
 
 class FineTuneJobSpec(Model):
@@ -31,12 +32,25 @@ class FineTuneJobSpec(Model):
         )
     )
 
-    task: Literal["text-classification"] = Field(description="What the model learns.")
+    task: Task = Field(
+        description="What the model learns. text-classification: the class of a text. token-classification: the tag of each word. "
+        "masked-lm: hidden words. causal-lm: to go on with a text. sft: to answer prompts and chats; also for question answering, "
+        "translation and summarization, as prompt and completion. dpo: which of two answers is the better."
+    )
     model: ModelSource = Field(description="The model to start from.")
     datasets: Annotated[Sequence[Dataset], Field(min_length=1, max_length=16)] = Field(
         description="Data to train and evaluate on; several are concatenated."
     )
+    classification: Classification | None = Field(
+        default=None, description="Options of text-classification and token-classification."
+    )
+    masked_lm: MaskedLM | None = Field(default=None, alias="maskedLM", description="Options of masked-lm.")
+    sft: SupervisedFineTuning | None = Field(default=None, description="Options of sft.")
+    dpo: DirectPreference | None = Field(default=None, description="Options of dpo.")
     training: Training = Field(default_factory=Training, description="How to train.", json_schema_extra={"default": {}})
+    evaluation: EvaluationPlan = Field(
+        default_factory=EvaluationPlan, description="When to evaluate, and what is the best.", json_schema_extra={"default": {}}
+    )
     distributed: Distributed = Field(
         default_factory=Distributed,
         description="On how many machines, GPUs and processes.",

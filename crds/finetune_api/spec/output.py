@@ -1,12 +1,13 @@
 """``spec.output``, ``cache``, ``hub``, ``publish`` and ``samples``: where the result goes."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
 
 from finetune_api.model import Model, cel, validations
-from finetune_api.spec.common import Claim, Name, ObjectName
+from finetune_api.spec.common import Claim, Name, ObjectName, require_exactly_one
 
 
 class OutputVolume(Model):
@@ -100,12 +101,39 @@ class Publish(Model):
     )
 
 
-class Sample(Model):
-    """An input that the finished model is tried on."""
+class Message(Model):
+    """One turn of a chat."""
 
-    text: Annotated[str, Field(min_length=1, max_length=4096)] = Field(
-        description="The text.", examples=["The film was a delight."]
+    role: Literal["system", "user", "assistant"] = Field(description="Who speaks: system, user or assistant.", examples=["user"])
+    content: Annotated[str, Field(min_length=1, max_length=4096)] = Field(description="What is said.", examples=["Hello!"])
+
+
+class Sample(Model):
+    """An input that the finished model is tried on: exactly one of text, messages."""
+
+    model_config = pydantic.ConfigDict(
+        json_schema_extra=validations(
+            cel("has(self.text) != has(self.messages)", "write exactly one of text and messages"),
+            cel("!has(self.textPair) || has(self.text)", "textPair is the second text: write text, too"),
+        )
+    )
+
+    text: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        default=None,
+        description="The text; for masked-lm with [MASK] where a word is to be found, for causal-lm, sft and dpo what is to be "
+        "gone on with.",
+        examples=["The film was a delight."],
     )
     text_pair: Annotated[str, Field(max_length=4096)] | None = Field(
-        default=None, description="The second text, for tasks on pairs of texts.", examples=["It was fun."]
+        default=None, description="The second text, for classification of pairs of texts.", examples=["It was fun."]
     )
+    messages: Annotated[Sequence[Message], Field(min_length=1, max_length=32)] | None = Field(
+        default=None, description="A chat that the model is to answer, for sft and dpo."
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _union(self) -> "Sample":
+        require_exactly_one(self, "text", "messages")
+        if self.text_pair is not None and self.text is None:
+            raise ValueError("textPair is the second text: write text, too")
+        return self

@@ -1,5 +1,6 @@
 """``spec.model`` and ``spec.datasets``: what to start from, and what to learn from."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import pydantic
@@ -20,10 +21,39 @@ class HubModel(Model):
     )
 
 
+class LoRA(Model):
+    """Low-rank adapters: the model's own weights stay as they are, small matrices beside them are trained."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = Field(default=16, description="Rank of the matrices.")
+    alpha: Annotated[float, Field(gt=0, le=4096)] = Field(
+        default=32.0, description="What the adapters add is multiplied by alpha ÷ rank."
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.05, description="Dropout before the adapters.")
+    target_modules: Annotated[Sequence[Name], Field(min_length=1, max_length=64)] = Field(
+        default=("all-linear",),
+        description="Modules that get adapters, by the end of their names; all-linear: all linear layers but the head.",
+        json_schema_extra={"default": ["all-linear"]},
+        examples=[["q_proj", "v_proj"]],
+    )
+    modules_to_save: Annotated[Sequence[Name], Field(min_length=1, max_length=64)] | None = Field(
+        default=None,
+        description="Modules that are trained and saved whole, beside the adapters; a fresh head always is.",
+        examples=[["embed_tokens"]],
+    )
+
+
 class ModelSource(Model):
     """The model to start from: exactly one of hub, claim."""
 
-    model_config = pydantic.ConfigDict(json_schema_extra=validations(HUB_OR_CLAIM))
+    model_config = pydantic.ConfigDict(
+        json_schema_extra=validations(
+            HUB_OR_CLAIM,
+            cel(
+                "!has(self.quantization) || self.quantization == 'none' || has(self.lora)",
+                "quantization: quantized weights can't be trained themselves: add lora: {}, or write none",
+            ),
+        )
+    )
 
     hub: HubModel | None = Field(default=None, description="A model repository of the Hub.")
     claim: Claim | None = Field(default=None, description="A directory of a claim that holds a model and its tokenizer.")
@@ -31,10 +61,21 @@ class ModelSource(Model):
         default=False,
         description="Run Python code that the model's repository carries. It runs with everything that the training pods may do.",
     )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Type of the weights in memory. auto: float32 where they are trained; under adapters bfloat16 where the GPU "
+        "has it. bfloat16 halves the memory of full fine-tuning, and loses small updates.",
+    )
+    quantization: Literal["none", "nf4", "int8"] = Field(
+        default="none", description="Keep the model's own weights in 4 or 8 bits, under lora; needs a CUDA GPU."
+    )
+    lora: LoRA | None = Field(default=None, description="Train low-rank adapters instead of all weights; {} for the defaults.")
 
     @pydantic.model_validator(mode="after")
     def _union(self) -> "ModelSource":
         require_exactly_one(self, "hub", "claim")
+        if self.quantization != "none" and self.lora is None:
+            raise ValueError("quantization: quantized weights can't be trained themselves: add lora: {}, or write none")
         return self
 
 
@@ -63,21 +104,50 @@ class ClaimDataset(Claim):
     eval_path: ClaimPath | None = Field(
         default=None, description="File or directory below the claim's root with the evaluation data.", examples=["news/test.csv"]
     )
-    format: Literal["csv", "tsv", "jsonl", "parquet", "folders"] | None = Field(
+    format: Literal["csv", "tsv", "jsonl", "parquet", "text", "folders"] | None = Field(
         default=None,
-        description="Format of the files; by their ending if left out. folders: one folder per class, one text file per example "
-        "(columns text and label).",
+        description="Format of the files; by their ending if left out (a .gz or .zst behind it is looked through). text: one "
+        "row per line; for token-classification, words and tags in columns with blank lines between sentences. folders: one "
+        "folder per class, one text file per example (columns text and label).",
     )
 
 
 class Columns(Model):
-    """Which columns hold what."""
+    """Which columns hold what; each task looks at its own."""
 
-    text: Name = Field(default="text", description="Column with the text.")
+    text: Name | None = Field(default=None, description="Column with the text; text if left out.", examples=["review"])
     text_pair: Name | None = Field(
-        default=None, description="Column with the second text, for tasks on pairs of texts.", examples=["hypothesis"]
+        default=None, description="Column with the second text, for classification of pairs of texts.", examples=["hypothesis"]
     )
-    label: Name = Field(default="label", description="Column with the class: a name or a number.")
+    label: Name | None = Field(
+        default=None,
+        description="Column with the class, a name or a number, or for a regression with the number; label if left out.",
+        examples=["sentiment"],
+    )
+    labels: Name | None = Field(
+        default=None,
+        description="Column with the list of classes of a text, for MultiLabel; in tables, names with commas between them.",
+        examples=["genres"],
+    )
+    tokens: Name | None = Field(
+        default=None, description="Column with the list of words of a sentence; tokens if left out.", examples=["words"]
+    )
+    tags: Name | None = Field(
+        default=None, description="Column with the list of tags, one per word; tags if left out.", examples=["ner_tags"]
+    )
+    prompt: Name | None = Field(default=None, description="Column with the prompt; prompt if left out.", examples=["question"])
+    completion: Name | None = Field(
+        default=None, description="Column with the completion of the prompt; completion if left out.", examples=["answer"]
+    )
+    messages: Name | None = Field(
+        default=None, description="Column with a chat: a list of role and content; messages if left out.", examples=["chat"]
+    )
+    chosen: Name | None = Field(
+        default=None, description="Column with the better answer to the prompt; chosen if left out.", examples=["better"]
+    )
+    rejected: Name | None = Field(
+        default=None, description="Column with the worse answer to the prompt; rejected if left out.", examples=["worse"]
+    )
 
 
 class Dataset(Model):
@@ -118,6 +188,13 @@ class Dataset(Model):
     )
     max_eval_samples: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Evaluate on this many rows only, drawn at random (training.seed).", examples=[1000]
+    )
+
+    weight: Annotated[float, Field(gt=0, le=1_000_000)] | None = Field(
+        default=None,
+        description="Share of this data set among several that are mixed: write it for each of them. An epoch then has as many "
+        "rows as all together, drawn by weight; small data sets are repeated. If left out, all rows of all are there once.",
+        examples=[2.0],
     )
 
     @pydantic.model_validator(mode="after")

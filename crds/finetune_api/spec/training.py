@@ -1,6 +1,7 @@
 """``spec.training``, ``distributed``, ``checkpoint`` and ``recovery``: how to train, and on what."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
@@ -72,6 +73,25 @@ class Training(Model):
         default=42, description="Seed of everything random: new layers, order of the data, dropout, held-out rows."
     )
 
+    loop: Literal["trainer", "native"] = Field(
+        default="trainer",
+        description="trainer: the Hugging Face Trainer. native: a plain PyTorch loop in one file, to be read and learned from; "
+        "for text-classification, token-classification and masked-lm. Both take the same steps.",
+    )
+    activation_checkpointing: bool | None = Field(
+        default=None,
+        description="Compute activations again in the backward pass instead of keeping them: less memory, a fifth slower. If left "
+        "out: where the plan says that they would not fit the GPU.",
+        examples=[True],
+    )
+    arguments: Annotated[Mapping[str, Any], Field(max_length=100)] | None = Field(
+        default=None,
+        description="Any other field of transformers.TrainingArguments of the trainer image, by its own name, for example "
+        "{weight_decay: 0.1}; refused where another field of the job says the same.",
+        examples=[{"weight_decay": 0.1, "adam_beta2": 0.95}],
+        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+    )
+
     @pydantic.model_validator(mode="after")
     def _alternatives(self) -> "Training":
         if self.epochs is not None and self.max_steps is not None:
@@ -80,6 +100,60 @@ class Training(Model):
             raise ValueError("write warmupSteps or warmupRatio, not both")
         if self.per_device_batch_size is not None and self.per_device_batch_size > self.global_batch_size:
             raise ValueError("perDeviceBatchSize must not be larger than globalBatchSize")
+        return self
+
+
+class Best(Model):
+    """Which evaluation is the best."""
+
+    metric: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]{0,62}$")] = Field(
+        default="loss", description="Figure of status.evaluation.metrics to go by, for example accuracy, macroF1, f1, loss."
+    )
+    mode: Literal["Min", "Max"] | None = Field(
+        default=None,
+        description="Whether less or more is better. If left out: Min for loss, perplexity and errors, else Max.",
+        examples=["Max"],
+    )
+
+
+class EarlyStopping(Model):
+    """When to stop because it gets no better."""
+
+    patience: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=3, description="Stop after so many evaluations in a row that are no better than the best."
+    )
+    min_delta: Annotated[float, Field(ge=0, le=1_000_000)] = Field(
+        default=0.0, description="An evaluation counts as better only if it is so by more than this."
+    )
+
+
+class EvaluationPlan(Model):
+    """When to evaluate on the held-out data. It is always done before the first and after the last step."""
+
+    model_config = pydantic.ConfigDict(
+        json_schema_extra=validations(
+            cel("!(has(self.everySteps) && has(self.everyEpochs))", "write everySteps or everyEpochs, not both"),
+            cel("!has(self.earlyStopping) || has(self.best)", "earlyStopping needs best: {metric: …}, which says what is better"),
+        )
+    )
+
+    every_steps: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Evaluate every so many optimizer steps.", examples=[200]
+    )
+    every_epochs: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
+        default=None, description="Evaluate every so many passes over the training data; 1 if neither is given.", examples=[0.5]
+    )
+    best: Best | None = Field(
+        default=None, description="Keep the best model of all evaluations as the finished one, instead of the last."
+    )
+    early_stopping: EarlyStopping | None = Field(default=None, description="Stop when it gets no better.")
+
+    @pydantic.model_validator(mode="after")
+    def _alternatives(self) -> "EvaluationPlan":
+        if self.every_steps is not None and self.every_epochs is not None:
+            raise ValueError("write everySteps or everyEpochs, not both")
+        if self.early_stopping is not None and self.best is None:
+            raise ValueError("earlyStopping needs best: {metric: …}, which says what is better")
         return self
 
 

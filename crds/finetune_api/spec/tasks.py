@@ -1,0 +1,83 @@
+"""What a task alone has options for: one block each, and the names of the tasks."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune_api.model import Model
+from finetune_api.spec.common import Name
+
+Task = Literal["text-classification", "token-classification", "masked-lm", "causal-lm", "sft", "dpo"]
+# Tasks that `loop: native` has, too.
+NATIVE_TASKS: tuple[Task, ...] = ("text-classification", "token-classification", "masked-lm")
+ProblemType = Literal["SingleLabel", "MultiLabel", "Regression"]
+
+
+class Classification(Model):
+    """Options of text-classification and token-classification."""
+
+    problem_type: ProblemType | None = Field(
+        default=None,
+        description="SingleLabel: one class a text. MultiLabel: any number of them, columns.labels holds a list. Regression: "
+        "columns.label holds a number that is to be predicted. If left out: MultiLabel where columns.labels is given, else "
+        "SingleLabel.",
+        examples=["MultiLabel"],
+    )
+    labels: Annotated[Sequence[Name], Field(min_length=2, max_length=10_000)] | None = Field(
+        default=None,
+        description="Names of the classes, in the order of the model's outputs; every label of the data must be one of them. If "
+        "left out: as the data set declares them, else numbers by value and names by alphabet.",
+        examples=[["negative", "positive"]],
+    )
+    class_weights: Annotated[Mapping[Name, Annotated[float, Field(gt=0, le=1_000_000)]], Field(max_length=10_000)] | None = Field(
+        default=None,
+        description="Weight of a class in the loss, by its name; 1 for those that are not named.",
+        examples=[{"rare": 5.0}],
+    )
+    balanced: bool = Field(
+        default=False, description="Weigh each class by how seldom it is in the training data: rows ÷ (classes × its rows)."
+    )
+
+
+class MaskedLM(Model):
+    """Options of masked-lm."""
+
+    probability: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.15, description="Share of the tokens that are hidden and to be found, others in each epoch."
+    )
+    chunk: bool = Field(
+        default=False,
+        description="Lay all texts end to end and cut them into pieces of maxTokens, instead of one row per text.",
+    )
+
+
+class SupervisedFineTuning(Model):
+    """Options of sft."""
+
+    packing: bool | None = Field(
+        default=None,
+        description="Lay the rows of a forward pass end to end instead of padding them; no row sees another, and the result is "
+        "the same. If left out: on GPUs, for models that can.",
+        examples=[True],
+    )
+    assistant_only_loss: bool = Field(
+        default=True,
+        description="Learn what the assistant says (of messages) or the completion (of prompt and completion), not what it is "
+        "asked.",
+    )
+    chat_template: Annotated[str, Field(min_length=1, max_length=65_536)] | None = Field(
+        default=None,
+        description="Chat template (Jinja) for messages, or the name of a preset: chatml. If left out: the model's own, else "
+        "chatml.",
+        examples=["chatml"],
+    )
+
+
+class DirectPreference(Model):
+    """Options of dpo."""
+
+    beta: Annotated[float, Field(gt=0, le=100)] = Field(
+        default=0.1, description="How closely the model is held to the one that it started from; larger is closer."
+    )
+    loss_type: Literal["sigmoid", "ipo", "hinge"] = Field(default="sigmoid", description="Loss on the difference of the rewards.")
