@@ -35,7 +35,7 @@ def render() -> str:
         blocks = {name: child for name, child in node["properties"].items() if _is_block(child)}
         own = [field for field in fields_below(node, part) if field.path.count(".") == 1]
         lines += ["", f"## {part}", "", node["description"], "", *_table(own)]
-        lines += _rules([FieldSchema(part, node, required=True)])
+        lines += _rules([FieldSchema(part, node, required=True), *(field for field in own if not _is_block(field.node))])
         for name, child in blocks.items():
             lines += ["", f"### {part}.{name}", "", child["description"], "", *_table(_block_fields(child, f"{part}.{name}"))]
             lines += _rules([FieldSchema(f"{part}.{name}", child, required=False), *_block_fields(child, f"{part}.{name}")])

@@ -7,12 +7,12 @@ fields, wrong types and NaN.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from finetune_api.model import Model
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import Classification, DirectPreference, FineTuneJobSpec, MaskedLM, SupervisedFineTuning
 from finetune_api.status import CheckpointStatus, Evaluation, Failure, Published, Resolved, SampleAnswer, Time
 
 
@@ -62,16 +62,42 @@ class Report(Model):
     published: Published | None = None
 
 
+# By block: fields that came after the first version, at their defaults. They are left out of the digest, and so are blocks of
+# which nothing is left: it stays the same for specs of before, and for a default that is written out.
+_LATER: dict[str, dict[str, Any]] = {
+    "model": {"dtype": "auto", "quantization": "none"},
+    "training": {"loop": "trainer"},
+    "classification": Classification().to_wire(),
+    "maskedLM": MaskedLM().to_wire(),
+    "sft": SupervisedFineTuning().to_wire(),
+    "dpo": DirectPreference().to_wire(),
+}
+
+
 def training_digest(spec: FineTuneJobSpec) -> str:
     """Hash of what decides which model comes out: two specs with the same digest train the same model.
 
     Batch split and where the job runs do not belong to it, so a restart on other machines goes on from the same checkpoints.
     """
+    included = {"task", "model", "datasets", "training", "classification", "masked_lm", "sft", "dpo"}
+    if spec.evaluation.best is not None:  # else nothing follows from an evaluation
+        included.add("evaluation")
     decisive = spec.model_dump(
         mode="json",
         by_alias=True,
         exclude_none=True,
-        include={"task", "model", "datasets", "training"},
-        exclude={"training": {"per_device_batch_size"}, "model": {"trust_remote_code"}},
+        include=included,
+        exclude={
+            "training": {"per_device_batch_size", "activation_checkpointing"},
+            "model": {"trust_remote_code"},
+            "sft": {"packing"},
+        },
     )
+    for block, later in _LATER.items():
+        written = decisive.pop(block, {})
+        if kept := {key: value for key, value in written.items() if (key, value) not in later.items()}:
+            decisive[block] = kept
+    if spec.task == "text-classification":
+        for dataset in decisive["datasets"]:  # the names that the first version wrote into every spec
+            dataset["columns"] = {"text": "text", "label": "label"} | dataset["columns"]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Which rows a step trains on, and on which process: a function of seed, epoch and global batch alone.
+"""Which rows a step trains on, and on which process: a function of seed, epoch, lengths and global batch alone.
 
 The world size and the micro-batch only decide who computes what. So one process with batch 8, two with 4, and one with eight
 accumulated rows of 1 take the same steps, and a restart on other machines goes on with the same data.
@@ -11,6 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from finetune_api.spec import DEFAULT_WARMUP_RATIO, Training
+
+# Rows of so many global batches are sorted by length together: enough to group well, few enough to stay random.
+_BATCHES_TO_SORT = 50
+DEFAULT_MICRO_BATCH = 32
+
+# (epoch, row); a row that is there for its shape only is ~row.
+Key = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +36,7 @@ class BatchPlan:
     def choose(cls, rows: int, global_batch: int, world: int, micro: int | None) -> "BatchPlan":
         """Fill in the micro-batch: the process's share, at most 32 rows and never more than asked for."""
         share = math.ceil(min(global_batch, rows) / world)
-        return cls(rows, min(global_batch, rows), world, min(share, micro or 32))
+        return cls(rows, min(global_batch, rows), world, min(share, micro or DEFAULT_MICRO_BATCH))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -53,9 +60,32 @@ def warmup_steps(training: Training, total_steps: int) -> int:
     return math.ceil((DEFAULT_WARMUP_RATIO if training.warmup_ratio is None else training.warmup_ratio) * total_steps)
 
 
-def epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
-    """Order of the rows in an epoch: int64 of shape (rows,), the same for any number of processes."""
-    return np.random.default_rng([seed, epoch]).permutation(rows)
+def epoch_order(lengths: np.ndarray, global_batch: int, seed: int, epoch: int) -> np.ndarray:
+    """Order of the rows in an epoch: int64 of shape (rows,), the same for any number of processes.
+
+    Random, but rows of a global batch are of similar length, longest first, so that little is padded. lengths: tokens of each
+    row, shape (rows,). The batch with the longest row of all is the first of the training: what does not fit memory fails then.
+    """
+    random = np.random.default_rng([seed, epoch])
+    rows = len(lengths)
+    order = random.permutation(rows)
+    whole = rows - rows % global_batch
+    pool = global_batch * _BATCHES_TO_SORT
+    batches = [
+        batch
+        for start in range(0, whole, pool)
+        for batch in _longest_first(order[start : min(start + pool, whole)], lengths).reshape(-1, global_batch)
+    ]
+    random.shuffle(batches)
+    if epoch == 0 and batches:
+        longest = max(range(len(batches)), key=lambda index: int(lengths[batches[index][0]]))
+        batches.insert(0, batches.pop(longest))
+    return np.concatenate([*batches, _longest_first(order[whole:], lengths)]).astype(np.int64)
+
+
+def _longest_first(rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Sorted by length; of equal ones those that came first stay first."""
+    return rows[np.argsort(-lengths[rows].astype(np.int64), kind="stable")]
 
 
 def padding_row(row: int) -> int:
@@ -64,34 +94,43 @@ def padding_row(row: int) -> int:
 
 
 class TrainBatches:
-    """Batch sampler of one process: ``accumulation`` lists of row keys per optimizer step.
+    """Batch sampler of one process: ``accumulation`` lists of keys per optimizer step.
 
     Every process runs the same number of forward passes, as DDP needs; where a global batch doesn't divide, the missing rows
-    are padding rows (negative keys), which the data set hands out without a label.
+    are padding rows (negative), which weigh nothing. lengths: tokens of each row, shape (rows,).
     """
 
-    def __init__(self, plan: BatchPlan, seed: int, rank: int) -> None:
+    def __init__(self, plan: BatchPlan, lengths: np.ndarray, seed: int, rank: int) -> None:
         self.plan, self.seed, self.rank = plan, seed, rank
-        self._epoch = 0
+        self._lengths = lengths
+        self._epoch, self._first_step = 0, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass; the Trainer calls it."""
-        self._epoch = epoch
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        """Choose the order of the next pass, and where in it to begin; the loop calls it."""
+        self._epoch, self._first_step = epoch, first_step
 
     def __len__(self) -> int:
         return self.plan.steps_per_epoch * self.plan.accumulation
 
-    def __iter__(self) -> Iterator[list[int]]:
-        order = epoch_order(self.plan.rows, self.seed, self._epoch)
-        for start in range(0, self.plan.rows, self.plan.global_batch):
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = epoch_order(self._lengths, self.plan.global_batch, self.seed, self._epoch)
+        for start in range(self._first_step * self.plan.global_batch, self.plan.rows, self.plan.global_batch):
             everyone = order[start : start + self.plan.global_batch].tolist()
             mine = everyone[self.rank :: self.plan.world]
             for index in range(self.plan.accumulation):
-                batch = mine[index * self.plan.micro : (index + 1) * self.plan.micro]
-                yield batch or [padding_row(everyone[0])]
+                batch = mine[index * self.plan.micro : (index + 1) * self.plan.micro] or [padding_row(everyone[-1])]
+                yield [(self._epoch, row) for row in batch]
 
 
-def evaluation_batches(rows: int, size: int, rank: int, world: int) -> list[list[int]]:
-    """Batches of one process: fixed batches dealt out in turn, so each row counts once and is padded alike in any world."""
-    batches = [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
+def evaluation_batches(lengths: np.ndarray, size: int, rank: int, world: int) -> list[list[Key]]:
+    """Batches of one process: fixed batches of similar length dealt out in turn, so each row counts once, padded alike in any
+    world. lengths: tokens of each row, shape (rows,)."""
+    order = _longest_first(np.arange(len(lengths)), lengths).tolist()
+    batches = [[(0, row) for row in order[start : start + size]] for start in range(0, len(order), size)]
     return batches[rank::world]
+
+
+def evaluation_order(lengths: np.ndarray, size: int, world: int) -> np.ndarray:
+    """Rows in the order in which all ranks' evaluation batches follow one another: int64 of shape (rows,)."""
+    keys = [key for rank in range(world) for batch in evaluation_batches(lengths, size, rank, world) for key in batch]
+    return np.array([row for _, row in keys], dtype=np.int64)

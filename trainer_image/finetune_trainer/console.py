@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from finetune_api.durations import format_duration
+from finetune_api.status import SampleAnswer
 from finetune_api.wire import Report
 from finetune_trainer.output import Output
 
@@ -79,25 +80,41 @@ def show_result(console: Console, report: Report, output: Output) -> None:
     evaluation = json.loads(output.evaluation.read_text())
     console.print()
     metrics = "   ".join(f"{name} {value:.4f}" for name, value in evaluation["metrics"].items())
-    console.print(f"[bold]Held-out data:[/bold] {metrics}")
-    table = Table(title="true class ↓  predicted →", title_justify="left", title_style="", box=None, pad_edge=False)
-    table.add_column()
-    for name in evaluation["classes"]:
-        table.add_column(escape(name), justify="right")
-    for name, row in zip(evaluation["classes"], evaluation["confusion"], strict=True):
-        table.add_row(escape(name), *(str(count) if count else "·" for count in row))
-    console.print(table)
+    console.print(f"[bold]Held-out data:[/bold] {metrics}", soft_wrap=True)
+    if "confusion" in evaluation:
+        console.print(_confusion(evaluation["classes"], evaluation["confusion"]))
     for sample in report.samples or []:
         text = sample.text if len(sample.text) <= 90 else sample.text[:89] + "…"
-        console.print(
-            f"[bold]{escape(sample.label)}[/bold] {sample.score:.2f}  {escape(' '.join(text.split()))}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.print(f"{_answer(sample)}  {escape(' '.join(text.split()))}", highlight=False, soft_wrap=True)
     if report.published:
         console.print(f"Published: {report.published.url} (commit {report.published.commit[:12]})")
     console.print(f"\nThe model: {output.model}", markup=False, soft_wrap=True)
-    console.print(f'  transformers.pipeline("text-classification", "{output.model}")', markup=False, soft_wrap=True)
+    console.print(f"  finetune predict {output.directory} TEXT", markup=False, soft_wrap=True)
+
+
+def _confusion(classes: list[str], confusion: list[list[int]]) -> Table:
+    table = Table(title="true class ↓  predicted →", title_justify="left", title_style="", box=None, pad_edge=False)
+    table.add_column()
+    for name in classes:
+        table.add_column(escape(name), justify="right")
+    for name, row in zip(classes, confusion, strict=True):
+        table.add_row(escape(name), *(str(count) if count else "·" for count in row))
+    return table
+
+
+def _answer(sample: SampleAnswer) -> str:
+    """What the model says of a sample, whatever the task."""
+    if sample.guesses is not None:
+        return _bold(", ".join(f"{guess.token.strip()} {guess.score:.2f}" for guess in sample.guesses))
+    if sample.entities is not None:
+        return _bold(", ".join(f"{entity.text} ({entity.label})" for entity in sample.entities) or "nothing found")
+    if sample.answer is not None:
+        return _bold(" ".join(sample.answer.split()))
+    return _bold(sample.label or "") + (f" {sample.score:.2f}" if sample.score is not None else "")
+
+
+def _bold(text: str) -> str:
+    return f"[bold]{escape(text)}[/bold]"
 
 
 def tail(path: pathlib.Path, lines: int = 20) -> str:

@@ -63,6 +63,14 @@ class Control:
         dist.all_gather_object(values, value, group=self._group)
         return values  # type: ignore[return-value]
 
+    def sum(self, value: int) -> int:
+        """The sum over all ranks."""
+        if self._group is None:
+            return value
+        total = torch.tensor(value)
+        dist.all_reduce(total, op=dist.ReduceOp.SUM, group=self._group)
+        return int(total.item())
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self._group is not None:

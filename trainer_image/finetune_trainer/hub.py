@@ -1,15 +1,20 @@
-"""The Hub: names to commits, and its errors to sentences that name the field to change.
+"""The Hub: names to commits, patience with its troubles, and its errors to sentences that name the field to change.
 
 Endpoint and token come from the environment (HF_ENDPOINT, HF_TOKEN), where huggingface_hub reads them itself: no token is
 ever an argument, formatted, or stored here.
 """
 
 import contextlib
+import itertools
+import json
+import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import httpx2
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_session
 from huggingface_hub import errors as hub_errors
 
 from finetune_api import names
@@ -17,8 +22,65 @@ from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Resolved
 
+log = logging.getLogger(__name__)
+
 TOKEN_FIELD = "spec.hub.tokenSecretRef"
 HUB_ERRORS = (hub_errors.HfHubHTTPError, httpx2.HTTPError)
+
+# What a push writes to; anything else that is named is read. Field → the field with the repository's name.
+_REPOSITORY_FIELDS = {"spec.publish": "spec.publish.repository", "--to": "--to"}
+
+_TRIES = 5
+_LONGEST_WAIT_SECONDS = 300.0  # the Hub counts requests over windows of five minutes
+# Without an answer for so long, a connection is dead; the client's own default is to wait for ever.
+_TIMEOUT = httpx2.Timeout(30, read=300, write=300)
+
+Result = TypeVar("Result")
+
+
+def patiently(action: Callable[[], Result], sleep: Callable[[float], None] = time.sleep) -> Result:
+    """Do it, and again while the Hub is busy or the connection breaks; what the last try raised is raised.
+
+    The Hub's client repeats single requests by itself, but not all of them: that for a commit it does not. So the action must
+    be one that can be done twice.
+    """
+    for attempt in itertools.count(1):
+        get_session().timeout = _TIMEOUT  # each time, as the client makes a new one after some errors
+        try:
+            return action()
+        except Exception as error:
+            seconds = seconds_to_wait(error, attempt)
+            if seconds is None or attempt == _TRIES:
+                raise
+            log.warning("the Hub at %s is in trouble (%s); trying again in %.0f s", endpoint(), type(error).__name__, seconds)
+        sleep(seconds)
+    raise AssertionError("counts without end")
+
+
+def seconds_to_wait(error: BaseException, attempt: int) -> float | None:
+    """Seconds until another try may succeed, as the Hub says or twice as long each time; None where none would.
+
+    attempt: tries so far, from 1.
+    """
+    usual = float(2**attempt)
+    cause = hub_error(error)
+    if isinstance(cause, hub_errors.HfHubHTTPError):
+        status = cause.response.status_code
+        if status == 412:  # somebody else's commit came between, or our own, whose answer was lost
+            return usual
+        if status != 429 and status < 500:
+            return None
+        asked = cause.response.headers.get("Retry-After", "")
+        return min(float(asked), _LONGEST_WAIT_SECONDS) if asked.isdigit() else usual
+    # What is no JSON comes from a proxy before a Hub that is away.
+    return usual if isinstance(cause, httpx2.TransportError) or isinstance(error, json.JSONDecodeError) else None
+
+
+def hub_error(error: BaseException | None) -> BaseException | None:
+    """The Hub's own error behind one that its client made of it; None where there is none."""
+    while error is not None and not isinstance(error, HUB_ERRORS):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def resolve(spec: FineTuneJobSpec, known: Resolved | None) -> Resolved:
@@ -42,9 +104,21 @@ def resolve(spec: FineTuneJobSpec, known: Resolved | None) -> Resolved:
             revisions.append(revision)
     if spec.publish:
         with explained("spec.publish", spec.publish.repository, Reason.HUB_PUSH_FAILED):
-            api.create_repo(spec.publish.repository, private=spec.publish.visibility == "Private", exist_ok=True)
+            ensure_repository(api, spec.publish.repository, private=spec.publish.visibility == "Private")
             _check_write_access(api, spec.publish.repository)
     return Resolved(model_revision=model, dataset_revisions=revisions)
+
+
+def ensure_repository(api: HfApi, repository: str, private: bool) -> None:
+    """Create a repository for models if it is not there; one that is stays as it is. Raises the Hub's errors."""
+    if api.repo_exists(repository):
+        return
+    try:
+        api.create_repo(repository, private=private)
+    except hub_errors.HfHubHTTPError as error:
+        created_meanwhile = error.response.status_code == 409 and api.repo_exists(repository)
+        if not created_meanwhile:
+            raise
 
 
 def _check_write_access(api: HfApi, repository: str) -> None:
@@ -58,66 +132,81 @@ def _check_write_access(api: HfApi, repository: str) -> None:
 
 @contextlib.contextmanager
 def explained(field: str, repository: str, missing: Reason) -> Iterator[None]:
-    """Turn the Hub's errors into FineTuneError. missing: the reason when the repository is not there (or not to be seen)."""
+    """Turn the Hub's errors into FineTuneError; others are left as they are.
+
+    field: of the spec, or the option of a command, whose token is the environment's. missing: the reason when the repository is
+    not there (or not to be seen).
+    """
     try:
         yield
-    except hub_errors.GatedRepoError:
-        raise FineTuneError(
+    except FineTuneError:
+        raise
+    except Exception as error:
+        cause = hub_error(error)
+        if cause is None:
+            raise
+        raise _explanation(cause, field, repository, missing) from None
+
+
+def _explanation(error: BaseException, field: str, repository: str, missing: Reason) -> FineTuneError:
+    writing = field in _REPOSITORY_FIELDS
+    named = _REPOSITORY_FIELDS.get(field, f"{field}.name")
+    if isinstance(error, hub_errors.GatedRepoError):
+        return FineTuneError(
             Reason.HUB_AUTHENTICATION,
             f"{field}: {repository!r} is gated: accept its terms on the Hub, and name a Secret with a token of that account in "
             f"{TOKEN_FIELD}",
-        ) from None
-    except hub_errors.RevisionNotFoundError:
-        raise FineTuneError(
+        )
+    if isinstance(error, hub_errors.RevisionNotFoundError):
+        return FineTuneError(
             missing, f"{field}.revision: {repository!r} has no such revision; write a branch, tag or commit that it has"
-        ) from None
-    except hub_errors.RepositoryNotFoundError:
-        _raise_if_token_refused()
-        token = "with this token" if os.environ.get(names.ENV_HUB_TOKEN) else f"without a token ({TOKEN_FIELD})"
-        raise FineTuneError(
+        )
+    if isinstance(error, hub_errors.RepositoryNotFoundError):
+        given = "with this token" if os.environ.get(names.ENV_HUB_TOKEN) else f"without a token ({_token_field(field)})"
+        return _refused_token(field) or FineTuneError(
             missing,
-            f"{field}.name: there is no {repository!r} on {_endpoint()}, or it can't be seen {token}; "
+            f"{named}: there is no {repository!r} on {endpoint()}, or it can't be {'written to' if writing else 'seen'} {given}; "
             "write the name of a repository, owner/name",
-        ) from None
-    except hub_errors.HfHubHTTPError as error:
-        _raise_from_status(error, field, repository, missing)
-    except httpx2.HTTPError as error:
-        raise FineTuneError(
-            Reason.HUB_UNAVAILABLE, f"{field}: the Hub at {_endpoint()} can't be reached ({type(error).__name__})"
-        ) from None
-
-
-def _raise_from_status(error: hub_errors.HfHubHTTPError, field: str, repository: str, missing: Reason) -> None:
-    status = error.response.status_code if error.response is not None else 0
+        )
+    if not isinstance(error, hub_errors.HfHubHTTPError):
+        return FineTuneError(
+            Reason.HUB_UNAVAILABLE, f"{field}: the Hub at {endpoint()} can't be reached ({type(error).__name__})"
+        )
+    status = error.response.status_code
     if status in (401, 403):
-        _raise_if_token_refused()
-        raise FineTuneError(
+        return _refused_token(field) or FineTuneError(
             Reason.HUB_AUTHENTICATION,
-            f"{field}: the Hub refuses access to {repository!r} ({status}); the token of {TOKEN_FIELD} needs the right to "
-            + ("write to it" if field == "spec.publish" else "read it"),
-        ) from None
-    if status == 429 or status >= 500 or status == 0:
-        raise FineTuneError(
-            Reason.HUB_UNAVAILABLE, f"{field}: the Hub at {_endpoint()} answers {status or 'nothing'} for {repository!r}"
-        ) from None
-    raise FineTuneError(missing, f"{field}: the Hub answers {status} for {repository!r}: {error.server_message or ''}") from None
+            f"{field}: the Hub refuses access to {repository!r} ({status}); the token of {_token_field(field)} needs the right "
+            f"to {'write to' if writing else 'read'} it",
+        )
+    if status == 429 or status >= 500:
+        return FineTuneError(Reason.HUB_UNAVAILABLE, f"{field}: the Hub at {endpoint()} answers {status} for {repository!r}")
+    said = f": {error.server_message}" if error.server_message else ""
+    return FineTuneError(missing, f"{field}: the Hub answers {status} for {repository!r}{said}")
 
 
-def _raise_if_token_refused() -> None:
+def _refused_token(field: str) -> FineTuneError | None:
     """A 401 may be about the repository or about the token itself: ask who we are."""
     if not os.environ.get(names.ENV_HUB_TOKEN):
-        return
+        return None
     try:
         HfApi().whoami()
     except hub_errors.HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code in (401, 403):
-            raise FineTuneError(
+        if error.response.status_code in (401, 403):
+            remedy = "put a valid one into the Secret" if _token_field(field) == TOKEN_FIELD else "put a valid one there"
+            return FineTuneError(
                 Reason.HUB_AUTHENTICATION,
-                f"{TOKEN_FIELD}: the Hub at {_endpoint()} refuses the token itself; put a valid one into the Secret",
-            ) from None
+                f"{_token_field(field)}: the Hub at {endpoint()} refuses the token itself; {remedy}",
+            )
     except httpx2.HTTPError:
-        return
+        return None
+    return None
 
 
-def _endpoint() -> str:
+def _token_field(field: str) -> str:
+    return names.ENV_HUB_TOKEN if field.startswith("--") else TOKEN_FIELD
+
+
+def endpoint() -> str:
+    """Address of the Hub that is talked to."""
     return HfApi().endpoint

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+from typing import Any
 
 import pydantic
 
@@ -17,7 +18,8 @@ class Output:
     """Paths below the output directory.
 
     run.json: whose it is (digest of the spec, resolved commits). report.json: there when the training is through; the
-    finished model lies in model/ from then on. history.jsonl: one object per logged step. evaluation.json: all figures.
+    finished model lies in model/ from then on. history.jsonl: one object per logged step, and per evaluation. evaluation.json:
+    all figures. best/: the model of the best evaluation so far.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
@@ -71,10 +73,19 @@ class Output:
         shutil.rmtree(self.model, ignore_errors=True)
         written.rename(self.model)
 
-    def truncate_history(self, step: int) -> None:
-        """Drop what was logged after ``step``: it is going to be done again."""
+    def best_model(self, step: int) -> pathlib.Path:
+        """Where the model goes that an evaluation after ``step`` steps found to be the best so far."""
+        return self.directory / "best" / f"step-{step}"
+
+    def best_models(self) -> list[pathlib.Path]:
+        """All that are there."""
+        return list((self.directory / "best").glob("step-*"))
+
+    def truncate_history(self, step: int) -> list[dict[str, Any]]:
+        """Drop what was logged after ``step``, as it is going to be done again; what is left."""
         if not self.history.exists():
-            return
+            return []
         lines = self.history.read_text().splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        write_atomically(self.history, "".join(line + "\n" for line in kept))
+        kept = [entry for line in lines if line.endswith("}") and (entry := json.loads(line))["step"] <= step]
+        write_atomically(self.history, "".join(json.dumps(entry) + "\n" for entry in kept))
+        return kept

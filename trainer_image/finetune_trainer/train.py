@@ -18,69 +18,93 @@ import transformers
 
 from finetune_api import metrics as declared
 from finetune_api import names
-from finetune_api.spec import DEFAULT_EPOCHS
-from finetune_api.status import Evaluation, Resolved
+from finetune_api.spec import DEFAULT_EPOCHS, FineTuneJobSpec
+from finetune_api.status import Resolved, SampleAnswer
 from finetune_api.wire import RunConfig
 from finetune_trainer import checkpoint, errors, hub
 from finetune_trainer.arguments import find_model
 from finetune_trainer.batches import BatchPlan
-from finetune_trainer.data.load import load_data
+from finetune_trainer.data.prepare import prepare
+from finetune_trainer.data.rows import Rows
 from finetune_trainer.distributed import Control, World, join
-from finetune_trainer.loops.trainer import COLLECTIVE_TIMEOUT_SECONDS, Observer, TrainerLoop, append_history, training_arguments
+from finetune_trainer.loops import Loop
+from finetune_trainer.loops.arguments import COLLECTIVE_TIMEOUT_SECONDS, check_arguments, training_arguments
+from finetune_trainer.loops.best import Evaluated
+from finetune_trainer.loops.evaluation import Evaluator
+from finetune_trainer.loops.native import NativeLoop
+from finetune_trainer.loops.trainer import TrainerLoop
+from finetune_trainer.loops.watch import Watch, evaluation_status
 from finetune_trainer.metrics import WorkerMetrics
+from finetune_trainer.models import ModelLocation, load_config, load_model, load_tokenizer, merged, save_model
 from finetune_trainer.output import Output
 from finetune_trainer.progress import Reporter
-from finetune_trainer.publish import write_model_card
+from finetune_trainer.publish import BestPusher, write_model_card
 from finetune_trainer.state import ENV_LAUNCHER_PID, RunState, write_atomically
-from finetune_trainer.tasks.text_classification import ModelLocation, TextClassification
+from finetune_trainer.tasks import task_class
+from finetune_trainer.tasks.base import Task
+from finetune_trainer.weights import load_weights
 
 log = logging.getLogger("finetune_trainer.train")  # not __name__: this runs as __main__
 
 
-def train(config: RunConfig, world: World, state: RunState, reporter: Reporter) -> None:
+def train(config: RunConfig, ranks: Control, state: RunState, reporter: Reporter) -> None:
     """One training from the spec to the finished model in the output directory, or to an orderly stop."""
-    spec = config.spec
-    ranks = Control(world)
+    spec, world = config.spec, ranks.world
     output = Output(pathlib.Path(config.output))
-
+    check_arguments(spec.training.arguments or {})
     if spec.distributed.gpus_per_node and not torch.cuda.is_available():
         log.warning("spec.distributed.gpusPerNode asks for GPUs, but torch sees none in this pod: training on the CPU")
 
     reporter.update(message="looking up model and data")
     resolved = ranks.from_rank_0(lambda: _resolve(config, output))
     reporter.update(message="loading the data", resolved=resolved)
-    data = load_data(config, list(resolved.dataset_revisions or []))
+    location = _locate_model(config, resolved)
+    tokenizer, model_config, task_type = load_tokenizer(location), load_config(location), task_class(spec.task)
+    revisions = list(resolved.dataset_revisions or [])
+    prepared = ranks.from_rank_0(lambda: prepare(config, revisions, tokenizer, model_config, task_type))
+    task = task_type(spec, tokenizer, model_config, prepared.info)
+    train_split, eval_split = prepared.open()
+    rows = Rows(train_split, task, spec.training.seed, varied=True)
+    eval_rows = Rows(eval_split, task, spec.training.seed, varied=False)
+
     reporter.update(message="loading the model")
     transformers.set_seed(spec.training.seed)  # a fresh head must be the same on every rank
-    task = TextClassification(data, _locate_model(config, resolved), spec.training)
+    task.model = load_model(task, location, spec)
+    task.prepare_model()
 
-    plan = BatchPlan.choose(
-        len(task.train_rows), spec.training.global_batch_size, world.size, spec.training.per_device_batch_size
-    )
+    plan = BatchPlan.choose(len(rows), spec.training.global_batch_size, world.size, spec.training.per_device_batch_size)
     total_steps = plan.total_steps(spec.training.epochs or DEFAULT_EPOCHS, spec.training.max_steps)
     resolved = resolved.model_copy(update={"global_batch_size": plan.global_batch, "per_device_batch_size": plan.micro})
     reporter.update(resolved=resolved, total_steps=total_steps)
-    resume = ranks.from_rank_0(lambda: _prepare_checkpoints(output))
+    resume, history = ranks.from_rank_0(lambda: _prepare_checkpoints(output))
 
-    args = training_arguments(spec.training, spec.checkpoint, plan, total_steps, checkpoint.staging_dir(output.checkpoints))
+    args = training_arguments(spec, plan, total_steps, checkpoint.staging_dir(output.checkpoints))
     metrics = WorkerMetrics(config.namespace, config.name, world.rank)
     metrics.set(declared.TRAINING_INFO, 1, task=spec.task, precision=_precision(args), processes=str(world.size))
-    loop = TrainerLoop(task, plan, args, output, ranks, metrics, spec.checkpoint.keep)
-    observer = Observer(loop, state, reporter, metrics, ranks, output)
-    loop.add_callback(observer)
+    watch = Watch(state, reporter, metrics, ranks, output, plan.global_batch)
+    pusher = BestPusher(spec, config.name) if spec.publish and spec.publish.when == "OnBestCheckpoint" else None
+    evaluator = Evaluator(
+        task, eval_rows, spec.evaluation, plan.steps_per_epoch, ranks, output, watch, history,
+        save=lambda directory: save_model(task.model, tokenizer, directory),
+        improved=pusher and (lambda directory, done: pusher.submit(directory, done.step, dict(done.figures))),
+    )  # fmt: skip
+    loop_type = NativeLoop if spec.training.loop == "native" else TrainerLoop
+    loop = loop_type(task, rows, plan, args, output, ranks, watch, evaluator, spec.checkpoint.keep)
     log.info(
         "%d steps of %d rows: %d process(es) × %d × %d, %s",
         total_steps, plan.global_batch, world.size, plan.micro, plan.accumulation, _precision(args),
     )  # fmt: skip
-    loop.train(resume_from_checkpoint=resume)
+    before = _answers_before(task, spec)
+    step = loop.run(pathlib.Path(resume) if resume else None)
 
-    if observer.interrupted:
-        log.info("stopped on request after step %d; the checkpoint is complete", loop.state.global_step)
-        reporter.update(phase="Interrupted", message=f"stopped on request after step {loop.state.global_step}")
+    if watch.interrupted:
+        log.info("stopped on request after step %d; the checkpoint is complete", step)
+        reporter.update(phase="Interrupted", message=f"stopped on request after step {step}")
     else:
-        assert loop.state.global_step == total_steps, "the loop ended early without a request"
-        _finish(config, loop, task, output, reporter, ranks, metrics)
-    ranks.close()
+        assert step == total_steps or evaluator.stops_early(), "the loop ended early without a request"
+        _finish(config, task, loop, evaluator, step, before, output, reporter, ranks)
+    if pusher:
+        pusher.close()
 
 
 def _resolve(config: RunConfig, output: Output) -> Resolved:
@@ -100,52 +124,77 @@ def _locate_model(config: RunConfig, resolved: Resolved) -> ModelLocation:
     return ModelLocation(str(directory), None, "spec.model.claim", source.trust_remote_code)
 
 
-def _prepare_checkpoints(output: Output) -> str | None:
-    """The checkpoint to go on from, with history and staging folder as they were when it was made."""
+def _prepare_checkpoints(output: Output) -> tuple[str | None, list[Evaluated]]:
+    """The checkpoint to go on from, with history and staging folder as they were when it was made, and the evaluations so far."""
     output.checkpoints.mkdir(exist_ok=True)
     checkpoint.discard_staging(output.checkpoints)
     newest = checkpoint.latest(output.checkpoints)
-    output.truncate_history(checkpoint.step_of(newest) if newest else 0)
+    entries = output.truncate_history(checkpoint.step_of(newest) if newest else -1)
     if newest:
         log.info("going on from the checkpoint of step %d", checkpoint.step_of(newest))
-    return str(newest) if newest else None
+    evaluations = [Evaluated(entry["step"], entry["evaluation"]) for entry in entries if "evaluation" in entry]
+    return str(newest) if newest else None, evaluations
 
 
 def _finish(
     config: RunConfig,
-    loop: TrainerLoop,
-    task: TextClassification,
+    task: Task,
+    loop: Loop,
+    evaluator: Evaluator,
+    step: int,
+    before: list[SampleAnswer],
     output: Output,
     reporter: Reporter,
     ranks: Control,
-    metrics: WorkerMetrics,
 ) -> None:
-    """Evaluate, save the model, try it on the samples, and write the report that makes the training a finished one."""
+    """Take the best model, try it on the samples, save it, and write the report that makes the training a finished one."""
     reporter.update(message="evaluating on the held-out data", remaining_seconds=0.0)
-    figures, details = loop.evaluate_rows()
-    step = loop.state.global_step
-    metrics.set(declared.TRAINING_EVAL_LOSS, figures["loss"])
-    log.info("evaluation: %s", ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
-    samples = task.answer(config.spec.samples or [])
-    reporter.update(
-        message="saving the model",
-        evaluation=Evaluation(step=step, metrics={name: round(value, 6) for name, value in figures.items()}),
-        samples=samples or None,
-    )
+    step, figures = _choose_model(task, loop, evaluator, output, step)
+    reporter.update(message="saving the model", evaluation=evaluation_status(Evaluated(step, figures)))
+    task.model.eval()
+    reporter.update(samples=_answers(task, config.spec, before))
     if ranks.world.rank == 0:
-        append_history(output, {"step": step, "evaluation": figures})
-        write_atomically(output.evaluation, json.dumps({"step": step, "metrics": figures, **details}, indent=1))
+        write_atomically(output.evaluation, json.dumps({"step": step, "metrics": figures, **evaluator.details}, indent=1))
         written = output.directory / ".model"
         shutil.rmtree(written, ignore_errors=True)
-        task.model.save_pretrained(written)
-        task.tokenizer.save_pretrained(written)
-        write_model_card(written, config, reporter.report, details)
+        merge = config.spec.publish is not None and config.spec.publish.merge_adapter
+        save_model(merged(task.model) if merge else task.model, task.tokenizer, written)
+        write_model_card(written, config, reporter.report, evaluator.details)
         output.commit_model(written)
         report = reporter.report.model_copy(update={"phase": "Succeeded", "message": None})
         write_atomically(output.report, report.model_dump_json(by_alias=True, exclude_none=True))
     ranks.barrier()
     # Only now: whoever reads this phase may rely on the model being there.
     reporter.update(phase="Publishing" if config.spec.publish else "Succeeded", message=None)
+
+
+def _choose_model(task: Task, loop: Loop, evaluator: Evaluator, output: Output, step: int) -> tuple[int, dict[str, float]]:
+    """Put the best model's weights in the place of the last ones, where one was asked for; its step and figures."""
+    best, last = evaluator.standing, evaluator.last
+    if best is not None and best.step != step:
+        log.info("the best model is that of step %d: it is the finished one", best.step)
+        load_weights(task.model, output.best_model(best.step))
+        return best.step, loop.evaluate_again()
+    if last is not None and last.step == step and evaluator.details:
+        return step, dict(last.figures)
+    return step, loop.evaluate_again()
+
+
+def _answers_before(task: Task, spec: FineTuneJobSpec) -> list[SampleAnswer]:
+    """What a masked language model fills in before it has learned anything; other tasks have nothing to compare."""
+    if spec.task != "masked-lm" or not spec.samples:
+        return []
+    task.model.eval()
+    return task.answer(spec.samples)
+
+
+def _answers(task: Task, spec: FineTuneJobSpec, before: list[SampleAnswer]) -> list[SampleAnswer] | None:
+    if not spec.samples:
+        return None
+    answers = task.answer(spec.samples)
+    for index, was in enumerate(before):
+        answers[index] = answers[index].model_copy(update={"guesses_before": was.guesses})
+    return answers
 
 
 def _precision(args: transformers.TrainingArguments) -> str:
@@ -188,7 +237,9 @@ def main() -> int:
     try:
         reporter.update(message="waiting for the other processes" if world.size > 1 else "starting")
         join(world, COLLECTIVE_TIMEOUT_SECONDS)
-        train(config, world, state, reporter)
+        ranks = Control(world)
+        train(config, ranks, state, reporter)
+        ranks.close()
     except Exception as error:  # the one border where every error gets a name
         failure, symptom = errors.describe(error, world.rank, os.environ.get(names.ENV_NODE_NAME))
         state.write_failure(world.rank, failure, symptom)

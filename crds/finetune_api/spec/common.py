@@ -1,5 +1,6 @@
 """Names, paths and rules that several parts of the spec share."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import pydantic
@@ -22,6 +23,11 @@ def require_exactly_one(model: pydantic.BaseModel, *names: str) -> None:
     given = [name for name in names if getattr(model, name) is not None]
     if len(given) != 1:
         raise ValueError(f"write exactly one of {' and '.join(map(to_camel, names))}")
+
+
+def join_words(words: Sequence[str], last: str = "and") -> str:
+    """A list as a sentence has it: a, b and c."""
+    return f"{', '.join(words[:-1])} {last} {words[-1]}" if len(words) > 1 else words[0]
 
 
 class Claim(Model):

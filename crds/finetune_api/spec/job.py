@@ -9,37 +9,26 @@ from pydantic import Field
 from finetune_api.model import Model, cel, validations
 from finetune_api.spec.output import Cache, Hub, Output, Publish, Sample
 from finetune_api.spec.pod import Pod
+from finetune_api.spec.rules import RULES
 from finetune_api.spec.sources import Dataset, ModelSource
-from finetune_api.spec.tasks import Classification, DirectPreference, MaskedLM, SupervisedFineTuning, Task
+from finetune_api.spec.tasks import TASKS, UNKNOWN_TASK, Classification, DirectPreference, MaskedLM, SupervisedFineTuning, Task
 from finetune_api.spec.training import Checkpoint, Distributed, EvaluationPlan, Recovery, Training
 
 
 class FineTuneJobSpec(Model):
     """What to train, on what, how, and where the result goes."""
 
-    model_config = pydantic.ConfigDict(
-        json_schema_extra=validations(
-            cel(
-                "!has(self.output) || !has(self.output.retention) || self.output.retention.whenFinished != 'Delete'"
-                " || has(self.publish)",
-                "output.retention.whenFinished: Delete would delete the only copy of the model: add publish, or write Retain",
-            ),
-            cel(
-                "!has(self.distributed) || self.distributed.nodes < 2 || !has(self.output) || !has(self.output.volume)"
-                " || !has(self.output.volume.accessMode) || self.output.volume.accessMode == 'ReadWriteMany'",
-                "with distributed.nodes > 1 all pods write to the output volume: output.volume.accessMode must be ReadWriteMany",
-            ),
-        )
-    )
+    model_config = pydantic.ConfigDict(json_schema_extra=validations(*(cel(rule.cel, rule.sentence) for rule in RULES)))
 
     task: Task = Field(
-        description="What the model learns. text-classification: the class of a text. token-classification: the tag of each word. "
-        "masked-lm: hidden words. causal-lm: to go on with a text. sft: to answer prompts and chats; also for question answering, "
-        "translation and summarization, as prompt and completion. dpo: which of two answers is the better."
+        description="What the model learns. text-classification: the class of a text. token-classification: the tag of each "
+        "word. masked-lm: hidden words. causal-lm: to go on with a text. sft: to answer prompts and chats; also for question "
+        "answering, translation and summarization, as prompt and completion. dpo: which of two answers is the better.",
+        json_schema_extra=validations(cel(f"self in {list(TASKS)}", UNKNOWN_TASK)),
     )
     model: ModelSource = Field(description="The model to start from.")
     datasets: Annotated[Sequence[Dataset], Field(min_length=1, max_length=16)] = Field(
-        description="Data to train and evaluate on; several are concatenated."
+        description="Data to train and evaluate on; several are concatenated, or mixed by weight."
     )
     classification: Classification | None = Field(
         default=None, description="Options of text-classification and token-classification."
@@ -102,22 +91,18 @@ class FineTuneJobSpec(Model):
         examples=[604800],
     )
 
-    @pydantic.model_validator(mode="after")
-    def _keeps_a_copy(self) -> "FineTuneJobSpec":
-        retention = self.output.retention
-        if retention is not None and retention.when_finished == "Delete" and self.publish is None:
-            raise ValueError(
-                "output.retention.whenFinished: Delete would delete the only copy of the model: add publish, or write Retain"
-            )
-        return self
+    @pydantic.field_validator("task", mode="before")
+    @classmethod
+    def _known(cls, task: Any) -> Any:
+        if isinstance(task, str) and task not in TASKS:
+            raise ValueError(UNKNOWN_TASK)
+        return task
 
     @pydantic.model_validator(mode="after")
-    def _shared_volume(self) -> "FineTuneJobSpec":
-        volume = self.output.volume
-        if self.distributed.nodes > 1 and volume and volume.access_mode not in (None, "ReadWriteMany"):
-            raise ValueError(
-                "with distributed.nodes > 1 all pods write to the output volume: output.volume.accessMode must be ReadWriteMany"
-            )
+    def _rules(self) -> "FineTuneJobSpec":
+        for rule in RULES:
+            if not rule.holds(self):
+                raise ValueError(rule.sentence)
         return self
 
     @property

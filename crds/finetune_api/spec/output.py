@@ -99,6 +99,16 @@ class Publish(Model):
     visibility: Literal["Private", "Public"] = Field(
         default="Private", description="Visibility of the repository when it is created; that of an existing one is left alone."
     )
+    when: Literal["AtEnd", "OnBestCheckpoint"] = Field(
+        default="AtEnd",
+        description="AtEnd: the finished model, once. OnBestCheckpoint: also each model that evaluation.best finds better than "
+        "all before it, while the training goes on.",
+    )
+    merge_adapter: bool = Field(
+        default=False,
+        description="Push the model with the adapters of model.lora added to its weights, which runs without peft. If false: the "
+        "adapters alone, which are small and need the model that they were trained on.",
+    )
 
 
 class Message(Model):

@@ -115,6 +115,16 @@ class ClaimDataset(Claim):
 class Columns(Model):
     """Which columns hold what; each task looks at its own."""
 
+    model_config = pydantic.ConfigDict(
+        json_schema_extra=validations(
+            cel("!(has(self.label) && has(self.labels))", "write label or labels, not both"),
+            cel(
+                "!(has(self.text) && has(self.prompt)) && !(has(self.messages) && (has(self.text) || has(self.prompt)))",
+                "a row has one of text, prompt and messages: write one of them",
+            ),
+        )
+    )
+
     text: Name | None = Field(default=None, description="Column with the text; text if left out.", examples=["review"])
     text_pair: Name | None = Field(
         default=None, description="Column with the second text, for classification of pairs of texts.", examples=["hypothesis"]
@@ -148,6 +158,14 @@ class Columns(Model):
     rejected: Name | None = Field(
         default=None, description="Column with the worse answer to the prompt; rejected if left out.", examples=["worse"]
     )
+
+    @pydantic.model_validator(mode="after")
+    def _alternatives(self) -> "Columns":
+        if self.label is not None and self.labels is not None:
+            raise ValueError("write label or labels, not both")
+        if sum(name is not None for name in (self.text, self.prompt, self.messages)) > 1:
+            raise ValueError("a row has one of text, prompt and messages: write one of them")
+        return self
 
 
 class Dataset(Model):

@@ -1,21 +1,46 @@
-"""What a task alone has options for: one block each, and the names of the tasks."""
+"""The names of the tasks, and what a task alone has options for: one block each."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
+import pydantic
 from pydantic import Field
 
-from finetune_api.model import Model
-from finetune_api.spec.common import Name
+from finetune_api.model import Model, cel, validations
+from finetune_api.spec.common import Name, join_words
 
 Task = Literal["text-classification", "token-classification", "masked-lm", "causal-lm", "sft", "dpo"]
+TASKS: tuple[Task, ...] = get_args(Task)
 # Tasks that `loop: native` has, too.
 NATIVE_TASKS: tuple[Task, ...] = ("text-classification", "token-classification", "masked-lm")
+# The columns that each task looks at, as a file has them.
+TASK_COLUMNS: dict[Task, tuple[str, ...]] = {
+    "text-classification": ("text", "textPair", "label", "labels"),
+    "token-classification": ("tokens", "tags"),
+    "masked-lm": ("text",),
+    "causal-lm": ("text",),
+    "sft": ("text", "prompt", "completion", "messages"),
+    "dpo": ("prompt", "chosen", "rejected"),
+}
+UNKNOWN_TASK = (
+    f"there is no such task: write {join_words(TASKS, 'or')}; question answering, translation and summarization are sft, with "
+    "columns prompt and completion"
+)
 ProblemType = Literal["SingleLabel", "MultiLabel", "Regression"]
 
 
 class Classification(Model):
     """Options of text-classification and token-classification."""
+
+    model_config = pydantic.ConfigDict(
+        json_schema_extra=validations(
+            cel(
+                "!has(self.problemType) || self.problemType != 'Regression'"
+                " || !(has(self.labels) || has(self.classWeights) || self.balanced)",
+                "labels, classWeights and balanced are about classes, and a Regression has none: remove them",
+            )
+        )
+    )
 
     problem_type: ProblemType | None = Field(
         default=None,
@@ -38,6 +63,12 @@ class Classification(Model):
     balanced: bool = Field(
         default=False, description="Weigh each class by how seldom it is in the training data: rows ÷ (classes × its rows)."
     )
+
+    @pydantic.model_validator(mode="after")
+    def _classes(self) -> "Classification":
+        if self.problem_type == "Regression" and (self.labels is not None or self.class_weights is not None or self.balanced):
+            raise ValueError("labels, classWeights and balanced are about classes, and a Regression has none: remove them")
+        return self
 
 
 class MaskedLM(Model):

@@ -7,6 +7,7 @@ import pydantic
 from pydantic import Field
 
 from finetune_api.model import Model, cel, validations
+from finetune_api.spec.arguments import refuse_arguments
 from finetune_api.spec.common import Name
 
 DEFAULT_EPOCHS = 3.0
@@ -80,11 +81,11 @@ class Training(Model):
     )
     activation_checkpointing: bool | None = Field(
         default=None,
-        description="Compute activations again in the backward pass instead of keeping them: less memory, a fifth slower. If left "
-        "out: where the plan says that they would not fit the GPU.",
+        description="Compute activations again in the backward pass instead of keeping them: less memory, a fifth slower. If "
+        "left out: where the plan says that they would not fit the GPU.",
         examples=[True],
     )
-    arguments: Annotated[Mapping[str, Any], Field(max_length=100)] | None = Field(
+    arguments: Annotated[Mapping[str, Any], Field(max_length=100), pydantic.AfterValidator(refuse_arguments)] | None = Field(
         default=None,
         description="Any other field of transformers.TrainingArguments of the trainer image, by its own name, for example "
         "{weight_decay: 0.1}; refused where another field of the job says the same.",

@@ -4,110 +4,10 @@ A refused case names the field that the refusal must speak of, and, where the ru
 the sentence that both must say.
 """
 
-import copy
-import dataclasses
-from typing import Any
-
 from finetune_api.spec.pod import RESERVED_KEYS_MESSAGE, RESERVED_VARIABLES_MESSAGE
-
-MINIMAL: dict[str, Any] = {
-    "task": "text-classification",
-    "model": {"hub": {"name": "google-bert/bert-base-uncased"}},
-    "datasets": [{"hub": {"name": "stanfordnlp/imdb"}}],
-}
-FULL: dict[str, Any] = {
-    "task": "text-classification",
-    "model": {"claim": {"claimName": "models", "path": "encoders/minilm"}, "trustRemoteCode": True},
-    "datasets": [
-        {
-            "claim": {"claimName": "data", "path": "news/train.csv", "evalPath": "news/test.csv", "format": "csv"},
-            "columns": {"text": "body", "textPair": "title", "label": "topic"},
-            "maxTrainSamples": 1000,
-            "maxEvalSamples": 100,
-        },
-        {
-            "hub": {"name": "owner/data", "config": "en", "revision": "main"},
-            "trainSplit": "train",
-            "evalFraction": 0.2,
-        },
-    ],
-    "training": {
-        "epochs": 1.5,
-        "globalBatchSize": 64,
-        "perDeviceBatchSize": 8,
-        "maxTokens": 128,
-        "learningRate": 2e-5,
-        "scheduler": "cosine",
-        "warmupSteps": 10,
-        "precision": "fp32",
-        "seed": 4_294_967_295,
-    },
-    "distributed": {"nodes": 2, "gpusPerNode": 1, "gpuResourceName": "amd.com/gpu", "processesPerNode": 1},
-    "checkpoint": {"everySteps": 100, "keep": 3},
-    "output": {
-        "volume": {"size": "1.5Gi", "storageClassName": "fast", "accessMode": "ReadWriteMany"},
-        "retention": {"whenDeleted": "Delete", "whenFinished": "Delete"},
-    },
-    "recovery": {"maxRestarts": 0, "startTimeoutSeconds": 0},
-    "cache": {"claimName": "cache"},
-    "suspend": True,
-    "activeDeadlineSeconds": 86400,
-    "ttlSecondsAfterFinished": 0,
-    "hub": {"endpoint": "https://hub.example.com", "tokenSecretRef": {"name": "hub", "key": "token"}},
-    "publish": {"repository": "owner/model", "visibility": "Public"},
-    "samples": [{"text": "a text", "textPair": "another"}],
-    "pod": {
-        "image": "example.com/trainer:1",
-        "imagePullSecrets": [{"name": "registry"}],
-        "resources": {"requests": {"cpu": 2, "memory": "4Gi"}, "limits": {"memory": "8Gi"}},
-        "nodeSelector": {"pool": "gpu"},
-        "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
-        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}},
-        "topologySpreadConstraints": [{"maxSkew": 2, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}],
-        "priorityClassName": "low",
-        "schedulerName": "volcano",
-        "runtimeClassName": "nvidia",
-        "securityContext": {"runAsUser": 2000, "runAsGroup": 2000, "fsGroup": 2000},
-        "terminationGracePeriodSeconds": 120,
-        "env": [
-            {"name": "NCCL_DEBUG", "value": "INFO"},
-            {"name": "WANDB_API_KEY", "valueFrom": {"secretKeyRef": {"name": "wandb", "key": "api-key"}}},
-            {"name": "MODE", "valueFrom": {"configMapKeyRef": {"name": "modes", "key": "mode"}}},
-        ],
-        "volumes": [
-            {"mountPath": "/mnt/reference", "claim": {"claimName": "reference", "path": "v1"}, "readOnly": False},
-            {"mountPath": "/mnt/words/en", "configMap": {"name": "words"}},
-        ],
-        "labels": {"team": "search", "example.com/cost-centre": "42"},
-        "annotations": {"sidecar.istio.io/inject": "false"},
-    },
-}
-_LEFT_OUT = object()
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A spec. field: what the refusal names, None where the spec is accepted. message: the sentence of a rule of ours."""
-
-    name: str
-    spec: dict[str, Any]
-    field: str | None = None
-    message: str | None = None
-
-
-def changed(path: str, value: Any, base: dict[str, Any] = MINIMAL) -> dict[str, Any]:
-    """A copy of base with the field at a path such as ``datasets.0.columns`` set, or left out."""
-    spec = copy.deepcopy(base)
-    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
-    target: Any = spec
-    for part in parents:
-        target = target[part] if isinstance(part, int) else target.setdefault(part, {})
-    if value is _LEFT_OUT:
-        del target[last]
-    else:
-        target[last] = value
-    return spec
-
+from finetune_api.spec.tasks import UNKNOWN_TASK
+from unit.api import task_cases
+from unit.api.cases import FULL, LEFT_OUT, MINIMAL, Case, changed
 
 ACCEPTED = [
     Case("minimal", MINIMAL),
@@ -125,6 +25,7 @@ ACCEPTED = [
     Case("warm-up of no step", changed("training.warmupSteps", 0)),
     Case("resources of a number", changed("pod.resources", {"limits": {"cpu": 4}})),
     Case("empty output", changed("output", {})),
+    *task_cases.ACCEPTED,
 ]
 
 _PATH_CLIMBS = [".", "..", "../x", "a/../b", "/a", "a/", "a//b", "a/..", "./a"]
@@ -138,9 +39,10 @@ REFUSED = [
     Case("boolean for an integer", changed("training.globalBatchSize", True), "spec.training.globalBatchSize"),
     Case("number for a string", changed("model.hub.name", 5), "spec.model.hub.name"),
     Case("object for a list", changed("datasets", {"hub": {"name": "a"}}), "spec.datasets"),
-    Case("no task", changed("task", _LEFT_OUT), "spec.task"),
-    Case("unknown task", changed("task", "text-generation"), "spec.task"),
-    Case("no model", changed("model", _LEFT_OUT), "spec.model"),
+    Case("no task", changed("task", LEFT_OUT), "spec.task"),
+    Case("unknown task", changed("task", "question-answering"), "spec.task", UNKNOWN_TASK),
+    Case("number for a task", changed("task", 1), "spec.task"),
+    Case("no model", changed("model", LEFT_OUT), "spec.model"),
     Case("no data set", changed("datasets", []), "spec.datasets"),
     Case("model of nothing", changed("model", {}), "spec.model", "write exactly one of hub and claim"),
     Case("model of two", changed("model.claim", {"claimName": "c"}), "spec.model", "write exactly one of hub and claim"),
@@ -215,7 +117,6 @@ REFUSED = [
         "spec.hub.tokenSecretRef.namespace",
     ),
     Case("repository without an owner", changed("publish", {"repository": "model"}), "spec.publish.repository"),
-    Case("sample without a text", changed("samples", [{"textPair": "a"}]), "spec.samples[0].text"),
     Case(
         "volume to delete, and no other copy",
         changed("output", {"retention": {"whenFinished": "Delete"}}),
@@ -284,4 +185,5 @@ REFUSED = [
         Case(f"path {path}", changed("model", {"claim": {"claimName": "c", "path": path}}), "spec.model.claim.path")
         for path in _PATH_CLIMBS
     ),
+    *task_cases.REFUSED,
 ]

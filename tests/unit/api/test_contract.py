@@ -25,6 +25,12 @@ def test_the_digest_does_not_see_how_the_batch_is_split_nor_where_the_job_runs()
         pod={"image": "x"},
         samples=[{"text": "x"}],
     )
+    assert digest() == digest(
+        training={"activationCheckpointing": True},
+        evaluation={"everySteps": 5},
+        publish={"repository": "a/b", "visibility": "Public"},
+    )
+    assert digest(task="sft") == digest(task="sft", sft={"packing": True}), "packed and padded rows weigh the same"
 
 
 @pytest.mark.parametrize(
@@ -35,6 +41,19 @@ def test_the_digest_does_not_see_how_the_batch_is_split_nor_where_the_job_runs()
         {"training": {"seed": 1}},
         {"training": {"globalBatchSize": 16}},
         {"training": {"learningRate": 1e-4}},
+        {"training": {"loop": "native"}},
+        {"training": {"arguments": {"weight_decay": 0.1}}},
+        {"model": {**spec_cases.MINIMAL["model"], "lora": {}}},
+        {"model": {**spec_cases.MINIMAL["model"], "lora": {}, "quantization": "nf4"}},
+        {"model": {**spec_cases.MINIMAL["model"], "dtype": "bfloat16"}},
+        {"datasets": [{"hub": {"name": "stanfordnlp/imdb"}, "columns": {"label": "stars"}}]},
+        {"datasets": [{"hub": {"name": "stanfordnlp/imdb"}, "weight": 1.0}]},
+        {"classification": {"problemType": "Regression"}},
+        {"classification": {"balanced": True}},
+        {"evaluation": {"best": {}}},
+        {"evaluation": {"best": {}, "everySteps": 5}},
+        {"evaluation": {"best": {}, "earlyStopping": {}}},
+        {"task": "masked-lm"},
     ],
     ids=str,
 )
@@ -42,8 +61,24 @@ def test_the_digest_sees_what_decides_which_model_comes_out(changes: dict[str, o
     assert digest(**changes) != digest()
 
 
+def test_no_two_of_what_the_digest_sees_are_the_same() -> None:
+    best: list[dict[str, object]] = [{}, {"everySteps": 5}, {"earlyStopping": {}}, {"earlyStopping": {"patience": 4}}]
+    assert len({digest(evaluation={"best": {}} | more) for more in best}) == len(best)
+    blocks: list[dict[str, object]] = [
+        {"task": "masked-lm"}, {"task": "masked-lm", "maskedLM": {"probability": 0.3}},
+        {"task": "masked-lm", "maskedLM": {"chunk": True}},
+        {"task": "dpo"}, {"task": "dpo", "dpo": {"beta": 0.2}}, {"task": "dpo", "dpo": {"lossType": "ipo"}},
+        {"task": "sft"}, {"task": "sft", "sft": {"assistantOnlyLoss": False}}, {"task": "sft", "sft": {"chatTemplate": "chatml"}},
+    ]  # fmt: skip
+    assert len({digest(**changes) for changes in blocks}) == len(blocks)
+
+
 def test_the_digest_takes_a_default_that_is_written_out_for_the_default() -> None:
-    assert digest() == digest(training={"seed": 42, "globalBatchSize": 32})
+    assert digest() == digest(training={"seed": 42, "globalBatchSize": 32, "loop": "trainer"})
+    assert digest() == digest(model={**spec_cases.MINIMAL["model"], "dtype": "auto", "quantization": "none"})
+    assert digest() == digest(classification={"balanced": False})
+    assert digest() == digest(datasets=[{"hub": {"name": "stanfordnlp/imdb"}, "columns": {"text": "text", "label": "label"}}])
+    assert digest(task="dpo") == digest(task="dpo", dpo={"beta": 0.1})
 
 
 def test_the_digest_stays_the_same_across_versions() -> None:

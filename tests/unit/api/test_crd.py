@@ -112,7 +112,13 @@ def test_conditions_are_a_map_by_type() -> None:
 
 
 def test_where_a_rule_looks_there_is_a_default() -> None:
-    # CEL stops with "no such key" at a missing parent: nodes and globalBatchSize are always there.
+    # CEL stops with "no such key" at a missing parent: these are always there.
     spec = SCHEMA["properties"]["spec"]["properties"]
     assert (spec["distributed"]["default"], spec["distributed"]["properties"]["nodes"]["default"]) == ({}, 1)
     assert (spec["training"]["default"], spec["training"]["properties"]["globalBatchSize"]["default"]) == ({}, 32)
+    assert (spec["evaluation"]["default"], spec["datasets"]["items"]["properties"]["columns"]["default"]) == ({}, {})
+    assert spec["training"]["properties"]["loop"]["default"] == "trainer"
+    assert spec["classification"]["properties"]["balanced"]["default"] is False
+    publish = spec["publish"]["properties"]
+    assert (publish["when"]["default"], publish["mergeAdapter"]["default"]) == ("AtEnd", False)
+    assert spec["model"]["properties"]["quantization"]["default"] == "none"

@@ -6,7 +6,8 @@ import pytest
 
 from finetune_api import crd, resource
 from finetune_api.reasons import FineTuneError, Reason
-from unit.api import spec_cases
+from finetune_api.spec import FineTuneJobSpec, arguments
+from unit.api import spec_cases, task_cases
 
 JOB = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "x"}, "spec": spec_cases.MINIMAL}
 
@@ -43,6 +44,21 @@ def crd_rules(node: Any) -> set[str]:
 def test_every_rule_of_the_crd_has_a_twin_in_the_models_that_says_the_same() -> None:
     schema = crd.custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     assert crd_rules(schema["properties"]["spec"]) == {case.message for case in spec_cases.REFUSED if case.message}
+
+
+@pytest.mark.parametrize(("name", "sentence"), task_cases.ARGUMENTS.items())
+def test_an_argument_that_another_field_says_is_refused_with_its_name(name: str, sentence: str) -> None:
+    with pytest.raises(FineTuneError) as refusal:
+        resource.parse_spec({**spec_cases.MINIMAL, "training": {"arguments": {"weight_decay": 0.1, name: 1}}})
+    assert refusal.value.message == f"spec.training.arguments: {sentence}"
+
+
+def test_every_field_that_an_argument_is_refused_for_is_there() -> None:
+    schema = crd.structural_schema(FineTuneJobSpec)
+    for field in arguments._FIELDS.values():
+        node = schema
+        for part in field.split("."):
+            node = node["properties"][part]
 
 
 def test_the_number_of_processes_follows_from_the_gpus() -> None:

@@ -1,22 +1,28 @@
 """The split of the data over steps and processes: pure, so it is tested over many shapes."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.batches import BatchPlan, TrainBatches, epoch_order, evaluation_batches
+from finetune_trainer.batches import BatchPlan, TrainBatches, epoch_order, evaluation_batches, evaluation_order
 
 SHAPES = st.tuples(st.integers(1, 90), st.integers(1, 33), st.integers(1, 5), st.integers(1, 12))
 
 
+def some_lengths(rows: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 100, rows)
+
+
 def steps_of(rows: int, global_batch: int, world: int, micro: int, epoch: int = 0) -> list[list[list[list[int]]]]:
-    """[step][rank][micro-batch] → row keys."""
+    """[step][rank][micro-batch] → rows; ~row for those that weigh nothing."""
     plan = BatchPlan.choose(rows, global_batch, world, micro)
     ranks = []
     for rank in range(world):
-        sampler = TrainBatches(plan, seed=7, rank=rank)
+        sampler = TrainBatches(plan, some_lengths(rows), seed=7, rank=rank)
         sampler.set_epoch(epoch)
-        batches = list(sampler)
+        assert all(of == epoch for batch in sampler for of, _ in batch)
+        batches = [[row for _, row in batch] for batch in sampler]
         assert len(batches) == len(sampler) == plan.steps_per_epoch * plan.accumulation
         ranks.append(chunks(batches, plan))
     return [[list(rank[step]) for rank in ranks] for step in range(plan.steps_per_epoch)]
@@ -51,11 +57,45 @@ def test_every_forward_pass_has_rows_and_none_too_many(shape: tuple[int, int, in
     assert all(1 <= len(batch) <= micro for step in steps_of(*shape) for rank in step for batch in rank)
 
 
+def order(seed: int, epoch: int) -> list[int]:
+    return epoch_order(some_lengths(50), 8, seed, epoch).tolist()
+
+
 def test_the_order_depends_on_seed_and_epoch() -> None:
-    first = epoch_order(50, seed=1, epoch=0).tolist()
-    assert first == epoch_order(50, seed=1, epoch=0).tolist()
-    assert first != epoch_order(50, seed=1, epoch=1).tolist()
-    assert first != epoch_order(50, seed=2, epoch=0).tolist()
+    first = order(seed=1, epoch=0)
+    assert sorted(first) == list(range(50))
+    assert first == order(seed=1, epoch=0)
+    assert first != order(seed=1, epoch=1)
+    assert first != order(seed=2, epoch=0)
+
+
+def test_rows_of_a_batch_are_of_similar_length_and_batches_in_any_order() -> None:
+    lengths = np.random.default_rng(1).integers(1, 500, 3200)
+    batches = lengths[epoch_order(lengths, 32, seed=3, epoch=1)].reshape(-1, 32)
+    assert batches.max(axis=1).sum() * 32 < 1.05 * lengths.sum(), "no more than a twentieth is padding"
+    longest = batches.max(axis=1)
+    assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.3, "lengths do not follow the time"
+
+
+def test_the_longest_row_of_all_is_in_the_first_batch_and_the_ragged_batch_is_the_last() -> None:
+    lengths = some_lengths(61)
+    lengths[17] = 1000
+    first_epoch = epoch_order(lengths, 8, seed=1, epoch=0)
+    assert 17 in first_epoch[:8] or 17 in first_epoch[56:]
+    assert len(first_epoch) == 61
+
+
+def test_without_lengths_that_differ_the_order_is_plainly_random() -> None:
+    found = epoch_order(np.full(64, 7), 8, seed=1, epoch=0)
+    assert len({int(row) // 8 for row in found[:8]}) > 2
+
+
+def test_a_pass_can_be_taken_up_in_the_middle() -> None:
+    plan = BatchPlan.choose(61, 8, 2, 3)
+    whole, rest = (TrainBatches(plan, some_lengths(61), seed=7, rank=1) for _ in range(2))
+    whole.set_epoch(2)
+    rest.set_epoch(2, first_step=3)
+    assert list(rest) == list(whole)[3 * plan.accumulation :]
 
 
 @pytest.mark.parametrize(
@@ -85,6 +125,8 @@ def test_steps_follow_from_epochs_unless_they_are_given(epochs: float, max_steps
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 5))
 @settings(max_examples=100, deadline=None)
 def test_evaluation_counts_each_row_once_in_batches_that_do_not_depend_on_the_world(rows: int, size: int, world: int) -> None:
-    split = [batch for rank in range(world) for batch in evaluation_batches(rows, size, rank, world)]
-    assert sorted(row for batch in split for row in batch) == list(range(rows))
-    assert sorted(split) == sorted(evaluation_batches(rows, size, 0, 1))
+    lengths = some_lengths(rows)
+    split = [batch for rank in range(world) for batch in evaluation_batches(lengths, size, rank, world)]
+    assert sorted(row for batch in split for _, row in batch) == list(range(rows))
+    assert sorted(split) == sorted(evaluation_batches(lengths, size, 0, 1))
+    assert evaluation_order(lengths, size, world).tolist() == [row for batch in split for _, row in batch]

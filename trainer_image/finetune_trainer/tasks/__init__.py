@@ -1,5 +1,23 @@
-"""Tasks: one module each, chosen by ``spec.task``.
+"""Tasks: one module each, chosen by ``spec.task``. What a task is, is in base.py."""
 
-A task makes model, tokenizer and rows out of the data, and says what loss, metrics and an answer are. Everything else
-(batches, loop, checkpoints, progress) is the same for all of them.
-"""
+import importlib
+
+from finetune_api.spec import Task as TaskName
+from finetune_trainer.tasks.base import Task
+
+# Imported late: some bring libraries that others never need.
+_TASKS: dict[TaskName, tuple[str, str]] = {
+    "text-classification": ("text_classification", "TextClassification"),
+    "token-classification": ("token_classification", "TokenClassification"),
+    "masked-lm": ("masked_lm", "MaskedLanguageModeling"),
+    "causal-lm": ("causal_lm", "CausalLanguageModeling"),
+    "sft": ("sft", "SupervisedFineTuning"),
+    "dpo": ("dpo", "DirectPreference"),
+}
+
+
+def task_class(name: TaskName) -> type[Task]:
+    """The class of a task."""
+    module, attribute = _TASKS[name]
+    found: type[Task] = getattr(importlib.import_module(f"finetune_trainer.tasks.{module}"), attribute)
+    return found

@@ -1,0 +1,37 @@
+"""Trains several jobs in one process, or one gang of processes: imports take longer than a tiny training does.
+
+`python many.py FILE`, or with torchrun in front of it. FILE: a JSON list of run configurations.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import tempfile
+
+from finetune_api.wire import RunConfig
+from finetune_trainer.distributed import Control, World, join
+from finetune_trainer.progress import Reporter
+from finetune_trainer.state import RunState
+
+
+def main() -> None:
+    configs = [RunConfig.model_validate(entry) for entry in json.loads(pathlib.Path(sys.argv[1]).read_text())]
+    # A worker's metrics go into files of the run, which are there before it is imported.
+    with tempfile.TemporaryDirectory() as directory:
+        state = RunState(pathlib.Path(directory))
+        state.create()
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(state.metrics_dir)
+        from finetune_trainer.train import configure_logging, train
+
+        world = World.from_environment()
+        configure_logging(world.rank)
+        join(world, 300)
+        ranks = Control(world)
+        for config in configs:
+            train(config, ranks, state, Reporter(state, 1, writes=world.local_rank == 0))
+        ranks.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Every task takes the same steps however its global batch is split, on both loops, and the same as when they were written down.
+
+Each gang of processes trains all the jobs, one after the other, as starting it takes longer than they do.
+"""
+
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from trainer import small
+
+HERE = pathlib.Path(__file__).parent
+REFERENCE = HERE / "reference"
+# Name → processes, micro-batch.
+SPLITS = {"1x8": (1, 8), "8x1": (1, 1), "2x4": (2, 4)}
+Runs = Callable[[str, str, str], pathlib.Path]
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The output directory of a job on a loop with a split; all jobs of that split are trained when the first is asked for."""
+    directory = tmp_path_factory.mktemp("tasks")
+    small.write_all(directory / "small")
+    done: set[str] = set()
+
+    def find(name: str, loop: str, split: str) -> pathlib.Path:
+        if split not in done:
+            train_all(directory, split)
+            done.add(split)
+        return directory / split / loop / name
+
+    return find
+
+
+def train_all(directory: pathlib.Path, split: str) -> None:
+    processes, micro = SPLITS[split]
+    jobs = [("trainer", name) for name in small.JOBS] + [("native", name) for name in small.NATIVE]
+    configs = [config(directory, split, loop, name, processes, micro) for loop, name in jobs]
+    file = directory / f"{split}.json"
+    file.write_text(json.dumps(configs))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [*(torchrun if processes > 1 else [sys.executable]), str(HERE / "many.py"), str(file)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=environment)
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-6000:]
+
+
+def config(directory: pathlib.Path, split: str, loop: str, name: str, processes: int, micro: int) -> dict[str, Any]:
+    spec = json.loads(json.dumps(small.JOBS[name]))
+    spec["training"] |= {"loop": loop, "perDeviceBatchSize": micro}
+    return {
+        "name": name,
+        "namespace": "default",
+        "spec": spec,
+        "nodes": 1,
+        "processesPerNode": processes,
+        "claims": {"small": str(directory / "small")},
+        "output": str(directory / split / loop / name),
+    }
+
+
+def history(output: pathlib.Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
+
+
+def losses(output: pathlib.Path) -> list[float]:
+    """One per step."""
+    return [entry["loss"] for entry in history(output) if "loss" in entry]
+
+
+def weights(output: pathlib.Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    [file] = (output / "model").glob("*.safetensors")
+    return load_file(file)
+
+
+def distance(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
+    """‖Δw‖ ÷ ‖w‖ over all weights together."""
+    difference = sum(float((ours[name].double() - theirs[name].double()).pow(2).sum()) for name in theirs)
+    return math.sqrt(difference / sum(float(weight.double().pow(2).sum()) for weight in theirs.values()))
+
+
+def assert_same(ours: pathlib.Path, theirs: pathlib.Path) -> None:
+    """Loss and gradient norm of each step, each evaluation, and the weights in the end."""
+    entries, expected = history(ours), history(theirs)
+    assert [entry["step"] for entry in entries] == [entry["step"] for entry in expected]
+    for entry, reference in zip(entries, expected, strict=True):
+        for figure in ("loss", "gradientNorm"):
+            if figure in reference:
+                assert entry[figure] == pytest.approx(reference[figure], rel=1e-5, abs=1e-7), (entry["step"], figure)
+        if "evaluation" in reference:
+            assert entry["evaluation"] == pytest.approx(reference["evaluation"], rel=1e-5, abs=1e-6), entry["step"]
+    assert distance(weights(ours), weights(theirs)) <= 1e-5
+
+
+@pytest.mark.parametrize("split", ["8x1", "2x4"])
+@pytest.mark.parametrize("name", list(small.JOBS))
+def test_every_split_takes_the_same_steps(runs: Runs, name: str, split: str) -> None:
+    assert_same(runs(name, "trainer", split), runs(name, "trainer", "1x8"))
+
+
+@pytest.mark.parametrize("split", ["1x8", "2x4"])
+@pytest.mark.parametrize("name", small.NATIVE)
+def test_both_loops_take_the_same_steps(runs: Runs, name: str, split: str) -> None:
+    assert_same(runs(name, "native", split), runs(name, "trainer", "1x8"))
+
+
+@pytest.mark.parametrize("name", list(small.JOBS))
+def test_the_losses_are_those_that_were_written_down(runs: Runs, name: str, request: pytest.FixtureRequest) -> None:
+    """A change of any number is explained in the commit that makes it (pytest --update-golden writes them)."""
+    found = losses(runs(name, "trainer", "1x8"))
+    assert len(found) == 20
+    file = REFERENCE / f"{name}.json"
+    if request.config.getoption("--update-golden"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps([round(loss, 6) for loss in found]) + "\n")
+    assert found == pytest.approx(json.loads(file.read_text()), rel=1e-4, abs=1e-5)

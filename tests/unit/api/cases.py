@@ -1,0 +1,125 @@
+"""What a case is, and the specs that cases change."""
+
+import copy
+import dataclasses
+from typing import Any
+
+MINIMAL: dict[str, Any] = {
+    "task": "text-classification",
+    "model": {"hub": {"name": "google-bert/bert-base-uncased"}},
+    "datasets": [{"hub": {"name": "stanfordnlp/imdb"}}],
+}
+FULL: dict[str, Any] = {
+    "task": "text-classification",
+    "model": {
+        "claim": {"claimName": "models", "path": "encoders/minilm"},
+        "trustRemoteCode": True,
+        "dtype": "bfloat16",
+        "quantization": "nf4",
+        "lora": {"rank": 8, "alpha": 16, "dropout": 0, "targetModules": ["query", "value"], "modulesToSave": ["embeddings"]},
+    },
+    "datasets": [
+        {
+            "claim": {"claimName": "data", "path": "news/train.csv", "evalPath": "news/test.csv", "format": "csv"},
+            "columns": {"text": "body", "textPair": "title", "label": "topic"},
+            "maxTrainSamples": 1000,
+            "maxEvalSamples": 100,
+            "weight": 2.5,
+        },
+        {
+            "hub": {"name": "owner/data", "config": "en", "revision": "main"},
+            "trainSplit": "train",
+            "evalFraction": 0.2,
+            "weight": 1,
+        },
+    ],
+    "training": {
+        "epochs": 1.5,
+        "globalBatchSize": 64,
+        "perDeviceBatchSize": 8,
+        "maxTokens": 128,
+        "learningRate": 2e-5,
+        "scheduler": "cosine",
+        "warmupSteps": 10,
+        "precision": "fp32",
+        "seed": 4_294_967_295,
+        "loop": "trainer",
+        "activationCheckpointing": True,
+        "arguments": {"weight_decay": 0.1, "optim": "adamw_torch", "torch_compile": True},
+    },
+    "evaluation": {
+        "everySteps": 50,
+        "best": {"metric": "macroF1", "mode": "Max"},
+        "earlyStopping": {"patience": 2, "minDelta": 0.001},
+    },
+    "classification": {
+        "problemType": "SingleLabel",
+        "labels": ["good", "bad"],
+        "classWeights": {"bad": 5},
+        "balanced": True,
+    },
+    "distributed": {"nodes": 2, "gpusPerNode": 1, "gpuResourceName": "amd.com/gpu", "processesPerNode": 1},
+    "checkpoint": {"everySteps": 100, "keep": 3},
+    "output": {
+        "volume": {"size": "1.5Gi", "storageClassName": "fast", "accessMode": "ReadWriteMany"},
+        "retention": {"whenDeleted": "Delete", "whenFinished": "Delete"},
+    },
+    "recovery": {"maxRestarts": 0, "startTimeoutSeconds": 0},
+    "cache": {"claimName": "cache"},
+    "suspend": True,
+    "activeDeadlineSeconds": 86400,
+    "ttlSecondsAfterFinished": 0,
+    "hub": {"endpoint": "https://hub.example.com", "tokenSecretRef": {"name": "hub", "key": "token"}},
+    "publish": {"repository": "owner/model", "visibility": "Public", "when": "OnBestCheckpoint", "mergeAdapter": True},
+    "samples": [{"text": "a text", "textPair": "another"}],
+    "pod": {
+        "image": "example.com/trainer:1",
+        "imagePullSecrets": [{"name": "registry"}],
+        "resources": {"requests": {"cpu": 2, "memory": "4Gi"}, "limits": {"memory": "8Gi"}},
+        "nodeSelector": {"pool": "gpu"},
+        "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}},
+        "topologySpreadConstraints": [{"maxSkew": 2, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}],
+        "priorityClassName": "low",
+        "schedulerName": "volcano",
+        "runtimeClassName": "nvidia",
+        "securityContext": {"runAsUser": 2000, "runAsGroup": 2000, "fsGroup": 2000},
+        "terminationGracePeriodSeconds": 120,
+        "env": [
+            {"name": "NCCL_DEBUG", "value": "INFO"},
+            {"name": "WANDB_API_KEY", "valueFrom": {"secretKeyRef": {"name": "wandb", "key": "api-key"}}},
+            {"name": "MODE", "valueFrom": {"configMapKeyRef": {"name": "modes", "key": "mode"}}},
+        ],
+        "volumes": [
+            {"mountPath": "/mnt/reference", "claim": {"claimName": "reference", "path": "v1"}, "readOnly": False},
+            {"mountPath": "/mnt/words/en", "configMap": {"name": "words"}},
+        ],
+        "labels": {"team": "search", "example.com/cost-centre": "42"},
+        "annotations": {"sidecar.istio.io/inject": "false"},
+    },
+}
+LEFT_OUT = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A spec. field: what the refusal names, None where the spec is accepted. message: the sentence of a rule of ours."""
+
+    name: str
+    spec: dict[str, Any]
+    field: str | None = None
+    message: str | None = None
+
+
+def changed(path: str, value: Any, base: dict[str, Any] = MINIMAL) -> dict[str, Any]:
+    """A copy of base with the field at a path such as ``datasets.0.columns`` set, or left out."""
+    spec = copy.deepcopy(base)
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    target: Any = spec
+    for part in parents:
+        target = target[part] if isinstance(part, int) else target.setdefault(part, {})
+    if value is LEFT_OUT:
+        del target[last]
+    else:
+        target[last] = value
+    return spec

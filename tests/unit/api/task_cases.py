@@ -1,0 +1,169 @@
+"""Cases about tasks: what each of them has, and what belongs to another."""
+
+from typing import Any
+
+from finetune_api.spec.tasks import TASK_COLUMNS
+from unit.api.cases import MINIMAL, Case, changed
+
+LORA: dict[str, Any] = {**MINIMAL["model"], "lora": {}}
+CHAT = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello!"}]}
+
+
+def of(task: str, **more: Any) -> dict[str, Any]:
+    """A spec of another task."""
+    return {**MINIMAL, "task": task, **more}
+
+
+def data(*sets: dict[str, Any]) -> list[dict[str, Any]]:
+    """Data sets of the Hub, with what is given."""
+    return [{"hub": {"name": "owner/data"}, **given} for given in sets]
+
+
+def columns(task: str, **names: str) -> dict[str, Any]:
+    """A spec of a task with these columns."""
+    return of(task, datasets=data({"columns": names}))
+
+
+def files(task: str, file_format: str) -> dict[str, Any]:
+    """A spec of a task with files of a format."""
+    return of(task, datasets=[{"claim": {"claimName": "data", "format": file_format}}])
+
+
+_CLASSES = "labels, classWeights and balanced are about classes, and a Regression has none: remove them"
+_PROBLEM = "classification.problemType: MultiLabel and Regression are for text-classification: leave it out"
+_LABELS = (
+    "datasets: columns.labels is the list of classes of a MultiLabel problem: write it for each data set, or for none and leave "
+    "out classification.problemType: MultiLabel"
+)
+_ONE_OF_THREE = "a row has one of text, prompt and messages: write one of them"
+_WEIGHT = "datasets: write weight for each data set, or for none"
+_FORMAT = (
+    "datasets: claim.format: folders is for text-classification, masked-lm and causal-lm, text for token-classification, "
+    "masked-lm, causal-lm and sft: write another format"
+)
+_NATIVE = (
+    "training.loop: native is for text-classification, token-classification and masked-lm, without model.lora: write trainer"
+)
+_QUANTIZED = "quantization: quantized weights can't be trained themselves: add lora: {}, or write none"
+_MERGE = "publish.mergeAdapter: there is no adapter without model.lora: add it, or write false"
+_BEST = "publish.when: OnBestCheckpoint needs evaluation.best: {metric: …}, which says what is better"
+_SAMPLES = "samples: textPair is for text-classification, messages are for sft and dpo: write text alone"
+_OWN_COLUMNS = {
+    "text-classification": "datasets: the columns of text-classification are text, textPair, label and labels: remove the others "
+    "from columns",
+    "token-classification": "datasets: the columns of token-classification are tokens and tags: remove the others from columns",
+    "masked-lm": "datasets: the column of masked-lm is text: remove the others from columns",
+    "causal-lm": "datasets: the column of causal-lm is text: remove the others from columns",
+    "sft": "datasets: the columns of sft are text, prompt, completion and messages: remove the others from columns",
+    "dpo": "datasets: the columns of dpo are prompt, chosen and rejected: remove the others from columns",
+}
+
+ACCEPTED = [
+    *(Case(task, of(task)) for task in TASK_COLUMNS),
+    *(Case(f"{task} with adapters", of(task, model=LORA)) for task in TASK_COLUMNS),
+    *(
+        Case(f"{task} by the native loop", of(task, training={"loop": "native"}))
+        for task in ("text-classification", "token-classification", "masked-lm")
+    ),
+    Case("tags", of("token-classification", classification={"labels": ["O", "B-PER"]}, datasets=data({"columns": {"tags": "ner"}}))),
+    Case("multi-label by its columns", columns("text-classification", labels="genres")),
+    Case("multi-label by its name", {**columns("text-classification", labels="g"), "classification": {"problemType": "MultiLabel"}}),
+    Case("regression", of("text-classification", classification={"problemType": "Regression"})),
+    Case("regression that says what it has not", changed("classification", {"problemType": "Regression", "balanced": False})),
+    Case("masked-lm in chunks", of("masked-lm", maskedLM={"probability": 0.3, "chunk": True}, samples=[{"text": "A [MASK]."}])),
+    Case("sft on chats", {**columns("sft", messages="chat"), "sft": {"packing": True}, "samples": [CHAT]}),
+    Case("sft on prompts", columns("sft", prompt="question", completion="answer")),
+    Case("dpo", {**columns("dpo", prompt="q", chosen="a", rejected="b"), "dpo": {"beta": 0.5, "lossType": "ipo"}, "samples": [CHAT]}),
+    Case("weights for all", of("sft", datasets=data({"weight": 0.5}, {"weight": 2}))),
+    *(Case(f"folders of {task}", files(task, "folders")) for task in ("text-classification", "masked-lm", "causal-lm")),
+    *(Case(f"lines of {task}", files(task, "text")) for task in ("token-classification", "masked-lm", "causal-lm", "sft")),
+    Case("four bits", of("sft", model={**LORA, "quantization": "nf4"})),
+    Case("adapters merged", of("dpo", model=LORA, publish={"repository": "a/b", "mergeAdapter": True})),
+    Case("each best", changed("evaluation", {"best": {}}, {**MINIMAL, "publish": {"repository": "a/b", "when": "OnBestCheckpoint"}})),
+    Case("best by a figure", changed("evaluation", {"best": {"metric": "macroF1"}, "earlyStopping": {}, "everyEpochs": 0.5})),
+    Case("arguments of the user's", changed("training.arguments", {"weight_decay": 0.1, "adam_beta2": 0.95, "optim": "sgd"})),
+]  # fmt: skip
+
+REFUSED = [
+    *(
+        Case(f"{block} of {task}", of(task, **{block: {}}), "spec", f"{block} is for {owners}: remove it, or correct task")
+        for block, task, owners in (
+            ("classification", "masked-lm", "text-classification and token-classification"),
+            ("maskedLM", "causal-lm", "masked-lm"),
+            ("sft", "causal-lm", "sft"),
+            ("dpo", "sft", "dpo"),
+        )
+    ),
+    *(
+        Case(f"column {name} of {task}", columns(task, **{name: "x"}), "spec", sentence)
+        for task, sentence in _OWN_COLUMNS.items()
+        for name in sorted({*sum(TASK_COLUMNS.values(), ())} - {*TASK_COLUMNS[task]})
+    ),
+    Case("wrong column of the second", of("sft", datasets=data({}, {"columns": {"tags": "x"}})), "spec", _OWN_COLUMNS["sft"]),
+    Case("regression of tags", of("token-classification", classification={"problemType": "Regression"}), "spec", _PROBLEM),
+    *(
+        Case(
+            f"regression with {name}",
+            changed("classification", {"problemType": "Regression", name: value}),
+            "spec.classification",
+            _CLASSES,
+        )
+        for name, value in (("labels", ["a", "b"]), ("classWeights", {"a": 2}), ("balanced", True))
+    ),
+    Case("one class", changed("classification.labels", ["a"]), "spec.classification.labels"),
+    Case("weight of nothing", changed("classification.classWeights", {"a": 0}), "spec.classification.classWeights.a"),
+    Case(
+        "label and labels",
+        columns("text-classification", label="a", labels="b"),
+        "spec.datasets[0].columns",
+        "write label or labels, not both",
+    ),
+    Case("labels for one of two", of("text-classification", datasets=data({"columns": {"labels": "a"}}, {})), "spec", _LABELS),
+    Case("many labels without a list", changed("classification.problemType", "MultiLabel"), "spec", _LABELS),
+    Case(
+        "list of one label",
+        {**columns("text-classification", labels="a"), "classification": {"problemType": "SingleLabel"}},
+        "spec",
+        _LABELS,
+    ),
+    *(
+        Case(f"{first} and {second}", columns("sft", **{first: "a", second: "b"}), "spec.datasets[0].columns", _ONE_OF_THREE)
+        for first, second in (("text", "prompt"), ("text", "messages"), ("prompt", "messages"))
+    ),
+    Case("weight for one of two", of("sft", datasets=data({"weight": 1}, {})), "spec", _WEIGHT),
+    *(Case(f"folders of {task}", files(task, "folders"), "spec", _FORMAT) for task in ("token-classification", "sft", "dpo")),
+    *(Case(f"lines of {task}", files(task, "text"), "spec", _FORMAT) for task in ("text-classification", "dpo")),
+    *(
+        Case(f"{task} by the native loop", of(task, training={"loop": "native"}), "spec", _NATIVE)
+        for task in ("causal-lm", "sft", "dpo")
+    ),
+    Case("adapters by the native loop", of("masked-lm", model=LORA, training={"loop": "native"}), "spec", _NATIVE),
+    Case("four bits without adapters", changed("model.quantization", "nf4"), "spec.model", _QUANTIZED),
+    Case("merging nothing", changed("publish", {"repository": "a/b", "mergeAdapter": True}), "spec", _MERGE),
+    Case("best of nothing", changed("publish", {"repository": "a/b", "when": "OnBestCheckpoint"}), "spec", _BEST),
+    Case("stopping early without a best", changed("evaluation.earlyStopping", {}), "spec.evaluation",
+         "earlyStopping needs best: {metric: …}, which says what is better"),
+    Case("two plans of evaluation", changed("evaluation", {"everySteps": 1, "everyEpochs": 1}), "spec.evaluation",
+         "write everySteps or everyEpochs, not both"),
+    Case("sample of nothing", changed("samples", [{}]), "spec.samples[0]", "write exactly one of text and messages"),
+    Case("sample of two", of("sft", samples=[{"text": "a", **CHAT}]), "spec.samples[0]", "write exactly one of text and messages"),
+    Case("second text without a first", of("sft", samples=[{"textPair": "a", **CHAT}]), "spec.samples[0]",
+         "textPair is the second text: write text, too"),
+    Case("pair for masked-lm", of("masked-lm", samples=[{"text": "a", "textPair": "b"}]), "spec", _SAMPLES),
+    Case("chat for a classifier", changed("samples", [CHAT]), "spec", _SAMPLES),
+    Case("role that nobody has", of("sft", samples=[{"messages": [{"role": "tool", "content": "a"}]}]), "spec.samples[0].messages[0].role"),
+    Case("probability of everything", of("masked-lm", maskedLM={"probability": 1}), "spec.maskedLM.probability"),
+    Case("five bits", of("sft", model={**LORA, "quantization": "nf5"}), "spec.model.quantization"),
+]  # fmt: skip
+
+# Refused by the models alone, as no rule of a CRD sees the keys of a free object. Argument → what the refusal says.
+ARGUMENTS = {
+    "learning_rate": "learning_rate: write spec.training.learningRate instead",
+    "save_steps": "save_steps: write spec.checkpoint instead",
+    "eval_strategy": "eval_strategy: write spec.evaluation instead",
+    "bf16_full_eval": "bf16_full_eval: write spec.training.precision instead",
+    "hub_token": "hub_token: write spec.publish instead",
+    "output_dir": "output_dir is set by the trainer itself: remove it",
+    "fsdp_config": "fsdp_config is set by the trainer itself: remove it",
+    "ddp_backend": "ddp_backend is set by the trainer itself: remove it",
+}

@@ -1,0 +1,55 @@
+"""What users add by training.arguments is checked by name and type, before a model is loaded."""
+
+import pathlib
+from typing import Any
+
+import pytest
+
+from finetune_api.reasons import FineTuneError
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.batches import BatchPlan
+from finetune_trainer.loops.arguments import check_arguments, training_arguments
+
+
+def spec(**training: Any) -> FineTuneJobSpec:
+    fields = {
+        "task": "masked-lm",
+        "model": {"hub": {"name": "a/b"}},
+        "datasets": [{"hub": {"name": "c/d"}}],
+        "training": training,
+    }
+    return FineTuneJobSpec.model_validate(fields)
+
+
+def arguments(tmp_path: pathlib.Path, **training: Any) -> Any:
+    return training_arguments(spec(**training), BatchPlan.choose(100, 8, 1, None), 40, tmp_path)
+
+
+@pytest.mark.parametrize("given", [{"weight_decay": 0.1}, {"weight_decay": 1}, {"torch_compile": True}, {"optim": "sgd"}])
+def test_a_field_of_the_right_type_is_taken(given: dict[str, Any]) -> None:
+    check_arguments(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"weight_decays": 0.1}, r"spec.training.arguments.weight_decays: .* did you mean weight_decay\?"),
+        ({"qqq": 1}, r"spec.training.arguments.qqq: transformers .* has no TrainingArguments field of this name$"),
+        ({"weight_decay": "much"}, r"spec.training.arguments.weight_decay: 'much' is wrong: .*number"),
+        ({"torch_compile": "perhaps"}, r"spec.training.arguments.torch_compile: 'perhaps' is wrong"),
+    ],
+)
+def test_another_is_refused_with_a_sentence(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(FineTuneError, match=sentence):
+        check_arguments(given)
+
+
+def test_what_users_add_counts_and_the_rest_is_ours(tmp_path: pathlib.Path) -> None:
+    found = arguments(tmp_path, arguments={"weight_decay": 0.3}, learningRate=1e-3, warmupSteps=4)
+    assert (found.weight_decay, found.learning_rate, found.max_steps, found.get_warmup_steps(40)) == (0.3, 1e-3, 40, 4)
+    assert found.report_to == []
+
+
+def test_what_the_trainer_itself_refuses_is_a_sentence(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(FineTuneError, match=r"spec.training.arguments \(optim\): the Trainer refuses them"):
+        arguments(tmp_path, arguments={"optim": "no-such-optimizer"})

@@ -1,0 +1,98 @@
+"""The Trainer's arguments that follow from the spec, for both loops; what ``training.arguments`` adds is checked first."""
+
+import dataclasses
+import difflib
+import functools
+import pathlib
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pydantic
+import torch
+import transformers
+
+from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.batches import BatchPlan, warmup_steps
+from finetune_trainer.precision import choose_precision
+
+_MAX_GRADIENT_NORM = 1.0
+_WEIGHT_DECAY = 0.01
+COLLECTIVE_TIMEOUT_SECONDS = 600
+_FIELD = "spec.training.arguments"
+
+
+def precision_flags(asked: Literal["auto", "bf16", "fp16", "fp32"]) -> dict[str, bool]:
+    """TrainingArguments for ``spec.training.precision``; raises FineTuneError for one that the device lacks."""
+    capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        precision = choose_precision(asked, torch.cuda.is_available(), capable)
+    except ValueError as error:
+        raise FineTuneError(Reason.CONFIGURATION_ERROR, str(error)) from None
+    return {"bf16": precision == "bf16", "fp16": precision == "fp16"}
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raise FineTuneError for a name that TrainingArguments lacks, or a value of another type; before any model is loaded."""
+    types = _argument_types()
+    for name, value in arguments.items():
+        if name not in types:
+            near = difflib.get_close_matches(name, types, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise FineTuneError(
+                Reason.CONFIGURATION_ERROR,
+                f"{_FIELD}.{name}: transformers {transformers.__version__} has no TrainingArguments field of this name{meant}",
+            )
+        try:
+            pydantic.TypeAdapter(types[name], config=pydantic.ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        except pydantic.ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise FineTuneError(Reason.CONFIGURATION_ERROR, f"{_FIELD}.{name}: {value!r} is wrong: {problem}") from None
+
+
+@functools.cache
+def _argument_types() -> dict[str, Any]:
+    hints = typing.get_type_hints(transformers.TrainingArguments)
+    return {field.name: hints[field.name] for field in dataclasses.fields(transformers.TrainingArguments) if field.init}
+
+
+def training_arguments(
+    spec: FineTuneJobSpec, plan: BatchPlan, total_steps: int, staging: pathlib.Path
+) -> transformers.TrainingArguments:
+    """Ours, and on top what users add; what the Trainer should not do on its own is switched off."""
+    training = spec.training
+    on_gpu = torch.cuda.is_available()
+    ours: dict[str, Any] = {
+        "output_dir": str(staging),
+        "per_device_train_batch_size": plan.micro,
+        "gradient_accumulation_steps": plan.accumulation,
+        "max_steps": total_steps,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.scheduler if training.scheduler != "constant" else "constant_with_warmup",
+        "warmup_steps": warmup_steps(training, total_steps),
+        "weight_decay": _WEIGHT_DECAY,
+        "max_grad_norm": _MAX_GRADIENT_NORM,
+        "seed": training.seed,
+        **precision_flags(training.precision),
+        "use_cpu": not on_gpu,
+        "tf32": True if on_gpu else None,
+        "dataloader_num_workers": 2 if on_gpu else 0,
+        "logging_steps": min(10, max(1, total_steps // 200)),
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it syncs the GPU on every micro-batch, and hides what must be seen
+        "save_strategy": "steps",
+        "save_steps": spec.checkpoint.every_steps,
+        "eval_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "ddp_find_unused_parameters": False,
+        "ddp_timeout": COLLECTIVE_TIMEOUT_SECONDS,
+    }
+    try:
+        return transformers.TrainingArguments(**ours | dict(training.arguments or {}))
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        given = ", ".join(training.arguments or {}) or "none"
+        reason = str(error).strip().splitlines()[0][:300]
+        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"{_FIELD} ({given}): the Trainer refuses them: {reason}") from None

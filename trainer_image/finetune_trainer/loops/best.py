@@ -1,0 +1,76 @@
+"""Which evaluation is the best, and whether it is time to stop: pure, a function of the evaluations so far."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.spec import Best, EvaluationPlan
+
+# Of these less is better.
+_LESS_IS_BETTER = ("loss", "perplexity", "mse", "rmse", "mae")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """Figures of the evaluation after ``step`` optimizer steps."""
+
+    step: int
+    figures: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """step: of the best evaluation. since: evaluations after it that were no better."""
+
+    step: int
+    value: float
+    since: int
+
+
+def standing(evaluations: Sequence[Evaluated], plan: EvaluationPlan) -> Standing | None:
+    """The best so far; None without evaluations of the training, or where nobody asked which is the best.
+
+    Raises FineTuneError where there is no figure of that name.
+    """
+    if plan.best is None:
+        return None
+    delta = plan.early_stopping.min_delta if plan.early_stopping else 0.0
+    sign = -1.0 if _wants_less(plan.best) else 1.0
+    found: Standing | None = None
+    for entry in evaluations:
+        if entry.step == 0:  # of the model as it came
+            continue
+        value = _figure(entry.figures, plan.best)
+        if found is None or sign * (value - found.value) > delta:
+            found = Standing(entry.step, value, 0)
+        else:
+            found = dataclasses.replace(found, since=found.since + 1)
+    return found
+
+
+def stops_early(found: Standing | None, plan: EvaluationPlan) -> bool:
+    """Whether the last evaluations were no better for as long as the spec's patience."""
+    return found is not None and plan.early_stopping is not None and found.since >= plan.early_stopping.patience
+
+
+def is_due(plan: EvaluationPlan, step: int, total_steps: int, steps_per_epoch: int) -> bool:
+    """Whether to evaluate after ``step`` steps: before the first, after the last, and as often as the spec says."""
+    if step in (0, total_steps):
+        return True
+    if plan.every_steps is not None:
+        return step % plan.every_steps == 0
+    interval = (plan.every_epochs or 1.0) * steps_per_epoch
+    return int(step / interval) > int((step - 1) / interval)
+
+
+def _wants_less(best: Best) -> bool:
+    return best.mode == "Min" if best.mode else best.metric in _LESS_IS_BETTER
+
+
+def _figure(figures: Mapping[str, float], best: Best) -> float:
+    if best.metric not in figures:
+        raise FineTuneError(
+            Reason.CONFIGURATION_ERROR,
+            f"spec.evaluation.best.metric: there is no figure {best.metric!r}; write one of: {', '.join(figures)}",
+        )
+    return figures[best.metric]

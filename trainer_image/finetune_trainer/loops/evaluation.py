@@ -1,0 +1,125 @@
+"""Evaluations: every held-out row counts once, whatever the number of processes; the best model is kept."""
+
+import contextlib
+import logging
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from finetune_api.spec import EvaluationPlan
+from finetune_trainer.batches import evaluation_batches
+from finetune_trainer.data.rows import Rows
+from finetune_trainer.distributed import Control
+from finetune_trainer.loops.best import Evaluated, Standing, is_due, standing, stops_early
+from finetune_trainer.loops.watch import Watch
+from finetune_trainer.output import Output
+from finetune_trainer.tasks.base import Scores, Task
+
+log = logging.getLogger(__name__)
+
+_BATCH = 32
+
+
+class Evaluator:
+    """Evaluates a task's model when it is due. history: evaluations of earlier attempts, up to where this one goes on.
+
+    save: writes the model to a directory; called on rank 0. improved: told of each better model, with its directory.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        rows: Rows,
+        plan: EvaluationPlan,
+        steps_per_epoch: int,
+        ranks: Control,
+        output: Output,
+        watch: Watch,
+        history: list[Evaluated],
+        save: Callable[[pathlib.Path], None],
+        improved: Callable[[pathlib.Path, Evaluated], None] | None = None,
+    ) -> None:
+        self._task, self._rows, self._plan, self._steps_per_epoch = task, rows, plan, steps_per_epoch
+        self._ranks, self._output, self._watch = ranks, output, watch
+        self._done = history
+        self._save, self._improved = save, improved
+        self.details: dict[str, Any] = {}
+
+    @property
+    def last(self) -> Evaluated | None:
+        """The newest evaluation."""
+        return self._done[-1] if self._done else None
+
+    @property
+    def standing(self) -> Standing | None:
+        """The best so far."""
+        return standing(self._done, self._plan)
+
+    def is_due(self, step: int, total_steps: int) -> bool:
+        """Whether to evaluate after ``step`` steps, and nobody has yet."""
+        return is_due(self._plan, step, total_steps, self._steps_per_epoch) and (self.last is None or self.last.step < step)
+
+    def stops_early(self) -> bool:
+        """Whether it has not become better for long enough."""
+        return stops_early(self.standing, self._plan)
+
+    def run(self, step: int, context: contextlib.AbstractContextManager[Any]) -> Evaluated:
+        """Evaluate on all ranks, tell of it, and keep the model if it is the best. context: of mixed precision."""
+        done = Evaluated(step, self.measure(context))
+        self._done.append(done)
+        self._watch.evaluated(done)
+        best = self.standing
+        if best is not None and best.step == step and step > 0:
+            self._keep(done)
+        self._watch.resume_clock()
+        return done
+
+    def measure(self, context: contextlib.AbstractContextManager[Any]) -> dict[str, float]:
+        """Figures over all held-out rows, the same on every rank; leaves the details in ``details``."""
+        figures, self.details = self._task.metrics(self.score(context))
+        return figures
+
+    @torch.no_grad()
+    def score(self, context: contextlib.AbstractContextManager[Any]) -> Scores:
+        """What the task needs of every held-out row, of all ranks in order (see batches.evaluation_order)."""
+        model = self._task.model
+        was_training = model.training
+        model.eval()
+        world = self._ranks.world
+        loader = DataLoader(
+            self._rows,
+            batch_sampler=evaluation_batches(self._rows.lengths, _BATCH, world.rank, world.size),
+            collate_fn=self._task.collate,
+            generator=torch.Generator(),  # a loader draws a number when it starts: not from those of the training's dropout
+        )
+        with context:
+            mine = [
+                self._task.score(model, {name: tensor.to(model.device) for name, tensor in batch.items()}) for batch in loader
+            ]
+        model.train(was_training)
+        everyone = [scores for part in self._ranks.gather(mine) for scores in part]
+        return {name: np.concatenate([scores[name] for scores in everyone]) for name in everyone[0]}
+
+    def _keep(self, done: Evaluated) -> None:
+        """Write the best model down; older ones go when a checkpoint is complete that knows of this one."""
+        if self._ranks.world.rank == 0:
+            directory = self._output.best_model(done.step)
+            shutil.rmtree(directory, ignore_errors=True)
+            self._save(directory)
+            log.info("the best model so far is that of step %d", done.step)
+            if self._improved:
+                self._improved(directory, done)
+        self._ranks.barrier()
+
+    def prune(self) -> None:
+        """After a complete checkpoint: drop the models that are no longer the best."""
+        best = self.standing
+        if best is not None and self._ranks.world.rank == 0:
+            for directory in self._output.best_models():
+                if directory != self._output.best_model(best.step):
+                    shutil.rmtree(directory, ignore_errors=True)

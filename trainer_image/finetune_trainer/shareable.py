@@ -1,0 +1,153 @@
+"""What of a model's directory may leave this machine, and in which words.
+
+Only what is named here is ever uploaded: no optimizer state, no training_args.bin (it holds a token), no checkpoints. In texts,
+tokens and the names of this machine and its directories are replaced; the files on the disk stay as they are.
+"""
+
+import fnmatch
+import json
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from finetune_api import names
+from finetune_api.reasons import FineTuneError, Reason
+
+log = logging.getLogger(__name__)
+
+README = "README.md"
+# Stands for the repository in a model card that was written before anybody said where the model goes.
+UNNAMED_REPOSITORY = "owner/name"
+
+_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "adapter_model.safetensors", "adapter_model-*-of-*.safetensors")
+_INDEXES = ("model.safetensors.index.json", "adapter_model.safetensors.index.json")
+# Texts in which a name may be replaced; nothing that a tokenizer reads word by word.
+_TEXTS = (
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "chat_template.jinja",
+    README,
+)
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "*.bpe.model", "spiece.model")
+_CODE = "*.py"  # of a model that comes with code of its own, without which it is no model
+_CONFIG = "config.json"
+
+REMOVED = "[removed]"
+_SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)$")
+_SHORTEST_SECRET = 16  # letters: what is shorter, and in any variable but the Hub's, may be a word of any text
+_PATH_FIELDS = re.compile(r"(name_or_path|_file|_dir|_path)$")
+
+
+def shareable_files(directory: pathlib.Path, repository: str) -> dict[str, pathlib.Path | bytes]:
+    """Name in the repository → the file, or its text where that had to be changed.
+
+    Raises FineTuneError where the directory holds no model that is whole, or a file can't be read.
+    """
+    try:
+        found = {path.name: path for path in sorted(directory.iterdir()) if path.is_file() and _allowed(path.name, directory)}
+        _check_whole(directory, found)
+        private = private_words(directory, os.environ, os.uname().nodename)
+        shared: dict[str, pathlib.Path | bytes] = {}
+        for name, path in found.items():
+            shared[name] = path
+            if name in _TEXTS:
+                before = path.read_text()
+                after = without_private(name, before, private)
+                if name == README:
+                    after = after.replace(UNNAMED_REPOSITORY, repository)
+                shared[name] = path if after == before else after.encode()
+            elif not _matches(name, _WEIGHTS):
+                _refuse_secrets(path, private)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FineTuneError(Reason.HUB_PUSH_FAILED, f"{getattr(error, 'filename', None) or directory}: {reason}") from None
+    return shared
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of a repository's root holds weights, or says which file holds which."""
+    return _matches(name, (*_WEIGHTS, *_INDEXES, "adapter_config.json", "pytorch_model*.bin"))
+
+
+def _allowed(name: str, directory: pathlib.Path) -> bool:
+    if name.endswith(".py"):
+        return _has_own_code(directory)
+    return _matches(name, (*_WEIGHTS, *_INDEXES, *_TEXTS, *_VOCABULARIES))
+
+
+def _has_own_code(directory: pathlib.Path) -> bool:
+    config = directory / _CONFIG
+    return config.is_file() and "auto_map" in json.loads(config.read_text())
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _check_whole(directory: pathlib.Path, found: Mapping[str, pathlib.Path]) -> None:
+    needed = {"adapter_config.json"} if "adapter_config.json" in found else {_CONFIG}
+    for index in _INDEXES:
+        if index in found:
+            needed |= set(json.loads(found[index].read_text())["weight_map"].values())
+    missing = sorted(needed - set(found))
+    if not any(_matches(name, _WEIGHTS) for name in found):
+        missing.append("safetensors")
+    if missing:
+        raise FineTuneError(
+            Reason.HUB_PUSH_FAILED, f"{directory} holds no finished model that is whole: {', '.join(missing)} is missing"
+        )
+
+
+def private_words(directory: pathlib.Path, environ: Mapping[str, str], host: str) -> Sequence[str]:
+    """What no uploaded file may hold, the longest first: tokens, this machine's name, directories of this machine.
+
+    A host with a name like any word is no secret, and can't be told from that word.
+    """
+    token = environ.get(names.ENV_HUB_TOKEN, "")
+    secrets = {value for name, value in environ.items() if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET}
+    own = (directory, directory.resolve(), *directory.resolve().parents, pathlib.Path.home())
+    paths = {str(path) for path in own if path.is_absolute() and len(path.parts) > 2}
+    paths |= {names.CLAIMS_DIR, names.OUTPUT_DIR, names.CACHE_DIR}
+    hosts = {host} if len(host) >= 6 and re.search(r"[\d.-]", host) else set()
+    return sorted({*secrets, *paths, *hosts} | ({token} if token else set()), key=len, reverse=True)
+
+
+def without_private(name: str, text: str, private: Iterable[str]) -> str:
+    """The text of a file without what is private; of JSON files, fields that name a directory are emptied as a whole."""
+    cleaned = text
+    if name.endswith(".json"):
+        content = json.loads(text)
+        neutral = _neutral(content)
+        cleaned = text if neutral == content else json.dumps(neutral, indent=2, ensure_ascii=False) + "\n"
+    for word in private:
+        if word in cleaned:
+            log.warning("%s: something that is private to this machine was left out of the upload", name)
+            cleaned = cleaned.replace(word, REMOVED)
+    return cleaned
+
+
+def _neutral(value: Any, field: str = "") -> Any:
+    if isinstance(value, dict):
+        return {key: _neutral(item, key) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_neutral(item, field) for item in value]
+    return None if isinstance(value, str) and _PATH_FIELDS.search(field) and pathlib.PurePath(value).is_absolute() else value
+
+
+def _refuse_secrets(path: pathlib.Path, private: Iterable[str]) -> None:
+    """A vocabulary or a program can't do without a word of its own: it is refused."""
+    content = path.read_bytes()
+    for word in private:
+        if word.encode() in content:
+            raise FineTuneError(
+                Reason.HUB_PUSH_FAILED, f"{path.name} holds a token or the name of a directory of this machine: take it out first"
+            )

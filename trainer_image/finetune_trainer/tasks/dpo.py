@@ -1,0 +1,144 @@
+"""Direct preference optimisation: to prefer the better of two answers, without going far from the model at the start."""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.spec import DirectPreference as Options
+from finetune_trainer import adapters
+from finetune_trainer.tasks import chat
+from finetune_trainer.tasks.base import IGNORED, Batch, Row, Scores
+from finetune_trainer.tasks.generation import LanguageModel, log_probabilities, pad_rows, with_eos
+
+
+class DirectPreference(LanguageModel):
+    """A row is a pair of answers to a prompt; a batch has all that were chosen, then all that were rejected.
+
+    The reference is the model as it was at the start: itself without its adapters, or a frozen copy that nothing saves. The
+    model's own dropout is off, or it would differ from the reference before it has learned anything.
+    """
+
+    _reference: Any = None
+
+    # --- before the model ------------------------------------------------------------------------------------------------
+
+    def encode(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """A pair of which nothing is left of an answer (as it lies behind maxTokens) is left out."""
+        rows: dict[str, list[Any]] = {"chosen_ids": [], "rejected_ids": [], "answer_start": []}
+        for prompt, chosen, rejected in zip(batch["prompt"], batch["chosen"], batch["rejected"], strict=True):
+            asked = self._prompt_ids(prompt)
+            pair = [self._ids(prompt, answer) for answer in (chosen, rejected)]
+            start = min(chat.common_length(asked, ids) for ids in pair)
+            pair = [ids[: self.max_tokens] for ids in pair]
+            if max(1, start) < min(map(len, pair)):
+                for name, value in zip(rows, (*pair, start), strict=True):
+                    rows[name].append(value)
+        return rows
+
+    def _prompt_ids(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, str):
+            return list(self.tokenizer(prompt)["input_ids"])
+        if not self.tokenizer.chat_template:
+            raise FineTuneError(
+                Reason.CONFIGURATION_ERROR,
+                "spec.model: the data holds chats, and the model has no chat template; train it with task sft first, or choose "
+                "a model that has one",
+            )
+        return chat.encode(self.tokenizer, prompt, generation_prompt=True)
+
+    def _ids(self, prompt: Any, answer: Any) -> list[int]:
+        if isinstance(prompt, str):
+            return with_eos(self.tokenizer(prompt + answer)["input_ids"], self.tokenizer)
+        return chat.encode(self.tokenizer, [*prompt, *answer])
+
+    def length(self, row: Row) -> int:
+        return max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+    # --- the model -------------------------------------------------------------------------------------------------------
+
+    def prepare_model(self) -> None:
+        super().prepare_model()
+        for name, module in self.model.named_modules():
+            if isinstance(module, torch.nn.Dropout) and "lora_dropout" not in name:  # that one was asked for
+                module.p = 0.0
+        if not adapters.is_adapter(self.model):
+            self._reference = copy.deepcopy(self.model).eval().requires_grad_(False)
+
+    # --- rows and batches ------------------------------------------------------------------------------------------------
+
+    def blank(self, row: Row) -> Row:
+        return {**row, "weight": 0.0}
+
+    def collate(self, rows: Any) -> Batch:
+        """``weight`` (pairs,): 0 for padding rows; all else has twice as many rows."""
+        ids = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
+        starts = [row["answer_start"] for row in rows] * 2
+        labels = [[IGNORED] * max(1, start) + list(row[max(1, start) :]) for row, start in zip(ids, starts, strict=True)]
+        weight = torch.tensor([row.get("weight", 1.0) for row in rows])
+        return {**pad_rows(ids, labels, self.tokenizer.pad_token_id), "weight": weight}
+
+    def count(self, batch: Batch) -> int:
+        return int((batch["weight"] > 0).sum())
+
+    # --- training and evaluation -----------------------------------------------------------------------------------------
+
+    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+        losses, _, _ = self._losses(model, batch)
+        return (losses * batch["weight"]).sum()
+
+    def score(self, model: Any, batch: Batch) -> Scores:
+        losses, logps, rewards = self._losses(model, batch)
+        columns = {"loss": losses, "weight": batch["weight"]}
+        columns |= dict(zip(("chosen_logps", "rejected_logps"), logps.chunk(2), strict=True))
+        columns |= dict(zip(("chosen_reward", "rejected_reward"), rewards.chunk(2), strict=True))
+        return {name: values.double().cpu().numpy() for name, values in columns.items()}
+
+    def metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
+        """loss per pair; how often, and by how much, the chosen answer has the larger reward; log-probabilities of answers."""
+        counted = scores["weight"] > 0
+        kept = {name: values[counted] for name, values in scores.items()}
+        margins = kept["chosen_reward"] - kept["rejected_reward"]
+        means = {
+            "loss": kept["loss"],
+            "rewardAccuracy": margins > 0,
+            "rewardMargin": margins,
+            "chosenLogps": kept["chosen_logps"],
+            "rejectedLogps": kept["rejected_logps"],
+        }
+        return {name: float(np.mean(values)) if len(values) else 0.0 for name, values in means.items()}, {"pairs": len(margins)}
+
+    def _losses(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Loss of each pair (pairs,), log-probability of each answer (2 × pairs,), and its reward (2 × pairs,)."""
+        options = self.spec.dpo or Options()
+        with torch.no_grad(), self._at_the_start(batch["input_ids"].device) as reference:
+            reference_logps = log_probabilities(*self.predict(reference, batch)).sum(dim=1)
+        logps = log_probabilities(*self.predict(model, batch)).sum(dim=1)
+        ratios = logps - reference_logps
+        if options.loss_type == "ipo":  # per token, as its authors mean it; else long answers would weigh by their length
+            ratios_per_token = ratios / (batch["labels"] != IGNORED).sum(dim=1)
+            chosen, rejected = ratios_per_token.chunk(2)
+            losses = (chosen - rejected - 1 / (2 * options.beta)) ** 2
+        else:
+            chosen, rejected = ratios.chunk(2)
+            margins = options.beta * (chosen - rejected)
+            losses = torch.relu(1 - margins) if options.loss_type == "hinge" else -torch.nn.functional.logsigmoid(margins)
+        return losses, logps, options.beta * ratios.detach()
+
+    @contextlib.contextmanager
+    def _at_the_start(self, device: torch.device) -> Iterator[Any]:
+        """The reference model. Never the wrapper of DDP, which counts its forward passes."""
+        if self._reference is not None:
+            yield self._reference.to(device)
+            return
+        training = self.model.training
+        self.model.eval()
+        try:
+            with self.model.disable_adapter():
+                yield self.model
+        finally:
+            self.model.train(training)
