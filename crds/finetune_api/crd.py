@@ -44,6 +44,9 @@ def _convert(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
     if node.get("x-kubernetes-int-or-string"):
         return {key: value for key, value in node.items() if key in ("x-kubernetes-int-or-string", "description")}
     node = _with_example(node)
+    if "x-kubernetes-validations" in node:
+        # The API server asks no rule where a value is outside an enum: the rule, which says what to write, stands for it.
+        node = {key: value for key, value in node.items() if key != "enum"}
     result = _keywords({key: value for key, value in node.items() if key not in _DROPPED})
     if "properties" in node:
         result["properties"] = {name: _convert(child, definitions) for name, child in node["properties"].items()}

@@ -1,4 +1,4 @@
-"""What the generated texts for people and editors have in common: a walk over the CRD's schema, with the models' examples."""
+"""What the generated texts for people and editors have in common: a walk over the CRD's schema, with what it can't hold."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -37,13 +37,13 @@ class FieldSchema:
 
 
 def resource_schema() -> Schema:
-    """The schema of the whole resource, as the CRD has it, with ``examples`` where the models give some."""
+    """The schema of the whole resource, as the CRD has it, with the ``examples`` and every ``enum`` of the models."""
     [version] = crd.custom_resource_definition()["spec"]["versions"]
     root: Schema = version["schema"]["openAPIV3Schema"]
-    examples: dict[str, list[Any]] = {}
+    more: dict[str, Schema] = {}
     for name, model in (("spec", FineTuneJobSpec), ("status", FineTuneJobStatus)):
-        examples |= _examples(model, name)
-    return _with_examples(root, "", examples)
+        more |= _more(model, name)
+    return _with_more(root, "", more)
 
 
 def fields_below(node: Schema, path: str) -> Iterator[FieldSchema]:
@@ -56,29 +56,28 @@ def fields_below(node: Schema, path: str) -> Iterator[FieldSchema]:
         yield from fields_below(child.get("items", {}), f"{field.path}[]")
 
 
-def _with_examples(node: Schema, path: str, examples: Mapping[str, list[Any]]) -> Schema:
-    result = dict(node)
-    given = [result.pop("example")] if "example" in result else examples.get(path)
-    if given:
-        result["examples"] = given
+def _with_more(node: Schema, path: str, more: Mapping[str, Schema]) -> Schema:
+    result = {**node, **more.get(path, {})}
+    if "example" in result:
+        result["examples"] = [result.pop("example")]
     if "properties" in node:
         result["properties"] = {
-            name: _with_examples(child, f"{path}.{name}" if path else name, examples)
-            for name, child in node["properties"].items()
+            name: _with_more(child, f"{path}.{name}" if path else name, more) for name, child in node["properties"].items()
         }
     if "items" in node:
-        result["items"] = _with_examples(node["items"], f"{path}[]", examples)
+        result["items"] = _with_more(node["items"], f"{path}[]", more)
     return result
 
 
-def _examples(model: type[pydantic.BaseModel], path: str) -> dict[str, list[Any]]:
-    """Path → examples, of everything below a model."""
+def _more(model: type[pydantic.BaseModel], path: str) -> dict[str, Schema]:
+    """Path → examples and enum, of everything below a model."""
     schema = model.model_json_schema(by_alias=True)
-    found: dict[str, list[Any]] = {}
+    found: dict[str, Schema] = {}
 
     def visit(node: Schema, path: str) -> None:
-        if node.get("examples"):
-            found.setdefault(path, node["examples"])
+        for keyword in ("examples", "enum"):
+            if keyword in node:
+                found.setdefault(path, {}).setdefault(keyword, node[keyword])
         if "$ref" in node:
             visit(schema["$defs"][node["$ref"].removeprefix("#/$defs/")], path)
         for branch in node.get("anyOf", ()):

@@ -97,7 +97,11 @@ def assert_same(ours: pathlib.Path, theirs: pathlib.Path) -> None:
             if figure in reference:
                 assert entry[figure] == pytest.approx(reference[figure], rel=1e-5, abs=1e-7), (entry["step"], figure)
         if "evaluation" in reference:
-            assert entry["evaluation"] == pytest.approx(reference["evaluation"], rel=1e-5, abs=1e-6), entry["step"]
+            figures, others = reference["evaluation"], entry["evaluation"]
+            # A correlation of predictions that hardly differ yet is made of their last digits.
+            loose = {name for name in ("pearson", "spearman") if name in figures}
+            for name, value in figures.items():
+                assert others[name] == pytest.approx(value, rel=1e-5, abs=1e-3 if name in loose else 1e-6), (entry["step"], name)
     assert distance(weights(ours), weights(theirs)) <= 1e-5
 
 

@@ -1,19 +1,21 @@
 """Low-rank adapters by peft: put into a model, saved alone, or merged into it. peft is imported only where it is asked for."""
 
-import logging
+import contextlib
 import pathlib
 import sys
-from collections.abc import Sequence
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import LoRA
+from finetune_trainer.embeddings import grow
 from finetune_trainer.tasks import chat
 from finetune_trainer.tasks.base import Task
-
-log = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
 # What an adapter names as its base where that came from a directory: a machine's path would say nothing elsewhere.
@@ -45,8 +47,10 @@ def apply_lora(model: Any, task: Task, lora: LoRA, fresh: Sequence[str] = ()) ->
         target_modules=targets,
         modules_to_save=_whole(model, task, lora, fresh),
         trainable_token_indices=_marker_rows(model, task, lora),
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets),
     )
-    adapted = peft.get_peft_model(model, config)
+    with _known_warnings():
+        adapted = peft.get_peft_model(model, config)
     for module in adapted.modules():
         if isinstance(module, peft.utils.ModulesToSaveWrapper):
             _train_in_fp32(module)
@@ -58,30 +62,53 @@ def merged(model: Any) -> Any:
     if not is_adapter(model):
         return model
     if getattr(model.get_base_model(), "is_quantized", False):
-        # Only for what is published: the sums are exact in 16 bits, and not in 4.
-        return model.merge_and_unload(safe_merge=True).dequantize()
+        return merged_anew(model, torch.bfloat16)
     return model.merge_and_unload(safe_merge=True)
+
+
+def merged_anew(model: Any, dtype: torch.dtype) -> Any:
+    """The same from the base model, loaded once more: 4 or 8 bits would not hold what the adapters add."""
+    quantized = model.get_base_model()
+    revision = getattr(quantized.config, "_commit_hash", None)
+    base = type(quantized).from_pretrained(
+        quantized.name_or_path,
+        dtype=dtype,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # a fresh head, which the adapters bring
+        num_labels=quantized.config.num_labels,
+        **({"revision": revision} if revision else {}),
+    )
+    grow(base, quantized.get_input_embeddings().weight.shape[0])
+    base.config.update({name: getattr(quantized.config, name, None) for name in ("id2label", "label2id", "pad_token_id")})
+    base.generation_config = quantized.generation_config
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory, save_embedding_layers=False)
+        return merge_into(base, directory, None)
+
+
+def merge_into(model: Any, name_or_path: str, revision: str | None) -> Any:
+    """The model with adapters of a directory or a repository added to its weights."""
+    import peft
+
+    with _known_warnings():
+        return merged(peft.PeftModel.from_pretrained(model, name_or_path, revision=revision))
 
 
 def save(model: Any, directory: pathlib.Path) -> None:
     """Write the adapters and the configuration of the base model, which knows the classes; no README, no machine's path."""
-    base = {name: config.base_model_name_or_path for name, config in model.peft_config.items()}
     for config in model.peft_config.values():
-        if pathlib.Path(config.base_model_name_or_path or "/").is_dir():
-            config.base_model_name_or_path = LOCAL_BASE
-    try:
-        model.save_pretrained(directory)
-    finally:
-        for name, path in base.items():
-            model.peft_config[name].base_model_name_or_path = path
+        local = pathlib.Path(config.base_model_name_or_path or "/").is_dir()
+        config.base_model_name_or_path = LOCAL_BASE if local else config.base_model_name_or_path
+        config.revision = getattr(model.config, "_commit_hash", None)
+    # Embeddings that are trained are saved as what they are; peft would ask the Hub whether to save all of them.
+    model.save_pretrained(directory, save_embedding_layers=False)
+    model.config.architectures = [type(model.get_base_model()).__name__]  # of the model with its head, not of what it came from
     model.config.save_pretrained(directory)
     (directory / "README.md").unlink(missing_ok=True)
 
 
 def _linear_names(model: Any) -> list[str]:
     """Names of all linear layers; quantized ones are subclasses, GPT-2's are Conv1D."""
-    from transformers.pytorch_utils import Conv1D
-
     return [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
 
 
@@ -136,6 +163,14 @@ def _ending(model: Any, name: str) -> list[str]:
 def _below(name: str, modules: Sequence[str] | set[str]) -> bool:
     """Whether the name is one of the modules or inside one."""
     return any(name == module or name.startswith(module + ".") for module in modules)
+
+
+@contextlib.contextmanager
+def _known_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # peft 0.21 asks for gradient checkpointing by the name that it had before transformers 5.23.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def _train_in_fp32(wrapper: Any) -> None:

@@ -39,12 +39,16 @@ def join(world: World, timeout_seconds: int) -> None:
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds))
 
 
+# Ranks that wait for rank 0 may wait as long as it takes to tokenise; one that died is noticed at once by its connection.
+_PATIENCE = datetime.timedelta(hours=12)
+
+
 class Control:
     """Agreement of all ranks, on gloo and the CPU: never a GPU sync. In a world of one every call is local."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if world.size > 1 else None
         self._pending: tuple[torch.Tensor, dist.Work] | None = None
 
     def from_rank_0(self, produce: Callable[[], T]) -> T:

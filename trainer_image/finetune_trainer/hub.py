@@ -38,7 +38,7 @@ _TIMEOUT = httpx2.Timeout(30, read=300, write=300)
 Result = TypeVar("Result")
 
 
-def patiently(action: Callable[[], Result], sleep: Callable[[float], None] = time.sleep) -> Result:
+def patiently(action: Callable[[], Result]) -> Result:
     """Do it, and again while the Hub is busy or the connection breaks; what the last try raised is raised.
 
     The Hub's client repeats single requests by itself, but not all of them: that for a commit it does not. So the action must
@@ -52,8 +52,8 @@ def patiently(action: Callable[[], Result], sleep: Callable[[float], None] = tim
             seconds = seconds_to_wait(error, attempt)
             if seconds is None or attempt == _TRIES:
                 raise
-            log.warning("the Hub at %s is in trouble (%s); trying again in %.0f s", endpoint(), type(error).__name__, seconds)
-        sleep(seconds)
+            log.warning("the Hub at %s is in trouble (%s): trying again in %.0f s", endpoint(), _in_short(error), seconds)
+        time.sleep(seconds)
     raise AssertionError("counts without end")
 
 
@@ -74,6 +74,11 @@ def seconds_to_wait(error: BaseException, attempt: int) -> float | None:
         return min(float(asked), _LONGEST_WAIT_SECONDS) if asked.isdigit() else usual
     # What is no JSON comes from a proxy before a Hub that is away.
     return usual if isinstance(cause, httpx2.TransportError) or isinstance(error, json.JSONDecodeError) else None
+
+
+def _in_short(error: BaseException) -> str:
+    cause = hub_error(error) or error
+    return str(cause.response.status_code) if isinstance(cause, hub_errors.HfHubHTTPError) else type(cause).__name__
 
 
 def hub_error(error: BaseException | None) -> BaseException | None:

@@ -3,24 +3,28 @@
 import contextlib
 import dataclasses
 import importlib.util
+import json
 import logging
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import safetensors
 import torch
 import transformers
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, ModelSource
-from finetune_trainer import adapters
+from finetune_trainer import adapters, embeddings
 from finetune_trainer.tasks.base import Task
+from finetune_trainer.tasks.generation import end_tokens
 
 log = logging.getLogger(__name__)
 
 _SHARD_SIZE = "5GB"
 # What transformers and the Hub's client raise for files that are missing, broken or of another kind.
-_LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError)
+_LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, safetensors.SafetensorError)
 
 transformers.logging.disable_progress_bar()
 
@@ -29,13 +33,15 @@ transformers.logging.disable_progress_bar()
 class ModelLocation:
     """Where the model comes from: a repository and a commit, or a directory.
 
-    field: what to name in an error. trust_remote_code: whether Python code of the repository may run.
+    field: what to name in an error. trust_remote_code: whether Python code of the repository may run. base: where the model
+    lies that the adapters there belong to, if they are adapters of a model that was a directory.
     """
 
     name_or_path: str
     revision: str | None
     field: str
     trust_remote_code: bool = False
+    base: str | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -72,22 +78,10 @@ def load_model(task: Task, location: ModelLocation, spec: FineTuneJobSpec) -> An
     New layers are drawn at random, so that the seed must be set before. Raises FineTuneError naming the field to blame.
     """
     source = spec.model
-    factory = getattr(transformers, task.auto_model)
     with _named_errors(location, f"no model for {spec.task} can be made of it"):
-        model, loading = factory.from_pretrained(
-            location.name_or_path,
-            **location.arguments,
-            **task.model_arguments(),
-            **_quantization(source),
-            dtype=weights_dtype(source),
-            use_safetensors=True,  # the other format is a program
-            output_loading_info=True,
-        )
-    _fit_tokenizer(model, task.tokenizer)
+        model, fresh = _load(task, location, source)
     if source.lora:
-        fresh = {key.rpartition(".")[0] for key in loading["missing_keys"]}
-        fresh |= {key.rpartition(".")[0] for key, *_ in loading["mismatched_keys"]}
-        model = adapters.apply_lora(model, task, source.lora, sorted(fresh))
+        model = adapters.apply_lora(model, task, source.lora, fresh)
     if spec.training.activation_checkpointing:
         checkpoint_activations(model)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -95,9 +89,50 @@ def load_model(task: Task, location: ModelLocation, spec: FineTuneJobSpec) -> An
     return model
 
 
+def _load(task: Task, location: ModelLocation, source: ModelSource) -> tuple[Any, list[str]]:
+    """The model as it lies there, and names of its modules that are not there, which are drawn at random."""
+    below = _base_of(location)
+    if below is not location and source.quantization != "none":
+        raise FineTuneError(
+            Reason.CONFIGURATION_ERROR,
+            f"spec.model.quantization: {location.field} holds adapters, which can't be added to quantized weights; write none, or "
+            "start from a merged model",
+        )
+    model, loading = getattr(transformers, task.auto_model).from_pretrained(
+        below.name_or_path,
+        **below.arguments,
+        **task.model_arguments(),
+        **_quantization(source),
+        dtype=weights_dtype(source),
+        use_safetensors=True,  # the other format is a program
+        output_loading_info=True,
+    )
+    _fit_tokenizer(model, task.tokenizer)
+    if below is not location:
+        model = adapters.merge_into(model, location.name_or_path, location.revision)
+    keys = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    return model, sorted({key.rpartition(".")[0] for key in keys})
+
+
+def _base_of(location: ModelLocation) -> ModelLocation:
+    """The location itself, or of adapters (an earlier job's, or the Hub's) that of the model below them."""
+    found = find_adapter_config_file(location.name_or_path, revision=location.revision)
+    if found is None:
+        return location
+    config = json.loads(pathlib.Path(found).read_text())
+    name = location.base or config["base_model_name_or_path"]
+    if name == adapters.LOCAL_BASE:
+        raise FineTuneError(
+            Reason.CONFIGURATION_ERROR,
+            f"{location.field}: it holds adapters alone, and the model that they belong to was a directory, not one of the Hub; "
+            "merge them into it, and write the directory of the merged model",
+        )
+    return dataclasses.replace(location, name_or_path=name, revision=None if location.base else config.get("revision"))
+
+
 def checkpoint_activations(model: Any) -> None:
     """Compute activations again in the backward pass instead of keeping them."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     if adapters.is_adapter(model):
         model.enable_input_require_grads()  # the embeddings are frozen: without it, nothing before an adapter has a gradient
 
@@ -110,6 +145,11 @@ def weights_dtype(source: ModelSource) -> torch.dtype:
     return torch.bfloat16 if source.dtype == "bfloat16" else torch.float32
 
 
+def merged(model: Any) -> Any:
+    """The full model: with adapters, these added to its weights, which uses the model up; without, as it is."""
+    return adapters.merged(model)
+
+
 def save_model(model: Any, tokenizer: Any, directory: pathlib.Path) -> None:
     """Write model (or adapter), configuration and tokenizer: safetensors in shards, nothing that names this machine."""
     with _ready_for_use(model):
@@ -118,6 +158,8 @@ def save_model(model: Any, tokenizer: Any, directory: pathlib.Path) -> None:
         else:
             model.save_pretrained(directory, max_shard_size=_SHARD_SIZE)
     tokenizer.save_pretrained(directory)
+    for weights in directory.glob("*.safetensors"):  # which safetensors lets nobody else read, as it does no other job
+        weights.chmod((directory / "config.json").stat().st_mode)
 
 
 def _quantization(source: ModelSource) -> dict[str, Any]:
@@ -153,21 +195,12 @@ def _fit_tokenizer(model: Any, tokenizer: Any) -> None:
     model.config.pad_token_id = tokenizer.pad_token_id
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        # New rows start as the mean of the old: the same on every rank, whatever was drawn at random before.
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        embeddings = {id(layer.weight): layer.weight for layer in _embeddings(model)}
-        for weight in embeddings.values():
-            weight.data[rows:] = weight.data[:rows].float().mean(dim=0).to(weight.dtype)
-        log.info("%d tokens added to the vocabulary of %d", len(tokenizer) - rows, rows)
+        model.generation_config.eos_token_id = end_tokens(model, tokenizer)
+    added = embeddings.grow(model, len(tokenizer))
+    if added:
+        log.info("%d tokens added to a vocabulary of %d", added, len(tokenizer) - added)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
-
-
-def _embeddings(model: Any) -> list[Any]:
-    """Input and output embeddings; perhaps one and the same."""
-    return [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
 
 
 @contextlib.contextmanager

@@ -10,10 +10,12 @@ import os
 import pathlib
 import shlex
 import shutil
+import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from huggingface_hub.utils import disable_progress_bars
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec
@@ -42,7 +44,7 @@ def push(directory: pathlib.Path, spec: FineTuneJobSpec, name: str, message: str
     except FineTuneError as error:
         command = f"finetune push {shlex.quote(str(directory))} --to {spec.publish.repository}"
         raise FineTuneError(
-            Reason.HUB_PUSH_FAILED, f"{error.message}; the model is kept, and this pushes it later: {command}"
+            Reason.HUB_PUSH_FAILED, f"{error.message.rstrip('.')}; the model is kept, and this pushes it later: {command}"
         ) from None
 
 
@@ -58,6 +60,8 @@ def upload(directory: pathlib.Path, repository: str, private: bool, message: str
     """
     api = HfApi()
     files = shareable_files(directory, repository)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     _choose_protocol(api.endpoint)
 
     def once() -> str:
@@ -66,18 +70,11 @@ def upload(directory: pathlib.Path, repository: str, private: bool, message: str
 
     with hub.explained(field, repository, Reason.HUB_PUSH_FAILED):
         try:
-            try:
-                commit = hub.patiently(once)
-            except RuntimeError as error:
-                if hub.hub_error(error) or constants.HF_HUB_DISABLE_XET:
-                    raise
-                log.warning("the upload by Xet failed (%s): trying LFS", error.__cause__ or error)
-                constants.HF_HUB_DISABLE_XET = True
-                commit = hub.patiently(once)
+            commit = _by_either_protocol(once)
         except (OSError, RuntimeError, ValueError) as error:
             if hub.hub_error(error):
                 raise
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            said = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise FineTuneError(Reason.HUB_PUSH_FAILED, f"{field}: the push to {repository!r} failed: {said}") from None
     return Published(url=f"{api.endpoint}/{repository}", commit=commit)
 
@@ -97,6 +94,18 @@ def _commit(api: HfApi, repository: str, files: Mapping[str, pathlib.Path | byte
     operations += [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
     commit = api.create_commit(repository, operations, commit_message=message, parent_commit=info.sha)
     return commit.oid
+
+
+def _by_either_protocol(once: Callable[[], str]) -> str:
+    """By Xet where it is on, and by LFS when that fails for a reason of its own: its client gives no more than a sentence."""
+    try:
+        return hub.patiently(once)
+    except (RuntimeError, OSError) as error:
+        if hub.hub_error(error) or constants.HF_HUB_DISABLE_XET:
+            raise
+        log.warning("the upload by Xet failed: trying LFS")
+    constants.HF_HUB_DISABLE_XET = True
+    return hub.patiently(once)
 
 
 def _choose_protocol(endpoint: str) -> None:
@@ -120,7 +129,7 @@ class BestPusher:
         self._thread: threading.Thread | None = None
 
     def submit(self, directory: pathlib.Path, step: int, metrics: Mapping[str, float]) -> None:
-        """Push the model in a directory, which may be changed or removed as soon as this returns.
+        """Push the model in a directory, which may be renamed or removed as soon as this returns (but no file of it rewritten).
 
         metrics: figures of its evaluation, for the commit's message.
         """

@@ -22,23 +22,26 @@ from finetune_api.spec import DEFAULT_EPOCHS, FineTuneJobSpec
 from finetune_api.status import Resolved, SampleAnswer
 from finetune_api.wire import RunConfig
 from finetune_trainer import checkpoint, errors, hub
+from finetune_trainer.adapters import merged
 from finetune_trainer.arguments import find_model
 from finetune_trainer.batches import BatchPlan
+from finetune_trainer.card import write_model_card
 from finetune_trainer.data.prepare import prepare
 from finetune_trainer.data.rows import Rows
 from finetune_trainer.distributed import Control, World, join
+from finetune_trainer.fit import fit_to_gpu
 from finetune_trainer.loops import Loop
-from finetune_trainer.loops.arguments import COLLECTIVE_TIMEOUT_SECONDS, check_arguments, training_arguments
+from finetune_trainer.loops.arguments import COLLECTIVE_TIMEOUT_SECONDS, check_arguments, precision_flags, training_arguments
 from finetune_trainer.loops.best import Evaluated
 from finetune_trainer.loops.evaluation import Evaluator
 from finetune_trainer.loops.native import NativeLoop
 from finetune_trainer.loops.trainer import TrainerLoop
 from finetune_trainer.loops.watch import Watch, evaluation_status
 from finetune_trainer.metrics import WorkerMetrics
-from finetune_trainer.models import ModelLocation, load_config, load_model, load_tokenizer, merged, save_model
+from finetune_trainer.models import ModelLocation, load_config, load_model, load_tokenizer, save_model
 from finetune_trainer.output import Output
 from finetune_trainer.progress import Reporter
-from finetune_trainer.publish import BestPusher, write_model_card
+from finetune_trainer.publish import BestPusher
 from finetune_trainer.state import ENV_LAUNCHER_PID, RunState, write_atomically
 from finetune_trainer.tasks import task_class
 from finetune_trainer.tasks.base import Task
@@ -49,35 +52,26 @@ log = logging.getLogger("finetune_trainer.train")  # not __name__: this runs as 
 
 def train(config: RunConfig, ranks: Control, state: RunState, reporter: Reporter) -> None:
     """One training from the spec to the finished model in the output directory, or to an orderly stop."""
-    spec, world = config.spec, ranks.world
-    output = Output(pathlib.Path(config.output))
+    spec, world, output = config.spec, ranks.world, Output(pathlib.Path(config.output))
     check_arguments(spec.training.arguments or {})
     if spec.distributed.gpus_per_node and not torch.cuda.is_available():
         log.warning("spec.distributed.gpusPerNode asks for GPUs, but torch sees none in this pod: training on the CPU")
 
     reporter.update(message="looking up model and data")
     resolved = ranks.from_rank_0(lambda: _resolve(config, output))
-    reporter.update(message="loading the data", resolved=resolved)
     location = _locate_model(config, resolved)
-    tokenizer, model_config, task_type = load_tokenizer(location), load_config(location), task_class(spec.task)
-    revisions = list(resolved.dataset_revisions or [])
-    prepared = ranks.from_rank_0(lambda: prepare(config, revisions, tokenizer, model_config, task_type))
-    task = task_type(spec, tokenizer, model_config, prepared.info)
-    train_split, eval_split = prepared.open()
-    rows = Rows(train_split, task, spec.training.seed, varied=True)
-    eval_rows = Rows(eval_split, task, spec.training.seed, varied=False)
+    reporter.update(message="loading the data", resolved=resolved)
+    task, rows, eval_rows = _load_data(config, location, resolved, ranks)
 
-    reporter.update(message="loading the model")
-    transformers.set_seed(spec.training.seed)  # a fresh head must be the same on every rank
-    task.model = load_model(task, location, spec)
-    task.prepare_model()
-
-    plan = BatchPlan.choose(len(rows), spec.training.global_batch_size, world.size, spec.training.per_device_batch_size)
+    plan, checkpointing = _plan_batches(task, len(rows), ranks)
     total_steps = plan.total_steps(spec.training.epochs or DEFAULT_EPOCHS, spec.training.max_steps)
     resolved = resolved.model_copy(update={"global_batch_size": plan.global_batch, "per_device_batch_size": plan.micro})
-    reporter.update(resolved=resolved, total_steps=total_steps)
-    resume, history = ranks.from_rank_0(lambda: _prepare_checkpoints(output))
+    reporter.update(message="loading the model", resolved=resolved, total_steps=total_steps)
+    transformers.set_seed(spec.training.seed)  # a fresh head must be the same on every rank
+    task.model = load_model(task, location, _with_checkpointing(spec, checkpointing))
+    task.prepare_model()
 
+    resume, history = ranks.from_rank_0(lambda: _prepare_checkpoints(output))
     args = training_arguments(spec, plan, total_steps, checkpoint.staging_dir(output.checkpoints))
     metrics = WorkerMetrics(config.namespace, config.name, world.rank)
     metrics.set(declared.TRAINING_INFO, 1, task=spec.task, precision=_precision(args), processes=str(world.size))
@@ -85,7 +79,7 @@ def train(config: RunConfig, ranks: Control, state: RunState, reporter: Reporter
     pusher = BestPusher(spec, config.name) if spec.publish and spec.publish.when == "OnBestCheckpoint" else None
     evaluator = Evaluator(
         task, eval_rows, spec.evaluation, plan.steps_per_epoch, ranks, output, watch, history,
-        save=lambda directory: save_model(task.model, tokenizer, directory),
+        save=lambda directory: save_model(task.model, task.tokenizer, directory),
         improved=pusher and (lambda directory, done: pusher.submit(directory, done.step, dict(done.figures))),
     )  # fmt: skip
     loop_type = NativeLoop if spec.training.loop == "native" else TrainerLoop
@@ -105,6 +99,32 @@ def train(config: RunConfig, ranks: Control, state: RunState, reporter: Reporter
         _finish(config, task, loop, evaluator, step, before, output, reporter, ranks)
     if pusher:
         pusher.close()
+
+
+def _load_data(config: RunConfig, location: ModelLocation, resolved: Resolved, ranks: Control) -> tuple[Task, Rows, Rows]:
+    """The task, and its rows to train and to evaluate on. One process reads and tokenises for all."""
+    spec = config.spec
+    tokenizer, model_config, task_type = load_tokenizer(location), load_config(location), task_class(spec.task)
+    revisions = list(resolved.dataset_revisions or [])
+    prepared = ranks.from_rank_0(lambda: prepare(config, revisions, tokenizer, model_config, task_type))
+    task = task_type(spec, tokenizer, model_config, prepared.info)
+    train_split, eval_split = prepared.open()
+    seed = spec.training.seed
+    return task, Rows(train_split, task, seed, varied=True), Rows(eval_split, task, seed, varied=False)
+
+
+def _plan_batches(task: Task, rows: int, ranks: Control) -> tuple[BatchPlan, bool]:
+    """How a global batch is split, and whether activations are computed again; what the job leaves open is fitted to the GPU."""
+    training, world = task.spec.training, ranks.world.size
+    largest = BatchPlan.choose(rows, training.global_batch_size, world, training.per_device_batch_size)
+    half = any(precision_flags(training.precision).values())
+    micro, checkpointing = ranks.from_rank_0(lambda: fit_to_gpu(task, task.spec, world, largest.micro, half))
+    return BatchPlan.choose(rows, training.global_batch_size, world, micro), checkpointing
+
+
+def _with_checkpointing(spec: FineTuneJobSpec, checkpointing: bool) -> FineTuneJobSpec:
+    training = spec.training.model_copy(update={"activation_checkpointing": checkpointing})
+    return spec.model_copy(update={"training": training})
 
 
 def _resolve(config: RunConfig, output: Output) -> Resolved:

@@ -7,6 +7,7 @@ from finetune_api.spec.pod import EnvironmentVariable, Pod, PodSecurity, PodVolu
 from finetune_api.spec.sources import ClaimDataset, Columns, Dataset, HubDataset, HubModel, LoRA, ModelSource
 from finetune_api.spec.tasks import (
     NATIVE_TASKS,
+    TASKS,
     Classification,
     DirectPreference,
     MaskedLM,
@@ -30,6 +31,7 @@ __all__ = [
     "DEFAULT_EPOCHS",
     "DEFAULT_WARMUP_RATIO",
     "NATIVE_TASKS",
+    "TASKS",
     "Best",
     "Cache",
     "Checkpoint",

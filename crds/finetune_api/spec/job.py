@@ -24,6 +24,7 @@ class FineTuneJobSpec(Model):
         description="What the model learns. text-classification: the class of a text. token-classification: the tag of each "
         "word. masked-lm: hidden words. causal-lm: to go on with a text. sft: to answer prompts and chats; also for question "
         "answering, translation and summarization, as prompt and completion. dpo: which of two answers is the better.",
+        examples=["text-classification"],
         json_schema_extra=validations(cel(f"self in {list(TASKS)}", UNKNOWN_TASK)),
     )
     model: ModelSource = Field(description="The model to start from.")

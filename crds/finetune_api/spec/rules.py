@@ -58,10 +58,9 @@ def _columns(task: Task) -> Rule:
     )
 
 
-def _multi_label(spec: "FineTuneJobSpec") -> bool:
-    if spec.classification is not None and spec.classification.problem_type is not None:
-        return spec.classification.problem_type == "MultiLabel"
-    return spec.datasets[0].columns.labels is not None
+def _labels(spec: "FineTuneJobSpec") -> bool:
+    lists = any(dataset.columns.labels is not None for dataset in spec.datasets)
+    return not lists or spec.classification is None or spec.classification.problem_type in (None, "MultiLabel")
 
 
 def _keeps_a_copy(spec: "FineTuneJobSpec") -> bool:
@@ -103,11 +102,11 @@ RULES = (
         ),
     ),
     Rule(
-        cel="self.datasets.all(d, has(d.columns.labels) == (has(self.classification) && has(self.classification.problemType)"
-        " ? self.classification.problemType == 'MultiLabel' : has(self.datasets[0].columns.labels)))",
-        sentence="datasets: columns.labels is the list of classes of a MultiLabel problem: write it for each data set, or for "
-        "none and leave out classification.problemType: MultiLabel",
-        holds=lambda spec: all((dataset.columns.labels is not None) == _multi_label(spec) for dataset in spec.datasets),
+        cel="!has(self.classification) || !has(self.classification.problemType)"
+        " || self.classification.problemType == 'MultiLabel' || !self.datasets.exists(d, has(d.columns.labels))",
+        sentence="datasets: columns.labels holds the lists of classes of a MultiLabel problem: write columns.label, or "
+        "classification.problemType: MultiLabel",
+        holds=_labels,
     ),
     Rule(
         cel="self.datasets.all(d, has(d.weight) == has(self.datasets[0].weight))",

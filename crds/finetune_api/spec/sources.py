@@ -30,7 +30,7 @@ class LoRA(Model):
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.05, description="Dropout before the adapters.")
     target_modules: Annotated[Sequence[Name], Field(min_length=1, max_length=64)] = Field(
-        default=("all-linear",),
+        default_factory=lambda: ["all-linear"],
         description="Modules that get adapters, by the end of their names; all-linear: all linear layers but the head.",
         json_schema_extra={"default": ["all-linear"]},
         examples=[["q_proj", "v_proj"]],
@@ -136,7 +136,8 @@ class Columns(Model):
     )
     labels: Name | None = Field(
         default=None,
-        description="Column with the list of classes of a text, for MultiLabel; in tables, names with commas between them.",
+        description="Column with the list of classes of a text, for MultiLabel; in tables, names with commas between them. "
+        "labels if left out.",
         examples=["genres"],
     )
     tokens: Name | None = Field(

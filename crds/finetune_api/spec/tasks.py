@@ -44,9 +44,9 @@ class Classification(Model):
 
     problem_type: ProblemType | None = Field(
         default=None,
-        description="SingleLabel: one class a text. MultiLabel: any number of them, columns.labels holds a list. Regression: "
-        "columns.label holds a number that is to be predicted. If left out: MultiLabel where columns.labels is given, else "
-        "SingleLabel.",
+        description="SingleLabel: one class a text. MultiLabel: any number of them, a list. Regression: "
+        "columns.label holds a number that is to be predicted. If left out, as the labels look: lists are MultiLabel, "
+        "numbers with decimals a Regression, all else SingleLabel.",
         examples=["MultiLabel"],
     )
     labels: Annotated[Sequence[Name], Field(min_length=2, max_length=10_000)] | None = Field(

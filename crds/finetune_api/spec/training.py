@@ -46,7 +46,7 @@ class Training(Model):
     per_device_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = Field(
         default=None,
         description="Rows per forward pass of one process (micro-batch). Changes memory and speed, not the result. If left out: "
-        "the process's share of globalBatchSize, at most 32.",
+        "the process's share of globalBatchSize, at most 32, halved until it fits the GPU.",
         examples=[16],
     )
     max_tokens: Annotated[int, Field(ge=8, le=1_048_576)] = Field(
@@ -82,7 +82,7 @@ class Training(Model):
     activation_checkpointing: bool | None = Field(
         default=None,
         description="Compute activations again in the backward pass instead of keeping them: less memory, a fifth slower. If "
-        "left out: where the plan says that they would not fit the GPU.",
+        "left out: only where the training would not fit the GPU otherwise.",
         examples=[True],
     )
     arguments: Annotated[Mapping[str, Any], Field(max_length=100), pydantic.AfterValidator(refuse_arguments)] | None = Field(

@@ -2,17 +2,29 @@
 
 import datetime
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from finetune_api.durations import format_duration
-from finetune_api.status import CheckpointStatus, Evaluation, FineTuneJobStatus, Progress, Published, Resolved, SampleAnswer
+from finetune_api.status import (
+    CheckpointStatus,
+    Entity,
+    Evaluation,
+    FineTuneJobStatus,
+    Guess,
+    Progress,
+    Published,
+    Resolved,
+    SampleAnswer,
+)
 from finetune_api.wire import Report
 from finetune_operator.observed import read_time, write_time
 
 _LONGEST_REMAINING_SECONDS = 10 * 365 * 86_400
 _LARGEST_COUNT = 2**53  # integers beyond are not kept by every reader of JSON
 _MOST_METRICS = 64
-_TEXT_LIMIT = 200
+_TEXT_LIMIT, _ANSWER_LIMIT = 200, 400
+_MOST_ENTITIES, _MOST_GUESSES = 32, 5
 
 
 def round_significant(value: float, digits: int) -> float:
@@ -88,5 +100,21 @@ def _round_evaluation(evaluation: Evaluation) -> Evaluation:
 
 def _cut_sample(sample: SampleAnswer) -> SampleAnswer:
     return SampleAnswer(
-        text=sample.text[:_TEXT_LIMIT], label=sample.label[:_TEXT_LIMIT], score=round_significant(sample.score, 4)
+        text=sample.text[:_TEXT_LIMIT],
+        label=None if sample.label is None else sample.label[:_TEXT_LIMIT],
+        score=None if sample.score is None else round_significant(sample.score, 4),
+        entities=None if sample.entities is None else [_cut_entity(entity) for entity in sample.entities[:_MOST_ENTITIES]],
+        guesses=_cut_guesses(sample.guesses),
+        guesses_before=_cut_guesses(sample.guesses_before),
+        answer=None if sample.answer is None else sample.answer[:_ANSWER_LIMIT],
     )
+
+
+def _cut_entity(entity: Entity) -> Entity:
+    return Entity(text=entity.text[:_TEXT_LIMIT], label=entity.label[:_TEXT_LIMIT])
+
+
+def _cut_guesses(guesses: Sequence[Guess] | None) -> list[Guess] | None:
+    if guesses is None:
+        return None
+    return [Guess(token=guess.token[:_TEXT_LIMIT], score=round_significant(guess.score, 4)) for guess in guesses[:_MOST_GUESSES]]

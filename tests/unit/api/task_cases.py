@@ -32,8 +32,8 @@ def files(task: str, file_format: str) -> dict[str, Any]:
 _CLASSES = "labels, classWeights and balanced are about classes, and a Regression has none: remove them"
 _PROBLEM = "classification.problemType: MultiLabel and Regression are for text-classification: leave it out"
 _LABELS = (
-    "datasets: columns.labels is the list of classes of a MultiLabel problem: write it for each data set, or for none and leave "
-    "out classification.problemType: MultiLabel"
+    "datasets: columns.labels holds the lists of classes of a MultiLabel problem: write columns.label, or "
+    "classification.problemType: MultiLabel"
 )
 _ONE_OF_THREE = "a row has one of text, prompt and messages: write one of them"
 _WEIGHT = "datasets: write weight for each data set, or for none"
@@ -65,24 +65,36 @@ ACCEPTED = [
         Case(f"{task} by the native loop", of(task, training={"loop": "native"}))
         for task in ("text-classification", "token-classification", "masked-lm")
     ),
-    Case("tags", of("token-classification", classification={"labels": ["O", "B-PER"]}, datasets=data({"columns": {"tags": "ner"}}))),
+    Case(
+        "tags", of("token-classification", classification={"labels": ["O", "B-PER"]}, datasets=data({"columns": {"tags": "ner"}}))
+    ),
+    Case("multi-label of the usual column", changed("classification.problemType", "MultiLabel")),
+    Case("multi-label of one of two", of("text-classification", datasets=data({"columns": {"labels": "a"}}, {}))),
     Case("multi-label by its columns", columns("text-classification", labels="genres")),
-    Case("multi-label by its name", {**columns("text-classification", labels="g"), "classification": {"problemType": "MultiLabel"}}),
+    Case(
+        "multi-label by its name", {**columns("text-classification", labels="g"), "classification": {"problemType": "MultiLabel"}}
+    ),
     Case("regression", of("text-classification", classification={"problemType": "Regression"})),
     Case("regression that says what it has not", changed("classification", {"problemType": "Regression", "balanced": False})),
     Case("masked-lm in chunks", of("masked-lm", maskedLM={"probability": 0.3, "chunk": True}, samples=[{"text": "A [MASK]."}])),
     Case("sft on chats", {**columns("sft", messages="chat"), "sft": {"packing": True}, "samples": [CHAT]}),
     Case("sft on prompts", columns("sft", prompt="question", completion="answer")),
-    Case("dpo", {**columns("dpo", prompt="q", chosen="a", rejected="b"), "dpo": {"beta": 0.5, "lossType": "ipo"}, "samples": [CHAT]}),
+    Case(
+        "dpo",
+        {**columns("dpo", prompt="q", chosen="a", rejected="b"), "dpo": {"beta": 0.5, "lossType": "ipo"}, "samples": [CHAT]},
+    ),
     Case("weights for all", of("sft", datasets=data({"weight": 0.5}, {"weight": 2}))),
     *(Case(f"folders of {task}", files(task, "folders")) for task in ("text-classification", "masked-lm", "causal-lm")),
     *(Case(f"lines of {task}", files(task, "text")) for task in ("token-classification", "masked-lm", "causal-lm", "sft")),
     Case("four bits", of("sft", model={**LORA, "quantization": "nf4"})),
     Case("adapters merged", of("dpo", model=LORA, publish={"repository": "a/b", "mergeAdapter": True})),
-    Case("each best", changed("evaluation", {"best": {}}, {**MINIMAL, "publish": {"repository": "a/b", "when": "OnBestCheckpoint"}})),
+    Case(
+        "each best",
+        changed("evaluation", {"best": {}}, {**MINIMAL, "publish": {"repository": "a/b", "when": "OnBestCheckpoint"}}),
+    ),
     Case("best by a figure", changed("evaluation", {"best": {"metric": "macroF1"}, "earlyStopping": {}, "everyEpochs": 0.5})),
     Case("arguments of the user's", changed("training.arguments", {"weight_decay": 0.1, "adam_beta2": 0.95, "optim": "sgd"})),
-]  # fmt: skip
+]
 
 REFUSED = [
     *(
@@ -118,13 +130,14 @@ REFUSED = [
         "spec.datasets[0].columns",
         "write label or labels, not both",
     ),
-    Case("labels for one of two", of("text-classification", datasets=data({"columns": {"labels": "a"}}, {})), "spec", _LABELS),
-    Case("many labels without a list", changed("classification.problemType", "MultiLabel"), "spec", _LABELS),
-    Case(
-        "list of one label",
-        {**columns("text-classification", labels="a"), "classification": {"problemType": "SingleLabel"}},
-        "spec",
-        _LABELS,
+    *(
+        Case(
+            f"lists for {name}",
+            changed("classification.problemType", name, columns("text-classification", labels="a")),
+            "spec",
+            _LABELS,
+        )
+        for name in ("SingleLabel", "Regression")
     ),
     *(
         Case(f"{first} and {second}", columns("sft", **{first: "a", second: "b"}), "spec.datasets[0].columns", _ONE_OF_THREE)
@@ -141,20 +154,38 @@ REFUSED = [
     Case("four bits without adapters", changed("model.quantization", "nf4"), "spec.model", _QUANTIZED),
     Case("merging nothing", changed("publish", {"repository": "a/b", "mergeAdapter": True}), "spec", _MERGE),
     Case("best of nothing", changed("publish", {"repository": "a/b", "when": "OnBestCheckpoint"}), "spec", _BEST),
-    Case("stopping early without a best", changed("evaluation.earlyStopping", {}), "spec.evaluation",
-         "earlyStopping needs best: {metric: …}, which says what is better"),
-    Case("two plans of evaluation", changed("evaluation", {"everySteps": 1, "everyEpochs": 1}), "spec.evaluation",
-         "write everySteps or everyEpochs, not both"),
+    Case(
+        "stopping early without a best",
+        changed("evaluation.earlyStopping", {}),
+        "spec.evaluation",
+        "earlyStopping needs best: {metric: …}, which says what is better",
+    ),
+    Case(
+        "two plans of evaluation",
+        changed("evaluation", {"everySteps": 1, "everyEpochs": 1}),
+        "spec.evaluation",
+        "write everySteps or everyEpochs, not both",
+    ),
     Case("sample of nothing", changed("samples", [{}]), "spec.samples[0]", "write exactly one of text and messages"),
-    Case("sample of two", of("sft", samples=[{"text": "a", **CHAT}]), "spec.samples[0]", "write exactly one of text and messages"),
-    Case("second text without a first", of("sft", samples=[{"textPair": "a", **CHAT}]), "spec.samples[0]",
-         "textPair is the second text: write text, too"),
+    Case(
+        "sample of two", of("sft", samples=[{"text": "a", **CHAT}]), "spec.samples[0]", "write exactly one of text and messages"
+    ),
+    Case(
+        "second text without a first",
+        of("sft", samples=[{"textPair": "a", **CHAT}]),
+        "spec.samples[0]",
+        "textPair is the second text: write text, too",
+    ),
     Case("pair for masked-lm", of("masked-lm", samples=[{"text": "a", "textPair": "b"}]), "spec", _SAMPLES),
     Case("chat for a classifier", changed("samples", [CHAT]), "spec", _SAMPLES),
-    Case("role that nobody has", of("sft", samples=[{"messages": [{"role": "tool", "content": "a"}]}]), "spec.samples[0].messages[0].role"),
+    Case(
+        "role that nobody has",
+        of("sft", samples=[{"messages": [{"role": "tool", "content": "a"}]}]),
+        "spec.samples[0].messages[0].role",
+    ),
     Case("probability of everything", of("masked-lm", maskedLM={"probability": 1}), "spec.maskedLM.probability"),
     Case("five bits", of("sft", model={**LORA, "quantization": "nf5"}), "spec.model.quantization"),
-]  # fmt: skip
+]
 
 # Refused by the models alone, as no rule of a CRD sees the keys of a free object. Argument → what the refusal says.
 ARGUMENTS = {

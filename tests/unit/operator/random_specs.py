@@ -11,7 +11,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from finetune_api.crd import custom_resource_definition
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import TASKS, FineTuneJobSpec
 
 Object = dict[str, Any]
 # Rules of which each kind of object follows one; both forms as the CRD's CEL rules write them.
@@ -49,6 +49,7 @@ _AFFINITIES = st.sampled_from(
 # Where the API server knows more than our schema: values of these fields are drawn as users write them.
 _KNOWN: dict[str, st.SearchStrategy[Any]] = {
     "affinity": _AFFINITIES,
+    "arguments": st.sampled_from([{}, {"weight_decay": 0.1}]),
     "annotations": st.dictionaries(
         _KEYS, st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20), max_size=3
     ),
@@ -62,6 +63,7 @@ _KNOWN: dict[str, st.SearchStrategy[Any]] = {
     "mountPath": st.from_regex(r"/mnt(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,5}){1,3}", fullmatch=True),
     "path": _PATHS,
     "requests": st.dictionaries(_RESOURCES, _QUANTITIES, max_size=3),
+    "task": st.sampled_from(TASKS),
     "tolerations": st.lists(_TOLERATIONS, max_size=3),
     "topologyKey": st.sampled_from(["zone", "kubernetes.io/hostname", "example.com/rack"]),
 }
@@ -97,8 +99,17 @@ def _reconcile(spec: Object) -> None:
         volume.pop("accessMode", None)
     spec.get("output", {}).get("retention", {}).pop("whenFinished", None)
     spec.get("training", {}).pop("perDeviceBatchSize", None)
+    for name in ("classification", "maskedLM", "sft", "dpo", "evaluation", "samples"):  # what follows from the task, not to pods
+        spec.pop(name, None)
+    spec["model"].pop("quantization", None)
+    spec.get("training", {}).pop("loop", None)
+    for name in ("when", "mergeAdapter"):
+        spec.get("publish", {}).pop(name, None)
     for dataset in spec["datasets"]:
-        dataset.get("claim", {}).pop("evalPath", None)
+        for name in ("columns", "weight"):
+            dataset.pop(name, None)
+        for name in ("evalPath", "format"):
+            dataset.get("claim", {}).pop(name, None)
     pod = spec.get("pod", {})
     pod["env"] = list({item["name"]: item for item in pod.get("env", ())}.values())
     pod["volumes"] = list({item["mountPath"]: item for item in pod.get("volumes", ())}.values())

@@ -3,7 +3,16 @@
 import pytest
 
 from finetune_api.durations import format_duration
-from finetune_api.status import CheckpointStatus, Evaluation, FineTuneJobStatus, Progress, Resolved
+from finetune_api.status import (
+    CheckpointStatus,
+    Entity,
+    Evaluation,
+    FineTuneJobStatus,
+    Guess,
+    Progress,
+    Resolved,
+    SampleAnswer,
+)
 from finetune_api.wire import Report
 from finetune_operator.policy.progress import merge_report, round_significant
 from unit.operator.builders import NOW
@@ -123,3 +132,22 @@ def test_an_evaluation_has_a_bounded_number_of_rounded_figures() -> None:
     assert status.evaluation is not None
     assert status.evaluation.metrics["accuracy"] == 0.9812
     assert len(status.evaluation.metrics) == 64
+
+
+def test_answers_to_samples_are_bounded_whatever_the_task() -> None:
+    long = "x" * 1000
+    told = SampleAnswer(
+        text=long,
+        entities=[Entity(text=long, label=long)] * 100,
+        guesses=[Guess(token=long, score=0.123456)] * 100,
+        answer=long,
+    )
+    status = merge_report(FineTuneJobStatus(), Report(attempt=1, phase="Running", samples=[told] * 100), NOW)
+    assert status.samples is not None
+    assert len(status.samples) == 16
+    assert status.samples[0] == SampleAnswer(
+        text=long[:200],
+        entities=[Entity(text=long[:200], label=long[:200])] * 32,
+        guesses=[Guess(token=long[:200], score=0.1235)] * 5,
+        answer=long[:400],
+    )

@@ -67,3 +67,10 @@ def test_training_stops_when_patience_is_at_its_end_and_counts_no_small_gains() 
 def test_a_figure_that_is_not_there_is_named_with_those_that_are() -> None:
     with pytest.raises(FineTuneError, match=r"spec.evaluation.best.metric: there is no figure 'f1'; write one of: loss, accuracy"):
         standing(losses(1, 2), plan("f1"))
+
+
+def test_an_evaluation_without_the_figure_is_no_better_than_any() -> None:
+    diverged = [*losses(9, 3), Evaluated(20, {"accuracy": 0.0}), *losses(0, 0, 0, 4)[3:]]
+    found = standing(diverged, plan())
+    assert found is not None
+    assert (found.step, found.since) == (10, 2)

@@ -1,35 +1,35 @@
 """Loading: what the fields mean, and one clear sentence where something is wrong."""
 
+import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from finetune_api import resource
 from finetune_api.reasons import FineTuneError
 from finetune_api.wire import RunConfig
-from finetune_trainer.data import columns
-from finetune_trainer.data.load import Data, load_data, stratified_rows
+from finetune_trainer.data import classes, splits
+from finetune_trainer.data.load import Data, count_listed, count_rows, load_data
 
 
-def load(root: pathlib.Path, **dataset: Any) -> Data:
-    claim = {"claimName": "d", **dataset.pop("claim", {})}
-    spec = resource.parse_spec(
-        {
-            "task": "text-classification",
-            "model": {"claim": {"claimName": "m"}},
-            "datasets": [{"claim": claim, **dataset}],
-        }
-    )
-    config = RunConfig(name="n", namespace="ns", spec=spec, nodes=1, processes_per_node=1, claims={"d": str(root)}, output="/o")
-    return load_data(config, [""])
+def config_of(root: pathlib.Path, *sets: dict[str, Any], task: str = "text-classification", **spec: Any) -> RunConfig:
+    entries = [{**one, "claim": {"claimName": "d", **one.get("claim", {})}} if "hub" not in one else one for one in sets or ({},)]
+    parsed = resource.parse_spec({"task": task, "model": {"claim": {"claimName": "m"}}, "datasets": entries, **spec})
+    return RunConfig(name="n", namespace="ns", spec=parsed, nodes=1, processes_per_node=1, claims={"d": str(root)}, output="/o")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+def load(root: pathlib.Path, *sets: dict[str, Any], **spec: Any) -> Data:
+    config = config_of(root, *sets, **spec)
+    return load_data(config, [""] * len(config.spec.datasets))
+
+
+def both(data: Data, column: str) -> list[Any]:
+    return [*data.train[column].to_pylist(), *data.evaluation[column].to_pylist()]
 
 
 def write_folders(root: pathlib.Path, count: int = 10) -> None:
@@ -39,65 +39,297 @@ def write_folders(root: pathlib.Path, count: int = 10) -> None:
             (root / name / f"{index}.txt").write_text(f"{name} text {index}")
 
 
+def write_lines(root: pathlib.Path, name: str, rows: list[dict[str, Any]]) -> None:
+    (root / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+# --- files and splits -------------------------------------------------------------------------------------------------------
+
+
 def test_folders_are_classes_by_alphabet_and_a_tenth_is_held_out(tmp_path: pathlib.Path) -> None:
     write_folders(tmp_path)
     data = load(tmp_path)
     assert data.classes == ["a", "b"]
+    assert data.counts == [9, 9]
     assert (len(data.train), len(data.evaluation)) == (18, 2)
-    assert set(data.evaluation["label"]) == {"a", "b"}
-    assert not set(data.train["text"]) & set(data.evaluation["text"])
+    assert set(data.evaluation["label"].to_pylist()) == {"a", "b"}
+    assert not set(data.train["text"].to_pylist()) & set(data.evaluation["text"].to_pylist())
 
 
 def test_folders_below_train_and_test_are_splits(tmp_path: pathlib.Path) -> None:
     write_folders(tmp_path / "train")
     write_folders(tmp_path / "test", 3)
-    data = load(tmp_path, claim={"format": "folders"})
+    data = load(tmp_path)
     assert (len(data.train), len(data.evaluation)) == (20, 6)
 
 
-def test_a_file_that_is_not_utf8_loses_nothing(tmp_path: pathlib.Path) -> None:
-    write_folders(tmp_path)
-    (tmp_path / "a" / "0.txt").write_bytes("Prix: 5 £".encode("latin-1"))
-    data = load(tmp_path)
-    assert "Prix: 5 £" in [*data.train["text"], *data.evaluation["text"]]
+def test_texts_without_a_class_are_for_language_models(tmp_path: pathlib.Path) -> None:
+    write_folders(tmp_path / "train")
+    write_folders(tmp_path / "test", 3)
+    (tmp_path / "train" / "unsup").mkdir()
+    (tmp_path / "train" / "unsup" / "1.txt").write_text("nobody knows")
+    assert "nobody knows" not in load(tmp_path).train["text"].to_pylist()
+    data = load(tmp_path, task="masked-lm")
+    assert data.train.column_names == ["text"]
+    assert "nobody knows" in data.train["text"].to_pylist()
 
 
 def test_tables_are_read_with_the_columns_that_are_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "train.tsv").write_text("body\tstars\nbad\t1\ngood\t5\n\t5\nfine\t10\n")
     (tmp_path / "test.tsv").write_text("body\tstars\nso so\t5\n")
-    data = load(tmp_path, claim={"path": "train.tsv", "evalPath": "test.tsv"}, columns={"text": "body", "label": "stars"})
+    data = load(tmp_path, {"claim": {"path": "train.tsv", "evalPath": "test.tsv"}, "columns": {"text": "body", "label": "stars"}})
     assert data.classes == ["1", "5", "10"], "numbers are ordered by value"
-    assert data.train["text"][:] == ["bad", "good", "fine"], "a row without text is left out"
-    assert data.evaluation["text"][:] == ["so so"]
+    assert data.train["text"].to_pylist() == ["bad", "good", "fine"], "a row without text is left out"
+    assert data.evaluation["text"].to_pylist() == ["so so"]
+    assert "1 left out (no text)" in data.report.sources[0]
+
+
+def test_maxima_draw_at_random_and_the_same_rows_each_time(tmp_path: pathlib.Path) -> None:
+    write_folders(tmp_path, 40)
+    first, second = (load(tmp_path, {"maxTrainSamples": 10, "maxEvalSamples": 4}) for _ in range(2))
+    assert (len(first.train), len(first.evaluation)) == (10, 4)
+    assert first.train.equals(second.train)
+    assert set(first.train["label"].to_pylist()) == {"a", "b"}
+
+
+def test_held_out_rows_are_stratified_and_a_class_keeps_a_row_to_train_on() -> None:
+    labels = ["a"] * 80 + ["b"] * 20 + ["c"]
+    rows = splits.stratified_rows(pa.chunked_array([labels[:7], labels[7:]]), 0.1, seed=3)
+    assert np.unique([labels[row] for row in rows], return_counts=True)[1].tolist() == [8, 2]
+
+
+def test_without_classes_rows_are_held_out_at_random(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "d.txt").write_text("".join(f"line {index}\n" for index in range(50)))
+    first = load(tmp_path, {"evalFraction": 0.2}, task="causal-lm")
+    other = load(tmp_path, {"evalFraction": 0.2}, task="causal-lm", training={"seed": 1})
+    assert len(first.evaluation) == 10
+    assert not first.evaluation.equals(other.evaluation)
+    assert sorted(both(first, "text")) == sorted(f"line {index}" for index in range(50))
+
+
+def test_duplicates_are_counted_and_kept(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "train.csv").write_text("id,text,label\n1,one,a\n2,two,b\n2,one,a\n")
+    (tmp_path / "test.csv").write_text("id,text,label\n1,two,b\n2,new,a\n")
+    report = load(tmp_path).report
+    assert (report.duplicates, report.shared, report.train_rows) == (1, 1, 3)
+    assert "1 rows of train with an id that another row has" in report.sources[0]
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_order_of_the_spec_is_the_order_of_the_classes_and_numbers_count_from_its_first(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "d.csv").write_text("text,label\n" + "x,0\ny,1\n" * 10)
+    data = load(tmp_path, classification={"labels": ["zero", "one", "unused"]})
+    assert (data.classes, data.counts) == (["zero", "one", "unused"], [9, 9, 0])
+    assert set(data.train["label"].to_pylist()) == {"zero", "one"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("d.csv", 'text,genres\nw,"a,b"\nx,"[""b""]"\ny,\nz,c\n'),
+        ("d.jsonl", '{"text":"w","genres":["a","b"]}\n{"text":"x","genres":["b","b"]}\n{"text":"y","genres":[]}\n'
+                    '{"text":"z","genres":["c"]}\n'),
+    ],
+)  # fmt: skip
+def test_a_text_may_have_any_number_of_classes(tmp_path: pathlib.Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    data = load(tmp_path, {"columns": {"labels": "genres"}, "evalFraction": 0.25})
+    assert data.problem == "MultiLabel"
+    assert data.classes == ["a", "b", "c"]
+    assert sorted(both(data, "labels")) == [[], ["a", "b"], ["b"], ["c"]]
+
+
+def test_lists_make_it_multi_label_and_decimals_a_regression(tmp_path: pathlib.Path) -> None:
+    write_lines(tmp_path, "d.jsonl", [{"text": str(n), "label": ["a", "b"]} for n in range(4)])
+    assert load(tmp_path).problem == "MultiLabel"
+    write_lines(tmp_path, "d.jsonl", [{"text": str(n), "label": n / 2} for n in range(4)])
+    data = load(tmp_path)
+    assert (data.problem, list(data.classes)) == ("Regression", [])
+    assert sorted(both(data, "label")) == [0.0, 0.5, 1.0, 1.5]
+
+
+def test_words_keep_their_tags_from_conll_and_from_json_in_a_table(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "d.conll").write_text("EU B-ORG\nrejects O\n\nFine O\n")
+    expected = [(["EU", "rejects"], ["B-ORG", "O"]), (["Fine"], ["O"])]
+    data = load(tmp_path, {"evalFraction": 0.5}, task="token-classification")
+    assert data.classes == ["B-ORG", "O"]
+    assert sorted(zip(both(data, "tokens"), both(data, "tags"), strict=True)) == expected
+    (tmp_path / "d.conll").unlink()
+    (tmp_path / "d.csv").write_text('tokens,tags\n"[""EU"",""rejects""]","[""B-ORG"",""O""]"\n"[""Fine""]","[""O""]"\n')
+    data = load(tmp_path, {"evalFraction": 0.5}, task="token-classification")
+    assert sorted(zip(both(data, "tokens"), both(data, "tags"), strict=True)) == expected
+
+
+def test_declared_names_stand_for_the_numbers_and_keep_their_order(tmp_path: pathlib.Path) -> None:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["pos", "neg"])})
+    datasets.Dataset.from_dict({"text": ["x", "y"] * 5, "label": [1, 0] * 5}, features).to_parquet(tmp_path / "d.parquet")
+    data = load(tmp_path)
+    assert data.classes == ["pos", "neg"]
+    assert dict(zip(both(data, "text"), both(data, "label"), strict=True)) == {"x": "neg", "y": "pos"}
+
+
+def test_classes_that_differ_between_data_sets_are_ordered_anew() -> None:
+    assert classes.order_classes({"a", "b"}, [["b", "a"], ["b", "a"]]) == ["b", "a"]
+    assert classes.order_classes({"a", "b"}, [["b", "a"], None]) == ["a", "b"]
+    assert classes.order_classes({"10", "9", "-1", "x"}, [None]) == ["-1", "9", "10", "x"]
+
+
+# --- chats and preferences --------------------------------------------------------------------------------------------------
+
+CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+NO = {"role": "assistant", "content": "No"}
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "expected"),
+    [
+        ({"text": "t", "messages": CHAT, "prompt": "p", "completion": "c"}, {}, "messages"),
+        ({"text": "t", "prompt": "p", "completion": "c"}, {}, "prompt"),
+        ({"text": "t", "prompt": "p"}, {}, "text"),
+        ({"text": "t", "messages": CHAT}, {"text": "text"}, "text"),
+        ({"q": "p", "a": "c", "messages": CHAT}, {"prompt": "q", "completion": "a"}, "prompt"),
+    ],
+)
+def test_sft_takes_the_format_that_the_data_has_or_the_columns_name(
+    tmp_path: pathlib.Path, row: dict[str, Any], columns: dict[str, str], expected: str
+) -> None:
+    write_lines(tmp_path, "d.jsonl", [row] * 4)
+    data = load(tmp_path, {"columns": columns}, task="sft")
+    assert data.format == expected
+    names = {"prompt": ["prompt", "completion"]}.get(expected, [expected])
+    assert data.train.column_names == names
+
+
+def test_a_chat_in_a_table_is_json(tmp_path: pathlib.Path) -> None:
+    cell = json.dumps(CHAT).replace('"', '""')
+    (tmp_path / "d.csv").write_text("messages\n" + f'"{cell}"\n' * 3)
+    assert load(tmp_path, task="sft").train["messages"].to_pylist() == [CHAT, CHAT]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "p", "chosen": "good", "rejected": "bad"}, ("p", "good", "bad")),
+        ({"chosen": "Q: why? A: as it is", "rejected": "Q: why? A: no"}, ("Q: why? A:", " as it is", " no")),
+        ({"chosen": CHAT, "rejected": [CHAT[0], NO]}, (CHAT[:1], CHAT[1:], [NO])),
+        ({"prompt": "Hi", "chosen": CHAT[1:], "rejected": CHAT[1:]}, (CHAT[:1], CHAT[1:], CHAT[1:])),
+        ({"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": CHAT[1:]}, (CHAT[:1], CHAT[1:], CHAT[1:])),
+    ],
+)  # fmt: skip
+def test_a_preference_has_a_prompt_even_where_only_the_answers_hold_it(
+    tmp_path: pathlib.Path, row: dict[str, Any], expected: tuple[Any, Any, Any]
+) -> None:
+    write_lines(tmp_path, "d.jsonl", [row] * 3)
+    train = load(tmp_path, task="dpo").train.to_pylist()
+    assert train == [dict(zip(("prompt", "chosen", "rejected"), expected, strict=True))] * 2
+
+
+# --- several data sets ------------------------------------------------------------------------------------------------------
+
+
+def test_several_are_laid_end_to_end(tmp_path: pathlib.Path) -> None:
+    write_lines(tmp_path, "x.jsonl", [{"text": f"x{n}", "label": "a"} for n in range(10)])
+    write_lines(tmp_path, "y.jsonl", [{"body": f"y{n}", "label": "b", "more": "z"} for n in range(20)])
+    pair = {"text": "body", "textPair": "more"}
+    data = load(tmp_path, {"claim": {"path": "x.jsonl"}}, {"claim": {"path": "y.jsonl"}, "columns": pair})
+    assert (len(data.train), len(data.evaluation), data.classes) == (27, 3, ["a", "b"])
+    assert set(data.train["text_pair"].to_pylist()) == {"", "z"}
+
+
+def test_weights_mix_in_exact_proportion_and_repeat_what_is_small(tmp_path: pathlib.Path) -> None:
+    for name, count in (("x", 40), ("y", 160)):
+        write_lines(tmp_path, f"{name}.jsonl", [{"text": f"{name}{n}"} for n in range(count)])
+    sets = [
+        {"claim": {"path": "x.jsonl", "evalPath": "y.jsonl"}, "weight": 3},
+        {"claim": {"path": "y.jsonl", "evalPath": "x.jsonl"}, "weight": 1},
+    ]
+    texts = load(tmp_path, *sets, task="masked-lm").train["text"].to_pylist()
+    assert len(texts) == 200
+    counts = {f"x{n}": texts.count(f"x{n}") for n in range(40)}
+    assert sum(counts.values()) == 150
+    assert set(counts.values()) == {3, 4}, "all rows of a small set are there before one is there again"
+    assert [text[0] for text in texts[:40]].count("x") == 30, "spread evenly"
+    assert texts == load(tmp_path, *sets, task="masked-lm").train["text"].to_pylist()
+
+
+# --- the Hub ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, int]], None]:
+    """Make a data set of these splits what the Hub has."""
+
+    def put(sizes: dict[str, int]) -> None:
+        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["n", "p"])})
+        found = {}
+        for name, size in sizes.items():
+            columns = {"text": [f"{name}{n}" for n in range(size)], "label": [n % 2 for n in range(size)]}
+            found[name] = datasets.Dataset.from_dict(columns, features)
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(found))
+
+    return put
+
+
+def test_expressions_choose_parts_of_splits(on_hub: Callable[..., None], tmp_path: pathlib.Path) -> None:
+    on_hub({"train": 10, "test": 4})
+    data = load(tmp_path, {"hub": {"name": "a/b"}, "trainSplit": "train[:80%]", "evalSplit": "train[80%:]+test[1:2]"})
+    assert data.train["text"].to_pylist() == [f"train{n}" for n in range(8)]
+    assert data.evaluation["text"].to_pylist() == ["train8", "train9", "test1"]
+    assert data.classes == ["n", "p"]
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"columns": {"text": "body"}}, r"spec\.datasets\[0\]\.columns\.text: the data has no column 'body'; write one of: text"),
-        ({"columns": {"label": "klass"}}, r"spec\.datasets\[0\]\.columns\.label: the data has no column 'klass'"),
-        ({"columns": {"textPair": "b"}}, r"spec\.datasets\[0\]\.columns\.textPair"),
-        ({"trainSplit": "training"}, r"spec\.datasets\[0\]\.trainSplit: there is no split 'training'; write one of: train"),
-        ({"evalSplit": "held"}, r"spec\.datasets\[0\]\.evalSplit: there is no split 'held'"),
-        ({"claim": {"path": "nope.csv"}}, r"spec\.datasets\[0\]\.claim\.path: there is no 'nope\.csv'"),
-        ({"claim": {"path": "train.csv", "format": "folders"}}, r"spec\.datasets\[0\]\.claim\.path: 'train\.csv' is a file"),
-        ({"claim": {"path": "train.csv", "format": "parquet"}}, r"'train\.csv' can't be read as parquet"),
-        ({"claim": {"path": "odd.bin"}}, r"spec\.datasets\[0\]\.claim\.format: write csv, tsv"),
+        ({"trainSplit": "training"}, r"trainSplit: there is no split 'training'; write one of: train, test"),
+        ({"evalSplit": "held[:3]"}, r"evalSplit: there is no split 'held'; write one of: train, test"),
+        ({"trainSplit": "train[:80"}, r"trainSplit: 'train\[:80' can't be read"),
+    ],
+)
+def test_splits_that_are_not_there_are_refused(
+    on_hub: Callable[..., None], tmp_path: pathlib.Path, options: dict[str, str], expected: str
+) -> None:
+    on_hub({"train": 10, "test": 4})
+    with pytest.raises(FineTuneError, match=r"spec\.datasets\[0\]\." + expected):
+        load(tmp_path, {"hub": {"name": "a/b"}, **options})
+
+
+def test_rows_are_counted_without_reading_them_all_together(tmp_path: pathlib.Path) -> None:
+    write_folders(tmp_path)
+    spec = config_of(tmp_path, {}, {"hub": {"name": "a/b"}, "trainSplit": "train[:50%]", "maxEvalSamples": 7}).spec
+    assert count_rows(spec, 0, {"d": str(tmp_path)}) == (18, 2)
+    assert count_listed({"train": 100, "test": 9}, spec.datasets[1], "f") == (50, 7)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"columns": {"text": "body"}}, r"columns\.text: the data has no column 'body'; write one of: text, label \(train\.csv"),
+        ({"columns": {"label": "klass"}}, r"columns\.label: the data has no column 'klass'"),
+        ({"columns": {"textPair": "b"}}, r"columns\.textPair"),
+        ({"trainSplit": "training"}, r"trainSplit: there is no split 'training'; write one of: train"),
+        ({"trainSplit": "train[:5]"}, r"trainSplit: 'train\[:5\]' is an expression, which only data sets of the Hub have"),
+        ({"evalSplit": "held"}, r"evalSplit: there is no split 'held'"),
     ],
 )
 def test_what_is_wrong_is_said_with_the_field(tmp_path: pathlib.Path, options: dict[str, Any], expected: str) -> None:
     (tmp_path / "train.csv").write_text("text,label\none,a\ntwo,b\nthree,a\nfour,b\n")
-    (tmp_path / "odd.bin").write_bytes(b"\0\1")
-    with pytest.raises(FineTuneError, match=expected):
-        load(tmp_path, **{"claim": {"path": "train.csv"}, **options})
+    with pytest.raises(FineTuneError, match=r"spec\.datasets\[0\]\." + expected):
+        load(tmp_path, {"claim": {"path": "train.csv"}, **options})
 
 
 @pytest.mark.parametrize(
     ("train", "evaluation", "expected"),
     [
         ("one,a\ntwo,a\n", "x,a\n", "all rows have the one class 'a'"),
-        ("one,a\ntwo,b\n", "x,c\n", r"classes that the training data lacks: \['c'\]"),
-        ("one,a\ntwo,\n", "x,a\n", r"columns\.label: row 2 has no class"),
+        ("one,a\ntwo,b\n", "x,c\nx,c\n", r"evaluation data has classes that the training data lacks: 'c' \(2\)"),
+        ("one,a\ntwo,\n", "x,a\n", r"columns\.label: train\.csv, line 3, column 'label': the row has no class"),
+        ("one,a\ntwo,nan\n", "x,a\n", r"columns\.label: train\.csv, line 3"),
         (",a\n,b\n", "x,a\n", r"columns\.text: no row of split 'train' has a text"),
     ],
 )
@@ -105,30 +337,45 @@ def test_data_that_teaches_nothing_is_refused(tmp_path: pathlib.Path, train: str
     (tmp_path / "train.csv").write_text("text,label\n" + train)
     (tmp_path / "test.csv").write_text("text,label\n" + evaluation)
     with pytest.raises(FineTuneError, match=expected):
-        load(tmp_path, claim={"path": "train.csv", "evalPath": "test.csv"})
+        load(tmp_path, {"claim": {"path": "train.csv", "evalPath": "test.csv"}})
 
 
-def test_maxima_draw_at_random_and_the_same_rows_each_time(tmp_path: pathlib.Path) -> None:
-    write_folders(tmp_path, 40)
-    first, second = (load(tmp_path, maxTrainSamples=10, maxEvalSamples=4) for _ in range(2))
-    assert (len(first.train), len(first.evaluation)) == (10, 4)
-    assert first.train["text"][:] == second.train["text"][:]
-    assert set(first.train["label"]) == {"a", "b"}
+@pytest.mark.parametrize(
+    ("task", "row", "expected"),
+    [
+        ("token-classification", {"tokens": ["a", "b"], "tags": ["O"]}, r"has 1 tags for 2 words"),
+        ("token-classification", {"tokens": "a b", "tags": ["O"]}, r"column 'tokens': the row is no JSON"),
+        ("sft", {"messages": [{"role": "bot", "content": "x"}]}, r"role 'bot'; write one of: system"),
+        ("sft", {"messages": [{"from": "human", "value": "x"}]}, r"a message without role and content"),
+        ("dpo", {"prompt": "p", "chosen": "x", "rejected": CHAT}, r"one answer as a text and one as messages"),
+        ("causal-lm", {"text": ["a"]}, r"is a list; a text is needed"),
+    ],
+)
+def test_rows_of_another_shape_are_refused_with_their_place(
+    tmp_path: pathlib.Path, task: str, row: dict[str, Any], expected: str
+) -> None:
+    good = {"tokens": ["a"], "tags": ["O"], "messages": CHAT, "prompt": "p", "chosen": "x", "rejected": "y", "text": "t"}
+    write_lines(tmp_path, "d.jsonl", [good, good, {**good, **row}, good])
+    with pytest.raises(FineTuneError, match=r"d\.jsonl, line 3.*" + expected):
+        load(tmp_path, task=task)
 
 
-def test_held_out_rows_are_stratified_and_a_class_keeps_a_row_to_train_on() -> None:
-    labels = ["a"] * 80 + ["b"] * 20 + ["c"]
-    rows = stratified_rows(labels, 0.1, seed=3)
-    assert np.unique([labels[row] for row in rows], return_counts=True)[1].tolist() == [8, 2]
-    assert (rows == stratified_rows(labels, 0.1, seed=3)).all()
+@pytest.mark.parametrize(
+    ("label", "spec", "expected"),
+    [
+        ("x", {"classification": {"problemType": "Regression"}}, r"line 2.* is no number \('x'\)"),
+        ("", {"classification": {"problemType": "Regression"}}, r"line 2.* has no number"),
+        ("c", {"classification": {"labels": ["a", "b"]}}, r"labels: the training data .* not in it: 'c' \(3\)"),
+        ("c", {"classification": {"labels": ["a", "a"]}}, r"'a' is there twice"),
+    ],
+)  # fmt: skip
+def test_labels_that_are_none_are_refused(tmp_path: pathlib.Path, label: str, spec: dict[str, Any], expected: str) -> None:
+    (tmp_path / "d.csv").write_text("text,label\n" + f"t,{label}\n" * 4)
+    with pytest.raises(FineTuneError, match=expected):
+        load(tmp_path, **spec)
 
 
-def test_declared_class_names_keep_their_order() -> None:
-    rows = datasets.Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]}).cast_column(
-        "label", datasets.ClassLabel(names=["neg", "pos"])
-    )
-    spec = resource.parse_spec(
-        {"task": "text-classification", "model": {"hub": {"name": "m"}}, "datasets": [{"hub": {"name": "d"}}]}
-    ).datasets[0]
-    assert columns.normalise(rows, spec, "f", "train")["label"][:] == ["pos", "neg"]
-    assert columns.order_classes({"pos", "neg"}, [columns.declared_classes(rows, spec)]) == ["neg", "pos"]
+def test_too_few_rows_to_hold_one_out_are_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "d.csv").write_text("text,label\none,a\ntwo,b\n")
+    with pytest.raises(FineTuneError, match=r"2 row\(s\) are too few to hold any out"):
+        load(tmp_path)

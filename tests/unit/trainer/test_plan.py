@@ -64,16 +64,36 @@ def test_the_precision_follows_the_gpu() -> None:
     )
 
 
-def test_what_does_not_fit_says_the_micro_batch_that_would() -> None:
-    gpu = Gpu("SMALL", 6 * GIB, bf16=True)
-    made = plan(gpu=gpu, distributed={"gpusPerNode": 1})
+def on_gpu(gib: int, **training: Any) -> Plan:
+    return plan(gpu=Gpu("G", gib * GIB, bf16=True), distributed={"gpusPerNode": 1}, training=training)
+
+
+def test_a_micro_batch_that_is_not_given_is_one_that_fits() -> None:
+    assert (on_gpu(40).batch.micro, on_gpu(6).batch.micro) == (32, 16)
+    assert (on_gpu(6).batch.global_batch, on_gpu(6).batch.accumulation) == (32, 2)
+    assert (on_gpu(6).refused, on_gpu(6).checkpointing) == ((), False)
+
+
+def test_a_given_micro_batch_that_does_not_fit_says_the_one_that_would() -> None:
+    given = {"perDeviceBatchSize": 32, "activationCheckpointing": False}
+    made = on_gpu(6, **given)
     assert made.memory is not None
-    assert made.memory.total > gpu.memory
+    assert made.memory.total > 6 * GIB
     [sentence] = made.refused
     assert sentence.startswith("spec.training.perDeviceBatchSize: ")
     assert f"{made.fitting_micro} would fit" in sentence
-    smaller = {"perDeviceBatchSize": made.fitting_micro}
-    assert plan(gpu=gpu, distributed={"gpusPerNode": 1}, training=smaller).refused == ()
+    assert on_gpu(6, **given | {"perDeviceBatchSize": made.fitting_micro}).refused == ()
+
+
+def test_activations_are_computed_again_where_they_would_not_fit_the_gpu_and_nowhere_else() -> None:
+    assert (on_gpu(6, perDeviceBatchSize=32).checkpointing, on_gpu(40, perDeviceBatchSize=32).checkpointing) == (True, False)
+    assert plan().checkpointing is False
+    assert on_gpu(6, perDeviceBatchSize=32).refused == ()
+    saved, whole = on_gpu(40, activationCheckpointing=True).memory, on_gpu(40).memory
+    assert saved is not None
+    assert whole is not None
+    assert saved == on_gpu(6, perDeviceBatchSize=32).memory
+    assert saved.activations < whole.activations / 4
 
 
 def test_a_model_that_fits_with_no_micro_batch_is_said_so() -> None:

@@ -1,64 +1,151 @@
-"""Columns as the tasks want them: text, text_pair and label, all of them strings."""
+"""Columns as the tasks want them: which column of the data is which of ours, and what kind of rows they make.
 
-import logging
+Fields of ``columns`` that a spec leaves out stand for the usual names; what the labels are, and which of its three formats sft
+has, is seen in the first rows.
+"""
 
-import datasets
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic.alias_generators import to_camel
 
 from finetune_api.reasons import FineTuneError, Reason
-from finetune_api.spec import Dataset as DatasetSpec
+from finetune_api.spec import Columns, FineTuneJobSpec, ProblemType
+from finetune_trainer.data.cells import is_list
+from finetune_trainer.data.readers import Chunk
 
-log = logging.getLogger(__name__)
+Format = Literal["text", "prompt", "messages"]
+# What a row is made of, by kind.
+Kind = Literal["single", "multi", "regression", "words", "text", "prompt", "messages", "preference"]
+_PARTS: dict[Kind, tuple[str, ...]] = {
+    "single": ("text", "label"),
+    "multi": ("text", "labels"),
+    "regression": ("text", "label"),
+    "words": ("tokens", "tags"),
+    "text": ("text",),
+    "prompt": ("prompt", "completion"),
+    "messages": ("messages",),
+    "preference": ("prompt", "chosen", "rejected"),
+}
+_PROBLEMS: dict[ProblemType, Kind] = {"SingleLabel": "single", "MultiLabel": "multi", "Regression": "regression"}
+_FORMATS: tuple[Format, ...] = ("messages", "prompt", "text")  # the first that the data has
 
 
-def declared_classes(rows: datasets.Dataset, spec: DatasetSpec) -> list[str] | None:
-    """Class names that the data set itself declares, in its order."""
-    feature = rows.features.get(spec.columns.label)
-    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Rows of one data set. columns: our name → the data's. field: of the data set, to name in an error.
+
+    optional: ours that the data may lack.
+    """
+
+    kind: Kind
+    columns: Mapping[str, str]
+    field: str
+    optional: frozenset[str] = frozenset()
+
+    def select(self, chunk: Chunk) -> dict[str, Sequence[Any]]:
+        """The chunk's columns by our names; raises FineTuneError for one that is not there."""
+        found = {}
+        for ours, source in self.columns.items():
+            if source in chunk.columns:
+                found[ours] = chunk.columns[source]
+            elif ours not in self.optional:
+                raise FineTuneError(
+                    Reason.CONFIGURATION_ERROR,
+                    f"{self.field}.columns.{to_camel(ours)}: the data has no column {source!r}; write one of: "
+                    f"{', '.join(chunk.columns)} ({chunk.place(0)})",
+                )
+        return found
 
 
-def normalise(rows: datasets.Dataset, spec: DatasetSpec, field: str, split: str) -> datasets.Dataset:
-    """Rename and convert; rows with an empty text are left out and counted. Raises FineTuneError for what is missing."""
-    wanted = {"text": spec.columns.text, "label": spec.columns.label}
-    if spec.columns.text_pair:
-        wanted["text_pair"] = spec.columns.text_pair
-    for target, source in wanted.items():
-        if source not in rows.column_names:
-            name = {"text": "text", "label": "label", "text_pair": "textPair"}[target]
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What all data sets of a job have in common, and the columns of each."""
+
+    kind: Kind
+    problem: ProblemType | None
+    format: Format | None
+    wanted: Sequence[Wanted]
+
+
+def choose_layout(spec: FineTuneJobSpec, heads: Sequence[Chunk]) -> Layout:
+    """heads: the first rows of each data set. Raises FineTuneError where data sets do not go together."""
+    problem: ProblemType | None = None
+    format_name: Format | None = None
+    kind: Kind
+    if spec.task == "text-classification":
+        problem = _problem(spec, heads)
+        kind = _PROBLEMS[problem]
+    elif spec.task == "token-classification":
+        kind = "words"
+    elif spec.task == "sft":
+        format_name = _format(spec, heads)
+        kind = format_name
+    else:
+        kind = "preference" if spec.task == "dpo" else "text"
+    wanted = [_wanted(kind, dataset.columns, f"spec.datasets[{i}]", heads[i]) for i, dataset in enumerate(spec.datasets)]
+    return Layout(kind, problem, format_name, wanted)
+
+
+def _wanted(kind: Kind, columns: Columns, field: str, head: Chunk) -> Wanted:
+    names = {part: getattr(columns, part) or part for part in _PARTS[kind]}
+    if kind == "multi" and columns.labels is None and (columns.label is not None or "labels" not in head.columns):
+        names["labels"] = columns.label or "label"
+    if kind in ("single", "multi", "regression") and columns.text_pair is not None:
+        names["text_pair"] = columns.text_pair
+    without_prompt = kind == "preference" and columns.prompt is None
+    return Wanted(kind, names, field, frozenset({"prompt"}) if without_prompt else frozenset())
+
+
+def _problem(spec: FineTuneJobSpec, heads: Sequence[Chunk]) -> ProblemType:
+    """As the spec says, else as the labels look: lists of classes, numbers with decimals, or one class each."""
+    asked = spec.classification.problem_type if spec.classification else None
+    if asked is not None:
+        return asked
+    if any(dataset.columns.labels is not None for dataset in spec.datasets):
+        return "MultiLabel"
+    named = spec.classification is not None and spec.classification.labels is not None
+    labels: list[Any] = []
+    for dataset, head in zip(spec.datasets, heads, strict=True):
+        name = dataset.columns.label or "label"
+        if dataset.columns.label is None and name not in head.columns and "labels" in head.columns:
+            name = "labels"
+        labels += head.columns.get(name, ())
+    if any(is_list(label) for label in labels):
+        return "MultiLabel"
+    return "Regression" if not named and _are_ratings(labels) else "SingleLabel"
+
+
+def _are_ratings(labels: Iterable[Any]) -> bool:
+    """Whether all labels that are there are numbers, and one of them has decimals."""
+    fractional = False
+    for label in labels:
+        if label is None or label == "":
+            continue
+        try:
+            number = float(label)
+        except (TypeError, ValueError):
+            return False
+        fractional = fractional or (number == number and not number.is_integer())
+    return fractional
+
+
+def _format(spec: FineTuneJobSpec, heads: Sequence[Chunk]) -> Format:
+    """Of sft: the one whose columns the spec names, else the first that the data has."""
+    found = [_format_of(dataset.columns, head) for dataset, head in zip(spec.datasets, heads, strict=True)]
+    for index, name in enumerate(found):
+        if name != found[0]:
             raise FineTuneError(
                 Reason.CONFIGURATION_ERROR,
-                f"{field}.columns.{name}: the data has no column {source!r}; write one of: {', '.join(rows.column_names)}",
+                f"spec.datasets[{index}].columns: this data set has {name}, the first {found[0]}; name columns of the same kind",
             )
-    class_names = declared_classes(rows, spec)
-    columns = {target: rows[source][:] for target, source in wanted.items()}
-    kept = [row for row, text in enumerate(columns["text"]) if isinstance(text, str) and text.strip()]
-    if len(kept) < len(rows):
-        log.info("%s: %d of %d rows of split %r have no text and are left out", field, len(rows) - len(kept), len(rows), split)
-    if not kept:
-        raise FineTuneError(
-            Reason.DATA_ERROR,
-            f"{field}.columns.text: no row of split {split!r} has a text in column {spec.columns.text!r}",
-        )
-    result = {"text": [columns["text"][row] for row in kept]}
-    result["label"] = [_label(columns["label"][row], class_names, f"{field}.columns.label", row) for row in kept]
-    if "text_pair" in columns:
-        result["text_pair"] = [str(columns["text_pair"][row] or "") for row in kept]
-    return datasets.Dataset.from_dict(result)
+    return found[0]
 
 
-def _label(value: object, class_names: list[str] | None, field: str, row: int) -> str:
-    """One label as text; a whole number keeps no decimals, as tables with gaps read 1 as 1.0."""
-    if class_names is not None and isinstance(value, int) and 0 <= value < len(class_names):
-        return class_names[value]
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, str | int | bool) and str(value).strip() and value != -1:
-        return str(value).strip()
-    raise FineTuneError(Reason.DATA_ERROR, f"{field}: row {row + 1} has no class ({value!r}); give it one or remove the row")
-
-
-def order_classes(found: set[str], declared: list[list[str] | None]) -> list[str]:
-    """Order of the classes: as declared where all data sets declare the same, else numbers by value and names by alphabet."""
-    first = declared[0]
-    if first is not None and all(names == first for names in declared):
-        return first
-    return sorted(found, key=lambda name: (0, int(name), "") if name.lstrip("-").isdigit() else (1, 0, name))
+def _format_of(columns: Columns, head: Chunk) -> Format:
+    for name in _FORMATS:
+        if any(getattr(columns, part) is not None for part in _PARTS[name]):
+            return name
+    present = (name for name in _FORMATS if all(part in head.columns for part in _PARTS[name]))
+    return next(present, "text")

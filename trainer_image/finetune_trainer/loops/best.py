@@ -30,20 +30,22 @@ class Standing:
 def standing(evaluations: Sequence[Evaluated], plan: EvaluationPlan) -> Standing | None:
     """The best so far; None without evaluations of the training, or where nobody asked which is the best.
 
-    Raises FineTuneError where there is no figure of that name.
+    An evaluation in which the figure is not defined (the loss of a model that diverged) is no better than any. Raises
+    FineTuneError where none had a figure of that name.
     """
-    if plan.best is None:
+    if plan.best is None or not evaluations:
         return None
+    _check_name(evaluations, plan.best.metric)
     delta = plan.early_stopping.min_delta if plan.early_stopping else 0.0
     sign = -1.0 if _wants_less(plan.best) else 1.0
     found: Standing | None = None
     for entry in evaluations:
         if entry.step == 0:  # of the model as it came
             continue
-        value = _figure(entry.figures, plan.best)
-        if found is None or sign * (value - found.value) > delta:
+        value = entry.figures.get(plan.best.metric)
+        if value is not None and (found is None or sign * (value - found.value) > delta):
             found = Standing(entry.step, value, 0)
-        else:
+        elif found is not None:
             found = dataclasses.replace(found, since=found.since + 1)
     return found
 
@@ -67,10 +69,10 @@ def _wants_less(best: Best) -> bool:
     return best.mode == "Min" if best.mode else best.metric in _LESS_IS_BETTER
 
 
-def _figure(figures: Mapping[str, float], best: Best) -> float:
-    if best.metric not in figures:
+def _check_name(evaluations: Sequence[Evaluated], metric: str) -> None:
+    known = dict.fromkeys(name for entry in evaluations for name in entry.figures)
+    if metric not in known:
         raise FineTuneError(
             Reason.CONFIGURATION_ERROR,
-            f"spec.evaluation.best.metric: there is no figure {best.metric!r}; write one of: {', '.join(figures)}",
+            f"spec.evaluation.best.metric: there is no figure {metric!r}; write one of: {', '.join(known)}",
         )
-    return figures[best.metric]

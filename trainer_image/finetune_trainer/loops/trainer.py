@@ -94,9 +94,11 @@ class TrainerLoop(transformers.Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Our evaluation, where the Trainer would do its own."""
         done = self._evaluator.run(self.state.global_step, self.compute_loss_context_manager())
+        figures = {f"eval_{name}": value for name, value in done.figures.items()}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         if self._evaluator.stops_early():
             self.control.should_training_stop = True
-        return {f"eval_{name}": value for name, value in done.figures.items()}
+        return figures
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Let the Trainer write into the staging folder, wait for every rank, and give it its final name."""

@@ -79,7 +79,8 @@ class Watch:
             "evaluation after step %d: %s", done.step, ", ".join(f"{name} {value:.4f}" for name, value in done.figures.items())
         )
         self._append({"step": done.step, "evaluation": dict(done.figures)})
-        self._metrics.set(declared.TRAINING_EVAL_LOSS, done.figures["loss"])
+        if "loss" in done.figures:  # not where it is no number
+            self._metrics.set(declared.TRAINING_EVAL_LOSS, done.figures["loss"])
         self._reporter.update(evaluation=evaluation_status(done))
         self.resume_clock()
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from finetune_api.quantities import GIB, format_bytes, parse_quantity
 from finetune_api.spec import DEFAULT_EPOCHS, FineTuneJobSpec, OutputVolume
 from finetune_trainer.batches import BatchPlan, warmup_steps
-from finetune_trainer.data.lengths import longest_input
 from finetune_trainer.plan.gpus import Gpu
-from finetune_trainer.plan.memory import MIB, Estimate, estimate
+from finetune_trainer.plan.memory import MIB, Estimate, Weights
 from finetune_trainer.plan.model import ModelFacts
+from finetune_trainer.plan.passes import Device, choose_pass, estimate_pass, fitting_rows, longest_row
 from finetune_trainer.plan.rows import Rows
+from finetune_trainer.plan.weights import weigh
 from finetune_trainer.precision import Precision, choose_precision
 
 # Tokenizer, scheduler and states of the random numbers, beside weights and optimizer.
@@ -54,6 +55,7 @@ class Storage:
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What a job comes to. rows_known: whether batch was cut from the real number of rows. tokens: of one row at most.
+    checkpointing: whether activations are computed again in the backward pass.
 
     room: bytes for one process, None where that is not known. fitting_micro: the largest micro-batch that has room, where the
     planned one has not.
@@ -67,6 +69,8 @@ class Plan:
     warmup: int | None
     tokens: int
     precision: Precision
+    weights: Weights | None
+    checkpointing: bool
     memory: Estimate | None
     room: int | None
     fitting_micro: int | None
@@ -91,16 +95,19 @@ def build_plan(spec: FineTuneJobSpec, facts: Facts) -> Plan:
     """The whole plan; what would end badly is in its ``refused``, never raised."""
     training, rows = spec.training, facts.rows.train
     world = spec.distributed.nodes * spec.processes_per_node
+    device = _device(spec, facts)
     # Without the number of rows: as if there were enough for a batch, which is so but for the smallest data.
-    batch = BatchPlan.choose(
-        rows or training.global_batch_size, training.global_batch_size, world, training.per_device_batch_size
-    )
+    split = rows or training.global_batch_size, training.global_batch_size, world
+    batch = BatchPlan.choose(*split, training.per_device_batch_size)
+    checkpointing, memory, fitting = training.activation_checkpointing is True, None, None
+    if facts.model is not None:
+        micro, checkpointing = choose_pass(spec, facts.model, device, world, batch.micro)
+        batch = BatchPlan.choose(*split, micro)
+        memory = estimate_pass(spec, facts.model, device, world, batch.micro, checkpointing)
+        if memory is not None and device.room is not None and memory.total > device.room:
+            fitting = fitting_rows(spec, facts.model, device, world, batch.micro, checkpointing)
     steps = batch.total_steps(training.epochs or DEFAULT_EPOCHS, training.max_steps) if rows or training.max_steps else None
-    gpu = spec.distributed.gpus_per_node > 0
-    try:
-        precision = choose_precision(training.precision, gpu, facts.gpu is None or facts.gpu.bf16 is not False)
-    except ValueError:
-        precision = "fp16"
+    weights = weigh(facts.model, spec, device.bf16) if facts.model is not None else None
     plan = Plan(
         spec=spec,
         facts=facts,
@@ -108,34 +115,35 @@ def build_plan(spec: FineTuneJobSpec, facts: Facts) -> Plan:
         rows_known=rows is not None,
         steps=steps,
         warmup=warmup_steps(training, steps) if steps is not None else training.warmup_steps,
-        tokens=_longest_row(spec, facts.model),
-        precision=precision,
-        memory=None,
-        room=_room(spec, facts),
-        fitting_micro=None,
-        storage=_storage(spec, facts.model, steps),
+        tokens=longest_row(spec, facts.model),
+        precision=_precision(spec, facts),
+        weights=weights,
+        checkpointing=checkpointing,
+        memory=memory,
+        room=device.room,
+        fitting_micro=fitting,
+        storage=_storage(spec, facts.model, weights, steps),
     )
-    plan = dataclasses.replace(plan, memory=_estimate(plan, batch.micro))
-    plan = dataclasses.replace(plan, fitting_micro=_largest_fitting(plan))
     return dataclasses.replace(
         plan, refused=tuple(_refused(plan)), warnings=tuple(_warnings(plan)), unknown=tuple(_unknown(plan))
     )
 
 
-def _longest_row(spec: FineTuneJobSpec, model: ModelFacts | None) -> int:
-    if model is None or model.architecture is None:
-        return spec.training.max_tokens
-    known = model.architecture
-    return min(spec.training.max_tokens, longest_input(known.model_type, known.positions, known.pad_token_id))
+def _device(spec: FineTuneJobSpec, facts: Facts) -> Device:
+    gpu = spec.distributed.gpus_per_node > 0
+    return Device(gpu, _precision(spec, facts) != "fp32", gpu and _has_bf16(facts), _room(spec, facts))
 
 
-def _estimate(plan: Plan, micro: int) -> Estimate | None:
-    model = plan.facts.model
-    if model is None or model.architecture is None:
-        return None
-    half = plan.precision != "fp32"
-    world = plan.batch.world
-    return estimate(model.architecture, model.parameters, model.linear_parameters, micro, plan.tokens, half, plan.gpu, world)
+def _precision(spec: FineTuneJobSpec, facts: Facts) -> Precision:
+    try:
+        return choose_precision(spec.training.precision, spec.distributed.gpus_per_node > 0, _has_bf16(facts))
+    except ValueError:
+        return "fp16"
+
+
+def _has_bf16(facts: Facts) -> bool:
+    """Whether the GPU has it; one that is not known is taken for one that has."""
+    return facts.gpu is None or facts.gpu.bf16 is not False
 
 
 def _room(spec: FineTuneJobSpec, facts: Facts) -> int | None:
@@ -149,27 +157,14 @@ def _room(spec: FineTuneJobSpec, facts: Facts) -> int | None:
         return None
 
 
-def _largest_fitting(plan: Plan) -> int | None:
-    """Only where the planned micro-batch does not fit: the largest half, quarter, … of it that does."""
-    if plan.memory is None or plan.room is None or plan.memory.total <= plan.room:
-        return None
-    micro = plan.batch.micro
-    while micro > 1:
-        micro //= 2
-        smaller = _estimate(plan, micro)
-        if smaller is not None and smaller.total <= plan.room:
-            return micro
-    return None
-
-
-def _storage(spec: FineTuneJobSpec, model: ModelFacts | None, steps: int | None) -> Storage | None:
-    if model is None:
+def _storage(spec: FineTuneJobSpec, model: ModelFacts | None, weights: Weights | None, steps: int | None) -> Storage | None:
+    if model is None or weights is None:
         return None
     written = math.ceil(steps / spec.checkpoint.every_steps) if steps is not None else spec.checkpoint.keep + 1
     return Storage(
-        checkpoint=12 * model.parameters + _SMALL_FILES_BYTES,  # fp32 weights, and AdamW's two moments
+        checkpoint=3 * weights.size * weights.trained + _SMALL_FILES_BYTES,  # what is trained, and AdamW's two moments
         checkpoints=min(spec.checkpoint.keep + 1, written),
-        model=4 * model.parameters + _SMALL_FILES_BYTES,
+        model=weights.size * weights.trained + _SMALL_FILES_BYTES,
     )
 
 
@@ -195,7 +190,8 @@ def _too_large(plan: Plan, needed: int, room: int) -> str:
     if plan.fitting_micro is not None:
         remedy = f"{plan.fitting_micro} would fit, and give the same model"
     else:
-        remedy = "not even 1 would fit: lower spec.training.maxTokens, or choose a larger GPU or a smaller model"
+        adapters = "" if plan.spec.model.lora is not None else ", add spec.model.lora: {}"
+        remedy = f"not even 1 would fit: lower spec.training.maxTokens{adapters}, or choose a larger GPU or a smaller model"
     if plan.gpu:
         assert plan.facts.gpu is not None
         return f"{per_device}: {format_bytes(needed)} do not fit {plan.facts.gpu.name} ({format_bytes(room)}): {remedy}"

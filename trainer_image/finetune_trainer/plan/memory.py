@@ -1,6 +1,8 @@
 """How much memory one training process needs, by part: pure arithmetic.
 
-Weights, gradients and the two moments of AdamW are fp32 (mixed precision keeps them so): 4, 4 and 8 bytes per parameter.
+Of what is trained there are weights, gradients and the two moments of AdamW, in fp32 (mixed precision keeps them so) 4, 4 and 8
+bytes per parameter; of what adapters leave as it is, the weights alone. Logits over a vocabulary are held three times in fp32 at
+the loss: themselves, their log-softmax and its gradient.
 Activations are what autograd keeps from the forward pass for the backward pass. Per layer that is a number of bytes for each
 token and unit of width, which depends on the architecture, plus what the attention keeps. The numbers were measured with
 torch 2.13 and transformers 5.23 by ``torch.autograd.graph.saved_tensors_hooks`` on layers of different widths, lengths and
@@ -26,6 +28,10 @@ NCCL_BYTES = 512 * MIB
 # Python with torch, transformers and datasets imported, of one process: measured, 463 MiB.
 CPU_BYTES = 512 * MIB
 _FP32, _HALF = 0, 1
+_LOGITS_BYTES = 12
+# What the dropout before an adapter keeps of its layer's input, less what the frozen layer no longer keeps: bytes per token and
+# unit of width, in (fp32, half precision).
+_ADAPTED = (5, 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +82,7 @@ class Architecture:
     positions: int | None = None
     pad_token_id: int | None = None
     relative: int = 0
+    vocabulary: int = 0
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], gated: bool) -> "Architecture":
@@ -102,7 +109,37 @@ class Architecture:
             positions=_first(config, "max_position_embeddings", "n_positions", default=None),
             pad_token_id=_first(config, "pad_token_id", default=None),
             relative=_relative_positions(config),
+            vocabulary=int(_first(config, "vocab_size", default=0)),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """What is held of a model. frozen: bytes of weights that stay as they are. trained: numbers that are trained, size: bytes of
+    each. multiplied: numbers of the matrices that autocast keeps a copy of in half precision. adapted: widths of the
+    inputs of all layers that have adapters with dropout, added up.
+    """
+
+    frozen: int
+    trained: int
+    size: int = 4
+    multiplied: int = 0
+    adapted: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """One forward pass of one process: rows × tokens. half: computed in half precision. world: processes in all. predicted: share
+    of the positions that logits over the vocabulary are computed of. checkpointing: only the input of each layer is kept.
+    """
+
+    rows: int
+    tokens: int
+    half: bool
+    gpu: bool
+    world: int = 1
+    predicted: float = 0.0
+    checkpointing: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,36 +158,38 @@ class Estimate:
         return self.weights + self.gradients + self.optimizer + self.activations + self.runtime
 
 
-def estimate(
-    architecture: Architecture, parameters: int, linear_parameters: int, rows: int, tokens: int, half: bool, gpu: bool, world: int
-) -> Estimate:
-    """Memory of one process at its peak. rows, tokens: of one forward pass. world: processes in all.
-
-    linear_parameters: those of matrix multiplications, of which autocast keeps a copy in half precision.
-    """
-    kept = activation_bytes(architecture, rows, tokens, half, gpu) + (2 * linear_parameters if half else 0)
+def estimate(architecture: Architecture, weights: Weights, shape: Pass) -> Estimate:
+    """Memory of one process at its peak."""
+    kept = activation_bytes(architecture, shape, weights.adapted) + (2 * weights.multiplied if shape.half else 0)
+    kept += int(_LOGITS_BYTES * shape.rows * shape.tokens * shape.predicted) * architecture.vocabulary
+    trained = weights.size * weights.trained
     return Estimate(
-        weights=4 * parameters,
-        gradients=4 * parameters * (2 if world > 1 else 1),
-        optimizer=8 * parameters,
+        weights=weights.frozen + trained,
+        gradients=trained * (2 if shape.world > 1 else 1),
+        optimizer=2 * trained,
         activations=kept,
-        runtime=(CUDA_BYTES + (NCCL_BYTES if world > 1 else 0)) if gpu else CPU_BYTES,
+        runtime=(CUDA_BYTES + (NCCL_BYTES if shape.world > 1 else 0)) if shape.gpu else CPU_BYTES,
     )
 
 
-def activation_bytes(architecture: Architecture, rows: int, tokens: int, half: bool, gpu: bool) -> int:
-    """Bytes that autograd keeps of one forward pass of rows × tokens, without autocast's copies of the weights."""
-    a, traits, which = architecture, architecture.traits, _HALF if half else _FP32
-    wide = rows * tokens * a.hidden
-    mask = (1 if gpu else (2 if half else 4)) if a.dropout else 0
-    layer = wide * traits.hidden[which] + rows * tokens * a.inner * traits.inner[which]
-    layer += traits.dropouts * mask * wide + _attention_bytes(a, rows, tokens, half, gpu)
+def activation_bytes(architecture: Architecture, shape: Pass, adapted: int = 0) -> int:
+    """Bytes that autograd keeps of one forward pass, without autocast's copies of the weights, and without logits."""
+    a, traits, which = architecture, architecture.traits, _HALF if shape.half else _FP32
+    positions = shape.rows * shape.tokens
+    wide = positions * a.hidden
+    mask = (1 if shape.gpu else (2 if shape.half else 4)) if a.dropout else 0
+    layer = wide * traits.hidden[which] + positions * a.inner * traits.inner[which]
+    layer += traits.dropouts * mask * wide + _attention_bytes(a, shape)
     embeddings = wide * (4 + mask)  # the input of their norm, and dropout's mask
-    return a.layers * layer + embeddings
+    adapters = positions * adapted * _ADAPTED[which]
+    if shape.checkpointing:
+        return a.layers * wide * (2 if shape.half else 4) + layer + adapters // a.layers + embeddings
+    return a.layers * layer + adapters + embeddings
 
 
-def _attention_bytes(a: Architecture, rows: int, tokens: int, half: bool, gpu: bool) -> int:
+def _attention_bytes(a: Architecture, shape: Pass) -> int:
     """What one layer's attention keeps besides queries, keys, values and output, which count as hidden states."""
+    rows, tokens, half, gpu = shape.rows, shape.tokens, shape.half, shape.gpu
     scores, size = a.heads * rows * tokens**2, 2 if half else 4
     mask = (1 if gpu else size) if a.attention_dropout else 0
     if a.traits.attention == "disentangled":

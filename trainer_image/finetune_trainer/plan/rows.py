@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from finetune_api.spec import Dataset, FineTuneJobSpec
+from finetune_api.spec import Dataset, FineTuneJobSpec, Task
 from finetune_api.wire import RunConfig
 
 
@@ -21,8 +21,14 @@ class Rows:
     classes: tuple[str, ...] = ()
 
 
+# Of these tasks each row of the data is one to train on; of the others rows without anything to learn are left out.
+_ONE_TO_ONE: tuple[Task, ...] = ("text-classification", "token-classification")
+
+
 def observe_rows(spec: FineTuneJobSpec, claims: Mapping[str, str]) -> Rows:
     """Count what can be counted. Raises FineTuneError for data that the trainer would refuse."""
+    if reason := _uncountable(spec):
+        return Rows(reason=reason)
     needed = [dataset.claim.claim_name for dataset in spec.datasets if dataset.claim is not None]
     if missing := [name for name in needed if name not in claims]:
         return Rows(reason=f"the claim {missing[0]} is not given")
@@ -35,40 +41,34 @@ def observe_rows(spec: FineTuneJobSpec, claims: Mapping[str, str]) -> Rows:
     return Rows(train=sum(train for train, _ in known), evaluation=sum(evaluation for _, evaluation in known))
 
 
+def _uncountable(spec: FineTuneJobSpec) -> str | None:
+    """Why only a tokenizer could count, which a plan does not load; None where it need not."""
+    if spec.task == "causal-lm":
+        return "texts longer than maxTokens become several rows, which a tokenizer alone can count"
+    if spec.masked_lm is not None and spec.masked_lm.chunk:
+        return "the pieces of maskedLM.chunk can be counted by a tokenizer alone"
+    return None
+
+
 def _read_all(spec: FineTuneJobSpec, claims: Mapping[str, str]) -> Rows:
     """Everything is at hand: load it as the training does, so that what is refused then is refused now."""
-    _silence_datasets()
     from finetune_trainer.data.load import load_data
 
     config = RunConfig(name="plan", namespace="default", spec=spec, nodes=1, processes_per_node=1, claims=dict(claims), output="")
     data = load_data(config, [""] * len(spec.datasets))
-    return Rows(len(data.train), len(data.evaluation), exact=True, classes=tuple(data.classes))
-
-
-def _silence_datasets() -> None:
-    import datasets
-
-    datasets.disable_progress_bars()
+    return Rows(len(data.train), len(data.evaluation), exact=spec.task in _ONE_TO_ONE, classes=tuple(data.classes))
 
 
 def _count(spec: FineTuneJobSpec, index: int, claims: Mapping[str, str]) -> tuple[int, int] | None:
     """Rows to train and to evaluate on, of one data set; of the Hub's the rows without a text are counted too."""
-    from finetune_trainer.data.load import DEFAULT_EVAL_FRACTION, choose_splits, load_dataset
+    from finetune_trainer.data.load import count_listed, count_rows
     from finetune_trainer.plan.remote import count_hub_rows
 
-    _silence_datasets()
     dataset, field = spec.datasets[index], f"spec.datasets[{index}]"
     if dataset.hub is None:
-        train, evaluation, _ = load_dataset(dataset, index, claims, "", spec.training.seed)
-        return len(train), len(evaluation)
-    splits = count_hub_rows(dataset.hub, f"{field}.hub")
-    if splits is None:
-        return None
-    train_name, eval_name = choose_splits(splits, dataset, field)
-    rows = splits[train_name]
-    held_out = splits[eval_name] if eval_name else round(rows * (dataset.eval_fraction or DEFAULT_EVAL_FRACTION))
-    kept = rows if eval_name else rows - held_out
-    return min(kept, dataset.max_train_samples or kept), min(held_out, dataset.max_eval_samples or held_out)
+        return count_rows(spec, index, claims)
+    listed = count_hub_rows(dataset.hub, f"{field}.hub")
+    return None if listed is None else count_listed(listed, dataset, field)
 
 
 def _name(dataset: Dataset) -> str:

@@ -86,12 +86,15 @@ def _memory(plan: Plan) -> Iterator[str]:
     if model is None:
         yield f"not known: {plan.facts.model_reason}"
         return
+    assert plan.weights is not None
     half = "" if plan.precision == "fp32" else f", computed in {plan.precision}"
-    yield f"{model.parameters / 1e6:,.1f} million parameters in fp32{half}"
+    yield f"{model.parameters / 1e6:,.1f} million parameters{_held(plan)}{half}"
     if memory is None:
-        least = 16 * model.parameters
+        least = plan.weights.frozen + 4 * plan.weights.size * plan.weights.trained
         yield f"{format_bytes(least)} for weights, gradients and optimizer; activations are not known"
         return
+    if plan.checkpointing:
+        yield "activations are computed again in the backward pass (spec.training.activationCheckpointing)"
     runtime = "CUDA" if plan.gpu else "Python and libraries"
     parts = (
         ("weights", memory.weights), ("gradients", memory.gradients), ("optimizer", memory.optimizer),
@@ -99,6 +102,17 @@ def _memory(plan: Plan) -> Iterator[str]:
     )  # fmt: skip
     yield " + ".join(f"{name} {format_bytes(size)}" for name, size in parts)
     yield f"= about {format_bytes(memory.total)} per {'GPU' if plan.gpu else 'process'} at most; {_fit(plan, memory.total)}"
+
+
+def _held(plan: Plan) -> str:
+    """How the weights are held, and how many of them are trained."""
+    source, weights = plan.spec.model, plan.weights
+    assert weights is not None
+    if source.lora is None:
+        reference = ", twice: dpo compares with the model at the start" if plan.spec.task == "dpo" else ""
+        return f" in {'fp32' if weights.size == 4 else 'bf16'}{reference}"
+    held = f" in {source.quantization}" if source.quantization != "none" else ""
+    return f"{held}, which stay as they are; {weights.trained / 1e6:,.1f} million in fp32 are trained (lora)"
 
 
 def _fit(plan: Plan, needed: int) -> str:
@@ -136,9 +150,10 @@ def _publish(plan: Plan) -> str:
     publish, storage = plan.spec.publish, plan.storage
     if publish is None:
         return "nothing; the model stays in the output"
-    size = f", {format_bytes(storage.model)}" if storage else ""
+    what = ", the whole model" if publish.merge_adapter else f", {format_bytes(storage.model)}" if storage else ""
+    when = ", each best one as it is found" if publish.when == "OnBestCheckpoint" else ""
     endpoint = plan.spec.hub.endpoint or "the Hub"
-    return f"to {publish.repository} on {endpoint}, {publish.visibility.lower()} if it is created{size}"
+    return f"to {publish.repository} on {endpoint}, {publish.visibility.lower()} if it is created{what}{when}"
 
 
 def _recovery(plan: Plan) -> str:

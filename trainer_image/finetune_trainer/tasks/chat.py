@@ -65,6 +65,14 @@ def encode(tokenizer: Any, messages: Messages, generation_prompt: bool = False) 
     return list(encoded["input_ids"])
 
 
+def render(tokenizer: Any, messages: Messages, generation_prompt: bool = False) -> str:
+    """A chat as the text that is tokenised."""
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=generation_prompt, tokenize=False))
+    except Exception as error:
+        raise _unfit(error) from error
+
+
 class AssistantMask:
     """Which tokens of a chat the assistant says.
 
@@ -89,20 +97,20 @@ class AssistantMask:
         return list(encoded["input_ids"]), [bool(said) for said in encoded["assistant_masks"]]
 
     def _by_turns(self, messages: Messages) -> tuple[list[int], list[bool]]:
-        ids = encode(self._tokenizer, messages)
+        ids, whole = encode(self._tokenizer, messages), render(self._tokenizer, messages)
         said = [False] * len(ids)
         for turn, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = encode(self._tokenizer, messages[:turn], generation_prompt=True)
-            after = encode(self._tokenizer, messages[: turn + 1])
-            start, end = common_length(before, ids), common_length(after, ids)
-            if start < len(before) or end < len(after):
+            parts = ((messages[:turn], True), (messages[: turn + 1], False))
+            if not all(whole.startswith(render(self._tokenizer, *part)) for part in parts):
                 raise FineTuneError(
                     Reason.CONFIGURATION_ERROR,
                     "spec.sft.assistantOnlyLoss: the model's chat template does not tell what the assistant says; write "
                     "false, or a template with {% generation %} and {% endgeneration %} around it as spec.sft.chatTemplate",
                 )
+            # Not the number of tokens of the parts: their last may merge with what follows.
+            start, end = (common_length(encode(self._tokenizer, *part), ids) for part in parts)
             said[start:end] = [True] * (end - start)
         return ids, said
 

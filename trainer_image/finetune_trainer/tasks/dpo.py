@@ -91,6 +91,7 @@ class DirectPreference(LanguageModel):
         losses, _, _ = self._losses(model, batch)
         return (losses * batch["weight"]).sum()
 
+    @torch.no_grad()
     def score(self, model: Any, batch: Batch) -> Scores:
         losses, logps, rewards = self._losses(model, batch)
         columns = {"loss": losses, "weight": batch["weight"]}

@@ -18,6 +18,7 @@ from finetune_trainer.data.lengths import longest_input
 from finetune_trainer.tasks import chat
 from finetune_trainer.tasks.base import IGNORED, Batch, DataInfo, Row, Scores, Task
 
+FLASH_ATTENTION = "flash_attention_2"  # transformers' name for the one that takes rows of any length, in 16 bits
 _ANSWER_TOKENS = 64
 _LARGEST_EXPONENT = 700.0  # e to the power of more is no float64
 
@@ -71,6 +72,7 @@ class LanguageModel(Task):
         logits, targets = self.predict(model, batch)
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
+    @torch.no_grad()
     def score(self, model: Any, batch: Batch) -> Scores:
         """Sums over each row: loss, labelled tokens, and those that the model would have chosen itself."""
         logits, targets = self.predict(model, batch)
@@ -124,7 +126,9 @@ class LanguageModel(Task):
             pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=end_tokens(self.model, self.tokenizer),
         )
-        output = self.model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=asked)
+        half = torch.bfloat16 if inputs.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        with torch.autocast(inputs.device.type, half, enabled=self.model.config._attn_implementation == FLASH_ATTENTION):
+            output = self.model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=asked)
         return self.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True).strip()
 
     @abc.abstractmethod

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec import SupervisedFineTuning as Options
 from finetune_trainer.tasks import chat
 from finetune_trainer.tasks.base import IGNORED, Batch, DataInfo, Row
-from finetune_trainer.tasks.generation import LanguageModel, takes, with_eos, with_kept_positions
+from finetune_trainer.tasks.generation import FLASH_ATTENTION, LanguageModel, takes, with_eos, with_kept_positions
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class SupervisedFineTuning(LanguageModel):
 
     def _encoded(self, batch: Mapping[str, list[Any]]) -> Iterator[Encoded]:
         if self.info.format == "messages":
-            yield from map(self._assistant_mask, batch["messages"])
+            yield from map(self._chat, batch["messages"])
         elif self.info.format == "prompt":
             prompts, whole = batch["prompt"], [a + b for a, b in zip(batch["prompt"], batch["completion"], strict=True)]
             for prompt, text in zip(self.tokenizer(prompts)["input_ids"], self.tokenizer(whole)["input_ids"], strict=True):
@@ -58,23 +58,22 @@ class SupervisedFineTuning(LanguageModel):
                 ids = with_eos(text, self.tokenizer)
                 yield ids, [True] * len(ids)
 
-    @functools.cached_property
-    def _assistant_mask(self) -> Callable[[chat.Messages], Encoded]:
+    def _chat(self, messages: chat.Messages) -> Encoded:
         if self.options.assistant_only_loss:
-            return chat.AssistantMask(self.tokenizer)
+            return self._assistant_mask(messages)
+        ids = chat.encode(self.tokenizer, messages)
+        return ids, [True] * len(ids)
 
-        def everything(messages: chat.Messages) -> Encoded:
-            ids = chat.encode(self.tokenizer, messages)
-            return ids, [True] * len(ids)
-
-        return everything
+    @functools.cached_property
+    def _assistant_mask(self) -> chat.AssistantMask:
+        return chat.AssistantMask(self.tokenizer)
 
     # --- packing ---------------------------------------------------------------------------------------------------------
 
     def model_arguments(self) -> dict[str, Any]:
         """Attention over rows laid end to end by their lengths, where that is installed: no mask of all against all."""
         packing = self.options.packing is not False and self._fast_packing()
-        return {"attn_implementation": "flash_attention_2"} if packing else {}
+        return {"attn_implementation": FLASH_ATTENTION} if packing else {}
 
     def prepare_model(self) -> None:
         """Pack where it is asked for, or where it is fast, if the model keeps the rows apart."""
@@ -88,7 +87,8 @@ class SupervisedFineTuning(LanguageModel):
         return pack_rows(rows) if self.packs else super().collate(rows)
 
     def _fast_packing(self) -> bool:
-        return torch.cuda.is_available() and transformers.utils.is_flash_attn_2_available()
+        """Whether there is that attention; it computes in 16 bits only."""
+        return self.spec.training.precision != "fp32" and transformers.utils.is_flash_attn_2_available()
 
 
 def pack_rows(rows: Sequence[Row]) -> Batch:
@@ -107,7 +107,7 @@ def keeps_rows_apart(model: Any) -> bool:
     """Whether packed rows get the same logits as each on its own: tried out, as nothing about a model says so."""
     if not takes(model, "position_ids"):
         return False
-    if model.config._attn_implementation == "flash_attention_2":
+    if model.config._attn_implementation == FLASH_ATTENTION:
         return True  # made for it, and it doesn't run where the model may still be
     tokens = torch.arange(1, 8, device=model.device) % model.config.get_text_config().vocab_size
     rows, training = (tokens, tokens.flip(0)[:5]), model.training

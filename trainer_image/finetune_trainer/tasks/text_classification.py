@@ -1,165 +1,98 @@
-"""Text classification: one text or a pair of texts, one class of two or more."""
+"""Text classification: one text or a pair of texts; one class, several, or a number."""
 
-import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
-import transformers
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
-from finetune_api.reasons import FineTuneError, Reason
-from finetune_api.spec import Sample, Training
+from finetune_api.spec import FineTuneJobSpec, Sample
 from finetune_api.status import SampleAnswer
-from finetune_trainer.data.lengths import longest_input
-from finetune_trainer.data.load import Data
-
-log = logging.getLogger(__name__)
-
-IGNORED_LABEL = -100  # torch's cross-entropy leaves rows with this label out of the sum
+from finetune_trainer.tasks import figures
+from finetune_trainer.tasks.base import Batch, DataInfo, Row, Scores
+from finetune_trainer.tasks.padded import PaddedTask
+from finetune_trainer.tasks.problems import PROBLEMS
 
 
-class Rows(torch.utils.data.Dataset[dict[str, Any]]):
-    """Tokenised rows by key: a row's number, or its padding key (see batches), for which the label weighs nothing."""
+class TextClassification(PaddedTask):
+    """A fresh head on an encoder, or on a decoder's last token. What a label is, and its loss: see problems."""
 
-    def __init__(self, tokenised: datasets.Dataset) -> None:
-        self._rows = tokenised
+    auto_model = "AutoModelForSequenceClassification"
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    def __init__(self, spec: FineTuneJobSpec, tokenizer: Any, config: Any, info: DataInfo) -> None:
+        super().__init__(spec, tokenizer, config, info)
+        self._problem = PROBLEMS[info.problem or "SingleLabel"](spec, info)
 
-    def __getitem__(self, key: int) -> dict[str, Any]:
-        row = dict(self._rows[key if key >= 0 else ~key])
-        if key < 0:
-            row["labels"] = IGNORED_LABEL
-        return row
+    def encode(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """text and perhaps text_pair → tokens; label or labels → labels."""
+        encoded = self._tokenise(batch["text"], batch.get("text_pair"))
+        encoded["labels"] = self._problem.encode(batch)
+        return encoded
 
+    def _tokenise(self, texts: Sequence[str], pairs: Sequence[str] | None) -> dict[str, list[Any]]:
+        columns = [list(texts)] if pairs is None else [list(texts), list(pairs)]
+        return self.kept(self.tokenizer(*columns, truncation=True, max_length=self.max_tokens))
 
-@dataclasses.dataclass(frozen=True)
-class ModelLocation:
-    """Where the model comes from: a repository and a commit, or a directory.
-
-    field: what to name in an error. trust_remote_code: whether Python code of the repository may run.
-    """
-
-    name_or_path: str
-    revision: str | None
-    field: str
-    trust_remote_code: bool = False
-
-
-class TextClassification:
-    """Model, tokenizer and rows for one training."""
-
-    def __init__(self, data: Data, location: ModelLocation, training: Training) -> None:
-        self.classes = data.classes
-        self.tokenizer, self.model = _load(location, data.classes)
-        config = self.model.config
-        positions = getattr(config, "max_position_embeddings", None)
-        self._max_tokens = min(training.max_tokens, longest_input(config.model_type, positions, config.pad_token_id))
-        self.train_rows = Rows(self._tokenise(data.train))
-        self.eval_rows = Rows(self._tokenise(data.evaluation))
-        self.collate = DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=8 if torch.cuda.is_available() else None)
-
-    def _tokenise(self, rows: datasets.Dataset) -> datasets.Dataset:
-        numbers = {name: number for number, name in enumerate(self.classes)}
-
-        def convert(batch: Mapping[str, list[str]]) -> dict[str, Any]:
-            texts = [batch["text"], batch["text_pair"]] if "text_pair" in batch else [batch["text"]]
-            encoded = dict(self.tokenizer(*texts, truncation=True, max_length=self._max_tokens))
-            encoded["labels"] = [numbers[label] for label in batch["label"]]
-            return encoded
-
-        return rows.map(convert, batched=True, remove_columns=rows.column_names, keep_in_memory=True)
-
-    def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy, summed over this forward pass, ÷ labelled rows of the whole global batch.
-
-        So it does not matter how the global batch is split. (The models' own loss would be scaled wrongly by accumulation
-        and world size: transformers issue 47688.) outputs.logits: (rows, classes); labels: (rows,).
-        """
-        total = torch.nn.functional.cross_entropy(outputs.logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum")
-        return total / num_items_in_batch
-
-    def metrics(self, logits: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float], dict[str, Any]]:
-        """Figures by name, and the details: classes, confusion[true][predicted], precision, recall, f1 per class.
-
-        logits: float (rows, classes); labels: int (rows,).
-        """
-        count = len(self.classes)
-        confusion = np.zeros((count, count), dtype=np.int64)
-        np.add.at(confusion, (labels, logits.argmax(axis=1)), 1)
-        hits, predicted, actual = confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)
-        precision = hits / np.maximum(predicted, 1)
-        recall = hits / np.maximum(actual, 1)
-        f1 = 2 * hits / np.maximum(predicted + actual, 1)
-        figures = {"accuracy": float(hits.sum() / len(labels)), "macroF1": float(f1.mean())}
-        details = {
-            "classes": self.classes,
-            "confusion": confusion.tolist(),
-            "perClass": {
-                name: {"precision": float(precision[i]), "recall": float(recall[i]), "f1": float(f1[i])}
-                for i, name in enumerate(self.classes)
-            },
+    def model_arguments(self) -> dict[str, Any]:
+        """Outputs, their names, and what they are; a head for other classes is replaced by a fresh one."""
+        names = self.info.classes or ("score",)
+        return {
+            "num_labels": len(names),
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: number for number, name in enumerate(names)},
+            "problem_type": self._problem.problem_type,
+            "ignore_mismatched_sizes": True,
         }
-        return figures, details
+
+    def peft_task(self) -> str:
+        """The head is fresh: it is trained whole."""
+        return "SEQ_CLS"
+
+    def blank(self, row: Row) -> Row:
+        """The same text with a label that weighs nothing."""
+        return {**row, "labels": self._problem.blank(row["labels"])}
+
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """labels: int64 (rows,); (rows, classes) with several; float32 (rows,) for a regression."""
+        return {**self.pad(rows), "labels": torch.tensor([row["labels"] for row in rows], dtype=self._problem.dtype)}
+
+    def count(self, batch: Batch) -> int:
+        """Labelled rows; times classes where a row may have several."""
+        return int(self._problem.known(batch["labels"]).sum())
+
+    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+        """Sum of the problem's losses: in float32, whatever the logits are in."""
+        return self._problem.losses(model(**self.inputs(batch)).logits.float(), batch["labels"]).sum()
+
+    def score(self, model: Any, batch: Batch) -> Scores:
+        """loss (rows,), logits (rows, outputs) and labels; without blank rows."""
+        logits, labels = model(**self.inputs(batch)).logits.float(), batch["labels"]
+        known = self._problem.known(labels).reshape(len(labels), -1).all(dim=1).cpu().numpy()
+        scores = {"loss": self._problem.losses(logits, labels), "logits": logits, "labels": labels}
+        return {name: tensor.cpu().numpy()[known] for name, tensor in scores.items()}
+
+    def metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
+        """Of one class: loss, accuracy, macroF1. Of several: loss, microF1, macroF1, exactMatch. Else those of a regression."""
+        if not len(scores["labels"]):
+            return {}, {}
+        found, details = self._problem.metrics(scores)
+        return figures.finite(found), details
+
+    def predictions(self, scores: Scores) -> list[dict[str, Any]]:
+        """label and score; labels and scores of all classes; or score alone. expected: what the data says."""
+        rows = zip(scores["logits"], scores["labels"], strict=True)
+        return [{**self._problem.prediction(logits), "expected": self._problem.label_of(label)} for logits, label in rows]
 
     @torch.no_grad()
     def answer(self, samples: Sequence[Sample]) -> list[SampleAnswer]:
-        """What the model says of the samples."""
-        self.model.eval()
-        answers = []
-        for sample in samples:
-            texts = [sample.text] if sample.text_pair is None else [sample.text, sample.text_pair]
-            inputs = self.tokenizer(*texts, truncation=True, max_length=self._max_tokens, return_tensors="pt")
-            logits = self.model(**inputs.to(self.model.device)).logits[0].float()
-            score, number = logits.softmax(dim=0).max(dim=0)
-            answers.append(SampleAnswer(text=sample.text[:200], label=self.classes[int(number)], score=round(float(score), 4)))
-        return answers
+        """Class and probability of each sample."""
+        return [self._answer(sample) for sample in samples]
 
-
-def _load(location: ModelLocation, classes: list[str]) -> tuple[Any, Any]:
-    """Tokenizer and model with a head for the classes; weights in fp32, safetensors only.
-
-    Code of the repository runs only if the job trusts it.
-    """
-    source: dict[str, Any] = {"revision": location.revision} if location.revision else {}
-    source["trust_remote_code"] = location.trust_remote_code
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(location.name_or_path, **source)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            location.name_or_path,
-            **source,
-            num_labels=len(classes),
-            id2label=dict(enumerate(classes)),
-            label2id={name: number for number, name in enumerate(classes)},
-            problem_type="single_label_classification",
-            ignore_mismatched_sizes=True,  # a head for other classes is replaced by a fresh one
-            dtype=torch.float32,  # mixed precision keeps fp32 weights; "auto" would train those of a bf16 checkpoint in bf16
-            use_safetensors=True,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        if "trust_remote_code" in str(error) and not location.trust_remote_code:
-            raise FineTuneError(
-                Reason.CONFIGURATION_ERROR,
-                f"{location.field}: the model comes with Python code of its own, which is not run unless you write "
-                "spec.model.trustRemoteCode: true; choose another model if you do not trust its repository",
-            ) from error
-        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise FineTuneError(
-            Reason.CONFIGURATION_ERROR,
-            f"{location.field}: no text classifier can be made of it: {reason[:400]} (config.json, tokenizer and safetensors "
-            "weights are needed)",
-        ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
-    tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
-    log.info("%s: %.1f million parameters", type(model).__name__, model.num_parameters() / 1e6)
-    return tokenizer, model
-
-
-transformers.logging.disable_progress_bar()
+    def _answer(self, sample: Sample) -> SampleAnswer:
+        assert sample.text is not None
+        encoded = self._tokenise([sample.text], None if sample.text_pair is None else [sample.text_pair])
+        batch = self.pad([{name: values[0] for name, values in encoded.items()}])
+        inputs = {name: tensor.to(self.model.device) for name, tensor in self.inputs(batch).items()}
+        logits: np.ndarray = self.model(**inputs).logits[0].float().cpu().numpy()
+        label, score = self._problem.answer(logits)
+        return SampleAnswer(text=sample.text[:200], label=label, score=score)

@@ -1,0 +1,50 @@
+"""Our worker on one run configuration, with the time of each step: `ours.py FILE`."""
+
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import time
+from typing import Any
+
+from finetune_api.wire import RunConfig
+from finetune_trainer.distributed import Control, World, join
+from finetune_trainer.progress import Reporter
+from finetune_trainer.state import RunState
+
+
+class Clock(Reporter):
+    """A reporter that remembers when each step ended."""
+
+    ends: list[float]
+
+    def step(self, *arguments: Any) -> None:
+        self.ends.append(time.perf_counter())
+        super().step(*arguments)
+
+
+def main() -> None:
+    config = RunConfig.model_validate_json(pathlib.Path(sys.argv[1]).read_text())
+    with tempfile.TemporaryDirectory() as directory:
+        state = RunState(pathlib.Path(directory))
+        state.create()
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(state.metrics_dir)
+        from finetune_trainer.train import train
+
+        world = World.from_environment()
+        join(world, 300)
+        ranks = Control(world)
+        reporter = Clock(state, 1, writes=True)
+        reporter.ends = []
+        train(config, ranks, state, reporter)
+        report = reporter.report
+        ranks.close()
+    batch = report.resolved.global_batch_size if report.resolved else 0
+    rate = (batch or 0) * (len(reporter.ends) - 1) / (reporter.ends[-1] - reporter.ends[0])
+    accuracy = report.evaluation.metrics.get("accuracy") if report.evaluation else None
+    print("RESULT " + json.dumps({"rate": rate, "accuracy": accuracy, "first_step": reporter.ends[0]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""`finetune push`, `predict` and `evaluate` on small finished models of every task."""
+
+import json
+import pathlib
+from typing import Any
+
+import click
+import pytest
+import torch
+import transformers
+from click.testing import CliRunner, Result
+
+from finetune_api import names
+from finetune_trainer import adapters
+from finetune_trainer.evaluate import evaluate
+from finetune_trainer.predict import predict
+from finetune_trainer.push import push
+
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 30522}
+TAGS = ["O", "B-PER", "I-PER"]
+CHATML = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def call(command: click.Command, *arguments: object, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments], input=stdin)
+
+
+def shown(command: click.Command, *arguments: object, stdin: str | None = None) -> list[str]:
+    result = call(command, *arguments, stdin=stdin)
+    assert result.exit_code == 0, result.output
+    return result.stdout.splitlines()
+
+
+def refused(command: click.Command, *arguments: object) -> str:
+    result = call(command, *arguments)
+    assert result.exit_code == names.EXIT_REFUSED, result.output
+    assert "Traceback" not in result.output
+    assert result.stderr.count("\n") == 1, "one sentence"
+    return result.stderr
+
+
+def finished(directory: pathlib.Path, tokenizer: pathlib.Path, model: Any, chat_template: str | None = None) -> pathlib.Path:
+    """An output directory with a model in it."""
+    loaded = transformers.AutoTokenizer.from_pretrained(tokenizer)
+    loaded.chat_template = chat_template
+    loaded.save_pretrained(directory / "model")
+    model.save_pretrained(directory / "model")
+    return directory
+
+
+def bert(kind: str, names_of_classes: list[str] | None = None, **options: Any) -> Any:
+    torch.manual_seed(0)
+    if names_of_classes:
+        options |= {"num_labels": len(names_of_classes), "id2label": dict(enumerate(names_of_classes))}
+    return getattr(transformers, f"Bert{kind}")(transformers.BertConfig(**SHAPE, **options))
+
+
+def llama() -> Any:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SHAPE, pad_token_id=0, bos_token_id=101, eos_token_id=102)
+    return transformers.LlamaForCausalLM(config)
+
+
+@pytest.fixture
+def classifier(tmp_path: pathlib.Path, minilm: pathlib.Path) -> pathlib.Path:
+    return finished(tmp_path / "out", minilm, bert("ForSequenceClassification", ["bad", "good"]))
+
+
+def test_a_classifier_says_class_and_probability_as_a_pipeline_does(classifier: pathlib.Path) -> None:
+    [line] = shown(predict, classifier, "A delight.")
+    [expected] = transformers.pipeline("text-classification", str(classifier / "model"))("A delight.")
+    label, score = line.split()
+    assert label == expected["label"]
+    assert float(score) == pytest.approx(expected["score"], abs=1e-3)
+    assert shown(predict, classifier / "model", "A delight.") == [line], "DIR may be the model's own"
+
+
+def test_texts_come_from_standard_input_too_and_answers_as_json(classifier: pathlib.Path) -> None:
+    lines = shown(predict, classifier, "-", "--json", stdin="one\n\ntwo\n")
+    assert [json.loads(line)["text"] for line in lines] == ["one", "two"]
+    assert {json.loads(line)["label"] for line in lines} <= {"bad", "good"}
+
+
+def test_a_pair_is_one_input(classifier: pathlib.Path) -> None:
+    alone, pair = shown(predict, classifier, "A"), shown(predict, classifier, "A", "--pair", "B")
+    assert alone != pair
+
+
+def test_a_regression_says_a_number(tmp_path: pathlib.Path, minilm: pathlib.Path) -> None:
+    model = bert("ForSequenceClassification", ["score"], problem_type="regression")
+    [line] = shown(predict, finished(tmp_path, minilm, model), "A delight.")
+    assert float(line) == pytest.approx(float(line))
+
+
+def test_the_other_tasks_answer_in_their_way(tmp_path: pathlib.Path, minilm: pathlib.Path) -> None:
+    [fillings] = shown(predict, finished(tmp_path / "mlm", minilm, bert("ForMaskedLM")), "A [MASK] film.")
+    assert len(fillings.split("  ")) == 5
+    tagger = finished(tmp_path / "ner", minilm, bert("ForTokenClassification", TAGS))
+    [found] = shown(predict, tagger, "Ada wrote to Charles.")
+    assert found == "(nothing found)" or found.startswith("PER: ")
+    plain = finished(tmp_path / "lm", minilm, llama())
+    chat = finished(tmp_path / "chat", minilm, llama(), CHATML)
+    assert shown(predict, plain, "Once upon") != shown(predict, chat, "Once upon"), "a chat model is asked by its template"
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's
+def test_an_adapter_answers_with_its_base(tmp_path: pathlib.Path, minilm: pathlib.Path) -> None:
+    import peft
+
+    base = finished(tmp_path / "base", minilm, bert("ForSequenceClassification", ["bad", "good"])) / "model"
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(base)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False))
+    out = tmp_path / "out" / "model"
+    adapters.save(adapted, out)
+    transformers.AutoTokenizer.from_pretrained(minilm).save_pretrained(out)
+    assert "write --base" in refused(predict, out.parent, "A delight.")
+    [line] = shown(predict, out.parent, "A delight.", "--base", base)
+    inputs = transformers.AutoTokenizer.from_pretrained(minilm)("A delight.", return_tensors="pt")
+    with torch.no_grad():
+        score, number = adapted.eval()(**inputs).logits[0].softmax(dim=0).max(dim=0)
+    assert line.split() == [["bad", "good"][int(number)], f"{float(score):.4f}"]
+
+
+def test_slips_are_answered_with_one_sentence(tmp_path: pathlib.Path, minilm: pathlib.Path, classifier: pathlib.Path) -> None:
+    assert "holds no finished model" in refused(predict, tmp_path / "nowhere", "A")
+    assert "was not made for any of the tasks" in refused(predict, finished(tmp_path / "base", minilm, bert("Model")), "A")
+    assert "write one --pair for each TEXT" in refused(predict, classifier, "A", "B", "--pair", "C")
+    filler = finished(tmp_path / "mlm", minilm, bert("ForMaskedLM"))
+    assert "has no [MASK]" in refused(predict, filler, "A film.")
+    assert "knows no pairs" in refused(predict, filler, "A [MASK].", "--pair", "B")
+    assert "write --to OWNER/NAME" in refused(push, classifier)
+    assert "'news' is no repository" in refused(push, classifier, "--to", "news")
+    (classifier / "model" / "model.safetensors").unlink()
+    assert "safetensors" in refused(predict, classifier, "A")
+    assert "no finished model that is whole" in refused(push, classifier, "--to", "a/b")
+
+
+def test_debug_shows_where(tmp_path: pathlib.Path) -> None:
+    result = call(predict, tmp_path, "A", "--debug")
+    assert result.exc_info is not None
+    assert "holds no finished model" in str(result.exception)
+
+
+@pytest.mark.parametrize("command", [push, predict, evaluate])
+def test_help_shows_an_example(command: click.Command) -> None:
+    assert f"Example:  finetune {command.name} " in "\n".join(shown(command, "--help"))
+
+
+def test_an_evaluation_measures_every_row_and_writes_what_was_predicted(tmp_path: pathlib.Path, classifier: pathlib.Path) -> None:
+    texts = [f"{'word ' * (number % 7 + 1)}{number}" for number in range(70)]
+    expected = [json.loads(line)["label"] for line in shown(predict, classifier, "--json", "-", stdin="\n".join(texts) + "\n")]
+    truth = ["good" if number % 3 else "bad" for number in range(70)]
+    data = tmp_path / "data.csv"
+    data.write_text("review,stars\n" + "".join(f"{text},{label}\n" for text, label in zip(texts, truth, strict=True)))
+    out = tmp_path / "predicted.jsonl"
+    lines = shown(evaluate, classifier, data, "--column", "text=review", "--column", "label=stars", "--output", out)
+    figures = dict(line.split("  ") for line in lines if "  " in line)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["row"] for row in rows] == list(range(70))
+    assert [row["label"] for row in rows] == expected
+    assert [row["expected"] for row in rows] == truth
+    assert [row["text"] for row in rows] == texts
+    right = sum(label == true for label, true in zip(expected, truth, strict=True))
+    assert float(figures["accuracy"]) == pytest.approx(right / 70, abs=1e-4)
+
+
+def test_data_with_one_class_only_is_measured_too(tmp_path: pathlib.Path, classifier: pathlib.Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"text": f"text {number}", "label": "good"}) + "\n" for number in range(5)))
+    assert any(line.startswith("accuracy") for line in shown(evaluate, classifier, data, "--output", tmp_path / "p.jsonl"))
+
+
+def test_a_language_model_has_figures_and_no_predictions(tmp_path: pathlib.Path, minilm: pathlib.Path) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text("Once upon a time.\nThere was a king.\n")
+    lines = shown(evaluate, finished(tmp_path / "lm", minilm, llama()), data, "--output", tmp_path / "p.jsonl")
+    assert any(line.startswith("perplexity") for line in lines)
+    assert not (tmp_path / "p.jsonl").exists()
+
+
+def test_a_job_says_what_to_evaluate_on(tmp_path: pathlib.Path, classifier: pathlib.Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "test.csv").write_text("text,label\n" + "a,good\nb,bad\nc,good\n")
+    (tmp_path / "data" / "train.csv").write_text("text,label\n" + "d,good\ne,bad\n" * 5)
+    job = tmp_path / "job.yaml"
+    spec = {
+        "task": "text-classification",
+        "model": {"hub": {"name": "a/b"}},
+        "datasets": [{"claim": {"claimName": "d", "path": "train.csv", "evalPath": "test.csv"}}],
+    }
+    resource = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "j"}, "spec": spec}
+    job.write_text(json.dumps(resource))
+    assert "add --claim d=DIR" in refused(evaluate, classifier, job)
+    out = tmp_path / "p.jsonl"
+    shown(evaluate, classifier, job, "--claim", f"d={tmp_path / 'data'}", "--output", out)
+    assert [json.loads(line)["expected"] for line in out.read_text().splitlines()] == ["good", "bad", "good"]
+    job.write_text(json.dumps({**resource, "spec": {**spec, "task": "masked-lm"}}))
+    assert "the model in DIR is for text-classification" in refused(
+        evaluate, classifier, job, "--claim", f"d={tmp_path / 'data'}"
+    )
+
+
+def test_slips_in_an_evaluation_are_answered_with_one_sentence(tmp_path: pathlib.Path, classifier: pathlib.Path) -> None:
+    data = tmp_path / "data.csv"
+    data.write_text("text,label\na,good\nb,excellent\n")
+    assert "there is no" in refused(evaluate, classifier, tmp_path / "missing.csv")
+    assert "write NAME=COLUMN" in refused(evaluate, classifier, data, "--column", "text")
+    assert "excellent" in refused(evaluate, classifier, data)

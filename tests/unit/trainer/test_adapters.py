@@ -1,0 +1,217 @@
+"""Adapters: what is trained, what is saved of it, and the model that comes of it again."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from finetune_api.reasons import FineTuneError
+from finetune_trainer import adapters, models
+from finetune_trainer.models import ModelLocation
+from finetune_trainer.tasks.base import DataInfo
+from finetune_trainer.tasks.causal_lm import CausalLanguageModeling
+from finetune_trainer.tasks.dpo import DirectPreference
+from finetune_trainer.tasks.sft import SupervisedFineTuning
+from unit.trainer.tiny_models import TEXTS, build_model, build_spec, build_tokenizer, loss_and_gradient, rows_of, save
+
+CHATS = [[{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "How are you?"}]]
+
+
+class TwoClasses(CausalLanguageModeling):
+    """As a classification is to the loader: a fresh head on the model."""
+
+    auto_model = "AutoModelForSequenceClassification"
+
+    def peft_task(self) -> str | None:
+        return "SEQ_CLS"
+
+    def model_arguments(self) -> dict[str, Any]:
+        return {"num_labels": 2, "ignore_mismatched_sizes": True}
+
+
+def locate(directory: pathlib.Path, base: pathlib.Path | None = None) -> ModelLocation:
+    return ModelLocation(str(directory), None, "spec.model.claim", base=str(base) if base else None)
+
+
+def load(location: ModelLocation, kind: Any = CausalLanguageModeling, name: str = "causal-lm", **fields: Any) -> Any:
+    spec, tokenizer = build_spec(name, **fields), models.load_tokenizer(location)
+    task = kind(spec, tokenizer, models.load_config(location), DataInfo(format="messages"))
+    torch.manual_seed(0)
+    task.model = models.load_model(task, location, spec)
+    task.prepare_model()
+    return task
+
+
+def start(tmp_path: pathlib.Path, kind: str = "llama", **arguments: Any) -> ModelLocation:
+    tokenizer = build_tokenizer()
+    return locate(save(tmp_path / "start", build_model(kind, len(tokenizer), **arguments), tokenizer))
+
+
+def train(task: Any, rows: Sequence[dict[str, Any]], steps: int = 5) -> list[float]:
+    optimizer = torch.optim.AdamW([weight for weight in task.model.parameters() if weight.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(steps):
+        losses.append(loss_and_gradient(task, [list(rows)])[0])
+        optimizer.step()
+    task.model.eval()
+    return losses
+
+
+def logits(model: Any, task: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.tensor([task.tokenizer(TEXTS[0])["input_ids"] + [len(task.tokenizer) - 1]])).logits
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+def test_only_adapters_of_all_linear_layers_but_the_head_are_trained(kind: str, tmp_path: pathlib.Path) -> None:
+    location = start(tmp_path, kind)
+    task = load(location, model={"lora": {"rank": 4}})
+    trained = {name for name, weight in task.model.named_parameters() if weight.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    assert not any("lm_head" in name for name in trained)
+    linear = [name for name in adapters._linear_names(build_model(kind, 320)) if name != "lm_head"]
+    assert len(trained) == 2 * len(linear)
+    losses = train(task, rows_of(task, text=TEXTS))
+    assert losses[-1] < losses[0]
+
+
+def test_rank_alpha_and_modules_are_those_of_the_spec(tmp_path: pathlib.Path) -> None:
+    lora = {"rank": 3, "alpha": 7, "dropout": 0.25, "targetModules": ["q_proj", "v_proj"], "modulesToSave": ["lm_head"]}
+    model = load(start(tmp_path), model={"lora": lora}).model
+    config = model.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 7, 0.25)
+    trained = [name.split(".") for name, weight in model.named_parameters() if weight.requires_grad]
+    assert {parts[parts.index("lora_A") - 1] for parts in trained if "lora_A" in parts} == {"q_proj", "v_proj"}
+    assert [parts for parts in trained if "modules_to_save" in parts and "lm_head" in parts]
+
+
+@pytest.mark.parametrize(("field", "wording"), [("targetModules", "all-linear"), ("modulesToSave", "one of its modules")])
+def test_a_module_that_the_model_does_not_have_is_refused_with_those_it_has(
+    field: str, wording: str, tmp_path: pathlib.Path
+) -> None:
+    expected = rf"spec\.model\.lora\.{field}: the model has no module named 'query'; write {wording}.*: down_proj, .*v_proj"
+    with pytest.raises(FineTuneError, match=expected):
+        load(start(tmp_path), model={"lora": {field: ["query"]}})
+
+
+@pytest.mark.parametrize("kind", ["llama", "distilbert", "roberta", "bert"])
+def test_what_is_new_in_a_model_is_trained_and_saved_whole(kind: str, tmp_path: pathlib.Path) -> None:
+    tokenizer = build_tokenizer()
+    if kind == "llama":
+        base = build_model(kind, len(tokenizer))
+    else:
+        small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "pad_token_id": 1}
+        if kind == "distilbert":
+            small = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "pad_token_id": 1}
+        config = transformers.AutoConfig.for_model(kind, vocab_size=len(tokenizer), **small)
+        base = transformers.AutoModelForMaskedLM.from_config(config)
+    location = locate(save(tmp_path / "start", base, tokenizer))
+    spec = build_spec("text-classification", model={"lora": {}})
+    config = models.load_config(location)
+    task = TwoClasses.__new__(TwoClasses)  # a language model would refuse an encoder
+    task.spec, task.tokenizer, task.config, task.info = spec, models.load_tokenizer(location), config, DataInfo()
+    torch.manual_seed(0)
+    task.model = models.load_model(task, location, spec)
+
+    whole = {name for name, weight in task.model.named_parameters() if weight.requires_grad and "lora_" not in name}
+    fresh = {
+        "llama": {"score"},
+        "distilbert": {"pre_classifier", "classifier"},
+        "roberta": {"classifier.dense", "classifier.out_proj"},
+        "bert": {"bert.pooler.dense", "classifier"},
+    }[kind]
+    parts = {name.removeprefix("base_model.model.").replace(".modules_to_save.default", "").rpartition(".")[0] for name in whole}
+    assert parts == fresh
+    inputs = torch.tensor([task.tokenizer(TEXTS[0])["input_ids"]])
+    task.model.eval()
+    with torch.no_grad():
+        before = task.model(inputs).logits
+        models.save_model(task.model, task.tokenizer, tmp_path / "written")
+        task.spec = build_spec("text-classification")
+        again = models.load_model(task, locate(tmp_path / "written", base=tmp_path / "start"), task.spec)
+        assert torch.allclose(again.eval()(inputs).logits, before, atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["two embeddings", "one embedding"])
+def test_of_the_embeddings_only_the_rows_of_new_markers_are_trained_and_saved(tied: bool, tmp_path: pathlib.Path) -> None:
+    location = start(tmp_path, tie_word_embeddings=tied)
+    task = load(location, SupervisedFineTuning, "sft", model={"lora": {"rank": 4}})
+    before = task.model.get_base_model().get_input_embeddings().weight.detach().clone()
+    train(task, rows_of(task, messages=CHATS))
+    expected = logits(task.model, task)
+
+    models.save_model(task.model, task.tokenizer, tmp_path / "written")
+    assert (tmp_path / "written" / "adapter_model.safetensors").stat().st_size < 200_000
+    again = load(locate(tmp_path / "written", base=tmp_path / "start"))
+    assert torch.allclose(logits(again.model, task), expected, atol=1e-4)
+    after = again.model.get_input_embeddings().weight
+    assert torch.equal(after[:320], before[:320])
+    assert not torch.allclose(after[320:], before[320:])
+    assert not torch.allclose(again.model.get_output_embeddings().weight[320:], before[320:])
+
+
+def test_what_is_saved_of_adapters_is_small_and_names_no_machine(tmp_path: pathlib.Path) -> None:
+    task = load(start(tmp_path), model={"lora": {}})
+    models.save_model(task.model, task.tokenizer, tmp_path / "written")
+    files = {path.name for path in (tmp_path / "written").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "config.json", "tokenizer.json"} <= files
+    assert "README.md" not in files
+    assert not [path for path in (tmp_path / "written").iterdir() if str(tmp_path).encode() in path.read_bytes()]
+    config = json.loads((tmp_path / "written" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == adapters.LOCAL_BASE
+
+
+def test_the_merged_model_is_a_full_one_that_answers_the_same(tmp_path: pathlib.Path) -> None:
+    task = load(start(tmp_path), model={"lora": {}})
+    train(task, rows_of(task, text=TEXTS))
+    expected = logits(task.model, task)
+    full = adapters.merged(task.model)
+    assert not adapters.is_adapter(full)
+    models.save_model(full, task.tokenizer, tmp_path / "full")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "full")
+    assert torch.allclose(logits(again, task), expected, atol=1e-4)
+    assert adapters.merged(again) is again
+
+
+def test_a_quantized_model_is_merged_from_its_base_loaded_anew_which_comes_to_the_same(tmp_path: pathlib.Path) -> None:
+    task = load(start(tmp_path), SupervisedFineTuning, "sft", model={"lora": {"rank": 4}})  # its loader has no 4 bits on a CPU
+    train(task, rows_of(task, messages=CHATS))
+    full = adapters.merged_anew(task.model, torch.float32)
+    assert torch.allclose(logits(full.eval(), task), logits(task.model, task), atol=1e-4)
+    assert full.generation_config.eos_token_id == task.model.generation_config.eos_token_id
+
+
+def test_an_earlier_job_s_adapters_are_merged_and_new_ones_put_on_top(tmp_path: pathlib.Path) -> None:
+    first = load(start(tmp_path), SupervisedFineTuning, "sft", model={"lora": {}})
+    train(first, rows_of(first, messages=CHATS))
+    models.save_model(first.model, first.tokenizer, tmp_path / "sft")
+    second = load(locate(tmp_path / "sft", base=tmp_path / "start"), DirectPreference, "dpo", model={"lora": {}})
+    assert adapters.is_adapter(second.model)
+    assert torch.allclose(logits(second.model.eval(), first), logits(first.model, first), atol=1e-4)
+
+
+def test_adapters_whose_model_is_nowhere_are_refused(tmp_path: pathlib.Path) -> None:
+    task = load(start(tmp_path), model={"lora": {}})
+    models.save_model(task.model, task.tokenizer, tmp_path / "written")
+    with pytest.raises(FineTuneError, match=r"spec\.model\.claim: it holds adapters alone, and the model that they belong to"):
+        load(locate(tmp_path / "written"))
+
+
+def test_what_is_trained_whole_is_fp32_on_a_model_of_16_bits(tmp_path: pathlib.Path) -> None:
+    model = load(start(tmp_path), model={"dtype": "bfloat16", "lora": {"modulesToSave": ["lm_head"]}}).model
+    types = {weight.requires_grad: weight.dtype for weight in model.parameters()}
+    assert types == {True: torch.float32, False: torch.bfloat16}
+    assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
+    assert model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+
+
+def test_adapters_are_not_added_to_quantized_weights(tmp_path: pathlib.Path) -> None:
+    task = load(start(tmp_path), model={"lora": {}})
+    models.save_model(task.model, task.tokenizer, tmp_path / "written")
+    with pytest.raises(FineTuneError, match=r"spec\.model\.quantization: spec\.model\.claim holds adapters, .*; write none"):
+        load(locate(tmp_path / "written", base=tmp_path / "start"), model={"lora": {}, "quantization": "nf4"})

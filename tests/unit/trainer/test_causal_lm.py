@@ -1,0 +1,106 @@
+"""To go on with a text: every token is learned once, and the loss is that of transformers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from finetune_api.reasons import FineTuneError
+from finetune_trainer.tasks.base import IGNORED, DataInfo
+from finetune_trainer.tasks.causal_lm import CausalLanguageModeling
+from unit.trainer.tiny_models import (
+    TEXTS,
+    assert_same_step,
+    build_model,
+    build_spec,
+    build_task,
+    build_tokenizer,
+    rows_of,
+    splits_with_padding,
+)
+
+
+def build(kind: str = "llama", max_tokens: int = 64, **fields: object) -> CausalLanguageModeling:
+    tokenizer = build_tokenizer()
+    spec = build_spec("causal-lm", training={"maxTokens": max_tokens}, **fields)
+    return build_task(CausalLanguageModeling, spec, tokenizer, build_model(kind, len(tokenizer)))
+
+
+def test_every_token_but_the_first_of_a_text_is_learned_exactly_once_and_its_end_too() -> None:
+    task = build(max_tokens=8)
+    rows = rows_of(task, text=TEXTS)
+    assert max(len(row["input_ids"]) for row in rows) == 8
+    learned = [label for row in rows for label in row["labels"] if label != IGNORED]
+    expected = [token for text in TEXTS for token in [*task.tokenizer(text)["input_ids"], task.tokenizer.eos_token_id][1:]]
+    assert learned == expected
+
+
+def test_an_empty_text_is_no_row() -> None:
+    assert rows_of(build(), text=["", TEXTS[0]]) == rows_of(build(), text=[TEXTS[0]])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_loss_is_that_of_transformers(kind: str) -> None:
+    task = build(kind)
+    batch = task.collate(rows_of(task, text=TEXTS))
+    theirs = task.model(batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
+    ours = task.loss(task.model, batch) / task.count(batch)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_loss_and_gradient_do_not_depend_on_how_rows_are_split(kind: str) -> None:
+    task = build(kind)
+    rows = rows_of(task, text=TEXTS)
+    whole, *others = splits_with_padding(task, rows)
+    for other in others:
+        assert_same_step(task, whole, other)
+
+
+def test_a_batch_of_rows_that_weigh_nothing_has_no_loss_and_no_gradient() -> None:
+    task = build()
+    batch = task.collate([task.blank(row) for row in rows_of(task, text=TEXTS)])
+    loss = task.loss(task.model, batch)
+    loss.backward()
+    assert (loss.item(), task.count(batch)) == (0.0, 0)
+    assert all(weight.grad is None or not weight.grad.any() for weight in task.model.parameters())
+
+
+def test_figures_of_an_evaluation_do_not_depend_on_its_batches() -> None:
+    task = build()
+    rows = rows_of(task, text=TEXTS)
+
+    def evaluate(batches: list[list[dict]]) -> dict[str, float]:
+        with torch.no_grad():
+            scores = [task.score(task.model, task.collate(batch)) for batch in batches]
+        return task.metrics({name: np.concatenate([part[name] for part in scores]) for name in scores[0]})[0]
+
+    whole, *others = [evaluate(split) for split in splits_with_padding(task, rows)]
+    batch = task.collate(rows)
+    assert whole["loss"] == pytest.approx(task.loss(task.model, batch).item() / task.count(batch), rel=1e-6)
+    assert whole["perplexity"] == pytest.approx(math.exp(whole["loss"]))
+    assert 0 <= whole["tokenAccuracy"] <= 1
+    for other in others:
+        assert other == pytest.approx(whole, rel=1e-6)
+
+
+def test_a_loss_without_bounds_still_has_a_perplexity_that_is_a_number() -> None:
+    figures, _ = build().metrics({"loss": np.array([1e6]), "count": np.array([1]), "hits": np.array([0])})
+    assert math.isfinite(figures["perplexity"])
+
+
+def test_a_sample_is_gone_on_with_and_the_answer_is_the_same_each_time() -> None:
+    task = build(samples=[{"text": "The film was"}, {"text": TEXTS[3] * 20}])
+    task.model.eval()
+    answers = task.answer(task.spec.samples)
+    assert [answer.text[:12] for answer in answers] == ["The film was", "Nothing happ"]
+    assert answers == task.answer(task.spec.samples)
+    assert all(answer.answer for answer in answers)
+
+
+def test_a_model_that_fills_in_words_is_refused() -> None:
+    from transformers import BertConfig
+
+    with pytest.raises(FineTuneError, match=r"bert is one that fills in hidden words; write masked-lm"):
+        CausalLanguageModeling(build_spec("causal-lm"), build_tokenizer(), BertConfig(), DataInfo())

@@ -1,0 +1,174 @@
+"""To prefer the better answer: the same loss as TRL's, whatever the split, and a reference that never moves."""
+
+import pathlib
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from finetune_api.reasons import FineTuneError
+from finetune_trainer import adapters, models
+from finetune_trainer.tasks.base import IGNORED, DataInfo
+from finetune_trainer.tasks.dpo import DirectPreference
+from unit.trainer.tiny_models import (
+    TEXTS,
+    assert_same_step,
+    build_model,
+    build_spec,
+    build_task,
+    build_tokenizer,
+    loss_and_gradient,
+    rows_of,
+    splits_with_padding,
+)
+
+PAIRS = {
+    "prompt": ["What is the capital of France?", "Hello!", "The film was"],
+    "chosen": [" Paris.", " How are you?", " a delight from its first minute to the last."],
+    "rejected": [" Nothing happens in this film.", " A bad film.", " bad."],
+}
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def build(kind: str = "llama", lora: bool = False, max_tokens: int = 128, template: str | None = None, **options: Any) -> Any:
+    """A task at the start of its training."""
+    tokenizer = build_tokenizer(chat_template=template)
+    spec = build_spec("dpo", training={"maxTokens": max_tokens}, dpo=options, model={"lora": {"dropout": 0.0}} if lora else {})
+    model = build_model(kind, len(tokenizer))
+    task = DirectPreference(spec, tokenizer, model.config, DataInfo())
+    task.model = adapters.apply_lora(model, task, spec.model.lora) if lora else model
+    task.prepare_model()
+    return task
+
+
+@torch.no_grad()
+def move(task: Any) -> Any:
+    """The task as after some steps: at the start the model is the reference, and every reward 0."""
+    torch.manual_seed(1)
+    for name, weight in task.model.named_parameters():
+        if weight.requires_grad and "lora_A" not in name:
+            weight.add_(torch.randn_like(weight), alpha=0.05)
+    return task
+
+
+def test_only_the_answers_are_learned_with_their_end() -> None:
+    task = build()
+    batch = task.collate(rows_of(task, **PAIRS))
+    learned = [task.tokenizer.decode([label for label in row if label != IGNORED]) for row in batch["labels"].tolist()]
+    assert learned == [answer + "</s>" for answer in PAIRS["chosen"] + PAIRS["rejected"]]
+    assert task.count(batch) == 3
+
+
+def test_chats_go_through_the_template_of_the_model_and_without_one_are_refused() -> None:
+    columns = {
+        "prompt": [[{"role": "user", "content": "Hello!"}]],
+        "chosen": [[{"role": "assistant", "content": "How are you?"}]],
+        "rejected": [[{"role": "assistant", "content": "Four."}]],
+    }
+    task = build(template=TEMPLATE)
+    [row] = rows_of(task, **columns)
+    assert task.tokenizer.decode(row["chosen_ids"]) == "<user>Hello!</s><assistant>How are you?</s>"
+    assert task.tokenizer.decode(row["rejected_ids"][row["answer_start"] :]) == "Four.</s>"
+    with pytest.raises(FineTuneError, match=r"spec\.model: the data holds chats, and the model has no chat template"):
+        rows_of(build(), **columns)
+
+
+def test_a_pair_whose_answer_is_cut_off_is_left_out_and_no_answer_is_too_long() -> None:
+    task = build(max_tokens=12)
+    rows = rows_of(task, prompt=[TEXTS[3], "A"], chosen=[" Four.", " delight."], rejected=[" bad.", TEXTS[3]])
+    assert len(rows) == 1
+    assert task.length(rows[0]) == 12
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "hinge"])
+def test_loss_and_gradient_do_not_depend_on_how_pairs_are_split(loss_type: str, lora: bool) -> None:
+    task = move(build(lora=lora, lossType=loss_type))
+    whole, *others = splits_with_padding(task, rows_of(task, **PAIRS))
+    for other in others:
+        assert_same_step(task, whole, other)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_the_reference_is_the_model_at_the_start_and_never_moves(lora: bool) -> None:
+    task = move(build(lora=lora, beta=0.5))
+    rows = rows_of(task, **PAIRS)
+    batch = task.collate(rows)
+
+    def reference() -> torch.Tensor:
+        with torch.no_grad(), task._at_the_start(batch["input_ids"].device) as model:
+            return model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+    start = reference()
+    original = build_model("llama", len(task.tokenizer))(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert torch.equal(start, original)
+    optimizer = torch.optim.AdamW([weight for weight in task.model.parameters() if weight.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(10):
+        losses.append(loss_and_gradient(task, [rows])[0])
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    assert torch.equal(reference(), start)
+
+
+def test_at_the_start_of_the_training_no_answer_has_a_reward() -> None:
+    tokenizer = build_tokenizer()
+    spec = build_spec("dpo", model={"lora": {}})
+    model = build_model("gpt2", len(tokenizer))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    task = build_task(DirectPreference, spec, tokenizer, model)
+    task.model.train()
+    batch = task.collate(rows_of(task, **PAIRS))
+    figures, details = task.metrics(task.score(task.model, batch))
+    assert figures["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert figures["rewardMargin"] == pytest.approx(0, abs=1e-6)
+    assert details == {"pairs": 3}
+
+
+def test_the_copy_that_full_fine_tuning_is_held_to_is_saved_by_nobody(tmp_path: pathlib.Path) -> None:
+    task = build()
+    models.save_model(task.model, task.tokenizer, tmp_path)
+    assert sum(weight.numel() for weight in task.model.state_dict().values()) == sum(
+        weight.numel() for weight in build_model("llama", len(task.tokenizer)).state_dict().values()
+    )
+    assert not any(weight.requires_grad for weight in task._reference.parameters())
+
+
+def test_figures_tell_rewards_of_pairs_that_count_alone() -> None:
+    task = move(build())
+    rows = rows_of(task, **PAIRS)
+    whole = task.metrics(task.score(task.model, task.collate(rows)))[0]
+    padded = task.metrics(task.score(task.model, task.collate([*rows, task.blank(rows[0])])))[0]
+    assert padded == pytest.approx(whole, rel=1e-5)
+    assert 0 <= whole["rewardAccuracy"] <= 1
+    assert set(whole) == {"loss", "rewardAccuracy", "rewardMargin", "chosenLogps", "rejectedLogps"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "hinge"])
+def test_loss_and_figures_are_those_of_trl(loss_type: str, lora: bool, tmp_path: pathlib.Path) -> None:
+    from trl import DPOConfig, DPOTrainer
+
+    task = build(lora=lora, lossType=loss_type, beta=0.3)
+    data = datasets.Dataset.from_dict(PAIRS)
+    args = DPOConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=128, disable_tqdm=True, beta=0.3,
+        loss_type=[loss_type], per_device_eval_batch_size=3, gradient_checkpointing=False,
+    )  # fmt: skip
+    reference = None if lora else task._reference
+    trainer = DPOTrainer(task.model, reference, args, train_dataset=data, eval_dataset=data, processing_class=task.tokenizer)
+    move(task)  # only now: TRL takes adapters that it is given for the reference
+    theirs = trainer.evaluate()
+    ours = task.metrics(task.score(task.model, task.collate(rows_of(task, **PAIRS))))[0]
+    assert ours["loss"] == pytest.approx(theirs["eval_loss"], rel=1e-5)
+    assert ours["rewardAccuracy"] == pytest.approx(theirs["eval_rewards/accuracies"])
+    assert ours["rewardMargin"] == pytest.approx(theirs["eval_rewards/margins"], rel=1e-4)
+    assert ours["chosenLogps"] == pytest.approx(theirs["eval_logps/chosen"], rel=1e-5)

@@ -1,0 +1,156 @@
+"""From a directory to a model in training shape, and to what is saved of it; what does not fit is one sentence."""
+
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from finetune_api.reasons import FineTuneError
+from finetune_trainer import models
+from finetune_trainer.models import ModelLocation
+from finetune_trainer.tasks.base import DataInfo
+from finetune_trainer.tasks.causal_lm import CausalLanguageModeling
+from finetune_trainer.tasks.sft import SupervisedFineTuning
+from unit.trainer.tiny_models import (
+    TEXTS,
+    build_model,
+    build_spec,
+    build_tokenizer,
+    loss_and_gradient,
+    rows_of,
+    save,
+)
+
+
+@pytest.fixture
+def directory(tmp_path: pathlib.Path) -> pathlib.Path:
+    tokenizer = build_tokenizer()
+    return save(tmp_path / "start", build_model("llama", len(tokenizer)), tokenizer)
+
+
+def locate(directory: pathlib.Path, **fields: Any) -> ModelLocation:
+    return ModelLocation(str(directory), None, "spec.model.claim", **fields)
+
+
+def load(directory: pathlib.Path, kind: Any = CausalLanguageModeling, name: str = "causal-lm", **fields: Any) -> Any:
+    """A task with the model of the directory in place, as a training has it."""
+    location, spec = locate(directory), build_spec(name, **fields)
+    tokenizer = models.load_tokenizer(location)
+    task = kind(spec, tokenizer, models.load_config(location), DataInfo(format="messages"))
+    task.model = models.load_model(task, location, spec)
+    task.prepare_model()
+    return task
+
+
+def test_neither_peft_nor_trl_is_imported_before_it_is_needed() -> None:
+    code = (
+        "import sys, finetune_trainer.models, finetune_trainer.tasks.causal_lm, finetune_trainer.tasks.sft, "
+        "finetune_trainer.tasks.dpo; sys.exit(bool({'peft', 'trl'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0
+
+
+@pytest.mark.parametrize(("tokens", "pad"), [({"pad_token": None}, "</s>"), ({"pad_token": "<s>"}, "<s>")])
+def test_a_tokenizer_pads_on_the_right_with_its_end_if_it_has_nothing_else(
+    tokens: dict[str, Any], pad: str, tmp_path: pathlib.Path
+) -> None:
+    build_tokenizer(padding_side="left", **tokens).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    tokenizer = models.load_tokenizer(locate(tmp_path))
+    assert (tokenizer.pad_token, tokenizer.padding_side) == (pad, "right")
+
+
+def test_a_tokenizer_that_can_not_pad_is_refused(tmp_path: pathlib.Path) -> None:
+    build_tokenizer(pad_token=None, eos_token=None).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(FineTuneError, match=r"spec\.model\.claim: its tokenizer has no token to pad with: write pad_token"):
+        models.load_tokenizer(locate(tmp_path))
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_what_is_missing_or_broken_is_a_sentence_that_names_the_field(directory: pathlib.Path, missing: str) -> None:
+    for damage in (lambda path: path.write_bytes(b"{"), lambda path: path.unlink()):
+        damage(directory / missing)
+        with pytest.raises(FineTuneError, match=r"^spec\.model\.claim: .*needed\)$"):
+            load(directory)
+
+
+def test_weights_that_are_a_program_are_not_run(directory: pathlib.Path) -> None:
+    (directory / "model.safetensors").unlink()
+    torch.save(build_model("llama", 320).state_dict(), directory / "pytorch_model.bin")
+    with pytest.raises(FineTuneError, match=r"spec\.model\.claim: no model for causal-lm can be made of it"):
+        load(directory)
+
+
+def test_code_of_a_repository_is_not_run_without_being_asked_for(tmp_path: pathlib.Path) -> None:
+    config = {"model_type": "never-heard-of", "auto_map": {"AutoConfig": "code.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "code.py").write_text("raise SystemExit('it ran')")
+    with pytest.raises(FineTuneError, match=r"Python code of its own, which is not run unless you write spec\.model\.trustRem"):
+        models.load_config(locate(tmp_path))
+
+
+def test_weights_are_trained_in_fp32_whatever_the_repository_holds(tmp_path: pathlib.Path) -> None:
+    tokenizer = build_tokenizer()
+    directory = save(tmp_path, build_model("llama", len(tokenizer)).to(torch.bfloat16), tokenizer)
+    assert load(directory).model.dtype == torch.float32
+    assert load(directory, model={"dtype": "bfloat16"}).model.dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="refused for want of a GPU")
+def test_quantization_without_a_gpu_is_refused(directory: pathlib.Path) -> None:
+    with pytest.raises(FineTuneError, match=r"spec\.model\.quantization: nf4 needs a CUDA GPU, and there is none here"):
+        load(directory, model={"quantization": "nf4", "lora": {}})
+
+
+def test_tokens_of_a_chat_template_get_rows_that_are_the_mean_of_the_others(directory: pathlib.Path) -> None:
+    task = load(directory, SupervisedFineTuning, "sft")
+    before = build_model("llama", 320)
+    for layer, old in (
+        (task.model.get_input_embeddings(), before.get_input_embeddings()),
+        (task.model.get_output_embeddings(), before.get_output_embeddings()),
+    ):
+        assert layer.weight.shape[0] == len(task.tokenizer) == 322
+        assert torch.equal(layer.weight[:320], old.weight)
+        assert torch.allclose(layer.weight[320:], old.weight.mean(dim=0), atol=1e-7)
+    assert task.tokenizer.eos_token_id in task.model.generation_config.eos_token_id
+
+
+def test_embeddings_with_room_for_more_tokens_stay_as_they_are(tmp_path: pathlib.Path) -> None:
+    directory = save(tmp_path, build_model("llama", 384), build_tokenizer())
+    assert load(directory, SupervisedFineTuning, "sft").model.get_input_embeddings().weight.shape[0] == 384
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_activations_that_are_computed_again_change_no_gradient(directory: pathlib.Path, lora: bool) -> None:
+    model = {"lora": {"dropout": 0.0}} if lora else {}
+
+    def step(again: bool) -> tuple[float, int, torch.Tensor]:
+        torch.manual_seed(0)
+        task = load(directory, model=model, training={"activationCheckpointing": again})
+        task.model.train()
+        return loss_and_gradient(task, [rows_of(task, text=TEXTS)])
+
+    kept, again = step(False), step(True)
+    assert again[0] == pytest.approx(kept[0], rel=1e-6)
+    assert kept[2].norm() > 0
+    assert torch.allclose(again[2], kept[2], rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_saved_answers_as_it_did_and_names_no_machine(directory: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    task = load(directory, SupervisedFineTuning, "sft")
+    written = tmp_path / "written"
+    models.save_model(task.model, task.tokenizer, written)
+    assert json.loads((written / "config.json").read_text())["use_cache"] is True
+    assert task.model.config.use_cache is False
+    assert len({path.stat().st_mode for path in written.iterdir()}) == 1  # others may read all of it, or nothing
+    assert not [path for path in written.iterdir() if str(tmp_path).encode() in path.read_bytes()]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(written)
+    model = transformers.AutoModelForCausalLM.from_pretrained(written)
+    inputs = tokenizer.apply_chat_template([{"role": "user", "content": "Hello!"}], return_tensors="pt", return_dict=True)
+    assert torch.allclose(model(**inputs).logits, task.model(**inputs).logits, atol=1e-6)

@@ -1,0 +1,73 @@
+"""What tokenised data depends on, as one name: the same content, tokenizer and options make the same rows."""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import transformers
+
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.wire import RunConfig
+from finetune_trainer.data.load import claim_files
+from finetune_trainer.tasks.base import Task
+
+# Raised when reading or normalising changes what comes out, so that no entry of before is used.
+DATA_VERSION = 1
+# Options that change how is trained, but no row.
+_UNRELATED = {
+    "classification": {"class_weights", "balanced"},
+    "masked_lm": {"probability"},
+    "sft": {"packing"},
+    "dpo": {"beta", "loss_type"},
+}
+# Where the data lies: its content counts, or the commit.
+_PLACE = {"claim": {"claim_name", "path", "eval_path"}, "hub": {"revision"}}
+
+
+def fingerprint(config: RunConfig, revisions: Sequence[str], tokenizer: Any, model_config: Any, task_type: type[Task]) -> str:
+    """40 hexadecimal digits. Reads all files of claims. Raises FineTuneError where they are not there."""
+    spec = config.spec
+    decisive = {
+        "versions": [DATA_VERSION, task_type.encoding_version, transformers.__version__],
+        "spec": _options(spec),
+        "model": [getattr(model_config, name, None) for name in ("model_type", "max_position_embeddings", "pad_token_id")],
+        "tokenizer": _tokenizer(tokenizer),
+        "data": [_content(config, index, revision) for index, revision in enumerate(revisions)],
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:40]
+
+
+def _options(spec: FineTuneJobSpec) -> dict[str, Any]:
+    blocks: Any = {"task": True, "datasets": {"__all__": True}, **dict.fromkeys(_UNRELATED, True)}
+    found = spec.model_dump(mode="json", include=blocks, exclude={**_UNRELATED, "datasets": {"__all__": _PLACE}})
+    return {**found, "seed": spec.training.seed, "max_tokens": spec.training.max_tokens}
+
+
+def _tokenizer(tokenizer: Any) -> str:
+    """Hash of its vocabulary and rules, special tokens and chat template."""
+    if tokenizer.is_fast:
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()  # each call sets both anew
+        backend.no_padding()
+        vocabulary = backend.to_str()
+    else:
+        vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    more = [type(tokenizer).__name__, tokenizer.special_tokens_map, tokenizer.chat_template, tokenizer.truncation_side]
+    return hashlib.sha256((vocabulary + json.dumps(more, sort_keys=True, default=str)).encode()).hexdigest()
+
+
+def _content(config: RunConfig, index: int, revision: str) -> Any:
+    """Commit of a repository, or names and hash of the files of a claim, by split."""
+    dataset = config.spec.datasets[index]
+    if dataset.claim is None:
+        return revision
+    root = pathlib.Path(config.claims[dataset.claim.claim_name])
+    found = claim_files(dataset.claim, f"spec.datasets[{index}]", root)
+    digest = hashlib.sha256()
+    for split, files in found.splits.items():
+        for file in files:
+            with file.path.open("rb") as stream:
+                digest.update(f"{split}\0{file.name}\0".encode() + hashlib.file_digest(stream, "sha256").digest())
+    return [found.format, digest.hexdigest()]

@@ -1,0 +1,41 @@
+"""How large a forward pass the GPU of this process has room for, where the job leaves it open."""
+
+import logging
+
+import torch
+import transformers
+
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.plan.model import Tensor, describe_model
+from finetune_trainer.plan.passes import Device, choose_pass
+from finetune_trainer.tasks.base import Task
+
+log = logging.getLogger(__name__)
+
+# The rest is for what the estimate does not know: fragments, the communication's buffers, kernels.
+_SHARE_OF_MEMORY = 0.9
+
+
+def fit_to_gpu(task: Task, spec: FineTuneJobSpec, world: int, micro: int, half: bool) -> tuple[int, bool]:
+    """Rows of a forward pass, at most ``micro``, and whether activations are to be computed again.
+
+    On a CPU what the job says. half: whether it computes in half precision.
+    """
+    asked = spec.training.activation_checkpointing
+    if not torch.cuda.is_available() or (asked is not None and spec.training.per_device_batch_size is not None):
+        return micro, asked is True
+    with torch.device("meta"):
+        model = getattr(transformers, task.auto_model).from_config(task.config, **_head(task))
+    tensors = [Tensor(name, "F32", tuple(weight.shape)) for name, weight in model.named_parameters()]
+    facts = describe_model(task.config.to_dict(), tensors, "spec.model", spec.task)
+    room = int(torch.cuda.mem_get_info()[1] * _SHARE_OF_MEMORY)
+    device = Device(gpu=True, half=half, bf16=torch.cuda.is_bf16_supported(including_emulation=False), room=room)
+    rows, again = choose_pass(spec, facts, device, world, micro)
+    if rows < micro or again:
+        log.info("forward passes of %d rows%s, to fit the GPU", rows, ", activations computed again" if again else "")
+    return rows, again
+
+
+def _head(task: Task) -> dict[str, object]:
+    """Of the arguments of from_pretrained those that a configuration takes."""
+    return {name: value for name, value in task.model_arguments().items() if name == "num_labels"}
