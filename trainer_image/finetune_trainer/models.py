@@ -95,8 +95,8 @@ def _load(task: Task, location: ModelLocation, source: ModelSource) -> tuple[Any
     if below is not location and source.quantization != "none":
         raise FineTuneError(
             Reason.CONFIGURATION_ERROR,
-            f"spec.model.quantization: {location.field} holds adapters, which can't be added to quantized weights; write none, or "
-            "start from a merged model",
+            f"spec.model.quantization: {location.field} holds adapters, which can't be added to quantized weights; write "
+            "none, or start from a merged model",
         )
     model, loading = getattr(transformers, task.auto_model).from_pretrained(
         below.name_or_path,

@@ -59,6 +59,8 @@ class Output:
     def keep_resolved(self, config: RunConfig, resolved: Resolved) -> None:
         """Remember the commits, so that whoever goes on with this directory trains the same model on the same data."""
         content = {"name": config.name, "digest": training_digest(config.spec), "resolved": resolved.to_wire()}
+        if config.spec.publish:
+            content["repository"] = config.spec.publish.repository
         write_atomically(self._run, json.dumps(content))
 
     def finished_report(self) -> Report | None:

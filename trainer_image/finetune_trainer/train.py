@@ -78,7 +78,7 @@ def train(config: RunConfig, ranks: Control, state: RunState, reporter: Reporter
     watch = Watch(state, reporter, metrics, ranks, output, plan.global_batch)
     pusher = BestPusher(spec, config.name) if spec.publish and spec.publish.when == "OnBestCheckpoint" else None
     evaluator = Evaluator(
-        task, eval_rows, spec.evaluation, plan.steps_per_epoch, ranks, output, watch, history,
+        task, eval_rows, spec.evaluation, plan, ranks, output, watch, history,
         save=lambda directory: save_model(task.model, task.tokenizer, directory),
         improved=pusher and (lambda directory, done: pusher.submit(directory, done.step, dict(done.figures))),
     )  # fmt: skip

@@ -65,7 +65,9 @@ def test_training_stops_when_patience_is_at_its_end_and_counts_no_small_gains() 
 
 
 def test_a_figure_that_is_not_there_is_named_with_those_that_are() -> None:
-    with pytest.raises(FineTuneError, match=r"spec.evaluation.best.metric: there is no figure 'f1'; write one of: loss, accuracy"):
+    with pytest.raises(
+        FineTuneError, match=r"spec.evaluation.best.metric: there is no figure 'f1'; write one of: loss, accuracy"
+    ):
         standing(losses(1, 2), plan("f1"))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from finetune_api.spec import EvaluationPlan
-from finetune_trainer.batches import evaluation_batches
+from finetune_trainer.batches import BatchPlan, evaluation_batches
 from finetune_trainer.data.rows import Rows
 from finetune_trainer.distributed import Control
 from finetune_trainer.loops.best import Evaluated, Standing, is_due, standing, stops_early
@@ -22,13 +22,16 @@ from finetune_trainer.tasks.base import Scores, Task
 
 log = logging.getLogger(__name__)
 
-_BATCH = 32
+_LARGEST_BATCH = 32
+# Nothing is kept for a backward pass: so many times the rows of a training's forward pass fit, too.
+_TIMES_TRAINING = 4
 
 
 class Evaluator:
-    """Evaluates a task's model when it is due. history: evaluations of earlier attempts, up to where this one goes on.
+    """Evaluates a task's model when it is due.
 
-    save: writes the model to a directory; called on rank 0. improved: told of each better model, with its directory.
+    batches: of the training. history: evaluations of earlier attempts, up to where this one goes on. save: writes the model to a
+    directory; called on rank 0. improved: told of each better model, with its directory.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class Evaluator:
         task: Task,
         rows: Rows,
         plan: EvaluationPlan,
-        steps_per_epoch: int,
+        batches: BatchPlan,
         ranks: Control,
         output: Output,
         watch: Watch,
@@ -44,7 +47,9 @@ class Evaluator:
         save: Callable[[pathlib.Path], None],
         improved: Callable[[pathlib.Path, Evaluated], None] | None = None,
     ) -> None:
-        self._task, self._rows, self._plan, self._steps_per_epoch = task, rows, plan, steps_per_epoch
+        self._task, self._rows, self._plan = task, rows, plan
+        self._steps_per_epoch = batches.steps_per_epoch
+        self.batch_size = min(_LARGEST_BATCH, _TIMES_TRAINING * batches.micro)
         self._ranks, self._output, self._watch = ranks, output, watch
         self._done = history
         self._save, self._improved = save, improved
@@ -93,7 +98,7 @@ class Evaluator:
         world = self._ranks.world
         loader = DataLoader(
             self._rows,
-            batch_sampler=evaluation_batches(self._rows.lengths, _BATCH, world.rank, world.size),
+            batch_sampler=evaluation_batches(self._rows.lengths, self.batch_size, world.rank, world.size),
             collate_fn=self._task.collate,
             generator=torch.Generator(),  # a loader draws a number when it starts: not from those of the training's dropout
         )

@@ -22,7 +22,7 @@ from finetune_trainer.distributed import Control
 from finetune_trainer.loops.evaluation import Evaluator
 from finetune_trainer.loops.watch import Watch
 from finetune_trainer.output import Output
-from finetune_trainer.tasks.base import Batch, Task
+from finetune_trainer.tasks.base import Batch, Task, count_tokens
 
 _NOT_DECAYING = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 
@@ -113,8 +113,7 @@ class NativeLoop:
 
     def _forward_and_backward(self, batch: Batch, count: int) -> torch.Tensor:
         """One micro-batch. count: terms of the loss over the whole global batch. Returns its share of the step's loss."""
-        if "attention_mask" in batch:
-            self._watch.tokens(int(batch["attention_mask"].sum()))
+        self._watch.tokens(count_tokens(batch))
         inputs = {name: tensor.to(self._accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         with self._accelerator.autocast():
             loss = self._task.loss(self._model, inputs) * (self._ranks.world.size / max(count, 1))

@@ -16,7 +16,7 @@ from finetune_trainer.distributed import Control
 from finetune_trainer.loops.evaluation import Evaluator
 from finetune_trainer.loops.watch import Watch
 from finetune_trainer.output import Output
-from finetune_trainer.tasks.base import Batch, Task
+from finetune_trainer.tasks.base import Batch, Task, count_tokens
 
 
 class _Loader(DataLoader[Any]):
@@ -80,8 +80,7 @@ class TrainerLoop(transformers.Trainer):
         """The micro-batches of a step, and over how many terms the global batch's loss is taken: counted on the CPU."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         for batch in batches:
-            if "attention_mask" in batch:
-                self._watch.tokens(int(batch["attention_mask"].sum()))
+            self._watch.tokens(count_tokens(batch))
         return batches, self._ranks.sum(sum(self._task.count(batch) for batch in batches))
 
     def compute_loss(

@@ -26,6 +26,11 @@ Batch = dict[str, torch.Tensor]
 Scores = dict[str, np.ndarray]
 
 
+def count_tokens(batch: Batch) -> int:
+    """Tokens of a batch that is still on the CPU, padding left out; one that is packed has none."""
+    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
+
+
 @dataclasses.dataclass(frozen=True)
 class DataInfo:
     """What the data says of itself; the same on every rank, and part of the cache.

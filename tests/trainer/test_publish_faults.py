@@ -1,0 +1,186 @@
+"""Each fault of a Hub server ends in one commit, or in one sentence with the command that pushes later."""
+
+import errno
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any
+
+import httpx2
+import pytest
+from huggingface_hub import HfApi, constants
+
+from finetune_api.reasons import FineTuneError, Reason
+from finetune_trainer import publish
+from trainer.hub_side import COMMIT, NEEDS_A_HUB, SHARED, Hub, ask, spec
+
+pytest_plugins = ["trainer.publishing"]
+pytestmark = NEEDS_A_HUB
+
+
+HEALED: dict[str, tuple[str, dict[str, Any]]] = {
+    "429 with Retry-After, commit": (COMMIT, {"status": 429, "headers": {"Retry-After": "7"}, "times": 2}),
+    "429 with Retry-After, PUT": ("^/_lfs/", {"method": "PUT", "status": 429, "headers": {"Retry-After": "7"}}),
+    "500, PUT": ("^/_lfs/", {"method": "PUT", "status": 500, "times": 3}),
+    "500, commit": (COMMIT, {"status": 500}),
+    "503, commit": (COMMIT, {"status": 503, "times": 3}),
+    "503, create": ("/api/repos/create", {"status": 503}),
+    "503, card": ("/api/validate-yaml", {"status": 503}),
+    "502, batch": ("/info/lfs/objects/batch", {"status": 502, "times": 2}),
+    "cut in the middle of a PUT": ("^/_lfs/", {"method": "PUT", "drop": True, "after_bytes": 1000, "times": 3}),
+    "cut in the middle of the commit": (COMMIT, {"drop": True, "after_bytes": 100, "times": 2}),
+    "no answer to a PUT": ("^/_lfs/", {"method": "PUT", "drop": True}),
+    "no answer to create": ("/api/repos/create", {"drop": "answer"}),
+    "slow": ("", {"delay": 0.3, "times": None}),
+}
+
+
+@pytest.mark.parametrize("name", HEALED)
+def test_trouble_that_passes_ends_in_one_commit(hub: Hub, model: pathlib.Path, waits: list[float], name: str) -> None:
+    path, fault = HEALED[name]
+    hub.fail(path, **fault)
+    published = publish.push(model, spec(hub), "news")
+    ask("/_test/faults", "DELETE")
+    assert published.commit == hub.api.model_info(hub.repository).sha
+    assert hub.files() == SHARED
+    assert hub.titles() == ["Fine-tuned by news"]
+    if "Retry-After" in fault.get("headers", {}):
+        assert [seconds for seconds in waits if seconds >= 7], "the Hub says how long"
+    assert bool(waits) is (name != "slow")
+
+
+def test_a_commit_whose_answer_was_lost_is_not_made_again(hub: Hub, model: pathlib.Path, waits: list[float]) -> None:
+    hub.fail(COMMIT, drop="answer")
+    published = publish.push(model, spec(hub), "news")
+    assert hub.titles() == ["Fine-tuned by news"]
+    assert published.commit == hub.api.model_info(hub.repository).sha
+    assert len(hub.requests("POST", "/commit/")) == 1
+
+
+def test_a_commit_of_somebody_else_in_between_is_kept(
+    hub: Hub, model: pathlib.Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = HfApi.create_commit
+    others = ["LICENSE"]
+
+    def create_commit(api: HfApi, *arguments: Any, **options: Any) -> Any:
+        while others:
+            api.upload_file(path_or_fileobj=b"x", path_in_repo=others.pop(), repo_id=hub.repository)
+        return really(api, *arguments, **options)
+
+    monkeypatch.setattr(HfApi, "create_commit", create_commit)
+    publish.push(model, spec(hub), "news")
+    assert hub.files() == SHARED | {"LICENSE"}
+    assert len(hub.titles()) == 2
+
+
+FINAL: dict[str, tuple[str, dict[str, Any], str]] = {
+    "401, commit": (COMMIT, {"status": 401}, "refuses access|can't be written to with this token"),
+    "401, token": ("/api/", {"status": 401, "times": None}, "spec.hub.tokenSecretRef: the Hub at .* refuses the token itself"),
+    "403, commit": (COMMIT, {"status": 403}, "needs the right to write to it"),
+    "403, create": ("/api/repos/create", {"status": 403}, "needs the right to write to it"),
+    "404, commit": (COMMIT, {"status": 404}, "404|there is no"),
+    "409, commit": (COMMIT, {"status": 409}, "answers 409"),
+    "409, create": ("/api/repos/create", {"status": 409}, "answers 409"),
+    "400, card": ("/api/validate-yaml", {"status": 400}, "failed|answers 400"),
+}
+
+
+def test_a_commit_that_takes_longer_than_the_client_waits_is_not_made_twice(
+    hub: Hub, model: pathlib.Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delay = 3.0
+    monkeypatch.setattr("finetune_trainer.hub._TIMEOUT", httpx2.Timeout(delay / 3))
+    hub.fail(COMMIT, delay=delay)
+    published = publish.push(model, spec(hub), "news")
+    deadline = time.monotonic() + 3 * delay
+    while len(hub.requests("POST", "/commit/")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert waits
+    assert hub.titles() == ["Fine-tuned by news"]
+    assert published.commit == hub.api.model_info(hub.repository).sha
+
+
+@pytest.mark.parametrize("name", FINAL)
+def test_a_refusal_ends_at_once_with_the_command_for_later(
+    hub: Hub, model: pathlib.Path, waits: list[float], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, fault, sentence = FINAL[name]
+    hub.fail(path, **fault)
+    with pytest.raises(FineTuneError, match=sentence) as failed:
+        publish.push(model, spec(hub), "news")
+    assert failed.value.reason is Reason.HUB_PUSH_FAILED
+    assert failed.value.message.endswith(f"this pushes it later: finetune push {model} --to {hub.repository}")
+    assert "\n" not in failed.value.message
+    assert os.environ["HF_TOKEN"] not in failed.value.message + caplog.text
+    assert waits == []
+    assert (model / "model.safetensors.index.json").is_file()
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, {"drop": True}, {"status": 429, "headers": {"Retry-After": "99999"}}])
+def test_trouble_that_stays_ends_too_and_the_next_push_sends_only_the_rest(
+    hub: Hub, model: pathlib.Path, waits: list[float], fault: dict[str, Any]
+) -> None:
+    hub.fail(COMMIT, times=None, **fault)
+    with pytest.raises(FineTuneError, match="this pushes it later: finetune push") as failed:
+        publish.push(model, spec(hub), "news")
+    assert failed.value.reason is Reason.HUB_PUSH_FAILED
+    assert sum(waits) <= 1200, "nobody waits for an answer of hours"
+    assert len(hub.requests("PUT", "/_lfs/")) == 2
+    ask("/_test/faults", "DELETE")
+    hub.forget_requests()
+    publish.push(model, spec(hub), "news")
+    assert hub.requests("PUT", "/_lfs/") == []
+    assert hub.titles() == ["Fine-tuned by news"]
+
+
+def test_a_hub_that_is_not_there_ends_too(
+    hub: Hub, model: pathlib.Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(FineTuneError, match="can't be reached") as failed:
+        publish.push(model, spec(hub), "news")
+    assert failed.value.reason is Reason.HUB_PUSH_FAILED
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), PermissionError(errno.EACCES, "Permission denied", "config.json")]
+)
+def test_what_is_wrong_with_this_machine_is_a_sentence(
+    hub: Hub, model: pathlib.Path, waits: list[float], monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def create_commit(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(HfApi, "create_commit", create_commit)
+    with pytest.raises(FineTuneError, match=f"{error.strerror}.*this pushes it later") as failed:
+        publish.push(model, spec(hub), "news")
+    assert failed.value.reason is Reason.HUB_PUSH_FAILED
+    assert waits == []
+
+
+def test_a_push_needs_no_room_on_a_disk(hub: Hub, model: pathlib.Path) -> None:
+    script = "import sys, pathlib; from finetune_trainer import publish; "
+    script += "print(publish.upload(pathlib.Path(sys.argv[1]), sys.argv[2], True, 'm', '--to').commit)"
+    nowhere = {"HOME": "/proc/none", "HF_HOME": "/proc/none", "TMPDIR": "/proc/none"}
+    path = os.pathsep.join(["crds", "trainer_image"])
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(model), hub.repository],
+        env=os.environ | nowhere | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=pathlib.Path(__file__).parents[2], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == hub.api.model_info(hub.repository).sha, done.stderr
+
+
+def test_a_server_without_xet_is_pushed_to_by_lfs(
+    hub: Hub, model: pathlib.Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "0")
+    hub.fail("^/_xet/", status=404, times=None)
+    hub.fail("/xet-write-token/", status=404, times=None)
+    publish.push(model, spec(hub), "news")
+    assert hub.files() == SHARED
+    assert len(hub.requests("PUT", "/_lfs/")) == 2
