@@ -97,6 +97,9 @@ def training_digest(spec: FineTuneJobSpec) -> str:
         written = decisive.pop(block, {})
         if kept := {key: value for key, value in written.items() if (key, value) not in later.items()}:
             decisive[block] = kept
+    for dataset in decisive["datasets"]:
+        if not dataset["streaming"]:
+            del dataset["streaming"]
     if spec.task == "text-classification":
         for dataset in decisive["datasets"]:  # the names that the first version wrote into every spec
             dataset["columns"] = {"text": "text", "label": "label"} | dataset["columns"]

@@ -43,6 +43,7 @@ def job(task: str, family: str, data: str, steps: int = 20, **changes: Any) -> J
     }
 
 
+STREAMED = {"streaming": True}
 JOBS: dict[str, Job] = {
     "text-classification": job("text-classification", "encoder", "texts"),
     "text-classification-balanced": job("text-classification", "encoder", "texts", classification={"balanced": True}),
@@ -51,11 +52,17 @@ JOBS: dict[str, Job] = {
         "text-classification", "encoder", "ratings", classification={"problemType": "Regression"}
     ),
     "text-classification-multilabel": job("text-classification", "encoder", "topics", dataset={"columns": {"labels": "topics"}}),
+    "text-classification-streaming": job(
+        "text-classification", "encoder", "texts", dataset=STREAMED, classification={"labels": ["bad", "fair", "good"]}
+    ),
     "text-classification-decoder": job("text-classification", "decoder", "texts"),
     "token-classification": job("token-classification", "encoder", "tags"),
     "masked-lm": job("masked-lm", "encoder", "texts", samples=[{"text": "basa [MASK] kite"}]),
     "causal-lm": job("causal-lm", "decoder", "texts"),
+    # Short enough that texts become several rows, and that prompts leave no room for an answer.
+    "causal-lm-streaming": job("causal-lm", "decoder", "texts", dataset=STREAMED, training={"maxTokens": 8}),
     "sft-prompts": job("sft", "decoder", "prompts"),
+    "sft-prompts-streaming": job("sft", "decoder", "prompts", dataset=STREAMED, training={"maxTokens": 10}),
     "sft-chats": job("sft", "decoder", "chats"),
     "sft-chats-lora": job("sft", "decoder", "chats", model={"lora": {"dropout": 0.0}}),
     "dpo": job("dpo", "decoder", "preferences"),

@@ -11,7 +11,10 @@ import transformers
 from click.testing import CliRunner, Result
 
 from finetune_api import names
+from finetune_api.resource import parse_spec
+from finetune_api.wire import RunConfig
 from finetune_trainer import adapters
+from finetune_trainer.data.load import load_data
 from finetune_trainer.evaluate import evaluate
 from finetune_trainer.predict import predict
 from finetune_trainer.push import push
@@ -117,7 +120,9 @@ def test_an_adapter_answers_with_its_base(tmp_path: pathlib.Path, minilm: pathli
     adapters.save(adapted, out)
     transformers.AutoTokenizer.from_pretrained(minilm).save_pretrained(out)
     assert "write --base" in refused(predict, out.parent, "A delight.")
-    [line] = shown(predict, out.parent, "A delight.", "--base", base)
+    result = call(predict, out.parent, "A delight.", "--base", base)
+    [line] = result.stdout.splitlines()
+    assert result.stderr == "", "nobody is told to train a model that is finished"
     inputs = transformers.AutoTokenizer.from_pretrained(minilm)("A delight.", return_tensors="pt")
     with torch.no_grad():
         score, number = adapted.eval()(**inputs).logits[0].softmax(dim=0).max(dim=0)
@@ -201,6 +206,36 @@ def test_a_job_says_what_to_evaluate_on(tmp_path: pathlib.Path, classifier: path
     assert "the model in DIR is for text-classification" in refused(
         evaluate, classifier, job, "--claim", f"d={tmp_path / 'data'}"
     )
+
+
+def test_the_rows_that_a_job_holds_out_are_those_that_it_did_not_train_on(
+    tmp_path: pathlib.Path, classifier: pathlib.Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    rows = [{"text": f"row {number} " + "word " * 40, "label": ("good", "bad")[number % 2]} for number in range(40)]
+    (tmp_path / "data" / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = {
+        "task": "text-classification",
+        "model": {"hub": {"name": "a/b"}},
+        "datasets": [{"claim": {"claimName": "d", "path": "all.jsonl"}, "evalFraction": 0.25}],
+        "training": {"seed": 7, "maxTokens": 16},
+    }
+    job, out = tmp_path / "job.yaml", tmp_path / "p.jsonl"
+    job.write_text(json.dumps({"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "j"}, "spec": spec}))
+    shown(evaluate, classifier, job, "--claim", f"d={tmp_path / 'data'}", "--output", out)
+    config = RunConfig(
+        name="j",
+        namespace="n",
+        spec=parse_spec(spec),
+        nodes=1,
+        processes_per_node=1,
+        output="",
+        claims={"d": str(tmp_path / "data")},
+    )
+    held_out = load_data(config, [""]).evaluation["text"].to_pylist()
+    seen = [json.loads(line)["text"] for line in out.read_text().splitlines()]
+    assert [text.split()[1] for text in seen] == [text.split()[1] for text in held_out]
+    assert max(len(text.split()) for text in seen) <= 16
 
 
 def test_slips_in_an_evaluation_are_answered_with_one_sentence(tmp_path: pathlib.Path, classifier: pathlib.Path) -> None:

@@ -43,7 +43,11 @@ def train_all(directory: pathlib.Path, split: str) -> None:
     processes, micro = SPLITS[split]
     jobs = [("trainer", name) for name in small.JOBS] + [("native", name) for name in small.NATIVE]
     configs = [config(directory, split, loop, name, processes, micro) for loop, name in jobs]
-    file = directory / f"{split}.json"
+    train_together(configs, directory / f"{split}.json", processes)
+
+
+def train_together(configs: list[dict[str, Any]], file: pathlib.Path, processes: int) -> None:
+    """One gang of processes trains all of them. file: for them to be read from."""
     file.write_text(json.dumps(configs))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [*(torchrun if processes > 1 else [sys.executable]), str(HERE / "many.py"), str(file)]

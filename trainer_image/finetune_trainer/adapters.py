@@ -88,10 +88,15 @@ def merged_anew(model: Any, dtype: torch.dtype) -> Any:
 
 def merge_into(model: Any, name_or_path: str, revision: str | None) -> Any:
     """The model with adapters of a directory or a repository added to its weights."""
+    return merged(attach(model, name_or_path, revision))
+
+
+def attach(model: Any, name_or_path: str, revision: str | None = None) -> Any:
+    """The model with adapters of a directory or a repository in place."""
     import peft
 
     with _known_warnings():
-        return merged(peft.PeftModel.from_pretrained(model, name_or_path, revision=revision))
+        return peft.PeftModel.from_pretrained(model, name_or_path, revision=revision)
 
 
 def save(model: Any, directory: pathlib.Path) -> None:

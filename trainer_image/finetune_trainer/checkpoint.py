@@ -42,18 +42,19 @@ def commit(written: pathlib.Path, checkpoints: pathlib.Path, step: int, keep: in
     """Make a written folder the complete checkpoint of ``step``; then, and only then, drop all but the newest ``keep``."""
     for path in written.rglob("*"):
         if path.is_file():
-            _sync(path)
+            sync(path)
     target = checkpoints / f"{_PREFIX}{step}"
     if target.exists():  # the same step, saved again after a restart: the same content
         shutil.rmtree(target)
     written.rename(target)
-    _sync(checkpoints)
+    sync(checkpoints)
     for old in complete_checkpoints(checkpoints)[:-keep]:
         shutil.rmtree(old)
     return target
 
 
-def _sync(path: pathlib.Path) -> None:
+def sync(path: pathlib.Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

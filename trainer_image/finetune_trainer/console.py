@@ -28,7 +28,7 @@ class ProgressView:
             transient=False,
         )
         self._task: TaskID | None = None
-        self._last_line = ""
+        self._last_news: tuple[object, ...] = ()
 
     def __enter__(self) -> "ProgressView":
         if self._console.is_terminal:
@@ -45,10 +45,14 @@ class ProgressView:
             return  # whoever shows the result says it better
         description = report.message or report.phase
         if not self._console.is_terminal:
-            line = f"{report.phase}: {figures(report) if report.phase == 'Running' and not report.message else description}"
-            if line != self._last_line:
-                self._console.print(line, markup=False, soft_wrap=True)
-                self._last_line = line
+            running = report.phase == "Running" and not report.message
+            # Step, rate and time left change all the time; these two only when a step is logged.
+            news = (report.phase, report.message, *((report.loss, report.learning_rate) if running else ()))
+            if news != self._last_news:
+                self._console.print(
+                    f"{report.phase}: {figures(report) if running else description}", markup=False, soft_wrap=True
+                )
+                self._last_news = news
             return
         if self._task is None:
             self._task = self._progress.add_task(description, figures="")

@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from finetune_api.reasons import FineTuneError, Reason
+
 T = TypeVar("T")
 
 
@@ -29,11 +31,17 @@ class World:
 def join(world: World, timeout_seconds: int) -> None:
     """Meet the other processes; does nothing in a world of one. Everybody after us (accelerate, DDP) uses this group.
 
-    Raises what torch raises when a peer does not come in time.
+    Raises what torch raises when a peer does not come in time, and FineTuneError where there is no GPU for this one.
     """
     if world.size == 1:
         return
     if torch.cuda.is_available():
+        if world.local_rank >= torch.cuda.device_count():
+            raise FineTuneError(
+                Reason.CONFIGURATION_ERROR,
+                f"spec.distributed.processesPerNode (or --processes): there are {torch.cuda.device_count()} GPU(s) here, and "
+                "each process needs one of its own; write as many processes, or more gpusPerNode",
+            )
         torch.cuda.set_device(world.local_rank)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds))

@@ -23,11 +23,12 @@ from finetune_trainer.predict import BASE, TRUST
 
 if TYPE_CHECKING:
     from finetune_trainer.data.rows import Rows
-    from finetune_trainer.tasks.base import Scores, Task
+    from finetune_trainer.tasks.base import DataInfo, Scores, Task
 
 _JOB = re.compile(r"\.ya?ml$")
 _DATA_CLAIM = "data"
 _LANGUAGE_TASKS = {"causal-lm", "sft"}  # of the same model
+_BLOCKS = ("maskedLM", "sft")  # of a job, which say what its rows are
 _BATCH = 32
 _LONGEST_SHOWN = 200  # letters
 
@@ -79,12 +80,14 @@ def evaluate(
 class _Asked:
     """What to evaluate on: data sets as a spec has them, of which no more than a row to train on is kept.
 
-    task: of the job that they are from, if they are.
+    task: of the job that they are from, if they are. options: what else that job says of its rows: its seed says which
+    of them are held out, its maxTokens what is seen of them.
     """
 
     datasets: Sequence[Mapping[str, Any]]
     claims: Mapping[str, str]
     task: str | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _asked(data: pathlib.Path, claims: Mapping[str, str], columns: Sequence[str]) -> _Asked:
@@ -98,7 +101,9 @@ def _asked(data: pathlib.Path, claims: Mapping[str, str], columns: Sequence[str]
         raise FineTuneError(Reason.CONFIGURATION_ERROR, f"FILE: it reads from claims that are not given: add {missing}")
     if spec.hub.endpoint:
         os.environ[names.ENV_HUB_ENDPOINT] = spec.hub.endpoint  # before the Hub's client is imported: it reads it once
-    return _Asked([{**dataset.to_wire(), "maxTrainSamples": 1} for dataset in spec.datasets], claims, spec.task)
+    training = {"seed": spec.training.seed, "maxTokens": spec.training.max_tokens, "maxSteps": 1}  # streaming asks for steps
+    options = {name: block for name, block in spec.to_wire().items() if name in _BLOCKS} | {"training": training}
+    return _Asked([{**dataset.to_wire(), "maxTrainSamples": 1} for dataset in spec.datasets], claims, spec.task, options)
 
 
 def _of_file(data: pathlib.Path, columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -127,22 +132,35 @@ def _measure(task: "Task", asked: _Asked) -> tuple[dict[str, float], list[dict[s
         raise FineTuneError(
             Reason.CONFIGURATION_ERROR, f"FILE: spec.task is {asked.task}, and the model in DIR is for {task.spec.task}"
         )
-    spec = _with_data(task, asked.datasets)
+    spec = _with_data(task, asked)
     revisions = hub.resolve(spec, None).dataset_revisions or []
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
         config = RunConfig(
             name="evaluation", namespace="default", spec=spec, nodes=1, processes_per_node=1, claims=asked.claims, output=scratch
         )
         prepared = prepare(config, revisions, task.tokenizer, task.config, type(task))
+        task = _as_trained(task, spec, prepared.info)
         rows = Rows(prepared.open()[1], task, spec.training.seed, varied=False)
         scores = _score(task, rows)
         figures, _ = task.metrics(scores)
         return figures, _in_order(task, rows, task.predictions(scores))
 
 
-def _with_data(task: "Task", datasets: Sequence[Mapping[str, Any]]) -> FineTuneJobSpec:
+def _as_trained(task: "Task", spec: FineTuneJobSpec, info: "DataInfo") -> "Task":
+    """The same model, in a task that knows the options of the job."""
+    anew = type(task)(spec, task.tokenizer, task.config, info)
+    anew.model = task.model
+    anew.prepare_model()
+    return anew
+
+
+def _with_data(task: "Task", asked: _Asked) -> FineTuneJobSpec:
     """The task's spec with the data; labels are the model's own, whatever of them the data has."""
-    spec = {**task.spec.to_wire(), "datasets": list(datasets)}
+    spec = {**task.spec.to_wire(), "datasets": list(asked.datasets)}
+    if asked.task == task.spec.task:
+        spec |= asked.options
+    elif asked.task is not None:
+        spec["training"] = asked.options["training"]
     if task.info.classes and len(task.info.classes) > 1:
         spec["classification"] = {"labels": list(task.info.classes)}
     if task.info.problem:

@@ -2,17 +2,23 @@
 
 import json
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+import transformers
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.resource import parse_spec
 from finetune_api.spec import FineTuneJobSpec, ProblemType
 from finetune_api.spec import Task as TaskName
-from finetune_trainer.adapters import LOCAL_BASE
-from finetune_trainer.models import ModelLocation, load_config, load_model, load_tokenizer
+from finetune_api.wire import RunConfig
+from finetune_trainer.adapters import LOCAL_BASE, attach, merged
+from finetune_trainer.arguments import find_model
+from finetune_trainer.card import write_model_card
+from finetune_trainer.models import ModelLocation, load_config, load_model, load_tokenizer, save_model
+from finetune_trainer.output import Output
 from finetune_trainer.tasks import task_class
 from finetune_trainer.tasks.base import DataInfo, Task
 
@@ -42,6 +48,7 @@ def load_finished(directory: pathlib.Path, base: str | None = None, trust_remote
 
     base: repository or directory of the model that an adapter belongs to, where the adapter does not say. Raises FineTuneError.
     """
+    transformers.logging.set_verbosity_error()  # that the head below an adapter is a fresh one is no news
     location = ModelLocation(str(directory), None, "DIR", trust_remote_code)
     tokenizer, config, adapter = load_tokenizer(location), load_config(location), _adapter(directory)
     spec = finished_spec(config, adapter, chat=bool(tokenizer.chat_template))
@@ -49,14 +56,30 @@ def load_finished(directory: pathlib.Path, base: str | None = None, trust_remote
     if adapter is None:
         task.model = load_model(task, location, spec)
     else:
-        import peft
-
-        # The base model's head is fresh: the adapter brings its own.
-        model = load_model(task, ModelLocation(_base(adapter, base), None, "--base", trust_remote_code), spec)
-        task.model = peft.PeftModel.from_pretrained(model, directory)
+        # The base model's head is fresh: the adapter brings its own. It was trained on one commit, and is added to no other.
+        revision = None if base else adapter.get("revision")
+        model = load_model(task, ModelLocation(_base(adapter, base), revision, "--base", trust_remote_code), spec)
+        task.model = attach(model, str(directory))
     task.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     task.prepare_model()
     return task
+
+
+def merge_finished(config: RunConfig, output: Output) -> None:
+    """Put the whole model in the place of the adapters that a training left alone, as nobody asked for more then.
+
+    Raises FineTuneError.
+    """
+    source = config.spec.model
+    base = str(find_model(source.claim, config.claims)) if source.claim else None
+    task = load_finished(output.model, base, source.trust_remote_code)
+    written = output.directory / ".model"
+    shutil.rmtree(written, ignore_errors=True)
+    save_model(merged(task.model), task.tokenizer, written)
+    report = output.finished_report()
+    assert report is not None, "it is not finished"
+    write_model_card(written, config, report, json.loads(output.evaluation.read_text()))
+    output.commit_model(written)
 
 
 def finished_spec(config: Any, adapter: Mapping[str, Any] | None, chat: bool) -> FineTuneJobSpec:

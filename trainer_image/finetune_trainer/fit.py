@@ -1,6 +1,8 @@
 """How large a forward pass the GPU of this process has room for, where the job leaves it open."""
 
+import copy
 import logging
+from typing import Any
 
 import torch
 import transformers
@@ -25,7 +27,8 @@ def fit_to_gpu(task: Task, spec: FineTuneJobSpec, world: int, micro: int, half: 
     if not torch.cuda.is_available() or (asked is not None and spec.training.per_device_batch_size is not None):
         return micro, asked is True
     with torch.device("meta"):
-        model = getattr(transformers, task.auto_model).from_config(task.config, **_head(task))
+        auto_model = getattr(transformers, task.auto_model)
+        model = auto_model.from_config(_with_head(task), trust_remote_code=spec.model.trust_remote_code)
     tensors = [Tensor(name, "F32", tuple(weight.shape)) for name, weight in model.named_parameters()]
     facts = describe_model(task.config.to_dict(), tensors, "spec.model", spec.task)
     room = int(torch.cuda.mem_get_info()[1] * _SHARE_OF_MEMORY)
@@ -36,6 +39,10 @@ def fit_to_gpu(task: Task, spec: FineTuneJobSpec, world: int, micro: int, half: 
     return rows, again
 
 
-def _head(task: Task) -> dict[str, object]:
-    """Of the arguments of from_pretrained those that a configuration takes."""
-    return {name: value for name, value in task.model_arguments().items() if name == "num_labels"}
+def _with_head(task: Task) -> Any:
+    """The configuration with as many outputs as the task needs: from_config, unlike from_pretrained, takes no word on them."""
+    config = copy.deepcopy(task.config)
+    outputs = task.model_arguments().get("num_labels")
+    if outputs is not None:
+        config.num_labels = outputs
+    return config

@@ -25,7 +25,7 @@ from finetune_api.status import Resolved
 log = logging.getLogger(__name__)
 
 TOKEN_FIELD = "spec.hub.tokenSecretRef"
-HUB_ERRORS = (hub_errors.HfHubHTTPError, httpx2.HTTPError)
+HUB_ERRORS = (hub_errors.HfHubHTTPError, httpx2.HTTPError, hub_errors.OfflineModeIsEnabled)
 
 # What a push writes to; anything else that is named is read. Field → the field with the repository's name.
 _REPOSITORY_FIELDS = {"spec.publish": "spec.publish.repository", "--to": "--to"}
@@ -151,6 +151,14 @@ def explained(field: str, repository: str, missing: Reason) -> Iterator[None]:
         if cause is None:
             raise
         raise _explanation(cause, field, repository, missing) from None
+
+
+def trouble(error: BaseException, field: str, repository: str) -> FineTuneError | None:
+    """What to say where the Hub is behind an error of a library that loads a model; None where the model itself is: also where
+    a file of it is not there, of which the library speaks better."""
+    cause = hub_error(error)
+    absent = isinstance(cause, hub_errors.EntryNotFoundError) and isinstance(cause, hub_errors.HfHubHTTPError)
+    return None if cause is None or absent else _explanation(cause, field, repository, Reason.MODEL_NOT_FOUND)
 
 
 def _explanation(error: BaseException, field: str, repository: str, missing: Reason) -> FineTuneError:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import IO
 
 from finetune_api import names
@@ -26,6 +26,7 @@ from finetune_trainer.telemetry import PushMetrics, build_registry, serve
 log = logging.getLogger("finetune_trainer.launch")  # not __name__: this runs as __main__
 
 _POLL_SECONDS = 0.1
+_SHORT = 80  # letters of a sample where there is little room
 
 
 class Launcher:
@@ -140,6 +141,11 @@ class Launcher:
         self._own = {"phase": "Publishing", "message": f"pushing the model to {spec.publish.repository}"}
         if watch:
             watch(self.report())
+        if spec.publish.merge_adapter and (self._output.model / "adapter_config.json").is_file():
+            # Trained before, by a job that did not ask for it.
+            from finetune_trainer.finished import merge_finished
+
+            merge_finished(self.config, self._output)
         # Imported late: the Hub's client takes half a second, which the workers need not wait for.
         from finetune_trainer import publish
 
@@ -189,13 +195,26 @@ def exit_code(report: Report) -> int:
 
 def termination_message(report: Report) -> str:
     """The last word as JSON, short enough for Kubernetes: what can be long is cut first."""
-    for update in ({}, {"samples": None}, {"failure": report.failure and report.failure.model_copy(update={"traceback": None})}):
-        report = report.model_copy(update=update)
-        text = report.model_dump_json(by_alias=True, exclude_none=True)
-        if len(text.encode()) <= names.TERMINATION_LOG_LIMIT_BYTES:
-            return text
-    minimal = Report(attempt=report.attempt, phase=report.phase, step=report.step, failure=report.failure)
-    return minimal.model_dump_json(by_alias=True, exclude_none=True)
+    texts = (shorter.model_dump_json(by_alias=True, exclude_none=True) for shorter in _ever_shorter(report))
+    return next(text for text in texts if len(text.encode()) <= names.TERMINATION_LOG_LIMIT_BYTES)
+
+
+def _ever_shorter(report: Report) -> Iterator[Report]:
+    """The report; with samples cut, and ever fewer of them; without a traceback; with nothing but how it ended."""
+    yield report
+    short = [
+        sample.model_copy(update={"text": sample.text[:_SHORT], "answer": sample.answer and sample.answer[: 2 * _SHORT]})
+        for sample in report.samples or ()
+    ]
+    for count in range(len(short), 0, -1):
+        yield report.model_copy(update={"samples": short[:count]})
+    report = report.model_copy(update={"samples": None})
+    yield report
+    failure = report.failure and report.failure.model_copy(update={"traceback": None})
+    yield report.model_copy(update={"failure": failure})
+    for letters in (1000, 300):  # a letter may take six bytes
+        failure = failure and failure.model_copy(update={"message": failure.message[:letters]})
+        yield Report(attempt=report.attempt, phase=report.phase, step=report.step, failure=failure)
 
 
 def use_cache(environ: MutableMapping[str, str]) -> None:

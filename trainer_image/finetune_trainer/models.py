@@ -16,7 +16,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, ModelSource
-from finetune_trainer import adapters, embeddings
+from finetune_trainer import adapters, embeddings, hub
+from finetune_trainer.errors import is_disk_full
 from finetune_trainer.tasks.base import Task
 from finetune_trainer.tasks.generation import end_tokens
 
@@ -110,6 +111,8 @@ def _load(task: Task, location: ModelLocation, source: ModelSource) -> tuple[Any
     _fit_tokenizer(model, task.tokenizer)
     if below is not location:
         model = adapters.merge_into(model, location.name_or_path, location.revision)
+        # New adapters belong to the sum of both, not to the model below.
+        model.name_or_path, model.config._commit_hash = location.name_or_path, location.revision
     keys = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
     return model, sorted({key.rpartition(".")[0] for key in keys})
 
@@ -222,7 +225,11 @@ def _named_errors(location: ModelLocation, problem: str) -> Iterator[None]:
         yield
     except FineTuneError:
         raise
-    except _LOADING_ERRORS as error:
+    except (*_LOADING_ERRORS, *hub.HUB_ERRORS) as error:
+        if is_disk_full(error):
+            raise
+        if said := hub.trouble(error, location.field, location.name_or_path):
+            raise said from error
         if "trust_remote_code" in str(error) and not location.trust_remote_code:
             raise FineTuneError(
                 Reason.CONFIGURATION_ERROR,

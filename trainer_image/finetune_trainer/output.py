@@ -1,5 +1,7 @@
 """The output directory: what lies where, and whose it is."""
 
+import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -11,6 +13,7 @@ import pydantic
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.status import Resolved
 from finetune_api.wire import Report, RunConfig, training_digest
+from finetune_trainer.checkpoint import sync
 from finetune_trainer.state import write_atomically
 
 
@@ -48,20 +51,30 @@ class Output:
                         "(model, datasets or training differ); choose another one, or remove that",
                     )
                 return Resolved.model_validate(run["resolved"]) if run.get("resolved") else None
-            write_atomically(self._run, json.dumps({"name": config.name, "digest": digest}))
-        except PermissionError as error:
-            raise FineTuneError(
-                Reason.CONFIGURATION_ERROR,
-                f"the output directory {self.directory} can't be written: {error.strerror}; give user {os.getuid()} the right to",
-            ) from None
+            self._write_run({"name": config.name, "digest": digest})
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise self._unwritable(error, f"give user {os.getuid()} the right to, or choose another directory") from None
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            raise self._unwritable(error, "mount it for writing") from None
         return None
+
+    def _unwritable(self, error: OSError, remedy: str) -> FineTuneError:
+        return FineTuneError(
+            Reason.CONFIGURATION_ERROR, f"the output directory {self.directory} can't be written: {error.strerror}; {remedy}"
+        )
 
     def keep_resolved(self, config: RunConfig, resolved: Resolved) -> None:
         """Remember the commits, so that whoever goes on with this directory trains the same model on the same data."""
         content = {"name": config.name, "digest": training_digest(config.spec), "resolved": resolved.to_wire()}
         if config.spec.publish:
             content["repository"] = config.spec.publish.repository
-        write_atomically(self._run, json.dumps(content))
+        self._write_run(content)
+
+    def _write_run(self, content: dict[str, Any]) -> None:
+        """An empty file after a machine's fall would keep every later attempt out."""
+        write_atomically(self._run, json.dumps(content), durable=True)
 
     def finished_report(self) -> Report | None:
         """The report of a training that is through."""
@@ -71,9 +84,12 @@ class Output:
             return None
 
     def commit_model(self, written: pathlib.Path) -> None:
-        """Give a written model its final name."""
+        """Give a written model its final name, when all of it is on the disk: the report that follows must not outlive it."""
+        for path in written.iterdir():
+            sync(path)
         shutil.rmtree(self.model, ignore_errors=True)
         written.rename(self.model)
+        sync(self.directory)
 
     def best_model(self, step: int) -> pathlib.Path:
         """Where the model goes that an evaluation after ``step`` steps found to be the best so far."""
@@ -87,7 +103,15 @@ class Output:
         """Drop what was logged after ``step``, as it is going to be done again; what is left."""
         if not self.history.exists():
             return []
-        lines = self.history.read_text().splitlines()
-        kept = [entry for line in lines if line.endswith("}") and (entry := json.loads(line))["step"] <= step]
+        lines = self.history.read_text(errors="replace").splitlines()
+        kept = [entry for line in lines if (entry := _entry(line)) is not None and entry["step"] <= step]
         write_atomically(self.history, "".join(json.dumps(entry) + "\n" for entry in kept))
         return kept
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    """A line of the history; None for one that was cut off in the middle, wherever that was."""
+    with contextlib.suppress(json.JSONDecodeError):
+        entry = json.loads(line)
+        return entry if isinstance(entry, dict) and "step" in entry else None
+    return None

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from finetune_api import names
-from finetune_api.cli import refuse
 from finetune_api.files import read_job
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.wire import RunConfig
 from finetune_trainer.arguments import find_model, missing_claims, parse_claims
+from finetune_trainer.commands import DEBUG, one_sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,22 +33,18 @@ _OPEN, _CLOSE = "⟦", "⟧"
 @click.option("--claim", "claims", multiple=True, metavar="NAME=DIR", help="Directory that stands for a claim of the file.")
 @click.option("--rows", type=click.IntRange(0, 1000), default=3, show_default=True, help="How many rows to show.")
 @click.option("--model-dir", metavar="DIR", help="Directory with config.json and tokenizer, in place of the file's model.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@DEBUG
 def preview(file: pathlib.Path, claims: tuple[str, ...], rows: int, model_dir: str | None, debug: bool) -> None:
     """Show some rows of FILE (- for standard input) as the model will see them: tokens, labels, and what is learned of them.
 
     Also what was read and left out, how long the rows are, and how many are cut. Needs the tokenizer, not the weights.
     """
-    try:
+    with one_sentence(debug):
         job = read_job(file)
         given = parse_claims(claims)
         if job.spec.hub.endpoint:
             os.environ[names.ENV_HUB_ENDPOINT] = job.spec.hub.endpoint  # before the Hub's client is imported: it reads it once
         _preview(job.metadata.name, job.spec, given, rows, model_dir)
-    except FineTuneError as error:
-        if debug:
-            raise
-        sys.exit(refuse(error))
 
 
 def _preview(name: str, spec: FineTuneJobSpec, claims: dict[str, str], rows: int, model_dir: str | None) -> None:

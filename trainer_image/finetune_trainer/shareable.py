@@ -114,7 +114,8 @@ def private_words(directory: pathlib.Path, environ: Mapping[str, str], host: str
     """
     token = environ.get(names.ENV_HUB_TOKEN, "")
     secrets = {value for name, value in environ.items() if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET}
-    own = (directory, directory.resolve(), *directory.resolve().parents, pathlib.Path.home())
+    home = pathlib.Path(environ.get("HOME", "/"))  # not Path.home(), which fails for a user without a name
+    own = (directory, directory.resolve(), *directory.resolve().parents, home)
     paths = {str(path) for path in own if path.is_absolute() and len(path.parts) > 2}
     paths |= {names.CLAIMS_DIR, names.OUTPUT_DIR, names.CACHE_DIR}
     hosts = {host} if len(host) >= 6 and re.search(r"[\d.-]", host) else set()

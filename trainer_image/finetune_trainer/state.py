@@ -88,8 +88,12 @@ class RunState:
         return min(found, key=lambda entry: (entry.symptom, entry.time)).failure if found else None
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Write a whole file or nothing: to a name of this process, then renamed."""
+def write_atomically(path: pathlib.Path, text: str, durable: bool = False) -> None:
+    """Write a whole file or nothing: to a name of this process, then renamed. durable: also if the machine falls right now."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
+    with temporary.open("w") as stream:
+        stream.write(text)
+        if durable:
+            stream.flush()
+            os.fsync(stream.fileno())
     temporary.replace(path)

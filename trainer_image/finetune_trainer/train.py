@@ -28,6 +28,7 @@ from finetune_trainer.batches import BatchPlan
 from finetune_trainer.card import write_model_card
 from finetune_trainer.data.prepare import prepare
 from finetune_trainer.data.rows import Rows
+from finetune_trainer.data.stream import Stream, StreamRows
 from finetune_trainer.distributed import Control, World, join
 from finetune_trainer.fit import fit_to_gpu
 from finetune_trainer.loops import Loop
@@ -49,11 +50,14 @@ from finetune_trainer.weights import load_weights
 
 log = logging.getLogger("finetune_trainer.train")  # not __name__: this runs as __main__
 
+# At the end the finished model is pushed in any case: so long for one that is still on its way.
+_LAST_PUSH_SECONDS = 60.0
+
 
 def train(config: RunConfig, ranks: Control, state: RunState, reporter: Reporter) -> None:
     """One training from the spec to the finished model in the output directory, or to an orderly stop."""
     spec, world, output = config.spec, ranks.world, Output(pathlib.Path(config.output))
-    check_arguments(spec.training.arguments or {})
+    check_arguments(spec.training)
     if spec.distributed.gpus_per_node and not torch.cuda.is_available():
         log.warning("spec.distributed.gpusPerNode asks for GPUs, but torch sees none in this pod: training on the CPU")
 
@@ -98,11 +102,13 @@ def train(config: RunConfig, ranks: Control, state: RunState, reporter: Reporter
         assert step == total_steps or evaluator.stops_early(), "the loop ended early without a request"
         _finish(config, task, loop, evaluator, step, before, output, reporter, ranks)
     if pusher:
-        pusher.close()
+        pusher.close(0.0 if watch.interrupted else _LAST_PUSH_SECONDS)
 
 
-def _load_data(config: RunConfig, location: ModelLocation, resolved: Resolved, ranks: Control) -> tuple[Task, Rows, Rows]:
-    """The task, and its rows to train and to evaluate on. One process reads and tokenises for all."""
+def _load_data(
+    config: RunConfig, location: ModelLocation, resolved: Resolved, ranks: Control
+) -> tuple[Task, Rows | StreamRows, Rows]:
+    """The task, and its rows to train and to evaluate on. One process reads and tokenises for all, but what is streamed."""
     spec = config.spec
     tokenizer, model_config, task_type = load_tokenizer(location), load_config(location), task_class(spec.task)
     revisions = list(resolved.dataset_revisions or [])
@@ -110,7 +116,10 @@ def _load_data(config: RunConfig, location: ModelLocation, resolved: Resolved, r
     task = task_type(spec, tokenizer, model_config, prepared.info)
     train_split, eval_split = prepared.open()
     seed = spec.training.seed
-    return task, Rows(train_split, task, seed, varied=True), Rows(eval_split, task, seed, varied=False)
+    rows, eval_rows = Rows(train_split, task, seed, varied=True), Rows(eval_split, task, seed, varied=False)
+    if spec.streaming:
+        return task, StreamRows(Stream(config, revisions, prepared.info), rows, task), eval_rows
+    return task, rows, eval_rows
 
 
 def _plan_batches(task: Task, rows: int, ranks: Control) -> tuple[BatchPlan, bool]:

@@ -89,7 +89,8 @@ def environment(config: RunConfig, base: Mapping[str, str], run_file: pathlib.Pa
     if not config.spec.uses_hub():
         result["HF_HUB_OFFLINE"] = "1"  # nothing is looked up on a network that may not be there
     if config.nodes * config.processes_per_node == 1:
-        result.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one process with several GPUs would fall into nn.DataParallel
+        # The first of those that are given: one process with several GPUs would fall into nn.DataParallel.
+        result["CUDA_VISIBLE_DEVICES"] = base.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     return result
 
 

@@ -111,6 +111,11 @@ class FineTuneJobSpec(Model):
         """Training processes of each pod."""
         return self.distributed.processes_per_node or max(1, self.distributed.gpus_per_node)
 
+    @property
+    def streaming(self) -> bool:
+        """Whether the training data is read while training: of all data sets or of none."""
+        return any(dataset.streaming for dataset in self.datasets)
+
     def claim_names(self) -> list[str]:
         """Every claim that the job reads from, each once, sorted; without the output's."""
         sources: list[Any] = [self.model.claim, *(dataset.claim for dataset in self.datasets)]

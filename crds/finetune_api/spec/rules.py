@@ -85,6 +85,15 @@ def _formats(spec: "FineTuneJobSpec") -> bool:
     return ("folders" not in formats or spec.task in _FOLDERS) and ("text" not in formats or spec.task in _LINES)
 
 
+def _without_streaming(cel: str, sentence: str, absent: Callable[["FineTuneJobSpec"], bool]) -> Rule:
+    """What data that is streamed can't have. cel and absent: true where it is not asked for."""
+    return Rule(
+        cel=f"!self.datasets.exists(d, d.streaming) || {cel}",
+        sentence=sentence,
+        holds=lambda spec: not spec.streaming or absent(spec),
+    )
+
+
 RULES = (
     _block("classification", "classification", "text-classification", "token-classification"),
     _block("maskedLM", "masked_lm", "masked-lm"),
@@ -112,6 +121,31 @@ RULES = (
         cel="self.datasets.all(d, has(d.weight) == has(self.datasets[0].weight))",
         sentence="datasets: write weight for each data set, or for none",
         holds=lambda spec: len({dataset.weight is None for dataset in spec.datasets}) < 2,
+    ),
+    Rule(
+        cel="self.datasets.all(d, d.streaming == self.datasets[0].streaming)",
+        sentence="datasets: write streaming: true for each data set, or for none",
+        holds=lambda spec: len({dataset.streaming for dataset in spec.datasets}) < 2,
+    ),
+    _without_streaming(
+        "has(self.training.maxSteps)",
+        "datasets: streaming does not know how many rows there are, so epochs have no length: write training.maxSteps",
+        lambda spec: spec.training.max_steps is not None,
+    ),
+    _without_streaming(
+        "!has(self.evaluation.everyEpochs)",
+        "evaluation.everyEpochs: epochs have no length with streaming: write everySteps",
+        lambda spec: spec.evaluation.every_epochs is None,
+    ),
+    _without_streaming(
+        "!has(self.classification) || !self.classification.balanced",
+        "classification.balanced: streaming does not count the classes beforehand: write classWeights",
+        lambda spec: spec.classification is None or not spec.classification.balanced,
+    ),
+    _without_streaming(
+        "!has(self.maskedLM) || !self.maskedLM.chunk",
+        "maskedLM.chunk: streaming takes each text on its own: leave it out",
+        lambda spec: spec.masked_lm is None or not spec.masked_lm.chunk,
     ),
     Rule(
         cel=f"self.datasets.all(d, !has(d.claim) || !has(d.claim.format) || !(d.claim.format in ['folders', 'text'])"

@@ -169,6 +169,12 @@ class Columns(Model):
         return self
 
 
+_STREAM_HOLDS_NOTHING_OUT = (
+    "evalFraction: data that is streamed is never seen as a whole, so nothing can be held out: write evalSplit, or claim.evalPath"
+)
+_STREAM_HAS_NO_WEIGHT = "weight: data sets that are streamed give their rows in turn: leave it out"
+
+
 class Dataset(Model):
     """Data to train and evaluate on: exactly one of hub, claim."""
 
@@ -183,6 +189,8 @@ class Dataset(Model):
                 "!(has(self.claim) && has(self.claim.evalPath) && (has(self.evalFraction) || has(self.evalSplit)))",
                 "claim.evalPath is the evaluation data already: leave out evalFraction and evalSplit",
             ),
+            cel("!self.streaming || !has(self.evalFraction)", _STREAM_HOLDS_NOTHING_OUT),
+            cel("!self.streaming || !has(self.weight)", _STREAM_HAS_NO_WEIGHT),
         )
     )
 
@@ -203,10 +211,24 @@ class Dataset(Model):
         examples=[0.1],
     )
     max_train_samples: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Train on this many rows only, drawn at random (training.seed).", examples=[10_000]
+        default=None,
+        description="Train on this many rows only, drawn at random (training.seed); with streaming, on the first ones.",
+        examples=[10_000],
     )
     max_eval_samples: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Evaluate on this many rows only, drawn at random (training.seed).", examples=[1000]
+        default=None,
+        description="Evaluate on this many rows only, drawn at random (training.seed); with streaming 1000 if left out, drawn "
+        "from the first 100,000.",
+        examples=[1000],
+    )
+    streaming: bool = Field(
+        default=False,
+        description="Read the training data while training instead of before it, for data that fits neither disk nor memory; "
+        "the data begins again when it ends. Needs training.maxSteps, evaluation data of its own (and evaluation.everySteps to "
+        "be evaluated on the way), and for classes their names (classification.labels, unless the data declares them). Rows are "
+        "shuffled among 10,000 that follow one another: shuffle data that is sorted once before. Of a text of more than "
+        "maxTokens causal-lm learns one piece, another each time. A restart reads again what was trained on, without training "
+        "on it.",
     )
 
     weight: Annotated[float, Field(gt=0, le=1_000_000)] | None = Field(
@@ -223,4 +245,8 @@ class Dataset(Model):
             raise ValueError("write evalSplit or evalFraction, not both")
         if self.claim is not None and self.claim.eval_path is not None and (self.eval_fraction or self.eval_split):
             raise ValueError("claim.evalPath is the evaluation data already: leave out evalFraction and evalSplit")
+        if self.streaming and self.eval_fraction is not None:
+            raise ValueError(_STREAM_HOLDS_NOTHING_OUT)
+        if self.streaming and self.weight is not None:
+            raise ValueError(_STREAM_HAS_NO_WEIGHT)
         return self

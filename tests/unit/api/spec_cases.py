@@ -6,7 +6,7 @@ the sentence that both must say.
 
 from finetune_api.spec.pod import RESERVED_KEYS_MESSAGE, RESERVED_VARIABLES_MESSAGE
 from finetune_api.spec.tasks import UNKNOWN_TASK
-from unit.api import task_cases
+from unit.api import stream_cases, task_cases
 from unit.api.cases import FULL, LEFT_OUT, MINIMAL, Case, changed
 
 ACCEPTED = [
@@ -26,6 +26,7 @@ ACCEPTED = [
     Case("resources of a number", changed("pod.resources", {"limits": {"cpu": 4}})),
     Case("empty output", changed("output", {})),
     *task_cases.ACCEPTED,
+    *stream_cases.ACCEPTED,
 ]
 
 _PATH_CLIMBS = [".", "..", "../x", "a/../b", "/a", "a/", "a//b", "a/..", "./a"]
@@ -186,4 +187,5 @@ REFUSED = [
         for path in _PATH_CLIMBS
     ),
     *task_cases.REFUSED,
+    *stream_cases.REFUSED,
 ]

@@ -64,6 +64,8 @@ def test_the_digest_sees_what_decides_which_model_comes_out(changes: dict[str, o
 def test_no_two_of_what_the_digest_sees_are_the_same() -> None:
     best: list[dict[str, object]] = [{}, {"everySteps": 5}, {"earlyStopping": {}}, {"earlyStopping": {"patience": 4}}]
     assert len({digest(evaluation={"best": {}} | more) for more in best}) == len(best)
+    imdb, steps = {"hub": {"name": "stanfordnlp/imdb"}}, {"maxSteps": 9}
+    assert digest(datasets=[imdb], training=steps) != digest(datasets=[{**imdb, "streaming": True}], training=steps)
     blocks: list[dict[str, object]] = [
         {"task": "masked-lm"}, {"task": "masked-lm", "maskedLM": {"probability": 0.3}},
         {"task": "masked-lm", "maskedLM": {"chunk": True}},
@@ -78,6 +80,7 @@ def test_the_digest_takes_a_default_that_is_written_out_for_the_default() -> Non
     assert digest() == digest(model={**spec_cases.MINIMAL["model"], "dtype": "auto", "quantization": "none"})
     assert digest() == digest(classification={"balanced": False})
     assert digest() == digest(datasets=[{"hub": {"name": "stanfordnlp/imdb"}, "columns": {"text": "text", "label": "label"}}])
+    assert digest(datasets=[{"hub": {"name": "stanfordnlp/imdb"}, "streaming": False}]) == digest()
     assert digest(task="dpo") == digest(task="dpo", dpo={"beta": 0.1})
 
 

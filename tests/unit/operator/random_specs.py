@@ -106,7 +106,7 @@ def _reconcile(spec: Object) -> None:
     for name in ("when", "mergeAdapter"):
         spec.get("publish", {}).pop(name, None)
     for dataset in spec["datasets"]:
-        for name in ("columns", "weight"):
+        for name in ("columns", "weight", "streaming"):
             dataset.pop(name, None)
         for name in ("evalPath", "format"):
             dataset.get("claim", {}).pop(name, None)

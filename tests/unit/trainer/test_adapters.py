@@ -193,6 +193,8 @@ def test_an_earlier_job_s_adapters_are_merged_and_new_ones_put_on_top(tmp_path: 
     second = load(locate(tmp_path / "sft", base=tmp_path / "start"), DirectPreference, "dpo", model={"lora": {}})
     assert adapters.is_adapter(second.model)
     assert torch.allclose(logits(second.model.eval(), first), logits(first.model, first), atol=1e-4)
+    [config] = second.model.peft_config.values()
+    assert config.base_model_name_or_path == str(tmp_path / "sft"), "they belong to the sum, not to the model below it"
 
 
 def test_adapters_whose_model_is_nowhere_are_refused(tmp_path: pathlib.Path) -> None:

@@ -27,7 +27,18 @@ def arguments(tmp_path: pathlib.Path, **training: Any) -> Any:
 
 @pytest.mark.parametrize("given", [{"weight_decay": 0.1}, {"weight_decay": 1}, {"torch_compile": True}, {"optim": "sgd"}])
 def test_a_field_of_the_right_type_is_taken(given: dict[str, Any]) -> None:
-    check_arguments(given)
+    assert check_arguments(spec(arguments=given).training) == given
+
+
+def test_a_value_becomes_what_it_is_to_be() -> None:
+    found = check_arguments(spec(arguments={"weight_decay": "0.1", "torch_compile": "false"}).training)
+    assert found == {"weight_decay": 0.1, "torch_compile": False}
+
+
+def test_the_plain_loop_refuses_what_it_has_no_use_for() -> None:
+    check_arguments(spec(loop="native", arguments={"weight_decay": 0.1}).training)
+    with pytest.raises(FineTuneError, match=r"spec.training.arguments.optim: loop: native does not know it; write loop: trainer"):
+        check_arguments(spec(loop="native", arguments={"optim": "sgd"}).training)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +52,7 @@ def test_a_field_of_the_right_type_is_taken(given: dict[str, Any]) -> None:
 )
 def test_another_is_refused_with_a_sentence(given: dict[str, Any], sentence: str) -> None:
     with pytest.raises(FineTuneError, match=sentence):
-        check_arguments(given)
+        check_arguments(spec(arguments=given).training)
 
 
 def test_what_users_add_counts_and_the_rest_is_ours(tmp_path: pathlib.Path) -> None:

@@ -65,10 +65,11 @@ def test_training_stops_when_patience_is_at_its_end_and_counts_no_small_gains() 
 
 
 def test_a_figure_that_is_not_there_is_named_with_those_that_are() -> None:
-    with pytest.raises(
-        FineTuneError, match=r"spec.evaluation.best.metric: there is no figure 'f1'; write one of: loss, accuracy"
-    ):
-        standing(losses(1, 2), plan("f1"))
+    with pytest.raises(FineTuneError, match=r"best.metric: there is no figure 'f2'; write one of: loss, accuracy"):
+        standing(losses(1, 2), plan("f2"))
+    assert standing(losses(1, 2), plan("f1")) is None, "perhaps it is not defined yet"
+    with pytest.raises(FineTuneError, match="there is no figure 'f1'"):
+        standing(losses(1, 2, 3, 4), plan("f1"))
 
 
 def test_an_evaluation_without_the_figure_is_no_better_than_any() -> None:

@@ -90,6 +90,11 @@ def test_a_loss_without_bounds_still_has_a_perplexity_that_is_a_number() -> None
     assert math.isfinite(figures["perplexity"])
 
 
+def test_figures_of_a_model_that_diverged_are_left_out() -> None:
+    figures, _ = build().metrics({"loss": np.array([np.nan]), "count": np.array([1]), "hits": np.array([0])})
+    assert figures == {"tokenAccuracy": 0.0}
+
+
 def test_a_sample_is_gone_on_with_and_the_answer_is_the_same_each_time() -> None:
     task = build(samples=[{"text": "The film was"}, {"text": TEXTS[3] * 20}])
     task.model.eval()

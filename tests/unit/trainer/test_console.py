@@ -29,13 +29,14 @@ def test_an_error_is_shown_with_the_brackets_of_its_field() -> None:
     assert stream.getvalue() == "error: spec.datasets[0].columns.text: no column 'a'; write one of: [b], [/c]\n[hint]\n"
 
 
-def test_off_a_terminal_each_change_is_one_plain_line() -> None:
+def test_off_a_terminal_each_stage_and_each_logged_step_is_one_plain_line() -> None:
     stream = io.StringIO()
     report = Report(attempt=1, phase="Running", step=3, total_steps=4, loss=0.5, samples_per_second=10.0, remaining_seconds=70)
     with view.ProgressView(Console(file=stream, width=80)) as progress:
         progress.show(Report(attempt=1, phase="Initializing", message="loading the model"))
         progress.show(report)
         progress.show(report)
+        progress.show(report.model_copy(update={"step": 4, "samples_per_second": 9.9, "remaining_seconds": 60}))
     assert stream.getvalue() == (
         "Initializing: loading the model\nRunning: step 3/4 (75%)  loss 0.5000  10.0 samples/s  1m10s left\n"
     )

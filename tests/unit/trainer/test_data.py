@@ -150,6 +150,14 @@ def test_lists_make_it_multi_label_and_decimals_a_regression(tmp_path: pathlib.P
     assert sorted(both(data, "label")) == [0.0, 0.5, 1.0, 1.5]
 
 
+@pytest.mark.parametrize("as_list", [False, True])
+def test_half_an_emoji_is_a_lost_character_and_whole_ones_stay(tmp_path: pathlib.Path, as_list: bool) -> None:
+    lines = [r'{"text": "cut \ud83d", "label": "a"}', r'{"text": "whole \ud83d\ude00 \\ud83d", "label": "b"}'] * 4
+    text = f"[{', '.join(lines)}]" if as_list else "\n".join(lines)
+    (tmp_path / "data.jsonl").write_text(text)
+    assert set(both(load(tmp_path), "text")) == {"cut \ufffd", "whole 😀 \\ud83d"}
+
+
 def test_words_keep_their_tags_from_conll_and_from_json_in_a_table(tmp_path: pathlib.Path) -> None:
     (tmp_path / "d.conll").write_text("EU B-ORG\nrejects O\n\nFine O\n")
     expected = [(["EU", "rejects"], ["B-ORG", "O"]), (["Fine"], ["O"])]
@@ -168,6 +176,10 @@ def test_declared_names_stand_for_the_numbers_and_keep_their_order(tmp_path: pat
     data = load(tmp_path)
     assert data.classes == ["pos", "neg"]
     assert dict(zip(both(data, "text"), both(data, "label"), strict=True)) == {"x": "neg", "y": "pos"}
+
+
+def test_names_that_only_look_like_numbers_are_ordered_as_names() -> None:
+    assert classes.order_classes({"--1", "-1", "10", "9", "-"}, [None]) == ["-1", "9", "10", "-", "--1"]
 
 
 def test_classes_that_differ_between_data_sets_are_ordered_anew() -> None:

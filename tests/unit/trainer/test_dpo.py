@@ -132,6 +132,27 @@ def test_at_the_start_of_the_training_no_answer_has_a_reward() -> None:
     assert details == {"pairs": 3}
 
 
+def test_the_copy_at_the_start_computes_in_the_precision_that_the_model_is_trained_in() -> None:
+    """As accelerate wraps the model, and not its copy: in fp32 it would differ by the rounding of bf16."""
+    tokenizer = build_tokenizer()
+    spec = build_spec("dpo", training={"precision": "bf16"})
+    task = build_task(DirectPreference, spec, tokenizer, build_model("llama", len(tokenizer)))
+    forward = task.model.forward
+    task.model.forward = torch.autocast("cpu", torch.bfloat16)(forward)
+    batch = task.collate(rows_of(task, **PAIRS))
+    figures, _ = task.metrics(task.score(task.model, batch))
+    assert figures["rewardMargin"] == 0
+    assert figures["loss"] == pytest.approx(np.log(2), abs=1e-7)
+
+
+def test_figures_of_a_model_that_diverged_are_left_out() -> None:
+    task = build()
+    rows = rows_of(task, **PAIRS)
+    with torch.no_grad():
+        next(task.model.parameters()).fill_(float("nan"))
+    assert "loss" not in task.metrics(task.score(task.model, task.collate(rows)))[0]
+
+
 def test_the_copy_that_full_fine_tuning_is_held_to_is_saved_by_nobody(tmp_path: pathlib.Path) -> None:
     task = build()
     models.save_model(task.model, task.tokenizer, tmp_path)

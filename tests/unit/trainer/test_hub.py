@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from finetune_api import resource
 from finetune_api.reasons import FineTuneError, Reason
@@ -180,3 +180,12 @@ def test_a_conflict_that_leaves_no_repository_is_told() -> None:
     api: Any = SlowApi(False, False)
     with pytest.raises(HfHubHTTPError):
         hub.ensure_repository(api, "a/out", private=True)
+
+
+def test_a_hub_that_may_not_be_asked_is_one_that_can_not_be_reached() -> None:
+    with (
+        pytest.raises(FineTuneError, match="can't be reached") as raised,
+        hub.explained("spec.model.hub", "a/b", Reason.MODEL_NOT_FOUND),
+    ):
+        raise OfflineModeIsEnabled("offline mode is enabled")
+    assert raised.value.reason is Reason.HUB_UNAVAILABLE

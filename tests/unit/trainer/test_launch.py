@@ -6,11 +6,14 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 
 from finetune_api import names, resource
-from finetune_api.status import Failure, SampleAnswer
+from finetune_api.reasons import FineTuneError
+from finetune_api.status import Failure, Guess, SampleAnswer
 from finetune_api.wire import Report, RunConfig
 from finetune_trainer import workers
+from finetune_trainer.distributed import World, join
 from finetune_trainer.launch import Launcher, exit_code, termination_message, use_cache
 from finetune_trainer.output import Output
 from finetune_trainer.state import RunState
@@ -71,6 +74,20 @@ def test_the_processors_are_shared_and_nothing_looks_for_a_hub_that_is_not_used(
     assert env["HF_ENDPOINT"] == "https://hub.example.com"
 
 
+@pytest.mark.parametrize(("given", "used"), [(None, "0"), ("3", "3"), ("2,3", "2"), ("", "")])
+def test_one_process_uses_one_gpu_the_first_that_it_was_given(given: str | None, used: str) -> None:
+    base = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
+    env = workers.environment(config(), base, pathlib.Path("/run.json"), RunState(pathlib.Path("/state")), cpus=1)
+    assert env["CUDA_VISIBLE_DEVICES"] == used
+
+
+def test_more_processes_than_gpus_are_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(FineTuneError, match=r"processesPerNode .*there are 1 GPU\(s\) here"):
+        join(World(rank=1, local_rank=1, size=2), 1)
+
+
 @pytest.mark.parametrize(
     ("phase", "reason", "expected"),
     [
@@ -98,6 +115,28 @@ def test_a_long_last_word_loses_samples_and_traceback_but_never_the_reason() -> 
     assert said.failure is not None
     assert said.failure.message == "m" * 1000
     assert json.loads(text)["phase"] == "Failed"
+
+
+def test_the_last_word_keeps_as_many_samples_as_there_is_room_for() -> None:
+    guesses = [Guess(token=f"word{number}", score=0.1234) for number in range(5)]
+    filled = SampleAnswer(text="t" * 200, guesses=guesses, guesses_before=guesses)
+    for samples in ([filled] * 16, [SampleAnswer(text="t" * 200, answer="é" * 400)] * 16):
+        text = termination_message(Report(attempt=1, phase="Succeeded", step=9, samples=samples))
+        assert 3500 < len(text.encode()) <= names.TERMINATION_LOG_LIMIT_BYTES
+        said = Report.model_validate_json(text).samples
+        assert said is not None
+        assert 6 <= len(said) < 16
+        assert said[0].guesses == samples[0].guesses
+
+
+@pytest.mark.parametrize("letter", ["m", "é", "語", "😀", "\x00"])
+def test_the_last_word_of_a_failure_fits_in_any_script(letter: str) -> None:
+    failure = Failure(reason="DataError", message=letter * 1000, hint="h" * 200, traceback=letter * 3000)
+    text = termination_message(Report(attempt=1, phase="Failed", message=letter * 1000, failure=failure))
+    assert len(text.encode()) <= names.TERMINATION_LOG_LIMIT_BYTES
+    said = Report.model_validate_json(text)
+    assert said.failure is not None
+    assert said.failure.message.startswith(letter * 300)
 
 
 def test_the_root_failure_is_the_earliest_that_is_no_symptom(tmp_path: pathlib.Path) -> None:

@@ -145,6 +145,14 @@ def test_samples_are_filled_with_the_five_best() -> None:
     assert [guess.score for guess in answer.guesses] == [pytest.approx(float(scores[token]), abs=1e-4) for token in best]
 
 
+def test_a_model_that_diverged_has_no_guesses_as_a_status_knows_no_nan() -> None:
+    task = make_task("masked-lm")
+    with torch.no_grad():
+        next(task.model.parameters()).fill_(float("nan"))
+    [answer] = task.answer([Sample(text="the [MASK]")])
+    assert answer.guesses == []
+
+
 def test_samples_write_mask_whatever_the_model_calls_it() -> None:
     tokenizer = make_tokenizer()
     tokenizer.mask_token = "dull"

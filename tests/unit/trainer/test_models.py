@@ -1,17 +1,22 @@
 """From a directory to a model in training shape, and to what is saved of it; what does not fit is one sentence."""
 
+import errno
 import json
+import os
 import pathlib
 import subprocess
 import sys
 from typing import Any
 
+import httpx2
 import pytest
 import torch
 import transformers
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RemoteEntryNotFoundError
 
-from finetune_api.reasons import FineTuneError
+from finetune_api.reasons import FineTuneError, Reason
 from finetune_trainer import models
+from finetune_trainer.errors import describe
 from finetune_trainer.models import ModelLocation
 from finetune_trainer.tasks.base import DataInfo
 from finetune_trainer.tasks.causal_lm import CausalLanguageModeling
@@ -78,6 +83,51 @@ def test_what_is_missing_or_broken_is_a_sentence_that_names_the_field(directory:
         damage(directory / missing)
         with pytest.raises(FineTuneError, match=r"^spec\.model\.claim: .*needed\)$"):
             load(directory)
+
+
+def library_error(cause: Exception) -> OSError:
+    """As transformers raises one for whatever its download met."""
+    error = OSError("There was a specific connection error when trying to load tiny/model")
+    error.__cause__ = cause
+    return error
+
+
+def answer(status: int, kind: Any = HfHubHTTPError) -> Exception:
+    return kind("no", response=httpx2.Response(status, request=httpx2.Request("GET", "https://hub.example.com/tiny/model")))
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [
+        (answer(503), Reason.HUB_UNAVAILABLE),
+        (httpx2.ConnectError("no route"), Reason.HUB_UNAVAILABLE),
+        (answer(403, GatedRepoError), Reason.HUB_AUTHENTICATION),
+        (answer(404, RemoteEntryNotFoundError), Reason.CONFIGURATION_ERROR),  # a file that the repository lacks
+    ],
+)
+def test_a_hub_that_is_away_is_not_taken_for_a_wrong_model(
+    cause: Exception, reason: Reason, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise library_error(cause)
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
+    with pytest.raises(FineTuneError) as raised:
+        models.load_config(ModelLocation("tiny/model", "c0ffee", "spec.model.hub"))
+    assert raised.value.reason is reason
+    assert "spec.model.hub" in raised.value.message
+
+
+def test_a_full_disk_is_not_taken_for_a_wrong_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise library_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
+    with pytest.raises(OSError, match="specific connection error") as raised:
+        models.load_config(ModelLocation("tiny/model", "c0ffee", "spec.model.hub"))
+    assert describe(raised.value, 0, None)[0].reason == Reason.DISK_FULL
 
 
 def test_weights_that_are_a_program_are_not_run(directory: pathlib.Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tokenizers import normalizers
 
 from finetune_api.reasons import FineTuneError
 from finetune_trainer.tasks import chat
@@ -271,6 +272,29 @@ def test_an_answer_is_what_was_learned() -> None:
 def test_samples_with_messages_need_a_chat_template_and_that_is_said_before_the_training() -> None:
     with pytest.raises(FineTuneError, match=r"spec\.samples: messages need a chat template"):
         build("prompt", samples=[{"messages": CHAT[:2]}])
+
+
+def test_samples_that_the_template_refuses_are_refused_before_the_training() -> None:
+    template = "{{ raise_exception('a chat begins with the user') if messages[0].role != 'user' }}{{ messages[0].content }}"
+    with pytest.raises(FineTuneError, match="a chat begins with the user"):
+        build("messages", template=template, samples=[{"messages": [{"role": "system", "content": "x"}]}])
+
+
+def test_a_sample_without_a_token_is_answered_all_the_same() -> None:
+    task = build("text", samples=[{"text": "x"}])
+    task.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("x", "")
+    task.model.eval()
+    [answer] = task.answer(task.spec.samples)
+    assert answer.text == "x"
+
+
+def test_no_row_is_padded_beyond_the_positions_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = build("text", max_tokens=13)
+    monkeypatch.setattr(task, "_multiple", 8)  # as with a GPU
+    [row] = rows_of(task, text=["Nothing happens in this film, and it happens slowly, again and again."])
+    assert task.collate([row])["input_ids"].shape == (1, 13)
+    short = rows_of(task, text=["A"])
+    assert task.collate(short)["input_ids"].shape == (1, 8)
 
 
 def test_scores_are_one_entry_per_row() -> None:

@@ -177,6 +177,15 @@ def test_the_model_is_made_for_the_problem(problem: str) -> None:
     assert task.model_arguments()["ignore_mismatched_sizes"]
 
 
+@pytest.mark.parametrize("problem", INFOS)
+def test_an_answer_of_a_model_that_diverged_has_no_score_as_a_status_knows_no_nan(problem: str) -> None:
+    task, _ = task_and_rows(problem)
+    with torch.no_grad():
+        next(task.model.parameters()).fill_(float("nan"))
+    [answer] = task.answer([Sample(text="the film was great")])
+    assert answer.score is None
+
+
 def test_answers_say_class_and_probability() -> None:
     for problem in INFOS:
         task, _ = task_and_rows(problem)

@@ -24,11 +24,23 @@ def is_list(value: Any) -> bool:
     return isinstance(value, list) or (isinstance(value, str) and value.startswith("[") and value.rstrip().endswith("]"))
 
 
+def load_json(text: str) -> Any:
+    """The value; half a surrogate pair, which is no character and which no file can hold, becomes the sign for one that is lost.
+
+    Raises JSONDecodeError. Texts that were cut within an emoji have such halves.
+    """
+    value = json.loads(text)
+    if "\\ud" not in text and "\\uD" not in text:
+        return value
+    whole = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return json.loads(whole)
+
+
 def _parse(value: Any, example: str) -> list[Any]:
     """A list, which tables hold as JSON."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = load_json(value)
         except json.JSONDecodeError as error:
             raise ValueError(f"is no JSON ({error.msg}, character {error.pos + 1}); write it as {example}") from None
     if not isinstance(value, list):

@@ -1,6 +1,7 @@
 """Classes and tags of the data: their names, their order, and labels that are none of them."""
 
 import collections
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import pyarrow as pa
@@ -43,14 +44,13 @@ def order_classes(found: set[str], declared: Sequence[Sequence[str] | None]) -> 
     first = declared[0]
     if first is not None and all(names == first for names in declared) and found <= set(first):
         return list(first)
-    return sorted(found, key=lambda name: (0, int(name), "") if name.lstrip("-").isdecimal() else (1, 0, name))
+    return sorted(found, key=lambda name: (0, int(name), "") if re.fullmatch(r"-?\d+", name) else (1, 0, name))
 
 
 def name_numbers(table: pa.Table, column: str, classes: Sequence[str]) -> pa.Table:
     """Labels that are numbers get the name at that place, where ``classes`` are names: 0 and 1 of [negative, positive]."""
-    unknown = count_labels(table, column).keys() - set(classes)
-    names = {str(number): name for number, name in enumerate(classes)}
-    if not unknown or not unknown <= names.keys():
+    names = names_of_numbers(count_labels(table, column), classes)
+    if not names:
         return table
     values = table[column].to_pylist()
     if isinstance(values[0], list):
@@ -58,6 +58,13 @@ def name_numbers(table: pa.Table, column: str, classes: Sequence[str]) -> pa.Tab
     else:
         values = [names.get(label, label) for label in values]
     return table.set_column(table.column_names.index(column), column, pa.chunked_array([pa.array(values, table[column].type)]))
+
+
+def names_of_numbers(found: Iterable[str], classes: Sequence[str]) -> Mapping[str, str]:
+    """The name for each number, where the labels that are found are numbers; empty where they are names."""
+    unknown = set(found) - set(classes)
+    names = {str(number): name for number, name in enumerate(classes)}
+    return names if unknown and unknown <= names.keys() else {}
 
 
 def refuse_unknown(counts: Mapping[str, int], classes: Sequence[str], which: str, given: bool) -> None:

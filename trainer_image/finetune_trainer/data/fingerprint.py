@@ -10,7 +10,7 @@ import transformers
 
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.wire import RunConfig
-from finetune_trainer.data.load import claim_files
+from finetune_trainer.data.sources import claim_files
 from finetune_trainer.tasks.base import Task
 
 # Raised when reading or normalising changes what comes out, so that no entry of before is used.
@@ -68,6 +68,10 @@ def _content(config: RunConfig, index: int, revision: str) -> Any:
     digest = hashlib.sha256()
     for split, files in found.splits.items():
         for file in files:
+            digest.update(f"{split}\0{file.name}\0".encode())
+            if dataset.streaming and split == dataset.train_split:  # only its first rows are tokenised, and it is large
+                digest.update(str(file.path.stat().st_size).encode())
+                continue
             with file.path.open("rb") as stream:
-                digest.update(f"{split}\0{file.name}\0".encode() + hashlib.file_digest(stream, "sha256").digest())
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
     return [found.format, digest.hexdigest()]

@@ -37,7 +37,7 @@ def normalise(chunks: Iterable[Chunk], wanted: Wanted, split: str, tally: Tally)
         tally.read[split] += len(chunk)
         for name in _ID_COLUMNS:
             ids += [hash(str(value)) for value in chunk.columns.get(name, ()) if value is not None]
-        rows = list(_rows(chunk, wanted, tally.left_out))
+        rows = list(rows_of(chunk, wanted, tally.left_out))
         shapes |= {type(row["prompt"]) for row in rows} if wanted.kind == "preference" else set()
         if len(shapes) > 1:
             raise FineTuneError(
@@ -57,7 +57,8 @@ def normalise(chunks: Iterable[Chunk], wanted: Wanted, split: str, tally: Tally)
     return pa.Table.from_batches(batches)
 
 
-def _rows(chunk: Chunk, wanted: Wanted, left_out: collections.Counter[str]) -> Iterator[Row]:
+def rows_of(chunk: Chunk, wanted: Wanted, left_out: collections.Counter[str]) -> Iterator[Row]:
+    """Rows of one chunk that can be learned from; the others are counted by reason. Raises as normalise() does."""
     columns = wanted.select(chunk)
     converters = {**_CONVERT, **_OF_KIND.get(wanted.kind, {})}
     plan = [(name, converters[name], columns[name], chunk.classes.get(wanted.columns[name])) for name in columns]

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from finetune_trainer.data.cells import load_json
 from finetune_trainer.data.files import SourceFile, class_of
 
 CHUNK_ROWS = 10_000
@@ -134,7 +135,7 @@ def _json_lines(file: SourceFile, stream: TextIO) -> Iterator[tuple[int, dict[st
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = load_json(line)
         except json.JSONDecodeError as error:
             file.refuse(f"column {error.colno}: the line is no JSON ({error.msg}); write one object per line", number)
         if not isinstance(row, dict):
@@ -144,7 +145,7 @@ def _json_lines(file: SourceFile, stream: TextIO) -> Iterator[tuple[int, dict[st
 
 def _json_list(file: SourceFile, stream: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        rows = json.load(stream)
+        rows = load_json(stream.read())
     except json.JSONDecodeError as error:
         file.refuse(
             f"column {error.colno}: this is no JSON ({error.msg}); write a list of objects, or one per line", error.lineno

@@ -55,7 +55,7 @@ class Lengths:
 
 @dataclasses.dataclass(frozen=True)
 class DataReport:
-    """Everything that was counted. lengths: once the rows are tokenised.
+    """Everything that was counted. lengths: once the rows are tokenised. streaming: whether those to train on are but the first.
 
     duplicates: rows to train on that are there already. shared: held-out rows that are also trained on.
     classes: rows (or words) to train on by class or tag.
@@ -68,12 +68,15 @@ class DataReport:
     shared: int
     classes: Mapping[str, int]
     lengths: Lengths | None = None
+    streaming: bool = False
 
     def lines(self) -> Iterator[str]:
         """A few lines for people."""
         yield from self.sources
         odd = [f"{self.duplicates:,} of them duplicates"] if self.duplicates else []
         odd += [f"{self.shared:,} held-out rows are also trained on"] if self.shared else []
+        if self.streaming:
+            yield "the rows to train on are read while training; what follows is about the first of them"
         yield "; ".join([f"{self.train_rows:,} rows to train on, {self.evaluation_rows:,} held out", *odd])
         if self.classes:
             shown = [f"{name} {count:,}" for name, count in list(self.classes.items())[:_CLASSES_SHOWN]]

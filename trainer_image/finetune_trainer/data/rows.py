@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import torch
 
-from finetune_trainer.batches import Key
+from finetune_trainer.batches import BatchPlan, Key, TrainBatches
 from finetune_trainer.tasks.base import Row, Task
 
 
@@ -24,6 +24,10 @@ class Rows(torch.utils.data.Dataset[Row]):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def batches(self, plan: BatchPlan, rank: int) -> TrainBatches:
+        """Which of them a process trains on."""
+        return TrainBatches(plan, self.lengths, self._seed, rank)
 
     def __getitem__(self, key: Key) -> Row:
         return self.__getitems__([key])[0]

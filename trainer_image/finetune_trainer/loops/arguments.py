@@ -1,11 +1,12 @@
 """The Trainer's arguments that follow from the spec, for both loops; what ``training.arguments`` adds is checked first."""
 
+import contextlib
 import dataclasses
 import difflib
 import functools
 import pathlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import pydantic
@@ -13,7 +14,7 @@ import torch
 import transformers
 
 from finetune_api.reasons import FineTuneError, Reason
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import FineTuneJobSpec, Training
 from finetune_trainer.batches import BatchPlan, warmup_steps
 from finetune_trainer.precision import choose_precision
 
@@ -21,6 +22,10 @@ _MAX_GRADIENT_NORM = 1.0
 _WEIGHT_DECAY = 0.01
 COLLECTIVE_TIMEOUT_SECONDS = 600
 _FIELD = "spec.training.arguments"
+# Those that the plain loop has a use for.
+NATIVE_ARGUMENTS = (
+    "weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs", "dataloader_num_workers",
+)  # fmt: skip
 
 
 def precision_flags(asked: Literal["auto", "bf16", "fp16", "fp32"]) -> dict[str, bool]:
@@ -33,10 +38,13 @@ def precision_flags(asked: Literal["auto", "bf16", "fp16", "fp32"]) -> dict[str,
     return {"bf16": precision == "bf16", "fp16": precision == "fp16"}
 
 
-def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Raise FineTuneError for a name that TrainingArguments lacks, or a value of another type; before any model is loaded."""
-    types = _argument_types()
-    for name, value in arguments.items():
+def check_arguments(training: Training) -> dict[str, Any]:
+    """What users add, each value as the type that it is to have; before any model is loaded.
+
+    Raises FineTuneError for a name that TrainingArguments lacks or the loop does not know, and for a value of another type.
+    """
+    types, checked = _argument_types(), {}
+    for name, value in (training.arguments or {}).items():
         if name not in types:
             near = difflib.get_close_matches(name, types, n=1)
             meant = f"; did you mean {near[0]}?" if near else ""
@@ -44,11 +52,31 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
                 Reason.CONFIGURATION_ERROR,
                 f"{_FIELD}.{name}: transformers {transformers.__version__} has no TrainingArguments field of this name{meant}",
             )
+        if training.loop == "native" and name not in NATIVE_ARGUMENTS:
+            raise FineTuneError(
+                Reason.CONFIGURATION_ERROR,
+                f"{_FIELD}.{name}: loop: native does not know it; write loop: trainer, or one of: {', '.join(NATIVE_ARGUMENTS)}",
+            )
         try:
-            pydantic.TypeAdapter(types[name], config=pydantic.ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+            adapter = pydantic.TypeAdapter(types[name], config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+            checked[name] = adapter.validate_python(value)
         except pydantic.ValidationError as error:
             problem = error.errors()[0]["msg"]
             raise FineTuneError(Reason.CONFIGURATION_ERROR, f"{_FIELD}.{name}: {value!r} is wrong: {problem}") from None
+    return checked
+
+
+@contextlib.contextmanager
+def refused_arguments(training: Training) -> Iterator[None]:
+    """Turn what the Trainer says of arguments that do not go together, or need something that is not there, into a sentence."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError) as error:
+        if not training.arguments:
+            raise
+        reason = str(error).strip().splitlines()[0][:300]
+        given = ", ".join(training.arguments)
+        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"{_FIELD} ({given}): the Trainer refuses them: {reason}") from error
 
 
 @functools.cache
@@ -90,9 +118,5 @@ def training_arguments(
         "ddp_find_unused_parameters": False,
         "ddp_timeout": COLLECTIVE_TIMEOUT_SECONDS,
     }
-    try:
-        return transformers.TrainingArguments(**ours | dict(training.arguments or {}))
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        given = ", ".join(training.arguments or {}) or "none"
-        reason = str(error).strip().splitlines()[0][:300]
-        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"{_FIELD} ({given}): the Trainer refuses them: {reason}") from None
+    with refused_arguments(training):
+        return transformers.TrainingArguments(**ours | check_arguments(training))

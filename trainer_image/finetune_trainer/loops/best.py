@@ -8,6 +8,9 @@ from finetune_api.spec import Best, EvaluationPlan
 
 # Of these less is better.
 _LESS_IS_BETTER = ("loss", "perplexity", "mse", "rmse", "mae")
+# These may be left out of an evaluation: a correlation with a constant, the loss of a model that diverged.
+_SOMETIMES_UNDEFINED = ("loss", "perplexity", "f1", "precision", "recall", "pearson", "spearman", "r2")
+_CHANCES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +73,9 @@ def _wants_less(best: Best) -> bool:
 
 
 def _check_name(evaluations: Sequence[Evaluated], metric: str) -> None:
+    """A figure that is not defined for one model may be for the next: only what stays away is taken for misspelt."""
     known = dict.fromkeys(name for entry in evaluations for name in entry.figures)
-    if metric not in known:
+    if metric not in known and (metric not in _SOMETIMES_UNDEFINED or len(evaluations) > _CHANCES):
         raise FineTuneError(
             Reason.CONFIGURATION_ERROR,
             f"spec.evaluation.best.metric: there is no figure {metric!r}; write one of: {', '.join(known)}",

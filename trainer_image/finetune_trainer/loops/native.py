@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import get_parameter_names
 
 from finetune_trainer import checkpoint as checkpoints
-from finetune_trainer.batches import BatchPlan, TrainBatches
+from finetune_trainer.batches import BatchPlan
 from finetune_trainer.data.rows import Rows
+from finetune_trainer.data.stream import StreamRows
 from finetune_trainer.distributed import Control
 from finetune_trainer.loops.evaluation import Evaluator
 from finetune_trainer.loops.watch import Watch
@@ -33,7 +34,7 @@ class NativeLoop:
     def __init__(
         self,
         task: Task,
-        rows: Rows,
+        rows: Rows | StreamRows,
         plan: BatchPlan,
         args: transformers.TrainingArguments,
         output: Output,
@@ -54,9 +55,10 @@ class NativeLoop:
         )  # fmt: skip
         self._model, self._optimizer = self._accelerator.prepare(task.model, optimizer)
         self._scheduler = transformers.get_scheduler(
-            args.lr_scheduler_type, optimizer, args.get_warmup_steps(args.max_steps), args.max_steps
-        )
-        self._sampler = TrainBatches(plan, rows.lengths, args.seed, ranks.world.rank)
+            args.lr_scheduler_type, optimizer, args.get_warmup_steps(args.max_steps), args.max_steps,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )  # fmt: skip
+        self._sampler = rows.batches(plan, ranks.world.rank)
         self._loader = DataLoader(
             rows,
             batch_sampler=self._sampler,
@@ -76,14 +78,15 @@ class NativeLoop:
         losses = torch.zeros((), device=self._accelerator.device)  # summed since the last log line; read only then
         logged = step
         self._model.train()
-        for micro_batches in self._steps_from(step):
+        for micro_batches in self._steps_from(total if self._evaluator.stops_early() else step):
             count = self._ranks.sum(sum(self._task.count(batch) for batch in micro_batches))
             for index, batch in enumerate(micro_batches):
                 is_last = index == len(micro_batches) - 1
                 # Gradients are exchanged once a step, with its last micro-batch.
                 with contextlib.nullcontext() if is_last else self._accelerator.no_sync(self._model):
                     losses += self._forward_and_backward(batch, count)
-            norm = self._accelerator.clip_grad_norm_(self._model.parameters(), self._args.max_grad_norm)
+            longest = self._args.max_grad_norm or float("inf")  # 0 does not clip
+            norm = self._accelerator.clip_grad_norm_(self._model.parameters(), longest)
             rate = self._scheduler.get_last_lr()[0]
             self._optimizer.step()
             if not self._accelerator.optimizer_step_was_skipped:  # as after an overflow in fp16
@@ -91,7 +94,7 @@ class NativeLoop:
             self._optimizer.zero_grad()
             step += 1
 
-            epoch = step / self._plan.steps_per_epoch
+            epoch = self._sampler.epoch(step)
             stop = self._watch.step_done(step, total, epoch)
             if step == 1 or step % self._args.logging_steps == 0:
                 mean = self._accelerator.reduce(losses, "mean").item() / (step - logged)

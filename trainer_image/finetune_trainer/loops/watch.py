@@ -33,12 +33,14 @@ class Watch:
         self._run_state, self._reporter, self._metrics = state, reporter, metrics
         self._ranks, self._output, self._global_batch = ranks, output, global_batch
         self._step_started = time.monotonic()
+        self._total_steps = 0
         self.interrupted = False
 
     def begin(self, step: int, total_steps: int) -> None:
         """Say how much there is to do."""
         self._reporter.update(message="the first step is under way", step=step, total_steps=total_steps)
         self._metrics.set(declared.TRAINING_MAX_STEPS, total_steps)
+        self._total_steps = total_steps
         self.resume_clock()
 
     def resume_clock(self) -> None:

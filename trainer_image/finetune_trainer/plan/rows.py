@@ -34,6 +34,8 @@ def observe_rows(spec: FineTuneJobSpec, claims: Mapping[str, str]) -> Rows:
         return Rows(reason=f"the claim {missing[0]} is not given")
     if len(needed) == len(spec.datasets):
         return _read_all(spec, claims)
+    if spec.streaming:
+        return Rows()
     counts = [_count(spec, index, claims) for index in range(len(spec.datasets))]
     if None in counts:
         return Rows(reason=f"the card of {_name(spec.datasets[counts.index(None)])} does not say its number")
@@ -43,7 +45,7 @@ def observe_rows(spec: FineTuneJobSpec, claims: Mapping[str, str]) -> Rows:
 
 def _uncountable(spec: FineTuneJobSpec) -> str | None:
     """Why only a tokenizer could count, which a plan does not load; None where it need not."""
-    if spec.task == "causal-lm":
+    if spec.task == "causal-lm" and not spec.streaming:
         return "texts longer than maxTokens become several rows, which a tokenizer alone can count"
     if spec.masked_lm is not None and spec.masked_lm.chunk:
         return "the pieces of maskedLM.chunk can be counted by a tokenizer alone"
@@ -56,7 +58,8 @@ def _read_all(spec: FineTuneJobSpec, claims: Mapping[str, str]) -> Rows:
 
     config = RunConfig(name="plan", namespace="default", spec=spec, nodes=1, processes_per_node=1, claims=dict(claims), output="")
     data = load_data(config, [""] * len(spec.datasets))
-    return Rows(len(data.train), len(data.evaluation), exact=spec.task in _ONE_TO_ONE, classes=tuple(data.classes))
+    train = None if spec.streaming else len(data.train)
+    return Rows(train, len(data.evaluation), exact=spec.task in _ONE_TO_ONE, classes=tuple(data.classes))
 
 
 def _count(spec: FineTuneJobSpec, index: int, claims: Mapping[str, str]) -> tuple[int, int] | None:

@@ -75,10 +75,13 @@ def _steps(plan: Plan) -> Iterator[str]:
         yield f"{plan.steps:,} (maxSteps), {plan.warmup:,} of them warm-up"
     else:
         yield f"{plan.steps:,} = {passes} × {plan.batch.steps_per_epoch:,}, {plan.warmup:,} of them warm-up"
-    if rows.train is not None:
-        about = "" if rows.exact else "about "
-        classes = f"; {len(rows.classes)} classes" if rows.classes else ""
-        yield f"{about}{rows.train:,} rows to train on, {about}{rows.evaluation:,} to evaluate on{classes}"
+    about = "" if rows.exact else "about "
+    classes = f"; {len(rows.classes)} classes" if rows.classes else ""
+    evaluated = f", {about}{rows.evaluation:,} to evaluate on{classes}" if rows.evaluation is not None else ""
+    if plan.spec.streaming:
+        yield f"rows to train on are streamed{evaluated}"
+    elif rows.train is not None:
+        yield f"{about}{rows.train:,} rows to train on{evaluated}"
 
 
 def _memory(plan: Plan) -> Iterator[str]:

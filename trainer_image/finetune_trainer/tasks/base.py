@@ -19,6 +19,7 @@ from finetune_api.status import SampleAnswer
 from finetune_trainer.data.lengths import longest_input
 
 IGNORED = -100  # a label that weighs nothing; torch's cross-entropy leaves it out of the sum
+TENSOR_CORE_MULTIPLE = 8  # of tokens: what a GPU multiplies fastest
 
 Row = dict[str, Any]
 Batch = dict[str, torch.Tensor]

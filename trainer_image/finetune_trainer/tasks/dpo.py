@@ -11,9 +11,10 @@ import torch
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import DirectPreference as Options
 from finetune_trainer import adapters
-from finetune_trainer.tasks import chat
+from finetune_trainer.precision import choose_precision
+from finetune_trainer.tasks import chat, figures
 from finetune_trainer.tasks.base import IGNORED, Batch, Row, Scores
-from finetune_trainer.tasks.generation import LanguageModel, log_probabilities, pad_rows, with_eos
+from finetune_trainer.tasks.generation import LanguageModel, log_probabilities, with_eos
 
 
 class DirectPreference(LanguageModel):
@@ -80,7 +81,7 @@ class DirectPreference(LanguageModel):
         starts = [row["answer_start"] for row in rows] * 2
         labels = [[IGNORED] * max(1, start) + list(row[max(1, start) :]) for row, start in zip(ids, starts, strict=True)]
         weight = torch.tensor([row.get("weight", 1.0) for row in rows])
-        return {**pad_rows(ids, labels, self.tokenizer.pad_token_id), "weight": weight}
+        return {**self.pad(ids, labels), "weight": weight}
 
     def count(self, batch: Batch) -> int:
         return int((batch["weight"] > 0).sum())
@@ -111,12 +112,15 @@ class DirectPreference(LanguageModel):
             "chosenLogps": kept["chosen_logps"],
             "rejectedLogps": kept["rejected_logps"],
         }
-        return {name: float(np.mean(values)) if len(values) else 0.0 for name, values in means.items()}, {"pairs": len(margins)}
+        if not len(margins):
+            return {}, {}
+        return figures.finite({name: float(np.mean(values)) for name, values in means.items()}), {"pairs": len(margins)}
 
     def _losses(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Loss of each pair (pairs,), log-probability of each answer (2 × pairs,), and its reward (2 × pairs,)."""
         options = self.spec.dpo or Options()
-        with torch.no_grad(), self._at_the_start(batch["input_ids"].device) as reference:
+        device = batch["input_ids"].device
+        with torch.no_grad(), self._autocast(device), self._at_the_start(device) as reference:
             reference_logps = log_probabilities(*self.predict(reference, batch)).sum(dim=1)
         logps = log_probabilities(*self.predict(model, batch)).sum(dim=1)
         ratios = logps - reference_logps
@@ -129,6 +133,14 @@ class DirectPreference(LanguageModel):
             margins = options.beta * (chosen - rejected)
             losses = torch.relu(1 - margins) if options.loss_type == "hinge" else -torch.nn.functional.logsigmoid(margins)
         return losses, logps, options.beta * ratios.detach()
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        """The precision that the model is trained in: a copy of it is wrapped by nobody else, and in another one the two would
+        differ from the first step on."""
+        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = choose_precision(self.spec.training.precision, torch.cuda.is_available(), bf16)
+        half = torch.float16 if precision == "fp16" else torch.bfloat16
+        return torch.autocast(device.type, half, enabled=precision != "fp32")
 
     @contextlib.contextmanager
     def _at_the_start(self, device: torch.device) -> Iterator[Any]:

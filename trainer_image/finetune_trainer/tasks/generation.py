@@ -15,8 +15,8 @@ from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, Sample
 from finetune_api.status import SampleAnswer
 from finetune_trainer.data.lengths import longest_input
-from finetune_trainer.tasks import chat
-from finetune_trainer.tasks.base import IGNORED, Batch, DataInfo, Row, Scores, Task
+from finetune_trainer.tasks import chat, figures
+from finetune_trainer.tasks.base import IGNORED, TENSOR_CORE_MULTIPLE, Batch, DataInfo, Row, Scores, Task
 
 FLASH_ATTENTION = "flash_attention_2"  # transformers' name for the one that takes rows of any length, in 16 bits
 _ANSWER_TOKENS = 64
@@ -47,7 +47,11 @@ class LanguageModel(Task):
                 "spec.samples: messages need a chat template, and the model has none; write text instead, or for sft "
                 "spec.sft.chatTemplate: chatml",
             )
+        for sample in spec.samples or ():
+            self._sample_ids(sample)  # one that the template refuses is to be known before the training, not after it
         self._keeps = False
+        # Asked here and not where rows are padded: a loader's worker, forked off, may not ask the GPU anything.
+        self._multiple = TENSOR_CORE_MULTIPLE if torch.cuda.is_available() else 1
 
     def peft_task(self) -> str | None:
         return "CAUSAL_LM"
@@ -61,7 +65,19 @@ class LanguageModel(Task):
         return {**row, "labels": [IGNORED] * len(row["labels"])}
 
     def collate(self, rows: Sequence[Row]) -> Batch:
-        return pad_rows([row["input_ids"] for row in rows], [row["labels"] for row in rows], self.tokenizer.pad_token_id)
+        return self.pad([row["input_ids"] for row in rows], [row["labels"] for row in rows])
+
+    def pad(self, inputs: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> Batch:
+        """Rows of different lengths → (rows, tokens) int64, padded on the right, and ``keep``."""
+        longest = max(len(ids) for ids in inputs)
+        rounded = math.ceil(longest / self._multiple) * self._multiple
+        width = max(longest, min(rounded, self.max_tokens))  # never beyond the positions that the model has
+        input_ids = np.full((len(inputs), width), self.tokenizer.pad_token_id, dtype=np.int64)
+        attention_mask, padded = np.zeros_like(input_ids), np.full_like(input_ids, IGNORED)
+        for row, (ids, wanted) in enumerate(zip(inputs, labels, strict=True)):
+            input_ids[row, : len(ids)], attention_mask[row, : len(ids)], padded[row, : len(ids)] = ids, 1, wanted
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": padded}
+        return with_kept_positions({name: torch.from_numpy(values) for name, values in batch.items()})
 
     def count(self, batch: Batch) -> int:
         return int((batch["labels"][:, 1:] != IGNORED).sum())
@@ -86,11 +102,13 @@ class LanguageModel(Task):
 
     def metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
         """loss per token, perplexity, and the share of tokens that the model would have chosen itself."""
-        count = max(1, int(scores["count"].sum()))
+        count = int(scores["count"].sum())
+        if not count:
+            return {}, {}
         loss = float(scores["loss"].sum() / count)
         perplexity = math.exp(min(loss, _LARGEST_EXPONENT))
-        figures = {"loss": loss, "perplexity": perplexity, "tokenAccuracy": float(scores["hits"].sum() / count)}
-        return figures, {"tokens": count}
+        found = {"loss": loss, "perplexity": perplexity, "tokenAccuracy": scores["hits"].sum() / count}
+        return figures.finite(found), {"tokens": count}
 
     def predict(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits in float32 (rows, positions, vocabulary) and the tokens to be predicted there (rows, positions)."""
@@ -111,11 +129,7 @@ class LanguageModel(Task):
         ]
 
     def _go_on(self, sample: Sample) -> str:
-        if sample.messages:
-            messages = [message.model_dump() for message in sample.messages]
-            ids = chat.encode(self.tokenizer, messages, generation_prompt=True)
-        else:
-            ids = without_eos(self.tokenizer(sample.text)["input_ids"], self.tokenizer)
+        ids = self._sample_ids(sample)
         positions = longest_input(self.config.model_type, getattr(self.config, "max_position_embeddings", None), None)
         ids = ids[-max(1, positions - _ANSWER_TOKENS) :]
         inputs = torch.tensor([ids], device=self.model.device)
@@ -130,6 +144,15 @@ class LanguageModel(Task):
         with torch.autocast(inputs.device.type, half, enabled=self.model.config._attn_implementation == FLASH_ATTENTION):
             output = self.model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=asked)
         return self.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True).strip()
+
+    def _sample_ids(self, sample: Sample) -> list[int]:
+        """One token at least: some texts have none."""
+        if sample.messages:
+            messages = [message.model_dump() for message in sample.messages]
+            ids = chat.encode(self.tokenizer, messages, generation_prompt=True)
+        else:
+            ids = without_eos(self.tokenizer(sample.text)["input_ids"], self.tokenizer)
+        return ids or [self.tokenizer.pad_token_id]
 
     @abc.abstractmethod
     def encode(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -164,19 +187,6 @@ def log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tens
     """Of the targets, 0 where they are ignored: (rows, positions), from logits (rows, positions, vocabulary)."""
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
     return -losses.view(targets.shape)
-
-
-def pad_rows(inputs: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], pad: int) -> Batch:
-    """Rows of different lengths → (rows, tokens) int64, padded on the right; see LanguageModel for ``keep``."""
-    longest = max(len(ids) for ids in inputs)
-    if torch.cuda.is_available():
-        longest = math.ceil(longest / 8) * 8  # tensor cores
-    input_ids = np.full((len(inputs), longest), pad, dtype=np.int64)
-    attention_mask, padded = np.zeros_like(input_ids), np.full_like(input_ids, IGNORED)
-    for row, (ids, wanted) in enumerate(zip(inputs, labels, strict=True)):
-        input_ids[row, : len(ids)], attention_mask[row, : len(ids)], padded[row, : len(ids)] = ids, 1, wanted
-    batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": padded}
-    return with_kept_positions({name: torch.from_numpy(values) for name, values in batch.items()})
 
 
 def with_kept_positions(batch: Batch) -> Batch:

@@ -167,6 +167,7 @@ class MaskedLanguageModeling(PaddedTask):
         guesses = [
             Guess(token=self.tokenizer.decode([token]).strip(), score=round(score, 4))
             for token, score in zip(tokens.tolist(), scores.tolist(), strict=True)
+            if math.isfinite(score)  # of a model that diverged
         ]
         return SampleAnswer(text=text[:200], guesses=guesses)
 

@@ -186,4 +186,5 @@ PROBLEMS: dict[str, type[Problem]] = {"SingleLabel": SingleLabel, "MultiLabel": 
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0, -logits))
+    with np.errstate(invalid="ignore"):  # of a model that diverged: NaN in, NaN out
+        return np.exp(-np.logaddexp(0, -logits))

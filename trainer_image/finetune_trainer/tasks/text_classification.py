@@ -1,5 +1,6 @@
 """Text classification: one text or a pair of texts; one class, several, or a number."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,4 +96,5 @@ class TextClassification(PaddedTask):
         inputs = {name: tensor.to(self.model.device) for name, tensor in self.inputs(batch).items()}
         logits: np.ndarray = self.model(**inputs).logits[0].float().cpu().numpy()
         label, score = self._problem.answer(logits)
-        return SampleAnswer(text=sample.text[:200], label=label, score=score)
+        # A status knows no NaN, which a model that diverged says.
+        return SampleAnswer(text=sample.text[:200], label=label, score=score if math.isfinite(score) else None)

@@ -1,0 +1,54 @@
+"""Every error gets a reason, and the reason tells whether a retry can heal it."""
+
+import errno
+import os
+
+import pytest
+
+from finetune_api.reasons import FineTuneError, Reason
+from finetune_trainer.errors import describe, is_disk_full
+
+
+def full(number: int = errno.ENOSPC) -> OSError:
+    return OSError(number, os.strerror(number), "/somewhere/model.safetensors")
+
+
+def wrapped(error: Exception) -> Exception:
+    """As libraries do."""
+    try:
+        try:
+            raise error
+        except Exception as inner:
+            raise OSError("Can't load the model") from inner
+    except OSError as outer:
+        return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (FineTuneError(Reason.DATA_ERROR, "row 7"), Reason.DATA_ERROR),
+        (full(), Reason.DISK_FULL),
+        (full(errno.EDQUOT), Reason.DISK_FULL),
+        (wrapped(full()), Reason.DISK_FULL),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"), Reason.DISK_FULL),
+        (RuntimeError("PytorchStreamReader failed reading zip archive: at inline_container.cc:274"), Reason.CODE_ERROR),
+        (MemoryError(), Reason.OUT_OF_MEMORY),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:113] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+            Reason.OUT_OF_MEMORY,
+        ),
+        (RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"), Reason.OUT_OF_GPU_MEMORY),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), Reason.OUT_OF_GPU_MEMORY),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.7]:4711"), Reason.COLLECTIVE_FAILED),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Reason.CODE_ERROR),
+    ],
+)
+def test_an_error_has_a_reason(error: Exception, reason: Reason) -> None:
+    failure, _ = describe(error, 0, None)
+    assert failure.reason == reason
+
+
+def test_a_full_disk_is_seen_behind_the_error_of_a_library() -> None:
+    assert is_disk_full(wrapped(full()))
+    assert not is_disk_full(wrapped(FileNotFoundError(errno.ENOENT, "no such file")))

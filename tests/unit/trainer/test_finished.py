@@ -1,0 +1,91 @@
+"""A finished model, loaded again: by its own configuration, and merged where that is asked for only now."""
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from finetune_api.status import Evaluation, Published
+from finetune_api.wire import Report, RunConfig
+from finetune_trainer import finished, models, publish, workers
+from finetune_trainer.launch import Launcher
+from finetune_trainer.models import ModelLocation
+from finetune_trainer.output import Output
+from finetune_trainer.state import RunState, write_atomically
+from finetune_trainer.tasks.base import DataInfo
+from finetune_trainer.tasks.causal_lm import CausalLanguageModeling
+from unit.trainer.tiny_models import TEXTS, build_model, build_spec, build_tokenizer, save
+
+
+def train_adapters(tmp_path: pathlib.Path, publishing: dict[str, Any]) -> tuple[RunConfig, Any]:
+    """Output with adapters alone, as a training without ``publish`` leaves it; and the model with them."""
+    tokenizer = build_tokenizer()
+    base = save(tmp_path / "claim" / "base", build_model("llama", len(tokenizer)), tokenizer)
+    model = {"claim": {"claimName": "m", "path": "base"}, "hub": None, "lora": {}}
+    spec, location = build_spec("causal-lm", model=model, publish=publishing), ModelLocation(str(base), None, "spec.model.claim")
+    tokenizer = models.load_tokenizer(location)
+    task = CausalLanguageModeling(spec, tokenizer, models.load_config(location), DataInfo())
+    task.model = models.load_model(task, location, spec).eval()
+    with torch.no_grad():
+        for name, weight in task.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.2)
+    output = Output(tmp_path / "out")
+    models.save_model(task.model, tokenizer, output.model)
+    output.evaluation.write_text(json.dumps({"step": 2, "metrics": {"loss": 1.0}}))
+    report = Report(attempt=1, phase="Succeeded", step=2, evaluation=Evaluation(step=2, metrics={"loss": 1.0}))
+    write_atomically(output.report, report.model_dump_json(by_alias=True, exclude_none=True))
+    config = RunConfig(
+        name="job", namespace="team", spec=spec, nodes=1, processes_per_node=1, claims={"m": str(tmp_path / "claim")},
+        output=str(output.directory),
+    )  # fmt: skip
+    return config, task
+
+
+def test_adapters_that_were_trained_before_anybody_asked_are_merged_before_the_push(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, task = train_adapters(tmp_path, {"repository": "team/news", "mergeAdapter": True})
+    pushed: list[pathlib.Path] = []
+
+    def push(directory: pathlib.Path, *_: object) -> Published:
+        pushed.append(directory)
+        return Published(url="https://hub.example.com/team/news", commit="c0ffee")
+
+    monkeypatch.setattr(publish, "push", push)
+    state = RunState(tmp_path / "state")
+    state.create()
+    report = Launcher(config, workers.Gang(), state).run()
+    assert (report.phase, report.failure) == ("Succeeded", None)
+    [directory] = pushed
+    assert not (directory / "adapter_config.json").exists()
+    assert "A model with a merged LoRA adapter" in (directory / "README.md").read_text()
+    whole = transformers.AutoModelForCausalLM.from_pretrained(directory).eval()
+    tokens = torch.tensor([task.tokenizer(TEXTS[0])["input_ids"]])
+    with torch.no_grad():
+        assert torch.allclose(whole(tokens).logits, task.model(tokens).logits, atol=1e-4)
+
+
+def test_adapters_are_added_to_the_commit_that_they_were_trained_on(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _ = train_adapters(tmp_path, {"repository": "team/news"})
+    model = Output(pathlib.Path(config.output)).model
+    named = json.loads((model / "adapter_config.json").read_text())
+    (model / "adapter_config.json").write_text(
+        json.dumps({**named, "base_model_name_or_path": "tiny/base", "revision": "c0ffee"})
+    )
+    asked: list[ModelLocation] = []
+
+    def load_model(_: object, location: ModelLocation, __: object) -> Any:
+        asked.append(location)
+        raise KeyboardInterrupt  # that is all that was to be seen
+
+    monkeypatch.setattr(finished, "load_model", load_model)
+    for base in (None, "/elsewhere"):
+        with pytest.raises(KeyboardInterrupt):
+            finished.load_finished(model, base)
+    assert [(location.name_or_path, location.revision) for location in asked] == [("tiny/base", "c0ffee"), ("/elsewhere", None)]

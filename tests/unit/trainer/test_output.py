@@ -1,0 +1,73 @@
+"""The output directory after whatever happened to it."""
+
+import errno
+import json
+import os
+import pathlib
+
+import pytest
+
+from finetune_api import resource
+from finetune_api.reasons import FineTuneError
+from finetune_api.wire import RunConfig
+from finetune_trainer import output as outputs
+from finetune_trainer.output import Output
+
+
+def config(directory: pathlib.Path) -> RunConfig:
+    source = {
+        "task": "text-classification",
+        "model": {"claim": {"claimName": "m"}},
+        "datasets": [{"claim": {"claimName": "d"}}],
+    }
+    spec = resource.parse_spec(source)
+    return RunConfig(name="news", namespace="team", spec=spec, nodes=1, processes_per_node=1, output=str(directory))
+
+
+@pytest.mark.parametrize(
+    "torn", ['{"step": 3, "evaluation": {"loss": 1.0}', '{"step": 3, "lo', "\0\0\0\0", '{"loss": {}}', "{}", "7"]
+)
+def test_a_line_of_the_history_that_was_cut_off_is_dropped(torn: str, tmp_path: pathlib.Path) -> None:
+    output = Output(tmp_path)
+    whole = [{"step": 1, "loss": 0.5}, {"step": 2, "evaluation": {"loss": 0.4}}]
+    output.history.write_text("".join(json.dumps(entry) + "\n" for entry in whole) + torn)
+    assert output.truncate_history(5) == whole
+    assert [json.loads(line) for line in output.history.read_text().splitlines()] == whole
+
+
+def test_a_file_in_the_place_of_the_directory_is_refused_in_one_sentence(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "out").write_text("")
+    for directory in (tmp_path / "out", tmp_path / "out" / "deeper"):
+        with pytest.raises(FineTuneError, match=r"can't be written: .*choose another directory"):
+            Output(directory).claim(config(directory))
+
+
+def test_a_volume_that_is_mounted_for_reading_is_refused_in_one_sentence(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(outputs, "write_atomically", refuse)
+    with pytest.raises(FineTuneError, match="mount it for writing"):
+        Output(tmp_path).claim(config(tmp_path))
+
+
+def test_whose_the_directory_is_is_on_the_disk_before_anything_else(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    Output(tmp_path).claim(config(tmp_path))
+    assert len(synced) == 1
+
+
+def test_the_model_is_on_the_disk_before_it_has_its_name(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(outputs, "sync", lambda path: synced.append(path.name))
+    output, written = Output(tmp_path), tmp_path / ".model"
+    written.mkdir()
+    (written / "model.safetensors").write_text("weights")
+    output.commit_model(written)
+    assert synced == ["model.safetensors", tmp_path.name]
+    assert (output.model / "model.safetensors").is_file()
