@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import warnings
 
 from huggingface_hub import HfApi
 
@@ -55,7 +56,9 @@ class Hub:
             (self.articles, "dataset", news),
         ):
             self.api.create_repo(repository, repo_type=kind, private=True, exist_ok=True)
-            self.api.upload_folder(repo_id=repository, repo_type=kind, folder_path=content)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of the Hub's client, about a call of its own
+                self.api.upload_folder(repo_id=repository, repo_type=kind, folder_path=content)
 
     def remove(self) -> None:
         """Delete everything of this run, what jobs pushed included."""

@@ -1,45 +1,23 @@
 """From any exception to a named failure with one sentence."""
 
-import errno
 import traceback
-from collections.abc import Iterator
 
 import torch
 
 from finetune_api.reasons import VERDICTS, FineTuneError, Reason
 from finetune_api.status import Failure
+from finetune_trainer.disk import chain
 
 # How torch's backends speak of a peer that went away: never the cause, always a consequence.
 _PEER_LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "tcpstore", "broken pipe")
 _TRACEBACK_LINES = 12
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-# The last of these is all that torch.save says of it.
-_FULL_SIGNS = ("No space left on device", "Disk quota exceeded", "inline_container.cc")
 # How torch says that memory ran out where it raises no error of its own for it.
 _NO_MEMORY = "can't allocate memory"
 _NO_GPU_MEMORY = ("out of memory", "cublas_status_alloc_failed")
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether that is what an error comes from: a library may have wrapped it."""
-    return any(map(_is_full, _chain(error)))
-
-
-def _is_full(link: BaseException) -> bool:
-    if isinstance(link, OSError) and link.errno in _FULL:
-        return True
-    text = str(link)
-    return any(sign in text for sign in _FULL_SIGNS) and "Reader" not in text  # which a file that is broken has
-
-
 def _classify(error: BaseException) -> tuple[Reason, str]:
-    for link in _chain(error):
+    for link in chain(error):
         text = str(link)
         if isinstance(link, FineTuneError):
             return link.reason, link.message
@@ -49,7 +27,7 @@ def _classify(error: BaseException) -> tuple[Reason, str]:
             return Reason.OUT_OF_GPU_MEMORY, "the GPU's memory is not enough: " + text.splitlines()[0]
         if isinstance(link, MemoryError) or (isinstance(link, RuntimeError) and _NO_MEMORY in text):
             return Reason.OUT_OF_MEMORY, "the machine's memory is not enough"
-        if _is_full(link):
+        if is_full(link):
             return Reason.DISK_FULL, f"the disk is full: {text}"
         if isinstance(link, torch.distributed.DistError) or (
             isinstance(link, RuntimeError) and any(sign in text.lower() for sign in _PEER_LOST)

@@ -17,7 +17,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, ModelSource
 from finetune_trainer import adapters, embeddings, hub
-from finetune_trainer.errors import is_disk_full
+from finetune_trainer.disk import is_disk_full
 from finetune_trainer.tasks.base import Task
 from finetune_trainer.tasks.generation import end_tokens
 

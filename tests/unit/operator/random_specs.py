@@ -18,7 +18,10 @@ Object = dict[str, Any]
 _EXACTLY_ONE = re.compile(r"has\(self\.(\w+)\) != has\(self\.(\w+)\)")
 _NOT_BOTH = re.compile(r"!\(has\(self\.(\w+)\) && has\(self\.(\w+)\)\)")
 _QUANTITIES = st.sampled_from([1, 2, "1", "500m", "64Mi", "1Gi", "0.5", "2k"])
-_RESOURCES = st.sampled_from(["cpu", "memory", "ephemeral-storage", "example.com/fpga"])
+_SIZES = st.sampled_from([1000, "64Mi", "1Gi", "2k"])
+# No more is asked for than is allowed, and devices are asked for by the limit: the API server holds users to both.
+_REQUESTS = {"cpu": st.sampled_from([1, "1", "500m", "0.5"]), "memory": _SIZES, "ephemeral-storage": _SIZES}
+_LIMITS = {"cpu": st.sampled_from([2, "2", "1500m"]), "memory": st.just("2Gi"), "example.com/fpga": st.sampled_from([1, "2"])}
 _LABEL = r"[a-z]([a-z0-9-]{0,8}[a-z0-9])?"
 _KEYS = st.from_regex(rf"({_LABEL}\.(com|dev|io)/)?{_LABEL}", fullmatch=True)
 _VALUES = st.from_regex(_LABEL, fullmatch=True)
@@ -57,12 +60,12 @@ _KNOWN: dict[str, st.SearchStrategy[Any]] = {
     "image": st.sampled_from(["example.com/trainer:1", "trainer@sha256:" + "0" * 64]),
     "key": st.from_regex(r"[a-zA-Z]([A-Za-z0-9._-]{0,10}[a-z0-9])?", fullmatch=True),
     "labels": st.dictionaries(_KEYS, _VALUES, max_size=3),
-    "limits": st.none(),
     "nodeSelector": st.dictionaries(_KEYS, _VALUES, max_size=3),
     "evalPath": _PATHS,
+    "limits": st.fixed_dictionaries({}, optional=_LIMITS),
     "mountPath": st.from_regex(r"/mnt(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,5}){1,3}", fullmatch=True),
     "path": _PATHS,
-    "requests": st.dictionaries(_RESOURCES, _QUANTITIES, max_size=3),
+    "requests": st.fixed_dictionaries({}, optional=_REQUESTS),
     "task": st.sampled_from(TASKS),
     "tolerations": st.lists(_TOLERATIONS, max_size=3),
     "topologyKey": st.sampled_from(["zone", "kubernetes.io/hostname", "example.com/rack"]),

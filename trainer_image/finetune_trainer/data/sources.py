@@ -16,6 +16,7 @@ from finetune_trainer.data import readers, splits
 from finetune_trainer.data.files import Found, find_files
 from finetune_trainer.data.readers import Chunk
 from finetune_trainer.data.report import Tally
+from finetune_trainer.disk import is_disk_full
 
 if TYPE_CHECKING:
     import datasets
@@ -118,9 +119,7 @@ def _load_hub(source: HubDataset, field: str, revision: str, streaming: bool) ->
         except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
             if behind := hub.hub_error(error):
                 raise behind from None  # the Hub's own: explained as such
-            from finetune_trainer import errors  # late: torch comes with it, and a plan does without
-
-            if errors.is_disk_full(error):
+            if is_disk_full(error):
                 raise
             what = f"{field}.hub.config" if "config" in str(error).lower() else f"{field}.hub"
             raise FineTuneError(Reason.DATA_ERROR, f"{what}: {str(error).strip().splitlines()[0][:300]}") from None
