@@ -6,7 +6,7 @@ import torch
 
 from finetune_api.reasons import VERDICTS, FineTuneError, Reason
 from finetune_api.status import Failure
-from finetune_trainer.disk import chain
+from finetune_trainer.disk import chain, is_full
 
 # How torch's backends speak of a peer that went away: never the cause, always a consequence.
 _PEER_LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "tcpstore", "broken pipe")
