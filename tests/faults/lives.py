@@ -18,7 +18,7 @@ LIFE_SECONDS = 90
 
 @dataclasses.dataclass(frozen=True)
 class End:
-    """How a life ended. children: kind/name without a pod's random part. told: reasons of the events, sorted."""
+    """How a life ended. children: kind/name without what differs from life to life. told: reasons of the events, sorted."""
 
     phase: str
     attempt: int
@@ -126,4 +126,5 @@ def _end(place: Place, name: str, uid: str, first: int) -> End:
 
 
 def _without_suffix(child: str) -> str:
-    return re.sub(r"-[a-z0-9]{5}$", "", child) if child.startswith("pod/") else child
+    """Without what differs from life to life: the random part of a pod's name, the uid in that of a run file."""
+    return re.sub(r"^(pod/.*)-[a-z0-9]{5}$|^(configmap/.*)-[0-9a-f]{8}$", lambda found: found[1] or found[2], child)

@@ -43,7 +43,7 @@ def build_config_map(plan: Plan) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": build_metadata(plan, plan.attempt_name, build_attempt_labels(plan)),
+        "metadata": build_metadata(plan, plan.run_file_name, build_attempt_labels(plan)),
         "immutable": True,
         "data": {
             names.RUN_FILE_NAME: _dump(build_run_config(plan)),

@@ -32,8 +32,13 @@ class Plan:
 
     @property
     def attempt_name(self) -> str:
-        """Name of the attempt's Job and ConfigMap."""
+        """Name of the attempt's Job."""
         return names.attempt_name(self.name, self.attempt)
+
+    @property
+    def run_file_name(self) -> str:
+        """Name of the attempt's ConfigMap: pods must never start with that of an earlier job of this name, not yet collected."""
+        return f"{self.attempt_name}-{self.uid[:8].lower()}"
 
     @property
     def service_domain(self) -> str:

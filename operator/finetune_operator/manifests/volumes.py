@@ -48,7 +48,7 @@ def build_volumes(plan: Plan) -> list[Manifest]:
     """The volumes behind the mounts."""
     extra = enumerate(plan.spec.pod.volumes or ())
     return [
-        {"name": "config", "configMap": {"name": plan.attempt_name}},
+        {"name": "config", "configMap": {"name": plan.run_file_name}},
         {"name": "tmp", "emptyDir": {}},
         # The container runtime's own /dev/shm has 64 MiB, too little for data loaders and NCCL.
         {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},

@@ -63,7 +63,7 @@ async def test_a_run_file_of_an_earlier_spec_is_not_used(server: FakeServer) -> 
     del server.answers["POST jobs"]
     for _ in range(3):
         await create(server, distributed={"nodes": 2})
-    assert '"nodes": 4' not in server.take("configmaps", "news-1")["data"][names.RUN_FILE_NAME]
+    assert '"nodes": 4' not in server.take("configmaps", "news-1-11111111")["data"][names.RUN_FILE_NAME]
 
 
 async def test_a_claim_of_the_users_own_is_not_looked_at(server: FakeServer) -> None:
@@ -77,7 +77,7 @@ async def test_a_claim_that_an_earlier_job_of_the_name_left_is_adopted(server: F
     assert isinstance(await create(server, told), Created)
     assert told == [True]
     assert "POST persistentvolumeclaims" not in server.writes()
-    assert '"adopted": true' in server.take("configmaps", "news-1")["data"][names.RUN_FILE_NAME]
+    assert '"adopted": true' in server.take("configmaps", "news-1-11111111")["data"][names.RUN_FILE_NAME]
 
 
 async def test_a_claim_that_this_very_job_made_is_its_own(server: FakeServer) -> None:

@@ -149,7 +149,7 @@ async def test_a_life_costs_a_write_for_each_child_and_each_phase() -> None:
     assert [request for request in await writes_of(succeed) if "events" not in request] == [
         "POST services news-gang",
         "POST jobs news-1",
-        "POST configmaps news-1",
+        "POST configmaps news-1-11111111",
         "POST persistentvolumeclaims news-output",
         *["PATCH finetunejobs news"] * 3,
     ]
@@ -160,7 +160,7 @@ async def test_a_restart_costs_seven_more() -> None:
     assert writes[7:] == [
         "DELETE jobs news-1",
         "POST jobs news-2",
-        "POST configmaps news-2",
+        "POST configmaps news-2-11111111",
         *["PATCH finetunejobs news"] * 3,
     ]
 

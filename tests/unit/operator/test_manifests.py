@@ -24,7 +24,7 @@ def run_config(children: dict[str, Manifest]) -> RunConfig:
 
 def test_a_later_attempt_has_a_job_and_a_run_file_of_its_own_and_all_else_in_common() -> None:
     first, second = build(1, spec=build_spec()), build(2, spec=build_spec())
-    assert [second[kind]["metadata"]["name"] for kind in ("Job", "ConfigMap")] == ["news-2", "news-2"]
+    assert [second[kind]["metadata"]["name"] for kind in ("Job", "ConfigMap")] == ["news-2", "news-2-11111111"]
     assert {kind for kind in first if first[kind] == second[kind]} == {"Service", "PersistentVolumeClaim"}
     template = second["Job"]["spec"]["template"]
     assert template["metadata"]["labels"][names.LABEL_ATTEMPT] == "2"
@@ -62,3 +62,12 @@ def test_a_job_is_held_back_for_a_queue_only() -> None:
 def test_labels_of_kueue_do_not_shadow_ours() -> None:
     labels = {names.LABEL_JOB: "another", names.LABEL_KUEUE_QUEUE: "gpus"}
     assert build(spec=build_spec(), kueue_labels=labels)["Job"]["metadata"]["labels"][names.LABEL_JOB] == "news"
+
+
+def test_pods_never_start_with_the_run_file_of_an_earlier_job_of_the_name() -> None:
+    """It may still be there, to be collected, when the Job is created; the run file comes after the Job."""
+    first, second = (build(spec=build_spec(), uid=f"{number}" * 36) for number in (1, 2))
+    run_files = [children["ConfigMap"]["metadata"]["name"] for children in (first, second)]
+    assert run_files[0] != run_files[1]
+    for children, name in zip((first, second), run_files, strict=True):
+        assert {"name": "config", "configMap": {"name": name}} in children["Job"]["spec"]["template"]["spec"]["volumes"]
