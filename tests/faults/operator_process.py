@@ -1,7 +1,9 @@
 """The operator as a process of its own, which can be killed, stopped and started again."""
 
+import contextlib
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -95,6 +97,9 @@ class Operator:
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """A port that nobody listens at, outside the range from which connections that go out take theirs at any moment."""
+    for port in random.sample(range(20_000, 30_000), 50):
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
