@@ -34,13 +34,15 @@ def custom_resource_definition() -> Iterator[None]:
         return
     kubectl("wait", "--for=delete", f"crd/{CRD_NAME}", "--timeout=60s")
     kubectl("apply", "--server-side", "--filename", str(CRD_FILE))
-    # Not `kubectl wait`: it fails on a definition that is so new that it has no conditions yet.
-    end = time.monotonic() + 30
-    while not _is_established(_definition()):
-        assert time.monotonic() < end, f"{CRD_NAME} is not served within 30 s"
-        time.sleep(0.2)
-    yield
-    kubectl("delete", f"crd/{CRD_NAME}", "--wait=false")
+    try:
+        # Not `kubectl wait`: it fails on a definition that is so new that it has no conditions yet.
+        end = time.monotonic() + 30
+        while not _is_established(_definition()):
+            assert time.monotonic() < end, f"{CRD_NAME} is not served within 30 s"
+            time.sleep(0.2)
+        yield
+    finally:
+        kubectl("delete", f"crd/{CRD_NAME}", "--wait=false")
 
 
 def _definition() -> Object:

@@ -21,10 +21,7 @@ from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Published
 from finetune_trainer import hub
-from finetune_trainer.card import write_model_card
 from finetune_trainer.shareable import is_weights, shareable_files
-
-__all__ = ["BestPusher", "push", "upload", "write_model_card"]
 
 log = logging.getLogger(__name__)
 

@@ -209,7 +209,7 @@ def test_an_entry_that_is_not_whole_is_made_again(data: pathlib.Path) -> None:
 def test_a_writer_that_dies_leaves_nothing_that_is_used(data: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(data)
     with monkeypatch.context() as broken:
-        broken.setattr(cache, "_sync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr(cache, "sync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(config)
     assert cache.find(cache.places(config.output, 1)[:1], key_of(config)) is None
@@ -254,14 +254,14 @@ def test_without_any_room_several_nodes_end_with_a_sentence(data: pathlib.Path, 
 
 
 def fail_below(root: pathlib.Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = cache._sync
+    original = cache.sync
 
     def sync(path: pathlib.Path) -> None:
         if root in path.parents:
             raise OSError(number, os.strerror(number))
         original(path)
 
-    monkeypatch.setattr(cache, "_sync", sync)
+    monkeypatch.setattr(cache, "sync", sync)
 
 
 # --- two jobs at once -------------------------------------------------------------------------------------------------------

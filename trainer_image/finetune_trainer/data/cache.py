@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from finetune_api import names
+from finetune_trainer.checkpoint import sync
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def _write(root: pathlib.Path, key: str, fill: Fill) -> pathlib.Path:
         sizes = {file.name: file.stat().st_size for file in unfinished.iterdir()}
         (unfinished / MANIFEST).write_text(json.dumps({"sizes": sizes, "kept": kept}))
         for path in (*unfinished.iterdir(), unfinished):
-            _sync(path)
+            sync(path)
         return _commit(unfinished, root / key)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -93,16 +94,8 @@ def _commit(unfinished: pathlib.Path, entry: pathlib.Path) -> pathlib.Path:
         if read(entry) is None:
             entry.rename(entry.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}"))
             unfinished.rename(entry)
-    _sync(entry.parent)
+    sync(entry.parent)
     return entry
-
-
-def _sync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def tidy(output: str, roots: Sequence[pathlib.Path], kept: pathlib.Path) -> None:

@@ -69,6 +69,8 @@ class Watch:
                 Reason.NON_FINITE_LOSS,
                 f"the loss is {loss} at step {step}; lower spec.training.learningRate or set spec.training.precision to fp32",
             )
+        norm = f", gradient norm {gradient_norm:.3f}" if gradient_norm is not None else ""
+        log.info("step %d of %d: loss %.4f%s, learning rate %.3g", step, self._total_steps, loss, norm, learning_rate)
         self._append({"step": step, "epoch": epoch, "loss": loss, "gradientNorm": gradient_norm, "learningRate": learning_rate})
         self._metrics.set(declared.TRAINING_LOSS, loss)
         self._metrics.set(declared.TRAINING_LEARNING_RATE, learning_rate)
