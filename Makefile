@@ -20,14 +20,18 @@ STANDIN_IMAGE ?= localhost/finetune-standin:dev
 export OPERATOR_IMAGE TRAINER_IMAGE STANDIN_IMAGE
 
 # The packages as they lie here, also where they are not installed.
-SOURCES := PYTHONPATH=crds:operator:trainer_image
+SOURCES := PYTHONPATH=client:crds:operator:trainer_image
 CRD := crds/finetune.dev_finetunejobs.yaml
 JSON_SCHEMA := crds/finetune.dev_finetunejobs.schema.json
 CRD_TEMPLATE := charts/finetune-operator/templates/crd.yaml
 API_DOCS := docs/api.md
-GENERATED := $(CRD) $(JSON_SCHEMA) $(CRD_TEMPLATE) $(API_DOCS)
+REASONS_DOCS := docs/reasons.md
+METRICS_DOCS := docs/metrics.md
+DASHBOARD_NAMES := fleet job operator
+DASHBOARDS := $(DASHBOARD_NAMES:%=charts/finetune-operator/dashboards/%.json)
+GENERATED := $(CRD) $(JSON_SCHEMA) $(CRD_TEMPLATE) $(API_DOCS) $(REASONS_DOCS) $(METRICS_DOCS) $(DASHBOARDS)
 
-.PHONY: help demo test lint format generate generated verify images standin clean
+.PHONY: help demo test docs lint format generate generated verify images standin clean
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -63,6 +67,9 @@ test: $(VENV)/.installed-dev ## All tests; those on a cluster where KUBECONFIG, 
 
 # --- for those who change something -----------------------------------------------------------------------------------
 
+docs: $(VENV)/.installed-dev ## The documentation as a site, in build/site; every link is checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 lint: $(VENV)/.installed-dev ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -73,7 +80,7 @@ format: $(VENV)/.installed-dev ## Let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: $(VENV)/.installed-dev ## Write what is generated: CRD, its template in the chart, JSON schema for editors, docs/api.md
+generate: $(VENV)/.installed-dev ## Write what is generated: CRD, its template in the chart, JSON schema for editors, pages of docs, dashboards
 	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
 	$(MAKE) --no-print-directory generated OUT="$$scratch"; \
 	for file in $(GENERATED); do cp "$$scratch/$$file" "$$file"; done
@@ -93,6 +100,10 @@ generated: $(VENV)/.installed-dev
 	@$(SOURCES) $(BIN)/python -m finetune_api.json_schema > $(OUT)/$(JSON_SCHEMA)
 	@$(SOURCES) $(BIN)/python charts/generate.py > $(OUT)/$(CRD_TEMPLATE)
 	@$(SOURCES) $(BIN)/python -m finetune_api.docs > $(OUT)/$(API_DOCS)
+	@$(SOURCES) $(BIN)/python -m finetune_api.reasons_page > $(OUT)/$(REASONS_DOCS)
+	@$(SOURCES) $(BIN)/python -m finetune_api.metrics_page > $(OUT)/$(METRICS_DOCS)
+	@for name in $(DASHBOARD_NAMES); do \
+	  PYTHONPATH=charts $(BIN)/python -m dashboards.$$name > $(OUT)/charts/finetune-operator/dashboards/$$name.json; done
 
 # The first of the three that works here; BUILD_FLAGS= for more of its options.
 BUILDER ?= $(shell for tool in docker podman buildah; do if $$tool info >/dev/null 2>&1; then echo $$tool; break; fi; done)

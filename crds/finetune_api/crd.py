@@ -23,7 +23,7 @@ COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Step", "integer", ".status.progress.step", 0),
     ("Loss", "number", ".status.progress.loss", 0),
     ("Left", "string", ".status.progress.remaining", 0),
-    ("Restarts", "integer", ".status.restarts.failures", 0),
+    ("Restarts", "integer", ".status.restarts.total", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("Attempt", "integer", ".status.attempt", 1),
     ("Accuracy", "number", ".status.evaluation.metrics.accuracy", 1),

@@ -32,6 +32,7 @@ ENV_RENDEZVOUS_HOST: Final = "FINETUNE_RENDEZVOUS_HOST"  # DNS name of the pod w
 ENV_CACHE_DIR: Final = "FINETUNE_CACHE_DIR"  # where the claim of spec.cache is mounted
 ENV_NODE_NAME: Final = "NODE_NAME"  # downward API: the machine, named in failures
 ENV_POD_IP: Final = "POD_IP"  # downward API: the address that the pod serves telemetry on
+ENV_RESTARTS_LEFT: Final = "FINETUNE_RESTARTS_LEFT"  # failures that may still be healed by a restart in place
 ENV_HUB_TOKEN: Final = "HF_TOKEN"  # only ever filled by secretKeyRef
 ENV_HUB_ENDPOINT: Final = "HF_ENDPOINT"
 

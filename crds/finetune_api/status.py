@@ -14,14 +14,15 @@ FINAL_PHASES: frozenset[Phase] = frozenset({"Succeeded", "Failed"})
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
-ConditionType = Literal["Blocked", "Complete", "Failed", "Published", "Suspended"]
+ConditionType = Literal["Blocked", "CheckpointFailing", "Complete", "Failed", "Published", "Suspended", "TrainingStalled"]
 
 
 class Condition(Model):
     """metav1.Condition."""
 
     type: ConditionType = Field(
-        description="Blocked (something keeps it from starting), Complete, Failed, Published or Suspended."
+        description="Blocked (something keeps it from starting), CheckpointFailing (the training goes on, its state can't be "
+        "saved), Complete, Failed, Published, Suspended or TrainingStalled (no step for too long)."
     )
     status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown.")
     reason: str = Field(description="Why, in one CamelCase word.")
@@ -41,6 +42,12 @@ class Progress(Model):
     loss: float | None = Field(default=None, description="Training loss, mean since the last log line.")
     learning_rate: float | None = Field(default=None, description="Learning rate of the last step.")
     samples_per_second: float | None = Field(default=None, description="Rows trained on per second, over all processes.")
+    tokens_per_second: float | None = Field(
+        default=None, description="Tokens trained on per second, padding left out, over all processes."
+    )
+    furthest_step: int | None = Field(
+        default=None, description="The furthest step so far, where that is beyond step: what lies between is done again."
+    )
     last_step_time: Time | None = Field(default=None, description="When the last step ended.")
     remaining: str | None = Field(default=None, description="Time left at the present rate, for example 2m10s.")
     estimated_completion_time: Time | None = Field(default=None, description="When the training will be through.")
@@ -120,9 +127,36 @@ class Published(Model):
 
 
 class Restarts(Model):
-    """How often the job was restarted."""
+    """How often the job was restarted, over its whole life."""
 
-    failures: int = Field(default=0, description="Because of failures; counted against recovery.maxRestarts.")
+    total: int = Field(default=0, description="All of them: failures, inPlace and preemptions.")
+    failures: int = Field(default=0, description="Of the whole gang, because of failures.")
+    in_place: int = Field(default=0, description="Of processes in pods that stayed, because of failures.")
+    preemptions: int = Field(
+        default=0,
+        description="Of the whole gang, because pods or machines were taken away; what recovery.maxPreemptions limits.",
+    )
+    charged: int = Field(
+        default=0,
+        description="Failures and restarts in place since an attempt last got beyond the checkpoint that it had started from; "
+        "what recovery.maxRestarts limits.",
+    )
+
+
+class Goodput(Model):
+    """What became of the time since the first attempt was created, suspended time left out."""
+
+    ratio: float = Field(description="Share of the time that was spent on steps that were kept, 0 to 1.")
+    productive_seconds: int = Field(default=0, description="Steps that were kept.")
+    queued_seconds: int = Field(default=0, description="Waiting in a queue.")
+    starting_seconds: int = Field(default=0, description="From the creation of pods, or the loss of old ones, to the next step.")
+    evaluation_seconds: int = Field(default=0, description="Evaluations.")
+    checkpoint_seconds: int = Field(default=0, description="Standing still for checkpoints.")
+    stalled_seconds: int = Field(default=0, description="Without a step, until that was noticed.")
+    redone_seconds: int = Field(default=0, description="Steps that were lost and done again, and what fits nowhere else.")
+    publishing_seconds: int = Field(default=0, description="Pushing the finished model.")
+    since: Time = Field(description="Since when the job has been in its present phase.")
+    until: Time | None = Field(default=None, description="Up to when this is accounted for.")
 
 
 class Attempt(Model):
@@ -132,7 +166,17 @@ class Attempt(Model):
     start_time: Time = Field(description="When its Job was created.")
     completion_time: Time | None = Field(default=None, description="When it ended; left out while it is the present one.")
     nodes: int = Field(description="Pods of the gang.")
-    step: int | None = Field(default=None, description="Optimizer steps done at its end.")
+    from_step: int | None = Field(
+        default=None, description="Step of the newest checkpoint at its start; left out if there was none."
+    )
+    step: int | None = Field(default=None, description="The furthest optimizer step that the job had done at its end.")
+    in_place: int | None = Field(default=None, description="Restarts of processes in its pods, because of failures.")
+    placed: int | None = Field(
+        default=None, description="Pods that found a machine, where it was given up because the others found none."
+    )
+    skipped_checkpoints: Sequence[str] | None = Field(
+        default=None, description="Checkpoints that it found damaged and left out, at most ten of them."
+    )
     reason: str | None = Field(default=None, description="Why it ended, in one CamelCase word.")
 
 
@@ -145,7 +189,7 @@ class FineTuneJobStatus(Model):
     message: str | None = Field(default=None, description="Why it is there, for people.")
     conditions: Sequence[Condition] | None = Field(
         default=None,
-        description="Blocked, Complete, Failed, Published, Suspended.",
+        description="Blocked, CheckpointFailing, Complete, Failed, Published, Suspended, TrainingStalled.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     attempt: int | None = Field(default=None, description="Number of the present attempt, from 1.")
@@ -153,11 +197,15 @@ class FineTuneJobStatus(Model):
     attempts: Sequence[Attempt] | None = Field(default=None, description="The last ten attempts, the present one last.")
     progress: Progress | None = Field(default=None, description="How far the training is.")
     evaluation: Evaluation | None = Field(default=None, description="Figures of the last evaluation.")
+    best: Evaluation | None = Field(
+        default=None, description="Figures of the best evaluation so far, where evaluation.best says what is better."
+    )
     samples: Sequence[SampleAnswer] | None = Field(default=None, description="Answers of the finished model to spec.samples.")
     checkpoint: CheckpointStatus | None = Field(default=None, description="The newest complete checkpoint.")
     resolved: Resolved | None = Field(default=None, description="What names and defaults came to.")
     failure: Failure | None = Field(default=None, description="Why the job, or its last attempt, failed.")
     published: Published | None = Field(default=None, description="Where the finished model was pushed.")
+    goodput: Goodput | None = Field(default=None, description="What became of the time since the start.")
     running_seconds: int | None = Field(
         default=None,
         description="Seconds that pods ran, over all attempts up to runningSince; what activeDeadlineSeconds limits.",

@@ -36,11 +36,32 @@ class RunConfig(Model):
     adopted: bool = False
 
 
+class Timing(Model):
+    """Seconds of a job so far, of all attempts, as far as their outcome was kept: a checkpoint holds those up to its step.
+
+    steps: of optimizer steps. evaluation: of evaluations. checkpoint: that the training stood still for saving.
+    """
+
+    steps: float = 0.0
+    evaluation: float = 0.0
+    checkpoint: float = 0.0
+
+
+class Problem(Model):
+    """Something that is wrong while the training goes on. reason: one CamelCase word; message: for people."""
+
+    reason: str
+    message: str
+
+
 class Report(Model):
     """What a training pod says of itself: at /progress while it runs, in the termination message at its end.
 
     phase: Initializing until the first step, Running, Publishing; Succeeded, Failed and Interrupted are its last word
-    (Interrupted: asked to stop, saved a checkpoint, can go on). remaining_seconds: at the present rate.
+    (Interrupted: asked to stop, saved a checkpoint, can go on). remaining_seconds: at the present rate. in_place: restarts of
+    processes of this pod in this attempt that count as failures; in_place_elsewhere: of the other pods', as far as this one has
+    heard. stalled: why the pod takes the training for stalled. checkpoint_problem:
+    why the last save failed, until one succeeds. skipped_checkpoints: names of those that were found damaged at the start.
     """
 
     attempt: int
@@ -52,14 +73,22 @@ class Report(Model):
     loss: float | None = None
     learning_rate: float | None = None
     samples_per_second: float | None = None
+    tokens_per_second: float | None = None
     last_step_time: Time | None = None
     remaining_seconds: float | None = None
     evaluation: Evaluation | None = None
+    best: Evaluation | None = None
     samples: Sequence[SampleAnswer] | None = None
     checkpoint: CheckpointStatus | None = None
     resolved: Resolved | None = None
     failure: Failure | None = None
     published: Published | None = None
+    in_place: int = 0
+    in_place_elsewhere: int = 0
+    stalled: str | None = None
+    checkpoint_problem: Problem | None = None
+    skipped_checkpoints: Sequence[str] | None = None
+    timing: Timing | None = None
 
 
 # By block: fields that came after the first version, at their defaults. They are left out of the digest, and so are blocks of

@@ -92,12 +92,12 @@ async def _run(options: argparse.Namespace, site: Site) -> None:
     pods = ProgressClient.open()
     poller = Poller(store, pods, queue.add)
     events = Events(api)
-    reconciler = Reconciler(api, store, poller, events, metrics, site, _now)
+    reconciler = Reconciler(api, store, poller, events, metrics, site, _now, is_rush=lambda: queue.depth() > 0)
     resync = Resync(api, store, queue, metrics, health, options.namespace, _now)
 
     def refresh() -> None:
         metrics.workqueue_depth.set(queue.depth())
-        metrics.leader.set(leadership.is_leading())
+        metrics.lead(leadership.is_leading())
 
     async def act() -> None:
         await leadership.taken.wait()

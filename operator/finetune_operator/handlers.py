@@ -102,7 +102,7 @@ def build_registry(store: Store, queue: WorkQueue[Key], saw_event: Callable[[], 
         key = read_child_key(event["object"])
         if key in store.jobs:
             pod = read_pod(event["object"])
-            store.pods.drop(key, pod.name, pod.version) if event["type"] == "DELETED" else store.put_pod(key, pod)
+            store.drop_pod(key, pod) if event["type"] == "DELETED" else store.put_pod(key, pod)
             queue.add_after(key, _A_MOMENT_SECONDS)
 
     return registry

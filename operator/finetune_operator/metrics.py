@@ -1,74 +1,75 @@
 """The operator's own metrics: those of jobs from what was last seen of each, those of itself counted."""
 
-import dataclasses
-import datetime
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from finetune_api import metrics as declared
-from finetune_api.status import Phase
+from finetune_api.metrics import Metric
+from finetune_api.reasons import FineTuneError
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FINAL_PHASES, Goodput, Phase, Restarts
 from finetune_operator.observed import JobRecord, Key, Manifest, read_time
-from finetune_operator.parsing import read_key
+from finetune_operator.parsing import read_job, read_key, read_version
 
 _PHASES = get_args(Phase)
+# The phases in which pods run; in the others they wait for machines, or there are none.
+_HOLDING_GPUS: frozenset[Phase] = frozenset({"Initializing", "Running", "Publishing"})
+# Conditions that want somebody's attention; the others are what the phase says.
+_CONDITIONS = ("Blocked", "CheckpointFailing", "TrainingStalled")
+_RESTARTS = ("failures", "in_place", "preemptions")
+# Everything that status.goodput counts in seconds.
+_CAUSES = [name.removesuffix("_seconds") for name in Goodput.model_fields if name.endswith("_seconds")]
+_LONGEST_MODEL_NAME = 128
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Figures:
-    """What is told of one job; times as Unix time."""
-
-    phase: str
-    created: float
-    start: float | None
-    completion: float | None
-    final_loss: float | None
-    restarts: int
+# Values of the labels after namespace and name → value of the series.
+_Series = Mapping[tuple[str, ...], float]
 
 
 class Metrics(Collector):
-    """Every metric of ``finetune_api.metrics.OPERATOR_METRICS``. The series of a job end with ``forget``."""
+    """Every metric of ``finetune_api.metrics.OPERATOR_METRICS``.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._jobs: dict[Key, _Figures] = {}
+    The series of a job end with ``forget``, or an hour after the job. Only the operator that acts tells of jobs, so that two
+    replicas do not count them twice. now: Unix time.
+    """
+
+    def __init__(self, registry: CollectorRegistry, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self._jobs: dict[Key, JobRecord] = {}
+        self._leading = True
         registry.register(self)
+        ProcessCollector(registry=registry)
         duration = declared.RECONCILE_DURATION
         self.reconcile_duration = Histogram(duration.name, duration.help, buckets=duration.buckets, registry=registry)
         self.reconcile_errors = Counter(declared.RECONCILE_ERRORS.name, declared.RECONCILE_ERRORS.help, registry=registry)
         self.workqueue_depth = Gauge(declared.WORKQUEUE_DEPTH.name, declared.WORKQUEUE_DEPTH.help, registry=registry)
-        self.leader = Gauge(declared.LEADER.name, declared.LEADER.help, registry=registry)
+        self._leader = Gauge(declared.LEADER.name, declared.LEADER.help, registry=registry)
         requests = declared.API_REQUESTS
         self._api_requests = Counter(requests.name, requests.help, requests.labels, registry=registry)
         self.watch_last_event = Gauge(declared.WATCH_LAST_EVENT.name, declared.WATCH_LAST_EVENT.help, registry=registry)
 
+    def lead(self, leading: bool) -> None:
+        """Say whether this operator acts."""
+        self._leading = leading
+        self._leader.set(leading)
+
     def remember(self, job: JobRecord) -> None:
         """Tell from now on what the job's status says."""
-        status = job.status
-        self._jobs[job.key] = _Figures(
-            phase=status.phase or "Pending",
-            created=job.created.timestamp(),
-            start=_unix(read_time(status.start_time)),
-            completion=_unix(read_time(status.completion_time)),
-            final_loss=status.progress.loss if status.progress is not None and status.completion_time else None,
-            restarts=status.restarts.failures if status.restarts is not None else 0,
-        )
+        known = self._jobs.get(job.key)
+        if known is None or known.version <= job.version:  # else of a list that was under way while the status was written
+            self._jobs[job.key] = job
 
     def remember_finished(self, manifest: Manifest) -> None:
-        """The same for a finished job, from the object as it is: there may be very many of them."""
-        status, key = manifest.get("status", {}), read_key(manifest)
-        created = _unix(read_time(manifest["metadata"]["creationTimestamp"]))
-        assert created is not None
-        self._jobs[key] = _Figures(
-            phase=status.get("phase", ""),
-            created=created,
-            start=_unix(read_time(status.get("startTime"))),
-            completion=_unix(read_time(status.get("completionTime"))),
-            final_loss=status.get("progress", {}).get("loss"),
-            restarts=status.get("restarts", {}).get("failures", 0),
-        )
+        """The same for a finished job, from the object as it is: of very many only the newest are told of."""
+        known = self._jobs.get(read_key(manifest))
+        if not self._is_past(manifest.get("status", {}).get("completionTime")) and (
+            known is None or known.version < read_version(manifest)
+        ):
+            self.remember(read_job(manifest))
 
     def count_request(self, verb: str, kind: str, code: int) -> None:
         """An answer of the API server; code 0 if there was none."""
@@ -79,35 +80,78 @@ class Metrics(Collector):
         self._jobs.pop(key, None)
 
     def keep_only(self, keys: Iterable[Key]) -> None:
-        """Forget every job that is not among them."""
-        for key in self._jobs.keys() - set(keys):
+        """Forget every job that is not among them, and those that ended long ago."""
+        past = {key for key, job in self._jobs.items() if self._is_past(job.status.completion_time)}
+        for key in (self._jobs.keys() - set(keys)) | past:
             self.forget(key)
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         """Called at each scrape."""
-        jobs = list(self._jobs.items())
-        phases = GaugeMetricFamily(declared.JOB_PHASE.name, declared.JOB_PHASE.help, labels=declared.JOB_PHASE.labels)
-        restarts = CounterMetricFamily(
-            declared.JOB_RESTARTS.name, declared.JOB_RESTARTS.help, labels=declared.JOB_RESTARTS.labels
-        )
-        for key, figures in jobs:
-            for phase in _PHASES:
-                phases.add_metric((key.namespace, key.name, phase), float(phase == figures.phase))
-            restarts.add_metric((key.namespace, key.name), figures.restarts)
-        yield phases
-        yield restarts
-        for metric, field in (
-            (declared.JOB_CREATED, "created"),
-            (declared.JOB_START, "start"),
-            (declared.JOB_COMPLETION, "completion"),
-            (declared.JOB_FINAL_LOSS, "final_loss"),
-        ):
-            family = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
-            for key, figures in jobs:
-                if (value := getattr(figures, field)) is not None:
-                    family.add_metric((key.namespace, key.name), value)
+        jobs = list(self._jobs.values()) if self._leading else []
+        told = [(job.key, dict(_series(job))) for job in jobs if not self._is_past(job.status.completion_time)]
+        for metric in declared.OF_JOBS:
+            kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            family = kind(metric.name, metric.help, labels=metric.labels)
+            for key, series in told:
+                for labels, value in series.get(metric, {}).items():
+                    family.add_metric((key.namespace, key.name, *labels), value)
             yield family
 
+    def _is_past(self, completion_time: str | None) -> bool:
+        ended = _unix(completion_time)
+        return ended is not None and self._now() - ended > declared.SECONDS_AFTER_END
 
-def _unix(moment: datetime.datetime | None) -> float | None:
-    return moment.timestamp() if moment is not None else None
+
+def _series(job: JobRecord) -> Iterator[tuple[Metric, _Series]]:
+    """What a job's status comes to; what it leaves out has no series."""
+    status = job.status
+    phase, progress = status.phase or "Pending", status.progress
+    goodput, restarts = status.goodput, status.restarts or Restarts()
+    yield declared.JOB_PHASE, {(name,): float(name == phase) for name in _PHASES}
+    yield declared.JOB_INFO, {_what(job.spec): 1.0}
+    yield declared.JOB_GPUS, {(): float(_gpus(job)) if phase in _HOLDING_GPUS else 0.0}
+    yield declared.JOB_RESTARTS, {(kind,): float(getattr(restarts, kind)) for kind in _RESTARTS}
+    true = {condition.type for condition in status.conditions or () if condition.status == "True"}
+    yield declared.JOB_CONDITION, {(name,): float(name in true) for name in _CONDITIONS}
+    if status.failure is not None:
+        yield declared.JOB_FAILURE, {(status.failure.reason,): 1.0}
+    if goodput is not None:
+        yield declared.JOB_TIME, {(cause,): float(getattr(goodput, f"{cause}_seconds")) for cause in _CAUSES}
+    done = progress.step / progress.total_steps if progress is not None and progress.total_steps else None
+    single: dict[Metric, float | None] = {
+        declared.JOB_CREATED: job.created.timestamp(),
+        declared.JOB_START: _unix(status.start_time),
+        declared.JOB_COMPLETION: _unix(status.completion_time),
+        declared.JOB_PHASE_SINCE: _unix(goodput.since) if goodput is not None else None,
+        declared.JOB_GOODPUT: goodput.ratio if goodput is not None else None,
+        declared.JOB_PROGRESS: min(done, 1.0) if done is not None else None,
+        declared.JOB_ETA: _unix(progress.estimated_completion_time) if progress is not None else None,
+        declared.JOB_LAST_STEP: _unix(progress.last_step_time) if progress is not None else None,
+        declared.JOB_CHECKPOINT: _unix(status.checkpoint.time) if status.checkpoint is not None else None,
+        declared.JOB_FINAL_LOSS: progress.loss if progress is not None and phase in FINAL_PHASES else None,
+    }
+    for metric, value in single.items():
+        if value is not None:
+            yield metric, {(): value}
+
+
+def _what(spec: FineTuneJobSpec | FineTuneError) -> tuple[str, str]:
+    """Task, and the model: a repository, or a claim and a path in it."""
+    if isinstance(spec, FineTuneError):
+        return "", ""
+    if spec.model.hub is not None:
+        return spec.task, spec.model.hub.name[:_LONGEST_MODEL_NAME]
+    claim = spec.model.claim
+    assert claim is not None
+    return spec.task, "/".join(part for part in (claim.claim_name, claim.path) if part)[:_LONGEST_MODEL_NAME]
+
+
+def _gpus(job: JobRecord) -> int:
+    """GPUs of the present attempt, which may have fewer nodes than the spec asks for."""
+    attempts = job.status.attempts
+    return attempts[-1].nodes * job.spec.distributed.gpus_per_node if attempts and not isinstance(job.spec, FineTuneError) else 0
+
+
+def _unix(moment: str | None) -> float | None:
+    parsed = read_time(moment)
+    return parsed.timestamp() if parsed is not None else None

@@ -98,11 +98,14 @@ class PodState:
     """A pod that carries our label.
 
     job_uid: FineTuneJob that it was made for. started: its trainer container runs or has run; started_at: since when, where
-    the kubelet said so. waiting: reason and message of what it waits for. deleted_at: when its deletion was asked for.
-    disruption: what evicted it, for people.
+    the kubelet said so. waiting: reason and message of what it waits for. deleted_at: when its deletion was asked for; due_at:
+    when it is to be gone, its grace period being over. disruption: what took it away: a reason in one word, a colon, and a text
+    for people. evicted: why its kubelet ended it, when its machine ran short of something. silent: its kubelet left its container
+    ready, while the pod is not: the node controller says so of a machine that does not answer.
     """
 
     name: str
+    uid: str
     owner: Owner | None
     job_uid: str | None
     attempt: int
@@ -116,12 +119,44 @@ class PodState:
     deleted_at: datetime.datetime | None
     disruption: str | None
     started_at: datetime.datetime | None = None
+    due_at: datetime.datetime | None = None
+    evicted: str | None = None
+    silent: bool = False
     version: int = 0
+
+    @property
+    def disruption_reason(self) -> str | None:
+        """Who evicted it, in one word of Kubernetes."""
+        return self.disruption.partition(":")[0] if self.disruption is not None else None
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether nobody is there who would end it: its machine does not answer, or it was taken away before the pod started."""
+        return self.silent or (self.disruption_reason == "DeletionByTaintManager" and not self.started)
 
     def was_over_before(self, moment: datetime.datetime) -> bool:
         """Whether it had ended, or was asked to, by then."""
         ends = [self.deleted_at, self.finished.at if self.finished is not None else None]
         return any(end is not None and end < moment for end in ends)
+
+    @property
+    def is_remnant(self) -> bool:
+        """Whether the API server has let it go but for its finalizers.
+
+        So it is once nothing is left of a grace period: its kubelet said that all has ended, or somebody deleted it by force.
+        The Job controller takes its finalizer off within moments, or gives up for ever if a webhook of somebody else refuses it.
+        """
+        return self.due_at is not None and self.due_at == self.deleted_at
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """An attempt of which this very process created all children. at: creation of its Job. image, nodes: of its pods."""
+
+    attempt: int
+    at: datetime.datetime
+    image: str
+    nodes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +166,9 @@ class Observation:
     live: read from the API server for this turn, and not from what the watches told; only then may a decision rest on something
     not being there. refusal: why the Job controller creates no pods, if it said so and
     was asked_why, which a live look includes. queueing: reason and message of Kueue for a
-    Job that it holds back. output_claim: uid of the job's own output claim, where it was looked for.
+    Job that it holds back. output_claim: uid of the job's own output claim, where it was looked for. whole: the newest attempt
+    that is known to have all its children. silent_seconds: for how long the pod with index 0 has not answered, though asked.
+    departed: pods that are gone, as the watch told of their end: a courtesy, which an operator that just started has not.
     """
 
     job: JobRecord
@@ -142,6 +179,9 @@ class Observation:
     live: bool = True
     queueing: tuple[str, str] | None = None
     output_claim: str | None = None
+    whole: Whole | None = None
+    silent_seconds: float = 0.0
+    departed: Sequence[PodState] = ()
 
     def job_of(self, attempt: int) -> ChildJob | None:
         """Our own Job of that attempt."""
@@ -150,6 +190,10 @@ class Observation:
     def own_jobs(self) -> list[ChildJob]:
         """The Jobs that this very FineTuneJob owns; not those of an earlier one of the same name."""
         return [child for child in self.jobs if child.owner is not None and child.owner.uid == self.job.uid]
+
+    def left_pods(self) -> list[PodState]:
+        """The pods that were made for this very FineTuneJob, of whichever attempt."""
+        return [pod for pod in self.pods if pod.job_uid == self.job.uid]
 
     def pods_of(self, attempt: int) -> list[PodState]:
         """Our own pods of that attempt, by completion index; of a Job that was held back and let go on, the new ones only."""

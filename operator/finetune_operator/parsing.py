@@ -121,11 +121,11 @@ def read_pod(manifest: Manifest) -> PodState:
     state = containers[0].get("state", {}) if containers else {}
     conditions = {item["type"]: item for item in status.get("conditions", ())}
     disruption = conditions.get("DisruptionTarget", {})
-    deleted_at = read_time(metadata.get("deletionTimestamp"))
-    if deleted_at is not None:  # the API server writes when the grace period will be over
-        deleted_at -= datetime.timedelta(seconds=metadata.get("deletionGracePeriodSeconds") or 0)
+    due_at = read_time(metadata.get("deletionTimestamp"))  # the API server writes when the grace period will be over
+    grace = datetime.timedelta(seconds=metadata.get("deletionGracePeriodSeconds") or 0)
     return PodState(
         name=metadata["name"],
+        uid=metadata["uid"],
         owner=read_owner(manifest),
         job_uid=annotations.get(names.ANNOTATION_OWNER_UID),
         attempt=_number(labels.get(names.LABEL_ATTEMPT)),
@@ -136,7 +136,10 @@ def read_pod(manifest: Manifest) -> PodState:
         started="running" in state or "terminated" in state,
         waiting=_waiting(state, conditions),
         finished=_finished(metadata, status, state, conditions),
-        deleted_at=deleted_at,
+        deleted_at=due_at - grace if due_at is not None else None,
+        due_at=due_at,
+        evicted=status.get("message", "") if status.get("reason") == "Evicted" else None,
+        silent=bool(containers) and containers[0].get("ready", False) and conditions.get("Ready", {}).get("status") == "False",
         started_at=_started_at(state),
         version=read_version(manifest),
         disruption=f"{disruption.get('reason')}: {disruption.get('message')}" if disruption.get("status") == "True" else None,

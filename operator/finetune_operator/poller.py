@@ -1,5 +1,6 @@
 """Asking running pods how far they are: beside the turns, so that a pod that does not answer holds up no job."""
 
+import time
 from collections.abc import Callable
 
 from finetune_operator.cluster.progress import ProgressClient
@@ -14,23 +15,42 @@ _QUESTIONS_PER_SECOND = 100
 _WORKERS = 256
 # A pod that has just started answers soon; one that never does is asked ever more seldom.
 _FIRST_PAUSE_SECONDS = 0.5
+# A pod is silent only once it was asked so often in vain: a process that was itself held up has missed no answer.
+_QUESTIONS_IN_VAIN = 10
+# When of several jobs none answers for so long, it is the operator's own network that is away.
+_DEAF_AFTER_SECONDS = 60.0
 
 
 class Poller:
-    """Asks the pod with index 0 of each job given to ``watch``, until it has none that runs. heard: told of each answer."""
+    """Asks the pod with index 0 of each job given to ``watch``, until it has none that runs.
 
-    def __init__(self, store: Store, pods: ProgressClient, heard: Callable[[Key], None]) -> None:
+    heard: told of each answer. clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, store: Store, pods: ProgressClient, heard: Callable[[Key], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._store = store
         self._pods = pods
         self._heard = heard
         self._queue: WorkQueue[Key] = WorkQueue()
+        self._clock = clock
         self._watched: dict[Key, int] = {}  # how often in a row there was no answer
+        self._last_answer = clock()  # of any pod
 
     def watch(self, key: Key) -> None:
         """Ask for this job from now on."""
         if key not in self._watched:
             self._watched[key] = 0
             self._queue.add(key)
+
+    def is_silent(self, key: Key) -> bool:
+        """Whether the job's pod was asked in vain for a number of times in a row."""
+        return self._watched.get(key, 0) >= _QUESTIONS_IN_VAIN
+
+    def is_deaf(self) -> bool:
+        """Whether nobody answers at all, so that nothing follows from a pod's silence."""
+        return len(self._watched) > 1 and self._clock() - self._last_answer > _DEAF_AFTER_SECONDS
 
     async def run(self) -> None:
         """Ask until cancelled."""
@@ -48,6 +68,7 @@ class Poller:
             self._watched[key] += 1
             return min(2 * interval, _FIRST_PAUSE_SECONDS * 2.0 ** min(self._watched[key], 10))
         self._watched[key] = 0
-        self._store.heard[key] = Heard(pod.name, report)
+        self._last_answer = self._clock()
+        self._store.heard[key] = Heard(pod.name, report, self._last_answer)
         self._heard(key)
         return interval

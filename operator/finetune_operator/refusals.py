@@ -10,6 +10,11 @@ def is_by_quota(sentence: str) -> bool:
     return "exceeded quota" in sentence or "failed quota" in sentence or bool(_LIMIT_RANGE.search(sentence))
 
 
+def is_by_webhook(sentence: str) -> bool:
+    """Whether a webhook did not answer that the API server has to ask: nobody refused, and nobody can allow it."""
+    return "failed calling webhook" in sentence
+
+
 def is_by_rbac(sentence: str) -> bool:
     """Whether whoever asked lacks a right, and not the object something that the cluster demands."""
     return bool(re.search(r"cannot \w+ resource", sentence))

@@ -46,7 +46,8 @@ def render_objects(path: pathlib.Path, site: Site) -> list[Manifest]:
     objects: list[Manifest] = []
     for job in read_jobs(path):
         metadata, image = job.metadata, job.spec.pod.image or site.trainer_image or DEFAULT_TRAINER_IMAGE
-        plan = Plan(metadata.namespace, metadata.name, NO_UID, 1, job.spec, image, site=site)
+        nodes, restarts = job.spec.distributed.nodes, job.spec.recovery.max_restarts
+        plan = Plan(metadata.namespace, metadata.name, NO_UID, 1, job.spec, nodes, image, restarts, site=site)
         labels, annotations = of_kueue(metadata.labels), of_kueue(metadata.annotations)
         objects += build_children(dataclasses.replace(plan, kueue_labels=labels, kueue_annotations=annotations))
     return objects

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
 from finetune_api.wire import Report
-from finetune_operator.observed import ChildJob, JobRecord, Key, Observation, PodState
+from finetune_operator.observed import ChildJob, JobRecord, Key, Observation, PodState, Whole
 
 C = TypeVar("C", ChildJob, PodState)
 
@@ -59,25 +59,32 @@ class Children(Generic[C]):
 
 @dataclasses.dataclass(frozen=True)
 class Heard:
-    """The last word of a running pod at its /progress."""
+    """The last word of a running pod at its /progress; None while there was none.
+
+    at: monotonic seconds of the answer, or of the first question.
+    """
 
     pod: str
-    report: Report
+    report: Report | None
+    at: float
 
 
 class Store:
     """FineTuneJobs that are not finished, their Jobs and pods, and what their running pods said last.
 
     doubtful: jobs that are to be looked at afresh, as a watch and a list told different things. looked: when a job was looked
-    at afresh last, monotonic seconds.
+    at afresh last, monotonic seconds. whole: attempts of which all children were created. departed: pods that are gone, as they
+    were last told of: a pod's last word is often there for some milliseconds only, between its end and its deletion.
     """
 
     def __init__(self) -> None:
         self.doubtful: set[Key] = set()
         self.looked: dict[Key, float] = {}
+        self.whole: dict[Key, Whole] = {}
         self.jobs: dict[Key, JobRecord] = {}
         self.children: Children[ChildJob] = Children()
         self.pods: Children[PodState] = Children()
+        self.departed: Children[PodState] = Children()
         self.heard: dict[Key, Heard] = {}
 
     def put_job(self, job: JobRecord) -> None:
@@ -94,9 +101,11 @@ class Store:
         if key not in self.jobs:
             self.heard.pop(key, None)
             self.looked.pop(key, None)
+            self.whole.pop(key, None)
             self.doubtful.discard(key)
             self.children.forget(key)
             self.pods.forget(key)
+            self.departed.forget(key)
 
     def put_child(self, key: Key, child: ChildJob) -> None:
         """Take over a Job of an unfinished FineTuneJob."""
@@ -107,6 +116,21 @@ class Store:
         """Take over a pod of an unfinished FineTuneJob."""
         if key in self.jobs:
             self.pods.put(key, pod)
+
+    def drop_pod(self, key: Key, pod: PodState) -> None:
+        """Forget a pod that is gone, but for its end, until the next in its place is gone."""
+        self.pods.drop(key, pod.name, pod.version)
+        for known in self.departed.of(key):
+            if known.attempt < pod.attempt or known.index == pod.index:
+                self.departed.drop(key, known.name, pod.version)
+        if key in self.jobs and pod.finished is not None:
+            self.departed.put(key, pod)
+
+    def with_departed(self, seen: Observation) -> Observation:
+        """The observation with the pods that have ended, and are gone without another in their place."""
+        taken, key = {pod.index for pod in seen.pods}, seen.job.key
+        ended = {pod.name: pod for pod in (*self.pods.of(key), *self.departed.of(key)) if pod.finished is not None}
+        return dataclasses.replace(seen, departed=tuple(pod for pod in ended.values() if pod.index not in taken))
 
     def put_observation(self, seen: Observation, at: float) -> None:
         """Take over what was read live at that time."""
@@ -124,4 +148,5 @@ class Store:
         job = self.jobs.get(key)
         if job is None or job.deleting:
             return None
-        return Observation(job, self.children.of(key), self.pods.of(key), live=False)
+        seen = Observation(job, self.children.of(key), self.pods.of(key), live=False, whole=self.whole.get(key))
+        return self.with_departed(seen)

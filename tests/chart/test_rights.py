@@ -25,7 +25,7 @@ EVERYTHING = {
     JOBS: {"get", "list", "watch", "delete"},
     ("finetune.dev", "finetunejobs/status"): {"patch"},
     ("batch", "jobs"): {"get", "list", "watch", "create", "delete"},
-    ("", "pods"): {"list", "watch"},
+    ("", "pods"): {"list", "watch", "delete"},
     ("", "services"): {"get", "create"},
     ("", "configmaps"): {"get", "create"},
     ("", "persistentvolumeclaims"): {"get", "create", "delete"},

@@ -120,7 +120,8 @@ def _end(place: Place, name: str, uid: str, first: int) -> End:
         failures=status["restarts"]["failures"],
         children=sorted(_without_suffix(child).replace(name, "NAME") for child in place.children(name)),
         created=[item.replace(name, "NAME") for item in place.created() if re.fullmatch(rf"{name}-\d+", item)],
-        told=sorted(event["reason"] for event in events),
+        # Which checkpoints the operator hears of is chance.
+        told=sorted(event["reason"] for event in events if event["reason"] != "CheckpointSaved"),
         writes=[f"{record.call.verb} {record.call.kind}" for record in place.writes(_writes_of(name), first)],
     )
 

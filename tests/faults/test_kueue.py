@@ -52,7 +52,7 @@ def submit(place: Place, name: str, labels: dict[str, str], plan: str = "", **sp
 
 def test_a_job_waits_runs_is_evicted_and_goes_on_as_the_same_job(queue: Place) -> None:
     place = queue
-    submit(place, "first", {QUEUE: "gpus"}, "save 1", training={"maxSteps": 150})
+    submit(place, "first", {QUEUE: "gpus"}, "save 1", training={"maxSteps": 400})
     place.wait_phase("first", "Running")
     submit(place, "second", {QUEUE: "gpus"})
     waiting = place.wait(

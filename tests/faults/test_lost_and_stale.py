@@ -1,12 +1,16 @@
 """Watches that lose events, answers that are out of date, an API server that is away."""
 
+import contextlib
+import datetime
 import json
 import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from cluster.kube import kubectl
 from faults.calls import Call, Record
 from faults.place import LABEL, Place
 from faults.rules import Answer, Rule
@@ -35,8 +39,19 @@ def test_a_lost_deletion_of_a_pod_is_healed_by_the_full_list(place: Place) -> No
     assert any(name == victim for _, _, name in place.proxy.swallowed)
     place.wait("the next attempt runs", lambda: place.status("job").get("phase") == "Running", 60, "job")
     status = place.status("job")
-    assert (status["attempt"], status["restarts"]["failures"]) == (2, 1)
+    assert (status["attempt"], status["restarts"]["failures"], status["restarts"]["preemptions"]) == (2, 0, 1)
     assert place.created() == ["job-1", "job-2"]
+
+
+def test_the_last_word_of_pods_that_are_gone_before_a_slow_list_is_kept(place: Place) -> None:
+    place.submit("job", "save 1", training={"maxSteps": 900})
+    place.wait_phase("job", "Running")
+    slow = place.proxy.add(Rule(lambda call: call.verb == "list" and call.resource == "pods", delay_seconds=4, times=None))
+    place.kubectl("patch", "finetunejob", "job", "--type=merge", '--patch={"spec": {"suspend": true}}')
+    place.wait("its pods are gone", lambda: not place.pods("job"), 30, "job")
+    status = place.wait("the checkpoint is told", lambda: "checkpoint" in place.status("job") and place.status("job"), 20, "job")
+    assert slow.hits
+    assert status["checkpoint"]["step"] == status["attempts"][0]["step"] > 0
 
 
 def test_cut_watches_are_taken_up_again_and_lose_nothing(place: Place) -> None:
@@ -127,3 +142,70 @@ def test_an_api_server_that_is_away_for_twenty_seconds_disturbs_nobody(place: Pl
     status = place.wait_phase("job", "Succeeded")
     assert (status["attempt"], status["restarts"]["failures"]) == (1, 0)
     assert place.created() == ["job-1"]
+
+
+@pytest.mark.slow
+def test_a_pod_that_nobody_ends_is_deleted_by_force_after_its_job(place: Place) -> None:
+    """On a machine without a kubelet: the API server keeps it until it is deleted by force, or its machine taken away."""
+    with machine_of_nobody(place.name):
+        place.submit("job", pod={"nodeSelector": {"kubernetes.io/hostname": place.name}}, distributed={"nodes": 1})
+
+        def placed() -> list[str]:
+            return [pod["metadata"]["name"] for pod in place.pods("job") if pod["spec"].get("nodeName")]
+
+        [victim] = place.wait("a pod on it", placed, 30, "job")
+        place.kubectl("delete", "pod", victim, "--wait=false", "--grace-period=1")
+
+        def forced() -> list[Record]:
+            calls = [record for record in place.proxy.records if (record.call.verb, record.call.target) == ("delete", victim)]
+            return [record for record in calls if 200 <= record.status < 300]
+
+        place.wait("it is deleted by force", forced, 60, "job")
+        assert (forced()[0].call.body or {})["gracePeriodSeconds"] == 0
+        place.wait("the next attempt", lambda: place.created() == ["job-1", "job-2"], 60, "job")
+        writes = [(record.call.verb, record.call.target) for record in place.proxy.records if 200 <= record.status < 300]
+        in_order = [writes.index(write) for write in (("delete", "job-1"), ("delete", victim), ("create", "job-2"))]
+        assert in_order == sorted(in_order), "the Job goes first, and attempts never overlap"
+
+
+@contextlib.contextmanager
+def machine_of_nobody(name: str) -> Iterator[None]:
+    """A node that is ready for as long as nobody notices that its kubelet says nothing."""
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}}
+    room = {"cpu": "4", "memory": "8Gi", "pods": "10"}
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": now, "lastTransitionTime": now}
+    status = {"status": {"capacity": room, "allocatable": room, "conditions": [ready]}}
+    kubectl("create", "--filename=-", stdin=json.dumps(node))
+    try:
+        kubectl("patch", "node", name, "--subresource=status", "--type=merge", f"--patch={json.dumps(status)}")
+        yield
+    finally:
+        kubectl("delete", "node", name)
+
+
+def test_a_pod_that_has_ended_holds_up_nobody_though_a_finalizer_keeps_it(place: Place) -> None:
+    """As the Job controller leaves its own finalizer when a webhook of somebody else refuses the removal."""
+    place.submit("job", training={"maxSteps": 900})
+    place.wait_phase("job", "Running")
+    victim = place.pods("job")[0]["metadata"]["name"]
+    hold(place, victim)
+    place.kubectl("delete", "pod", victim, "--wait=false", "--grace-period=1")
+
+    def second_runs() -> bool:
+        status = place.status("job")
+        return (status.get("attempt"), status.get("phase")) == (2, "Running")
+
+    place.wait("the next attempt runs", second_runs, 60, "job")
+    assert [pod["status"]["phase"] for pod in place.pods("job")] == ["Failed", "Running", "Running"]
+    release(place, victim)
+
+
+def hold(place: Place, pod: str) -> None:
+    """Keep a pod in the API whatever happens."""
+    held = [{"op": "add", "path": "/metadata/finalizers/-", "value": "example.com/held"}]
+    place.kubectl("patch", "pod", pod, "--type=json", f"--patch={json.dumps(held)}")
+
+
+def release(place: Place, pod: str) -> None:
+    place.kubectl("patch", "pod", pod, "--type=merge", '--patch={"metadata": {"finalizers": null}}')

@@ -2,6 +2,7 @@
 
 from finetune_api.spec.common import Claim
 from finetune_api.spec.job import FineTuneJobSpec
+from finetune_api.spec.logging import LogFormat, Logging, Tracker
 from finetune_api.spec.output import Cache, Hub, Message, Output, OutputVolume, Publish, Retention, Sample, SecretKey
 from finetune_api.spec.pod import EnvironmentVariable, Pod, PodSecurity, PodVolume, Resources, Toleration
 from finetune_api.spec.sources import ClaimDataset, Columns, Dataset, HubDataset, HubModel, LoRA, ModelSource
@@ -50,6 +51,8 @@ __all__ = [
     "HubDataset",
     "HubModel",
     "LoRA",
+    "LogFormat",
+    "Logging",
     "MaskedLM",
     "Message",
     "ModelSource",
@@ -68,5 +71,6 @@ __all__ = [
     "SupervisedFineTuning",
     "Task",
     "Toleration",
+    "Tracker",
     "Training",
 ]

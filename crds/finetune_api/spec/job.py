@@ -7,6 +7,7 @@ import pydantic
 from pydantic import Field
 
 from finetune_api.model import Model, cel, validations
+from finetune_api.spec.logging import Logging
 from finetune_api.spec.output import Cache, Hub, Output, Publish, Sample
 from finetune_api.spec.pod import Pod
 from finetune_api.spec.rules import RULES
@@ -65,6 +66,11 @@ class FineTuneJobSpec(Model):
     publish: Publish | None = Field(default=None, description="Push the finished model to the Hub.")
     samples: Annotated[Sequence[Sample], Field(max_length=16)] | None = Field(
         default=None, description="Inputs that the finished model is tried on; its answers are in status.samples."
+    )
+    logging: Logging = Field(
+        default_factory=Logging,
+        description="Format of the logs, and experiment trackers.",
+        json_schema_extra={"default": {}},
     )
     pod: Pod = Field(
         default_factory=Pod, description="How the training pods run on the cluster.", json_schema_extra={"default": {}}

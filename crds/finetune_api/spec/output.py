@@ -107,7 +107,8 @@ class Publish(Model):
     merge_adapter: bool = Field(
         default=False,
         description="Push the model with the adapters of model.lora added to its weights, which runs without peft. If false: the "
-        "adapters alone, which are small and need the model that they were trained on.",
+        "adapters alone, which are small and need the model that they were trained on; so are those that OnBestCheckpoint pushes "
+        "before the end.",
     )
 
 

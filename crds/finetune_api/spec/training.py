@@ -46,7 +46,7 @@ class Training(Model):
     per_device_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = Field(
         default=None,
         description="Rows per forward pass of one process (micro-batch). Changes memory and speed, not the result. If left out: "
-        "the process's share of globalBatchSize, at most 32, halved until it fits the GPU.",
+        "the process's share of globalBatchSize, at most 32, halved until it fits the GPU; on a CPU at most 2048 tokens.",
         examples=[16],
     )
     max_tokens: Annotated[int, Field(ge=8, le=1_048_576)] = Field(
@@ -102,6 +102,11 @@ class Training(Model):
         if self.per_device_batch_size is not None and self.per_device_batch_size > self.global_batch_size:
             raise ValueError("perDeviceBatchSize must not be larger than globalBatchSize")
         return self
+
+
+_MIN_NODES = "minNodes must not be larger than nodes"
+_EVERY = "write everySteps or everyMinutes, not both"
+DEFAULT_CHECKPOINT_STEPS = 500
 
 
 class Best(Model):
@@ -161,8 +166,18 @@ class EvaluationPlan(Model):
 class Distributed(Model):
     """On how many machines, GPUs and processes."""
 
+    model_config = pydantic.ConfigDict(
+        json_schema_extra=validations(cel("!has(self.minNodes) || self.minNodes <= self.nodes", _MIN_NODES))
+    )
+
     nodes: Annotated[int, Field(ge=1, le=1000)] = Field(
         default=1, description="Pods that train together, spread over machines where possible."
+    )
+    min_nodes: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        default=None,
+        description="Go on with fewer pods, at least so many, when a machine that was lost finds no substitute; the global batch "
+        "stays what it is, and the next restart tries all of them again. As many as nodes if left out.",
+        examples=[2],
     )
     gpus_per_node: Annotated[int, Field(ge=0, le=64)] = Field(
         default=0, description="GPUs that each pod asks for; 0 trains on the CPU."
@@ -174,22 +189,70 @@ class Distributed(Model):
         default=None, description="Training processes in each pod; one per GPU, or one on the CPU, if left out.", examples=[8]
     )
 
+    @pydantic.model_validator(mode="after")
+    def _fewer(self) -> "Distributed":
+        if self.min_nodes is not None and self.min_nodes > self.nodes:
+            raise ValueError(_MIN_NODES)
+        return self
+
 
 class Checkpoint(Model):
-    """How often the state of the training is saved, to go on from after a failure."""
+    """How often the state of the training is saved, to go on from after a failure. It is written while the training goes on."""
 
-    every_steps: Annotated[int, Field(ge=1)] = Field(default=500, description="Save every so many optimizer steps.")
+    model_config = pydantic.ConfigDict(
+        json_schema_extra=validations(cel("!(has(self.everySteps) && has(self.everyMinutes))", _EVERY))
+    )
+
+    every_steps: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Save every so many optimizer steps; 500 if neither is given.", examples=[500]
+    )
+    every_minutes: Annotated[float, Field(gt=0, le=10_080)] | None = Field(
+        default=None, description="Save every so many minutes instead.", examples=[10]
+    )
     keep: Annotated[int, Field(ge=1, le=1000)] = Field(default=2, description="Keep so many of the newest checkpoints.")
+
+    @pydantic.model_validator(mode="after")
+    def _alternatives(self) -> "Checkpoint":
+        if self.every_steps is not None and self.every_minutes is not None:
+            raise ValueError(_EVERY)
+        return self
+
+    @property
+    def steps(self) -> int | None:
+        """Save every so many optimizer steps; None where the clock decides."""
+        return self.every_steps or (DEFAULT_CHECKPOINT_STEPS if self.every_minutes is None else None)
 
 
 class Recovery(Model):
     """What happens after a failure that a retry can heal."""
 
     max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
-        default=3, description="Restart the whole gang from the last checkpoint this often before the job fails."
+        default=3,
+        description="Go on from the last checkpoint after so many failures before the job fails: restarts of processes in their "
+        "pods and of the whole gang count alike. Counted anew when an attempt got beyond the checkpoint that it started from.",
+    )
+    max_preemptions: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        default=100,
+        description="The same for what is nobody's failure: drained and lost machines, preempted and deleted pods. Counted over "
+        "the whole life of the job.",
     )
     start_timeout_seconds: Annotated[int, Field(ge=0, le=31_536_000)] = Field(
         default=3600,
         description="Seconds that an attempt's pods have to start (images, volumes, Secrets, free machines) before the job "
         "fails. 0 waits without end. Time in a queue does not count.",
+    )
+    stall_timeout_seconds: Annotated[int, Field(ge=0, le=31_536_000)] = Field(
+        default=600,
+        description="Restart from the last checkpoint when no step ended for so many seconds, or for ten times as long as a "
+        "step usually takes, if that is longer. Loading, evaluating and saving have as long for each part. 0 waits without end.",
+    )
+    on_out_of_memory: Literal["Fail", "ShrinkMicroBatch"] = Field(
+        default="ShrinkMicroBatch",
+        description="What to do when a GPU's memory is not enough. ShrinkMicroBatch: go on from the last checkpoint with half as "
+        "many rows per forward pass, which trains the same model more slowly; it fails at one row.",
+    )
+    on_non_finite_loss: Literal["Fail", "SkipBatch"] = Field(
+        default="Fail",
+        description="What to do when the loss is no number. SkipBatch: go back to the last checkpoint and leave out the batch "
+        "that did it, a few times at most.",
     )

@@ -123,9 +123,14 @@ class Api:
         """Replace an object; ApiError with code 409 if it has another resourceVersion by now."""
         return await self._request("PUT", kind, manifest["metadata"]["namespace"], manifest["metadata"]["name"], body=manifest)
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
-        """Delete that very object, its dependents in the background; nothing if it, or it with that uid, is gone."""
-        options = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+    async def delete(self, kind: str, namespace: str, name: str, uid: str, force: bool = False) -> None:
+        """Delete that very object, its dependents in the background; nothing if it, or it with that uid, is gone.
+
+        force: do not wait for the kubelet of a pod.
+        """
+        options: Manifest = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        if force:
+            options["gracePeriodSeconds"] = 0
         try:
             await self._request("DELETE", kind, namespace, name, body=options)
         except ApiError as error:

@@ -9,7 +9,7 @@ from finetune_api.reasons import Reason
 from finetune_operator.cluster.api import Api, ApiError
 from finetune_operator.observed import ChildJob, Manifest, read_time
 from finetune_operator.parsing import read_child_job, read_owner
-from finetune_operator.refusals import is_by_quota
+from finetune_operator.refusals import is_by_quota, is_by_webhook
 
 _CLAIM = "PersistentVolumeClaim"
 
@@ -127,6 +127,8 @@ def _understand(error: ApiError, manifest: Manifest) -> Blocked | Refused:
     message = f"{_describe(manifest)}: {error.message}"
     if error.code in (400, 422):
         return Refused(Reason.POD_REJECTED, message)
+    if is_by_webhook(error.message):
+        return Blocked("WebhookFailed", message)
     if error.code != 403:
         raise error
     if is_by_quota(error.message):

@@ -18,7 +18,7 @@ def build_run_config(plan: Plan) -> RunConfig:
         namespace=plan.namespace,
         attempt=plan.attempt,
         spec=plan.spec.model_copy(update={"pod": Pod()}),
-        nodes=plan.spec.distributed.nodes,
+        nodes=plan.nodes,
         processes_per_node=plan.spec.processes_per_node,
         claims={name: f"{names.CLAIMS_DIR}/{name}" for name in plan.spec.claim_names()},
         output=f"{names.OUTPUT_DIR}/{path}" if path else names.OUTPUT_DIR,

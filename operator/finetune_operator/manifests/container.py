@@ -39,6 +39,7 @@ def _environment(plan: Plan) -> list[Manifest]:
         {"name": names.ENV_RUN_FILE, "value": f"{names.CONFIG_DIR}/{names.RUN_FILE_NAME}"},
         {"name": names.ENV_RENDEZVOUS_HOST, "value": rendezvous},
         {"name": names.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        {"name": names.ENV_RESTARTS_LEFT, "value": str(plan.restarts_left)},
         {"name": names.ENV_NODE_NAME, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
         {"name": "HOME", "value": "/tmp"},  # noqa: S108 - an emptyDir of the pod's own
         {"name": "HF_HOME", "value": "/tmp/huggingface"},  # noqa: S108

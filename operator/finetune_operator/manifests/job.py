@@ -15,15 +15,14 @@ def build_job(plan: Plan) -> Manifest:
     Where the FineTuneJob names a queue the Job starts held back: Kueue lets it go, and nobody else.
     """
     labels = build_attempt_labels(plan)
-    nodes = plan.spec.distributed.nodes
     pod = plan.spec.pod
     metadata = build_metadata(plan, plan.attempt_name, {**plan.kueue_labels, **labels})
     if plan.kueue_annotations:
         metadata["annotations"] = dict(plan.kueue_annotations)
     spec: Manifest = {
         "completionMode": "Indexed",
-        "completions": nodes,
-        "parallelism": nodes,
+        "completions": plan.nodes,
+        "parallelism": plan.nodes,
         "backoffLimit": 0,
         "podReplacementPolicy": "Failed",
         "template": {

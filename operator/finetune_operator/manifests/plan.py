@@ -14,8 +14,9 @@ from finetune_operator.site import Site
 class Plan:
     """One attempt at a FineTuneJob.
 
-    image: of the trainer. resolved: what earlier attempts resolved names to. adopted: the output claim is of an earlier
-    FineTuneJob of this name, so only a finished model in it may be used. kueue_labels, kueue_annotations: of the FineTuneJob.
+    nodes: pods of the gang, of which spec.distributed.minNodes allows fewer. image: of the trainer. restarts_left: failures that
+    may still be healed by restarts in place. resolved: what earlier attempts resolved names to. adopted: the output claim is of
+    an earlier FineTuneJob of this name, so only a finished model in it may be used. kueue_labels, kueue_annotations: of the job.
     """
 
     namespace: str
@@ -23,7 +24,9 @@ class Plan:
     uid: str
     attempt: int
     spec: FineTuneJobSpec
+    nodes: int
     image: str
+    restarts_left: int
     resolved: Resolved | None = None
     site: Site = dataclasses.field(default_factory=Site)
     adopted: bool = False

@@ -8,9 +8,10 @@ from finetune_operator.manifests.plan import Plan
 from finetune_operator.manifests.volumes import build_volumes
 from finetune_operator.observed import Manifest
 
-# How long a pod stays on a node that does not answer. Kubernetes' own default is five minutes, lost for the whole gang.
-_UNREACHABLE_SECONDS = 30
-_UNREACHABLE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+# How long a pod stays on a node that is in trouble. Kubernetes' own default is five minutes, lost for the whole gang. A kubelet
+# that says that its node is not ready lives, and as a rule waits for its container runtime to come back, which does the pod no
+# harm. One that is silent was so for the node controller's own grace period already.
+_TOLERATED_SECONDS = {"node.kubernetes.io/not-ready": 30, "node.kubernetes.io/unreachable": 5}
 
 
 def build_pod_spec(plan: Plan, labels: dict[str, str]) -> Manifest:
@@ -53,8 +54,8 @@ def _tolerations(plan: Plan) -> list[Manifest]:
     tolerations = [toleration.to_wire() for toleration in asked]
     given = {toleration.get("key") for toleration in tolerations}
     return tolerations + [
-        {"key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": _UNREACHABLE_SECONDS}
-        for taint in _UNREACHABLE_TAINTS
+        {"key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}
+        for taint, seconds in _TOLERATED_SECONDS.items()
         if taint not in given
     ]
 
@@ -68,7 +69,7 @@ def _spread(plan: Plan, labels: dict[str, str]) -> list[Manifest]:
     asked = plan.spec.pod.topology_spread_constraints
     if asked is not None:
         return [{**constraint.to_wire(), "labelSelector": selector} for constraint in asked]
-    if plan.spec.distributed.nodes == 1:
+    if plan.nodes == 1:
         return []
     default = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
     return [{**default, "labelSelector": selector}]

@@ -9,7 +9,10 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator.observed import Observation, PodState, read_time
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.failure import last_word
-from finetune_operator.policy.progress import merge_report
+from finetune_operator.policy.forcing import overdue, seconds_to_next
+from finetune_operator.policy.progress import furthest_step
+from finetune_operator.policy.report import take_word
+from finetune_operator.policy.restarts import pause_before_next, with_in_place
 from finetune_operator.policy.status import in_phase, suspended, without_conditions
 from finetune_operator.policy.waiting import BY_QUOTA
 
@@ -31,18 +34,25 @@ def is_over(status: FineTuneJobStatus) -> bool:
 def next_attempt(
     seen: Observation, spec: FineTuneJobSpec, status: FineTuneJobStatus, attempt: int, now: datetime.datetime
 ) -> Decision:
-    """Delete the attempt that is over, wait until none of its pods is left, then create the next: attempts never overlap."""
+    """Delete the attempt that is over, wait until none of its pods is left, then create the next: attempts never overlap.
+
+    A pod that nobody ends is deleted without its machine's leave, once its Job is gone; one that only a finalizer holds is not
+    waited for.
+    """
     status = with_last_words(seen, status, attempt, now)
     old = [child for child in seen.own_jobs() if child.attempt <= attempt and not child.deleting]
     if old:
         return Decision(status, delete=old[0], again_seconds=_SOON_SECONDS)
-    left = [pod for pod in seen.pods if pod.job_uid == seen.job.uid]
-    if spec.suspend:
-        return Decision(suspended(status, seen.job, _stopping(left), now), again_seconds=_CHECK_SECONDS if left else None)
-    if left or seen.own_jobs():
-        return Decision(_waiting(seen, status, left, attempt, now), again_seconds=_CHECK_SECONDS)
+    left = [pod for pod in seen.left_pods() if not pod.is_remnant]
     ended = read_time(status.attempts[-1].completion_time) if status.attempts else None
-    pause = (ended + _quota_pause(status) - now).total_seconds() if status.phase == "Queued" and ended is not None else 0
+    again, stuck = seconds_to_next(left, ended, now, at_most=_CHECK_SECONDS), overdue(left, ended, now)
+    if spec.suspend:
+        status = suspended(status, seen.job, _stopping(left), now)
+        return Decision(status, force_delete=stuck, again_seconds=again if left else None)
+    if left or seen.own_jobs():
+        return Decision(_waiting(seen, status, left, attempt, now), force_delete=stuck, again_seconds=again)
+    wait = _quota_pause(status) if status.phase == "Queued" else pause_before_next(status)
+    pause = (ended + wait - now).total_seconds() if ended is not None else 0
     if pause > 0:
         return Decision(status, again_seconds=pause)
     return Decision(status, create_attempt=attempt + 1)
@@ -73,18 +83,19 @@ def _waiting(
 
 def with_last_words(seen: Observation, status: FineTuneJobStatus, attempt: int, now: datetime.datetime) -> FineTuneJobStatus:
     """What pods that were asked to stop say at their end: above all the checkpoint that they saved."""
-    for pod in seen.pods:
-        word = last_word(pod) if pod.job_uid == seen.job.uid and pod.index == 0 else None
-        if word is not None and word.attempt == attempt:
-            return _with_last_step(merge_report(status, word, now))
-    return status
+    ended = [*seen.left_pods(), *(pod for pod in seen.departed if pod.job_uid == seen.job.uid)]
+    words = [(pod.index, word) for pod in ended if (word := last_word(pod)) is not None and word.attempt == attempt]
+    first = next((word for index, word in words if index == 0), None)
+    if first is not None:
+        status = _with_last_step(take_word(status, seen.job, first, now))
+    return with_in_place(status, [word for _, word in words])
 
 
 def _with_last_step(status: FineTuneJobStatus) -> FineTuneJobStatus:
     """The attempt went on for some steps after it was given up."""
     if not status.attempts or status.progress is None:
         return status
-    last = status.attempts[-1].model_copy(update={"step": status.progress.step})
+    last = status.attempts[-1].model_copy(update={"step": furthest_step(status.progress)})
     return status.model_copy(update={"attempts": [*status.attempts[:-1], last]})
 
 
@@ -92,7 +103,7 @@ def of_an_earlier_job(seen: Observation) -> str | None:
     """What is left of another FineTuneJob of the same name, for people."""
     uid = seen.job.uid
     jobs = [child for child in seen.jobs if child.owner and child.owner.kind == names.KIND and child.owner.uid != uid]
-    pods = [pod for pod in seen.pods if pod.owner and pod.job_uid is not None]
+    pods = [pod for pod in seen.pods if pod.owner and pod.job_uid is not None and not pod.is_remnant]
     if pods:
         return f"pod {pods[0].name}" if len(pods) == 1 else f"{len(pods)} pods"
     return f"Job {jobs[0].name}" if jobs else None

@@ -15,17 +15,20 @@ from finetune_api.wire import Report
 from finetune_operator.observed import ChildJob, JobRecord, Observation, PodState, read_time, write_time
 from finetune_operator.policy.aside import is_over, next_attempt, of_an_earlier_job, with_last_words
 from finetune_operator.policy.decision import Decision
+from finetune_operator.policy.elastic import nodes_of_attempt, shrunk
 from finetune_operator.policy.ending import after_the_end
 from finetune_operator.policy.failure import build_failure, find_cause, last_word
-from finetune_operator.policy.progress import merge_report
+from finetune_operator.policy.report import take_word
+from finetune_operator.policy.restarts import lost, with_in_place
+from finetune_operator.policy.stall import find_silence
 from finetune_operator.policy.status import (
     count,
     failed,
     in_phase,
-    lost,
     queued,
     refused,
     running_seconds,
+    started,
     succeeded,
     suspended,
     with_condition,
@@ -80,8 +83,11 @@ def decide(seen: Observation, report: Report | None, now: datetime.datetime) -> 
         return Decision(suspended(status, job, None, now), delete=seen.job_of(attempt), again_seconds=_SOON_SECONDS)
     if attempt > (status.attempt or 0):
         # The status names an attempt once all its children are there: until then they are created, as often as it takes.
-        return Decision(status, create_attempt=attempt)
-    if status.phase == "Suspended" and _is_complete(seen.job_of(attempt), seen.pods_of(attempt), job.spec.distributed.nodes):
+        if seen.whole is None or seen.whole.attempt != attempt:
+            return Decision(status, create_attempt=attempt)
+        status = started(status, job.spec, seen.whole)
+    nodes = nodes_of_attempt(job.spec, status)
+    if status.phase == "Suspended" and _is_complete(seen.job_of(attempt), seen.pods_of(attempt), nodes):
         return Decision(succeeded(with_last_words(seen, status, attempt, now), job.spec, job, now))  # it was quicker
     if is_over(status):
         return next_attempt(seen, job.spec, status, attempt, now)
@@ -116,13 +122,14 @@ def _follow(
     now: datetime.datetime,
 ) -> Decision:
     """See how an attempt is going: ended, failed, held back, or on its way."""
-    child, pods, nodes = seen.job_of(attempt), seen.pods_of(attempt), spec.distributed.nodes
+    child, pods, nodes = seen.job_of(attempt), seen.pods_of(attempt), nodes_of_attempt(spec, status)
     final = next((last_word(pod) for pod in pods if pod.index == 0 and pod.finished is not None), None)
     word = final or report
     if word is not None and word.attempt != attempt:
         word = None
     if word is not None:
-        status = merge_report(status, word, now)
+        status = take_word(status, seen.job, word, now)
+    status = with_in_place(status, [word, *(last_word(pod) for pod in pods if pod.index != 0)])
     if _is_complete(child, pods, nodes):
         return Decision(succeeded(status, spec, seen.job, now), unsure=sum(pod.finished is not None for pod in pods) < nodes)
     if spec.suspend:
@@ -132,10 +139,12 @@ def _follow(
         again = _PENDING_SECONDS if seen.queueing is None else _CHECK_SECONDS
         return Decision(queued(status, seen.job, seen.queueing, now), again_seconds=again)
     failure = find_cause(child, pods, nodes, now)
+    ended = any(pod.finished is not None for pod in pods)
+    if failure is None and len(pods) == nodes and not ended:
+        failure = find_silence(spec, status, pods[0], seen.silent_seconds)
     if failure is not None:
         return Decision(lost(status, spec, failure, seen.job, now), again_seconds=_SOON_SECONDS)
     status = _on_its_way(seen, status, pods, nodes, word, now)
-    ended = any(pod.finished is not None for pod in pods)
     return _within_limits(seen, spec, status, pods, now) or Decision(
         status, again_seconds=_SOON_SECONDS if ended else _next_look(spec, status, now)
     )
@@ -193,8 +202,10 @@ def _within_limits(
         return None
     waited = now - _began(seen, status)
     if status.reason in BY_QUOTA:
-        partial = 0 < len(pods) < spec.distributed.nodes
+        partial = 0 < len(pods) < nodes_of_attempt(spec, status)
         return Decision(withdrawn(status, now), again_seconds=_SOON_SECONDS) if partial and waited > PARTIAL_GANG else None
+    if (smaller := shrunk(spec, status, pods, waited, now)) is not None:
+        return Decision(smaller, again_seconds=_SOON_SECONDS)
     allowed = spec.recovery.start_timeout_seconds
     if not allowed or waited.total_seconds() < allowed:
         return None

@@ -6,8 +6,9 @@ from typing import Any
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec, Retention
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.observed import ChildJob, JobRecord, Observation, read_time
+from finetune_operator.observed import ChildJob, JobRecord, Observation, PodState, read_time
 from finetune_operator.policy.decision import Decision
+from finetune_operator.policy.forcing import overdue, seconds_to_next
 from finetune_operator.policy.status import with_condition
 
 # The Job controller itself stops a gang of which a pod failed. Where it can't (a pod that never ends, on a node that is
@@ -38,6 +39,9 @@ def after_the_end(seen: Observation, now: datetime.datetime) -> Decision:
         return Decision(status, delete=stop, again_seconds=_CHECK_SECONDS)
     if wait is not None:
         return Decision(status, again_seconds=wait)
+    if left := _left_behind(seen):
+        stuck, again = overdue(left, None, now), seconds_to_next(left, None, now, at_most=_CHECK_SECONDS)
+        return Decision(status, force_delete=stuck, again_seconds=again)
     if not isinstance(job.spec, FineTuneJobSpec):
         return Decision(status)
     if seen.output_claim is not None and job.gives_volume_back():
@@ -60,6 +64,13 @@ def _left_running(seen: Observation, now: datetime.datetime) -> tuple[ChildJob |
     if ours or since is None or now - since >= STOP_AFTER:
         return still_there[0], None
     return None, (since + STOP_AFTER - now).total_seconds() + 1
+
+
+def _left_behind(seen: Observation) -> list[PodState]:
+    """Pods that go on though their Job is deleted: they are waited for, as long as it takes."""
+    if any(not child.deleting for child in seen.own_jobs()):
+        return []
+    return [pod for pod in seen.left_pods() if pod.deleted_at is not None and pod.finished is None]
 
 
 def _time_to_live(job: JobRecord, spec: FineTuneJobSpec, now: datetime.datetime) -> Decision:

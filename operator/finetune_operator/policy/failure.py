@@ -18,15 +18,29 @@ GRACE = datetime.timedelta(seconds=5)
 # Clocks of nodes and API server differ by about so much; their times have whole seconds only.
 CLOCK_SKEW = datetime.timedelta(seconds=1)
 _NOTHING = datetime.timedelta()
+# What a kubelet says of a container that it does not find any more when it starts: its machine had gone down.
+_WITH_ITS_MACHINE = frozenset({"Unknown", "ContainerStatusUnknown"})
 # Texts of pods are kept to so many characters: they end in a status that people read.
 _MESSAGE_LIMIT, _TRACEBACK_LIMIT = 1000, 3000
+# Kubernetes' words for who took a pod away: a drain uses the Eviction API, the kubelet ends pods where its machine shuts down.
+_DISRUPTIONS = {
+    "DeletionByPodGC": Reason.NODE_LOST,
+    "DeletionByTaintManager": Reason.NODE_LOST,
+    "EvictionByEvictionAPI": Reason.NODE_LOST,
+    "TerminationByKubelet": Reason.NODE_LOST,
+    "PreemptionByScheduler": Reason.PREEMPTED,
+    "PreemptionByKueueManager": Reason.PREEMPTED,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Cause:
-    """One pod's end as a candidate. kind: reported names its own error, lost was taken away, vague may be a victim."""
+    """One pod's end as a candidate. kind: reported names its own error, lost was taken away, vague may be a victim.
 
-    kind: Literal["reported", "lost", "vague", "symptom"]
+    down: its machine went down, and nobody knows when: the kubelet finds out when it starts again.
+    """
+
+    kind: Literal["reported", "lost", "down", "vague", "symptom"]
     at: datetime.datetime
     index: int
     failure: Failure
@@ -73,6 +87,8 @@ def find_cause(child: ChildJob | None, pods: Sequence[PodState], nodes: int, now
     ended = [cause for cause in causes if cause.kind in ("vague", "symptom")]
     if reported is not None and (lost is None or reported.at <= lost.at + CLOCK_SKEW):
         return reported.failure
+    if down := next((cause for cause in causes if cause.kind == "down"), None):
+        return down.failure
     if lost is not None and all(lost.at + (CLOCK_SKEW if cause.kind == "vague" else _NOTHING) < cause.at for cause in ended):
         gone = child is None or child.deleting
         return _job_deleted() if gone else lost.failure
@@ -109,27 +125,46 @@ def _cause(pod: PodState) -> _Cause | None:
     end, report = pod.finished, last_word(pod)
     if end is not None and end.exit_code == names.EXIT_SUCCEEDED:
         return None
-    if end is not None and report is not None and report.failure is not None:
+    if end is not None and (named := _named(pod, end, report)) is not None:
+        return named
+    if (taken := _taken_away(pod)) is not None:
+        return taken
+    return _Cause("vague", end.at, pod.index, _unexplained(pod, end, report)) if end is not None else None
+
+
+def _named(pod: PodState, end: Finished, report: Report | None) -> _Cause | None:
+    """The cause that the pod, its kubelet or its exit code names."""
+    if report is not None and report.failure is not None:
         reason = reason_of(report.failure)
         if reason is not Reason.INTERRUPTED:
             kind: Literal["symptom", "reported"] = "symptom" if VERDICTS[reason].symptom else "reported"
             return _Cause(kind, end.at, pod.index, _complete(report.failure, reason, pod, end))
-    if end is not None and end.reason == "OOMKilled":
-        message = f"pod {pod.name} was killed: it used more memory than its limit"
-        return _Cause("reported", end.at, pod.index, build_failure(Reason.OUT_OF_MEMORY, message, pod, end.exit_code))
-    if end is not None and end.exit_code == names.EXIT_REFUSED:
+    if end.reason == "OOMKilled":
+        reason, message = Reason.OUT_OF_MEMORY, f"pod {pod.name} was killed: it used more memory than its limit"
+    elif pod.evicted is not None:
+        reason, message = Reason.EVICTED, f"pod {pod.name} was evicted by the kubelet of {pod.node}: {pod.evicted}"
+    elif end.exit_code == names.EXIT_REFUSED:
+        reason = Reason.CONFIGURATION_ERROR
         message = f"pod {pod.name} refused its configuration and did not say why; its log does"
-        return _Cause("reported", end.at, pod.index, build_failure(Reason.CONFIGURATION_ERROR, message, pod, end.exit_code))
-    if pod.disruption is not None:
-        at = pod.deleted_at or (end.at if end is not None else None)
-        if at is not None:
-            message = f"pod {pod.name} was evicted from {pod.node}: {pod.disruption}"
-            return _Cause("lost", at, pod.index, build_failure(Reason.NODE_LOST, message, pod))
+    else:
+        return None
+    return _Cause("reported", end.at, pod.index, build_failure(reason, message, pod, end.exit_code))
+
+
+def _taken_away(pod: PodState) -> _Cause | None:
+    """By whom the pod was evicted or deleted."""
+    at = pod.deleted_at or (pod.finished.at if pod.finished is not None else None)
+    if pod.disruption is not None and at is not None:
+        reason = _DISRUPTIONS.get(pod.disruption_reason or "", Reason.POD_LOST)
+        message = f"pod {pod.name} was taken from {pod.node}: {pod.disruption}"
+        return _Cause("lost", at, pod.index, build_failure(reason, message, pod))
+    if pod.finished is not None and pod.finished.reason in _WITH_ITS_MACHINE:
+        message = f"pod {pod.name} ended when its machine {pod.node} went down"
+        failure = build_failure(Reason.NODE_LOST, message, pod, pod.finished.exit_code)
+        return _Cause("down", pod.finished.at, pod.index, failure)
     if pod.deleted_at is not None:
         return _Cause("lost", pod.deleted_at, pod.index, build_failure(Reason.POD_LOST, f"pod {pod.name} was deleted", pod))
-    if end is None:
-        return None
-    return _Cause("vague", end.at, pod.index, _unexplained(pod, end, report))
+    return None
 
 
 def _unexplained(pod: PodState, end: Finished, report: Report | None) -> Failure:

@@ -39,6 +39,8 @@ def merge_report(status: FineTuneJobStatus, report: Report, now: datetime.dateti
         update["progress"] = progress
     if report.evaluation is not None and 0 <= report.evaluation.step <= _LARGEST_COUNT:
         update["evaluation"] = _round_evaluation(report.evaluation)
+    if report.best is not None and 0 <= report.best.step <= _LARGEST_COUNT:
+        update["best"] = _round_evaluation(report.best)
     if report.samples is not None:
         update["samples"] = [_cut_sample(sample) for sample in report.samples[:16]]
     if report.checkpoint is not None and (moment := read_time(report.checkpoint.time)):
@@ -60,7 +62,8 @@ def build_progress(previous: Progress | None, report: Report, now: datetime.date
     running = report.phase == "Running" and report.remaining_seconds is not None
     seconds = min(max(0.0, report.remaining_seconds or 0.0), _LONGEST_REMAINING_SECONDS)
     last_step = read_time(report.last_step_time)
-    rate = report.samples_per_second
+    rate, tokens = report.samples_per_second, report.tokens_per_second
+    furthest = furthest_step(previous) or 0
     return Progress(
         step=report.step,
         total_steps=report.total_steps,
@@ -70,10 +73,19 @@ def build_progress(previous: Progress | None, report: Report, now: datetime.date
         loss=round_significant(report.loss, 4) if report.loss is not None else None,
         learning_rate=round_significant(report.learning_rate, 4) if report.learning_rate is not None else None,
         samples_per_second=round_significant(rate, 3) if rate is not None else None,
+        tokens_per_second=round_significant(tokens, 3) if tokens is not None else None,
+        furthest_step=furthest if furthest > report.step else None,
         last_step_time=write_time(last_step) if last_step else None,
         remaining=format_duration(seconds) if running else None,
         estimated_completion_time=write_time(now + datetime.timedelta(seconds=seconds)) if running else None,
     )
+
+
+def furthest_step(progress: Progress | None) -> int | None:
+    """The furthest step that was ever done; None if none was told of."""
+    if progress is None:
+        return None
+    return max(progress.step, progress.furthest_step or 0)
 
 
 def without_estimate(progress: Progress | None) -> Progress | None:

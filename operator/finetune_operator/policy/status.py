@@ -18,15 +18,14 @@ from finetune_api.status import (
     Resolved,
     Restarts,
 )
-from finetune_operator.observed import JobRecord, read_time, write_time
-from finetune_operator.policy.failure import reason_of
-from finetune_operator.policy.progress import without_estimate
+from finetune_operator.observed import JobRecord, Whole, read_time, write_time
+from finetune_operator.policy.progress import furthest_step, without_estimate
 from finetune_operator.policy.waiting import ORDINARY
 
 # Progress is written at most so often: with a thousand jobs each write more is a hundred per second.
 PROGRESS_INTERVAL = datetime.timedelta(seconds=10)
 START_INTERVAL = datetime.timedelta(seconds=30)
-_PROGRESS_FIELDS = frozenset({"progress", "evaluation", "checkpoint", "message", "samples"})
+_PROGRESS_FIELDS = frozenset({"progress", "evaluation", "best", "checkpoint", "message", "samples"})
 # The steps of an ordinary start follow each other within a second or two, or wait for a cluster that has much to do.
 _START_FIELDS = _PROGRESS_FIELDS | {"reason"}
 
@@ -39,9 +38,14 @@ _KEPT_ATTEMPTS = 10
 def is_due(
     job: JobRecord, status: FineTuneJobStatus, now: datetime.datetime, interval: datetime.timedelta = PROGRESS_INTERVAL
 ) -> bool:
-    """Whether the new status is to be written now: changes of progress alone, and of an ordinary start, wait for the interval."""
+    """Whether the new status is to be written now: changes of progress alone, and of an ordinary start, wait for the interval.
+
+    What became of the time is told with whatever else is written.
+    """
     before, after = job.status.to_wire(), status.to_wire()
-    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    changed = {name for name in (before.keys() | after.keys()) - {"goodput"} if before.get(name) != after.get(name)}
+    if _kinds(job.status) == _kinds(status):  # at most their messages differ, which may tell of passing seconds
+        changed = {"message" if name == "conditions" else name for name in changed}
     if not changed:
         return False
     if status.phase not in _WITH_PATIENCE or (status.attempts and status.attempts[-1].completion_time):
@@ -52,29 +56,32 @@ def is_due(
     return not changed <= patient or since is None or now - since >= interval
 
 
+def _kinds(status: FineTuneJobStatus) -> list[tuple[str, ...]]:
+    return [(item.type, item.status, item.reason, item.last_transition_time) for item in status.conditions or ()]
+
+
 def in_phase(status: FineTuneJobStatus, phase: Phase, reason: str, message: str) -> FineTuneJobStatus:
     """The status in a phase that is not final."""
     assert phase not in FINAL_PHASES
-    status = without_conditions(status, "Blocked") if phase not in ("Queued", "Pending", "Restarting") else status
+    over: ConditionType = "TrainingStalled" if phase in ("Queued", "Pending", "Restarting") else "Blocked"
+    status = without_conditions(status, over)
     progress = status.progress if phase == "Running" else without_estimate(status.progress)
     return status.model_copy(update={"phase": phase, "reason": reason, "message": message, "progress": progress})
 
 
-def started(
-    status: FineTuneJobStatus, spec: FineTuneJobSpec, attempt: int, image: str, created: datetime.datetime
-) -> FineTuneJobStatus:
-    """The status once the Job of an attempt is there."""
-    nodes = spec.distributed.nodes
+def started(status: FineTuneJobStatus, spec: FineTuneJobSpec, whole: Whole) -> FineTuneJobStatus:
+    """The status once all children of an attempt are there."""
+    nodes, attempt = whole.nodes, whole.attempt
     resolved = (status.resolved or Resolved()).model_copy(
-        update={"image": image, "nodes": nodes, "processes": nodes * spec.processes_per_node}
+        update={"image": whole.image, "nodes": nodes, "processes": nodes * spec.processes_per_node}
     )
     status = without_conditions(status, "Suspended", "Blocked").model_copy(
         update={
             "attempt": attempt,
-            "attempts": _with_attempt(status, attempt, nodes, created),
+            "attempts": _with_attempt(status, whole),
             "restarts": status.restarts or Restarts(),
             "resolved": resolved,
-            "start_time": status.start_time or write_time(created),
+            "start_time": status.start_time or write_time(whole.at),
         }
     )
     return in_phase(status, "Pending", "PodsPending", f"attempt {attempt}: waiting for {count(nodes, 'pod')} to start")
@@ -99,7 +106,7 @@ def withdrawn(status: FineTuneJobStatus, now: datetime.datetime) -> FineTuneJobS
     """The status of an attempt that is taken back because a quota lets only a part of the gang in."""
     message = f"a part of the gang would hold machines for nothing, tried again in a minute: {status.message}"
     reason = status.reason or "QuotaExceeded"
-    return in_phase(_closed(status, reason, now), "Queued", reason, message[:1000])
+    return in_phase(closed(status, reason, now), "Queued", reason, message[:1000])
 
 
 def suspended(status: FineTuneJobStatus, job: JobRecord, message: str | None, now: datetime.datetime) -> FineTuneJobStatus:
@@ -107,7 +114,7 @@ def suspended(status: FineTuneJobStatus, job: JobRecord, message: str | None, no
     saved = f", the checkpoint of step {status.checkpoint.step} is kept" if status.checkpoint is not None else ""
     message = message or f"suspended{saved}: set spec.suspend to false to go on"
     if not (status.attempts and status.attempts[-1].completion_time):
-        status = _closed(status, "Suspended", now)
+        status = closed(status, "Suspended", now)
     conditions = with_condition(status, job, now, "Suspended", "True", "Suspended", message)
     return in_phase(status.model_copy(update={"conditions": conditions}), "Suspended", "Suspended", message)
 
@@ -127,18 +134,26 @@ def running_seconds(status: FineTuneJobStatus, now: datetime.datetime) -> int:
     return (status.running_seconds or 0) + (max(0, round((now - since).total_seconds())) if since is not None else 0)
 
 
-def _with_attempt(status: FineTuneJobStatus, number: int, nodes: int, created: datetime.datetime) -> Sequence[Attempt]:
-    before = [item for item in status.attempts or () if item.number != number]
-    return [*before, Attempt(number=number, start_time=write_time(created), nodes=nodes)][-_KEPT_ATTEMPTS:]
+def _with_attempt(status: FineTuneJobStatus, whole: Whole) -> Sequence[Attempt]:
+    before = [item for item in status.attempts or () if item.number != whole.attempt]
+    checkpoint = status.checkpoint.step if status.checkpoint is not None else None
+    new = Attempt(number=whole.attempt, start_time=write_time(whole.at), nodes=whole.nodes, from_step=checkpoint)
+    return [*before, new][-_KEPT_ATTEMPTS:]
 
 
-def _closed(status: FineTuneJobStatus, reason: str, now: datetime.datetime) -> FineTuneJobStatus:
-    """The status with its present attempt ended, and the time that it ran added up."""
+def closed(status: FineTuneJobStatus, reason: str, now: datetime.datetime) -> FineTuneJobStatus:
+    """The status with its present attempt ended, and the time that it ran added up.
+
+    What was charged to recovery.maxRestarts is settled if the attempt got beyond the checkpoint that it had started from.
+    """
     update: dict[str, object] = {"running_seconds": running_seconds(status, now) or None, "running_since": None}
     if status.attempts and status.attempts[-1].completion_time is None:
-        end = {"completion_time": write_time(now), "reason": reason, "step": status.progress.step if status.progress else None}
-        update["attempts"] = [*status.attempts[:-1], status.attempts[-1].model_copy(update=end)]
-    return status.model_copy(update=update)
+        last, restarts = status.attempts[-1], status.restarts or Restarts()
+        end = {"completion_time": write_time(now), "reason": reason, "step": furthest_step(status.progress)}
+        update["attempts"] = [*status.attempts[:-1], last.model_copy(update=end)]
+        if restarts.charged and status.checkpoint is not None and status.checkpoint.step > (last.from_step or 0):
+            update["restarts"] = restarts.model_copy(update={"charged": 0})
+    return without_conditions(status, "TrainingStalled").model_copy(update=update)
 
 
 def without_conditions(status: FineTuneJobStatus, *kinds: ConditionType) -> FineTuneJobStatus:
@@ -147,27 +162,11 @@ def without_conditions(status: FineTuneJobStatus, *kinds: ConditionType) -> Fine
     return status.model_copy(update={"conditions": left or None})
 
 
-def lost(
-    status: FineTuneJobStatus, spec: FineTuneJobSpec, failure: Failure, job: JobRecord, now: datetime.datetime
-) -> FineTuneJobStatus:
-    """The status after an attempt failed: another attempt where that can help and is allowed, else the end."""
-    restarts = status.restarts or Restarts()
-    most = spec.recovery.max_restarts
-    if not VERDICTS[reason_of(failure)].retry:
-        return failed(status, failure, failure.message, job, now)
-    if restarts.failures >= most:
-        message = f"after {count(most, 'restart')}: {failure.message}" if most else failure.message
-        return failed(status, failure, message, job, now)
-    again = restarts.failures + 1
-    status = _closed(status, failure.reason, now).model_copy(update={"failure": failure, "restarts": Restarts(failures=again)})
-    return in_phase(status, "Restarting", failure.reason, f"restart {again} of {most}: {failure.message}")
-
-
 def failed(
     status: FineTuneJobStatus, failure: Failure, message: str, job: JobRecord, now: datetime.datetime
 ) -> FineTuneJobStatus:
     """The final status of a job that failed."""
-    status = without_conditions(_closed(status, failure.reason, now), "Blocked", "Suspended")
+    status = without_conditions(closed(status, failure.reason, now), "Blocked", "Suspended")
     conditions = with_condition(status, job, now, "Failed", "True", failure.reason, message)
     return status.model_copy(
         update={
@@ -193,8 +192,9 @@ def succeeded(status: FineTuneJobStatus, spec: FineTuneJobSpec, job: JobRecord, 
     progress = without_estimate(status.progress)
     if progress is not None:
         progress = progress.model_copy(update={"percent": 100, "display": "100%", "step": progress.total_steps or progress.step})
+        progress = progress.model_copy(update={"furthest_step": None})
     message = _summary(status)
-    status = without_conditions(_closed(status, "Completed", now), "Blocked", "Suspended")
+    status = without_conditions(closed(status, "Completed", now), "Blocked", "CheckpointFailing", "Suspended")
     status = status.model_copy(
         update={
             "phase": "Succeeded",

@@ -25,6 +25,9 @@ ACCEPTED = [
     Case("warm-up of no step", changed("training.warmupSteps", 0)),
     Case("resources of a number", changed("pod.resources", {"limits": {"cpu": 4}})),
     Case("empty output", changed("output", {})),
+    Case(
+        "log lines as JSON, and trackers", changed("logging", {"format": "JSON", "reportTo": ["tensorboard", "wandb", "mlflow"]})
+    ),
     *task_cases.ACCEPTED,
     *stream_cases.ACCEPTED,
 ]
@@ -142,6 +145,9 @@ REFUSED = [
         )
         for name in ("LD_PRELOAD", "PYTHONPATH", "PET_NNODES", "MASTER_ADDR", "HF_ENDPOINT", "HF_TOKEN", "PATH", "RANK")
     ),
+    Case("unknown format of the log", changed("logging.format", "XML"), "spec.logging.format"),
+    Case("unknown tracker", changed("logging.reportTo", ["mlflow", "comet"]), "spec.logging.reportTo[1]"),
+    Case("no tracker in the list", changed("logging.reportTo", []), "spec.logging.reportTo"),
     Case("variable that is no name", changed("pod.env", [{"name": "A-B", "value": "x"}]), "spec.pod.env[0].name"),
     Case(
         "volume of nothing",

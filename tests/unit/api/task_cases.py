@@ -161,6 +161,18 @@ REFUSED = [
         "earlyStopping needs best: {metric: …}, which says what is better",
     ),
     Case(
+        "two plans of saving",
+        changed("checkpoint", {"everySteps": 1, "everyMinutes": 1}),
+        "spec.checkpoint",
+        "write everySteps or everyMinutes, not both",
+    ),
+    Case(
+        "fewer pods that are more",
+        changed("distributed", {"nodes": 2, "minNodes": 3}),
+        "spec.distributed",
+        "minNodes must not be larger than nodes",
+    ),
+    Case(
         "two plans of evaluation",
         changed("evaluation", {"everySteps": 1, "everyEpochs": 1}),
         "spec.evaluation",

@@ -72,6 +72,7 @@ def build_child(attempt: int = 1, **changes: Any) -> ChildJob:
 def build_pod(index: int = 0, attempt: int = 1, **changes: Any) -> PodState:
     values = {
         "name": f"news-{attempt}-{index}-x",
+        "uid": f"pod-{attempt}-{index}",
         "owner": Owner("Job", names.attempt_name("news", attempt), f"job-{attempt}"),
         "job_uid": UID,
         "attempt": attempt,
@@ -160,6 +161,7 @@ def pod_manifest(index: int = 0, attempt: int = 1, state: Manifest | None = None
         "metadata": {
             "namespace": KEY.namespace,
             "name": f"news-{attempt}-{index}-x",
+            "uid": f"pod-{attempt}-{index}",
             "labels": {names.LABEL_JOB: KEY.name, names.LABEL_ATTEMPT: str(attempt)},
             "annotations": {"batch.kubernetes.io/job-completion-index": str(index), names.ANNOTATION_OWNER_UID: UID},
             "ownerReferences": [owner],

@@ -38,7 +38,7 @@ class Killed(BaseException):
 
 
 class FakeServer:
-    """Objects by plural, namespace and name. requests: what was asked for, as "METHOD plural name".
+    """Objects by plural, namespace and name. requests: what was asked for, as "METHOD plural name"; bodies: what came with it.
 
     answers: for a method and a plural, as "POST jobs", what is answered instead. kill_after: after so many writes that went
     through from the start, whoever asked is killed before it reads the answer.
@@ -47,6 +47,7 @@ class FakeServer:
     def __init__(self, now: Callable[[], datetime.datetime] = lambda: NOW) -> None:
         self.objects: dict[Place, Manifest] = {}
         self.requests: list[str] = []
+        self.bodies: list[Any] = []
         self.answers: dict[str, Answer | Exception] = {}
         self.kill_after: int | None = None
         self.done: list[str] = []
@@ -78,6 +79,7 @@ class FakeServer:
 
     def forget_requests(self) -> None:
         self.requests.clear()
+        self.bodies.clear()
 
     async def param_serialize(self, method: str, path: str, **given: Any) -> tuple[Any, ...]:
         return method, (path, dict(given["query_params"])), given["header_params"], given["body"], None
@@ -89,6 +91,7 @@ class FakeServer:
         namespace = parts[1] if parts[0] == "namespaces" else None
         plural, name, subresource = [*(parts[2:] if namespace else parts), "", ""][:3]
         self.requests.append(" ".join(filter(None, [method, plural, f"{name}/{subresource}".strip("/")])))
+        self.bodies.append(body)
         answer = self.answers.get(f"{method} {plural}")
         if isinstance(answer, Exception):
             raise answer

@@ -28,7 +28,7 @@ async def create(server: FakeServer, told: list[bool] | None = None, **spec: Any
     def build(adopted: bool) -> Sequence[Manifest]:
         if told is not None:
             told[:] = [adopted]
-        return build_children(Plan(KEY.namespace, KEY.name, UID, 1, build_spec(**spec), IMAGE, adopted=adopted))
+        return build_children(Plan(KEY.namespace, KEY.name, UID, 1, build_spec(**spec), 2, IMAGE, 3, adopted=adopted))
 
     return await create_children(server.api(), KEY.namespace, KEY.name, UID, build)
 
@@ -130,6 +130,7 @@ async def test_a_service_that_is_not_ours_holds_the_job_up(
     assert server.names_of("jobs") == []
 
 
+WEBHOOK = 'Internal error occurred: failed calling webhook "mjob.kb.io": failed to call webhook: Post "https://a.svc": refused'
 RBAC = 'jobs.batch is forbidden: User "system:serviceaccount:a:b" cannot create resource "jobs" in API group "batch"'
 
 
@@ -143,6 +144,7 @@ RBAC = 'jobs.batch is forbidden: User "system:serviceaccount:a:b" cannot create 
         (403, "namespace team is being terminated", Blocked, "NamespaceTerminating"),
         (403, 'violates PodSecurity "restricted:latest"', Blocked, "Forbidden"),
         (403, RBAC, Blocked, "Forbidden"),
+        (500, WEBHOOK, Blocked, "WebhookFailed"),
         (422, "spec.template.spec.priorityClassName: not found", Refused, "PodRejected"),
         (400, "json: cannot unmarshal", Refused, "PodRejected"),
     ],

@@ -7,7 +7,7 @@ import pytest
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.status import Attempt, FineTuneJobStatus, Progress, Resolved, Restarts
 from finetune_api.wire import Report
-from finetune_operator.observed import Observation, Owner, write_time
+from finetune_operator.observed import Observation, Owner, Whole, write_time
 from finetune_operator.policy.attempt import choose_image, decide, pod_to_ask
 from finetune_operator.policy.status import is_due, started
 from unit.operator.builders import (
@@ -38,7 +38,7 @@ def test_a_new_job_gets_its_first_attempt() -> None:
 
 
 def test_a_job_whose_children_are_there_has_started() -> None:
-    status = started(FineTuneJobStatus(), build_spec(), 1, IMAGE, NOW)
+    status = started(FineTuneJobStatus(), build_spec(), Whole(1, NOW, IMAGE, 2))
     assert (status.phase, status.attempt, status.start_time) == ("Pending", 1, "2026-01-02T03:04:05Z")
     assert status.resolved == Resolved(image=IMAGE, nodes=2, processes=2)
     assert status.attempts == [Attempt(number=1, start_time="2026-01-02T03:04:05Z", nodes=2)]
@@ -59,6 +59,11 @@ def test_a_job_waits_for_the_pods_of_an_earlier_one_of_its_name() -> None:
     decision = decide(Observation(build_record(), pods=[old]), None, NOW)
     assert decision.create_attempt is None
     assert (decision.status.phase, decision.status.reason) == ("Pending", "WaitingForDeletion")
+
+
+def test_a_job_does_not_wait_for_what_a_finalizer_holds_of_an_earlier_one() -> None:
+    old = build_pod(0, job_uid="another", finished=end(0, 10), deleted_at=ago(20), due_at=ago(20))
+    assert decide(Observation(build_record(), pods=[old]), None, NOW).create_attempt == 1
 
 
 def test_a_job_of_another_uid_is_not_adopted() -> None:
@@ -132,6 +137,7 @@ def test_a_young_pod_is_not_complained_about() -> None:
     [
         ('Error creating: pods "news-1-1" is forbidden: exceeded quota: gpus', "QuotaExceeded"),
         ('Error creating: pods "news-1-1" is forbidden: violates PodSecurity', "PodRejected"),
+        ('Error creating: Internal error occurred: failed calling webhook "mpod.kb.io": refused', "WebhookFailed"),
         (None, "PodsPending"),
     ],
 )
@@ -200,8 +206,8 @@ def test_a_failure_that_a_retry_may_heal_is_written_down_before_anything_is_dele
     decision = decide(observe(build_pod(0), build_pod(1, deleted_at=ago(0)), status=RUNNING), None, NOW)
     assert (decision.delete, decision.create_attempt) == (None, None)
     assert (decision.status.phase, decision.status.reason, decision.status.attempt) == ("Restarting", "PodLost", 1)
-    assert decision.status.restarts == Restarts(failures=1)
-    assert decision.status.message == "restart 1 of 3: pod news-1-1-x was deleted"
+    assert decision.status.restarts == Restarts(total=1, preemptions=1)
+    assert decision.status.message == "preemption 1 of 100: pod news-1-1-x was deleted"
 
 
 def test_a_failure_that_no_retry_heals_is_final() -> None:
@@ -212,11 +218,12 @@ def test_a_failure_that_no_retry_heals_is_final() -> None:
 
 
 def test_the_last_restart_is_the_last() -> None:
-    status = RUNNING.model_copy(update={"restarts": Restarts(failures=3)})
-    decision = decide(observe(build_pod(0), build_pod(1, deleted_at=ago(0)), status=status), None, NOW)
+    spent = Restarts(total=3, failures=3, charged=3)
+    status = RUNNING.model_copy(update={"restarts": spent})
+    decision = decide(observe(build_pod(0), build_pod(1, finished=end(137, 9)), status=status), None, NOW)
     assert decision.status.phase == "Failed"
-    assert decision.status.message == "after 3 restarts: pod news-1-1-x was deleted"
-    assert decision.status.restarts == Restarts(failures=3)
+    assert decision.status.message == "after 3 restarts: pod news-1-1-x ended with exit code 137, without a word"
+    assert decision.status.restarts == spent
 
 
 def test_a_restart_deletes_then_waits_then_creates() -> None:

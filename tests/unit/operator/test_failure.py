@@ -1,5 +1,6 @@
 """Which of a gang's ends is the cause of its failure."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from finetune_operator.policy.failure import find_cause
 from unit.operator.builders import NOW, ago, build_child, build_pod, end, failed_with
 
 DRAIN = "EvictionByEvictionAPI: Eviction API: evicting"
+LOW = "The node was low on resource: ephemeral-storage."
 RUNNING: dict[str, Any] = {}
 
 
@@ -121,11 +123,27 @@ RUNNING: dict[str, Any] = {}
         pytest.param(RUNNING, {"deleted_at": ago(0), "disruption": DRAIN}, False, "NodeLost", "node-1", id="evicted by a drain"),
         pytest.param(
             RUNNING,
-            {"finished": end(None, 3, reason="Evicted"), "disruption": "TerminationByKubelet: low on memory"},
+            {"finished": end(None, 3, reason="Evicted"), "disruption": f"TerminationByKubelet: {LOW}", "evicted": LOW},
             False,
-            "NodeLost",
+            "Evicted",
             "node-1",
             id="evicted by its kubelet",
+        ),
+        pytest.param(
+            RUNNING,
+            {"finished": end(137, 3), "disruption": f"TerminationByKubelet: {LOW}", "evicted": LOW},
+            True,
+            "Evicted",
+            "node-1",
+            id="killed when it was evicted by its kubelet",
+        ),
+        pytest.param(
+            RUNNING,
+            {"finished": end(75, 3, phase="Interrupted"), "disruption": "TerminationByKubelet: Pod was terminated: shutdown"},
+            True,
+            "NodeLost",
+            "node-1",
+            id="its machine shuts down",
         ),
         pytest.param(RUNNING, {"finished": end(None, 9, reason="OutOfcpu")}, True, "PodLost", "node-1", id="its kubelet refused"),
         pytest.param({"finished": end(0)}, RUNNING, False, None, None, id="the first one is through"),
@@ -188,3 +206,44 @@ def test_a_termination_message_that_is_no_report_counts_as_no_word(message: str)
     failure = find_cause(build_child(), [pod], 1, NOW)
     assert failure is not None
     assert failure.reason == "WorkerDied"
+
+
+@pytest.mark.parametrize(
+    ("taken_by", "reason"),
+    [
+        ("PreemptionByScheduler", "Preempted"),
+        ("PreemptionByKueueManager", "Preempted"),
+        ("DeletionByTaintManager", "NodeLost"),
+        ("DeletionByPodGC", "NodeLost"),
+        ("EvictionByEvictionAPI", "NodeLost"),
+        ("SomethingOfTomorrow", "PodLost"),
+    ],
+)
+def test_who_took_a_pod_away_says_what_became_of_it(taken_by: str, reason: str) -> None:
+    pods = [build_pod(0), build_pod(1, deleted_at=ago(0), disruption=f"{taken_by}: so it is")]
+    failure = find_cause(build_child(), pods, 2, NOW)
+    assert failure is not None
+    assert (failure.reason, failure.message) == (reason, f"pod news-1-1-x was taken from node-1: {taken_by}: so it is")
+    assert VERDICTS[Reason(failure.reason)].disruption
+
+
+def test_a_pod_that_its_kubelet_evicted_says_what_its_machine_ran_short_of() -> None:
+    failure = find_cause(build_child(), [build_pod(0, finished=end(137, 3), evicted=LOW)], 1, NOW)
+    assert failure is not None
+    assert (failure.message, failure.exit_code) == (f"pod news-1-0-x was evicted by the kubelet of node-0: {LOW}", 137)
+    assert "spec.pod.resources" in (failure.hint or "")
+
+
+def test_a_failure_keeps_what_the_first_failing_rank_said() -> None:
+    word = failed_with("CodeError", rank=5, traceback="KeyError: 'x'", exitCode=99)
+    failure = find_cause(build_child(), [build_pod(0), build_pod(1, finished=word)], 2, NOW)
+    assert failure is not None
+    assert (failure.rank, failure.node, failure.exit_code, failure.traceback) == (5, "node-1", 1, "KeyError: 'x'")
+    assert failure.hint == VERDICTS[Reason.CODE_ERROR].hint
+
+
+def test_a_pod_that_ended_with_its_machine_is_no_failure_of_the_job() -> None:
+    rebooted = build_pod(1, finished=dataclasses.replace(end(255, 1), reason="Unknown"))
+    failure = find_cause(build_child(), [build_pod(0, finished=failed_with("CollectiveFailed")), rebooted], 2, NOW)
+    assert failure is not None
+    assert (failure.reason, failure.message) == ("NodeLost", "pod news-1-1-x ended when its machine node-1 went down")

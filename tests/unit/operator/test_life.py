@@ -1,6 +1,7 @@
 """A whole life, and the same with the operator killed after each of its writes: the end is always the same."""
 
 import copy
+import datetime
 import json
 from collections.abc import Callable
 from typing import Any
@@ -51,6 +52,27 @@ def suspend_the_first_gang(world: World, job: Manifest, phase: str) -> None:
         set_suspend(world, True)
 
 
+def lose_a_machine_of_the_first_gang(world: World, job: Manifest, phase: str) -> None:
+    """As a machine that dies: its pod is asked to go, and nobody ends it."""
+    if job["metadata"]["name"] != "news-1":
+        succeed(world, job, phase)
+    elif phase == "Initializing":
+        bereave(world, "news-1-1-x")
+
+
+def bereave(world: World, name: str) -> None:
+    pod = world.server.take("pods", name)
+    if "deletionTimestamp" not in pod["metadata"]:
+        due = world.now + datetime.timedelta(seconds=60)
+        pod["metadata"] |= {"deletionTimestamp": write_time(due), "deletionGracePeriodSeconds": 60}
+        pod["status"]["conditions"] = [
+            {"type": "Ready", "status": "False"},
+            {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": "tainted"},
+        ]
+        pod["status"]["containerStatuses"][0]["ready"] = True
+        world.server.put("pods", pod)
+
+
 def set_suspend(world: World, value: bool) -> None:
     there = world.server.take("finetunejobs", KEY.name)
     if there["spec"].get("suspend", False) != value:
@@ -76,7 +98,8 @@ def play(world: World, fate: Fate) -> None:
     server = world.server
     jobs = {job["metadata"]["uid"]: job for (kind, _, _), job in server.objects.items() if kind == "jobs"}
     for place, pod in list(server.objects.items()):
-        if place[0] == "pods" and pod["metadata"]["ownerReferences"][0]["uid"] not in jobs:
+        bereft = "conditions" in pod.get("status", {})
+        if place[0] == "pods" and pod["metadata"]["ownerReferences"][0]["uid"] not in jobs and not bereft:
             del server.objects[place]
     phase = server.take("finetunejobs", KEY.name).get("status", {}).get("phase", "")
     for uid, job in jobs.items():
@@ -119,17 +142,21 @@ def begin(fate: Fate) -> World:
     return world
 
 
-FATES: dict[Fate, tuple[int, list[str]]] = {
-    succeed: (0, ["Completed"]),
-    lose_the_first_gang: (1, ["WorkerDied", "Completed"]),
-    suspend_the_first_gang: (0, ["Suspended", "Completed"]),
-    admit_evict_and_admit: (0, ["Completed"]),
+# What became of its attempts, and how many failures and preemptions were counted.
+FATES: dict[Fate, tuple[int, int, list[str]]] = {
+    succeed: (0, 0, ["Completed"]),
+    lose_the_first_gang: (1, 0, ["WorkerDied", "Completed"]),
+    lose_a_machine_of_the_first_gang: (0, 1, ["NodeLost", "Completed"]),
+    suspend_the_first_gang: (0, 0, ["Suspended", "Completed"]),
+    admit_evict_and_admit: (0, 0, ["Completed"]),
 }
 
 
 def check(world: World, fate: Fate) -> None:
-    status, (failures, reasons) = world.status, FATES[fate]
-    assert (status["phase"], status["attempt"], status["restarts"]) == ("Succeeded", len(reasons), {"failures": failures})
+    status, (failures, preemptions, reasons) = world.status, FATES[fate]
+    restarts = status["restarts"]
+    assert (status["phase"], status["attempt"]) == ("Succeeded", len(reasons))
+    assert (restarts["failures"], restarts["preemptions"], restarts["total"]) == (failures, preemptions, failures + preemptions)
     assert [item["reason"] for item in status["attempts"]] == reasons
     assert status["published"] == PUBLISHED
     assert [item["type"] for item in status["conditions"]] == ["Complete"]
@@ -163,6 +190,11 @@ async def test_a_restart_costs_seven_more() -> None:
         "POST configmaps news-2-11111111",
         *["PATCH finetunejobs news"] * 3,
     ]
+
+
+async def test_a_dead_machine_costs_its_pod_after_its_job() -> None:
+    writes = [request for request in await writes_of(lose_a_machine_of_the_first_gang) if request.startswith("DELETE")]
+    assert writes == ["DELETE jobs news-1", "DELETE pods news-1-1-x"]
 
 
 @pytest.mark.parametrize("fate", FATES, ids=lambda fate: fate.__name__)

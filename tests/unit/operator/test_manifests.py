@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+import pytest
+
 from finetune_api import names
 from finetune_api.status import Resolved
 from finetune_api.wire import RunConfig
@@ -13,7 +15,8 @@ from unit.operator.builders import IMAGE, KEY, UID, build_spec
 
 def build(attempt: int = 1, **changes: Any) -> dict[str, Manifest]:
     """The children by kind."""
-    plan = Plan(**{"namespace": KEY.namespace, "name": KEY.name, "uid": UID, "attempt": attempt, "image": IMAGE, **changes})
+    values = {"namespace": KEY.namespace, "name": KEY.name, "uid": UID, "attempt": attempt, "image": IMAGE, **changes}
+    plan = Plan(**{"nodes": changes["spec"].distributed.nodes, "restarts_left": 3, **values})
     return {manifest["kind"]: manifest for manifest in build_children(plan)}
 
 
@@ -71,3 +74,15 @@ def test_pods_never_start_with_the_run_file_of_an_earlier_job_of_the_name() -> N
     assert run_files[0] != run_files[1]
     for children, name in zip((first, second), run_files, strict=True):
         assert {"name": "config", "configMap": {"name": name}} in children["Job"]["spec"]["template"]["spec"]["volumes"]
+
+
+@pytest.mark.parametrize("left", [0, 2])
+def test_a_pod_is_told_how_many_restarts_in_place_it_has_left(left: int) -> None:
+    [container] = build(spec=build_spec(), restarts_left=left)["Job"]["spec"]["template"]["spec"]["containers"]
+    assert {"name": names.ENV_RESTARTS_LEFT, "value": str(left)} in container["env"]
+
+
+def test_a_pod_leaves_a_machine_that_does_not_answer_sooner_than_one_that_is_not_ready() -> None:
+    tolerations = build(spec=build_spec())["Job"]["spec"]["template"]["spec"]["tolerations"]
+    seconds = {item["key"].rpartition("/")[2]: item["tolerationSeconds"] for item in tolerations}
+    assert seconds == {"not-ready": 30, "unreachable": 5}

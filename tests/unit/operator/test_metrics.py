@@ -1,45 +1,183 @@
-"""The operator's metrics are those that the contract declares, and end with their jobs."""
+"""The operator's metrics are those that the contract declares, are few, and end with their jobs."""
 
+from typing import get_args
+
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from finetune_api.metrics import OPERATOR_METRICS
-from finetune_api.status import FineTuneJobStatus, Progress, Restarts
+from finetune_api.metrics import OF_JOBS, OPERATOR_METRICS, SECONDS_AFTER_END
+from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.status import (
+    Attempt,
+    CheckpointStatus,
+    Condition,
+    Failure,
+    FineTuneJobStatus,
+    Goodput,
+    Phase,
+    Progress,
+    Restarts,
+)
 from finetune_operator.metrics import Metrics
 from finetune_operator.observed import Key
-from unit.operator.builders import build_record
+from unit.operator.builders import NOW, ago, build_record, build_spec, spec_fields
 
-ENDED = FineTuneJobStatus(
-    phase="Succeeded",
-    restarts=Restarts(failures=2),
-    progress=Progress(step=3, loss=0.25),
-    start_time="2026-01-02T03:04:05Z",
-    completion_time="2026-01-02T03:05:05Z",
+JOB = {"namespace": "team", "finetunejob": "news"}
+TIMES = {"productive": 30, "queued": 5, "starting": 20, "redone": 3}
+PROGRESS = Progress(
+    step=3,
+    total_steps=12,
+    loss=0.25,
+    last_step_time="2026-01-02T03:04:00Z",
+    estimated_completion_time="2026-01-02T03:14:05Z",
 )
+GOODPUT = Goodput.model_validate(
+    {"ratio": 0.5, "since": "2026-01-02T03:03:05Z", **{f"{cause}_seconds": seconds for cause, seconds in TIMES.items()}}
+)
+RUNNING = FineTuneJobStatus(
+    phase="Running",
+    restarts=Restarts(failures=2, in_place=1, preemptions=7),
+    progress=PROGRESS,
+    goodput=GOODPUT,
+    checkpoint=CheckpointStatus(step=2, time="2026-01-02T03:03:55Z"),
+    start_time="2026-01-02T03:02:05Z",
+    attempts=[Attempt(number=4, start_time="2026-01-02T03:03:05Z", nodes=3)],
+    failure=Failure(reason="WorkerDied", message="gone"),
+    conditions=[
+        Condition(
+            type="TrainingStalled",
+            status="True",
+            reason="NoProgress",
+            message="m",
+            last_transition_time="2026-01-02T03:03:05Z",
+            observed_generation=1,
+        )
+    ],
+)
+ENDED = RUNNING.model_copy(update={"phase": "Failed", "completion_time": "2026-01-02T03:04:05Z"})
 
 
-def test_every_declared_metric_is_there_with_its_type_help_and_labels() -> None:
-    registry = CollectorRegistry()
-    Metrics(registry).remember(build_record(ENDED))
-    families = {family.name: family for family in text_string_to_metric_families(generate_latest(registry).decode())}
+class Scraped:
+    """Metrics, and what a scrape gets of them. seconds: of Unix time."""
+
+    def __init__(self) -> None:
+        self.seconds = NOW.timestamp()
+        self.registry = CollectorRegistry()
+        self.metrics = Metrics(self.registry, now=lambda: self.seconds)
+
+    def value(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(f"finetune_job_{name}", {**JOB, **labels})
+
+    def series(self) -> int:
+        return sum(f'finetunejob="{JOB["finetunejob"]}"' in line for line in generate_latest(self.registry).decode().splitlines())
+
+
+@pytest.fixture
+def scraped() -> Scraped:
+    return Scraped()
+
+
+def test_every_declared_metric_is_there_with_its_type_help_and_labels(scraped: Scraped) -> None:
+    scraped.metrics.remember(build_record(ENDED))
+    scraped.metrics.count_request("get", "Job", 200)
+    text = generate_latest(scraped.registry).decode()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
     for metric in OPERATOR_METRICS:
         family = families[metric.name.removesuffix("_total")]
         assert (family.type, family.documentation) == (metric.kind, metric.help)
+        assert [sample for sample in family.samples if not sample.name.endswith("_created")], metric.name
         for sample in family.samples:
             if not sample.name.endswith("_created"):
                 assert set(sample.labels) - {"le"} == set(metric.labels)
+    ours = {name for name in families if name.startswith("finetune_") and not name.endswith("_created")}
+    assert ours == {metric.name.removesuffix("_total") for metric in OPERATOR_METRICS}, "and no other"
 
 
-def test_a_jobs_series_say_what_its_status_says_and_end_with_it() -> None:
-    registry = CollectorRegistry()
-    metrics = Metrics(registry)
-    metrics.remember(build_record(ENDED))
-    job = {"namespace": "team", "finetunejob": "news"}
-    assert registry.get_sample_value("finetune_job_phase", {**job, "phase": "Succeeded"}) == 1
-    assert registry.get_sample_value("finetune_job_phase", {**job, "phase": "Running"}) == 0
-    assert registry.get_sample_value("finetune_job_restarts_total", job) == 2
-    assert registry.get_sample_value("finetune_job_final_loss", job) == 0.25
-    start = registry.get_sample_value("finetune_job_start_timestamp_seconds", job)
-    assert registry.get_sample_value("finetune_job_completion_timestamp_seconds", job) == (start or 0) + 60
-    metrics.keep_only([Key("team", "other")])
-    assert 'finetunejob="news"' not in generate_latest(registry).decode()
+def test_a_jobs_series_say_what_its_status_says(scraped: Scraped) -> None:
+    spec = build_spec(distributed={"nodes": 4, "gpusPerNode": 8})
+    scraped.metrics.remember(build_record(RUNNING, spec))
+    assert {phase: scraped.value("phase", phase=phase) for phase in get_args(Phase)} == {
+        phase: float(phase == "Running") for phase in get_args(Phase)
+    }
+    assert [scraped.value("restarts_total", kind=kind) for kind in ("failures", "in_place", "preemptions")] == [2, 1, 7]
+    assert scraped.value("gpus") == 24, "of the nodes that the attempt has, not of those that the spec asks for"
+    assert scraped.value("info", task="text-classification", model="a/b") == 1
+    assert scraped.value("progress_ratio") == 0.25
+    assert scraped.value("estimated_completion_timestamp_seconds") == NOW.timestamp() + 600
+    assert scraped.value("last_step_timestamp_seconds") == NOW.timestamp() - 5
+    assert scraped.value("checkpoint_timestamp_seconds") == NOW.timestamp() - 10
+    assert scraped.value("phase_since_timestamp_seconds") == NOW.timestamp() - 60
+    assert scraped.value("failure_info", reason="WorkerDied") == 1
+    assert scraped.value("condition", condition="TrainingStalled") == 1
+    assert scraped.value("condition", condition="Blocked") == 0
+    assert scraped.value("goodput_ratio") == 0.5
+    assert {cause: scraped.value("time_seconds", cause=cause) for cause in TIMES} == TIMES
+    assert scraped.value("final_loss") is None
+    assert scraped.value("completion_timestamp_seconds") is None
+
+
+def test_a_finished_job_holds_no_gpu_and_has_a_final_loss(scraped: Scraped) -> None:
+    scraped.metrics.remember(build_record(ENDED, build_spec(distributed={"nodes": 4, "gpusPerNode": 8})))
+    assert (scraped.value("gpus"), scraped.value("final_loss")) == (0, 0.25)
+
+
+def test_a_job_of_which_nothing_is_known_yet_is_pending(scraped: Scraped) -> None:
+    scraped.metrics.remember(build_record(FineTuneJobStatus(), FineTuneError(Reason.INVALID_SPEC, "spec.task: no such")))
+    assert scraped.value("phase", phase="Pending") == 1
+    assert scraped.value("info", task="", model="") == 1
+    assert scraped.value("progress_ratio") is None
+
+
+def test_a_claim_is_named_with_its_path(scraped: Scraped) -> None:
+    scraped.metrics.remember(build_record(RUNNING, build_spec(model={"claim": {"claimName": "models", "path": "bert"}})))
+    assert scraped.value("info", task="text-classification", model="models/bert") == 1
+
+
+def test_a_job_has_at_most_fifty_series(scraped: Scraped) -> None:
+    scraped.metrics.remember(build_record(ENDED))
+    assert 30 < scraped.series() <= 50
+
+
+def test_a_list_that_was_under_way_while_the_status_was_written_changes_nothing(scraped: Scraped) -> None:
+    scraped.metrics.remember(build_record(RUNNING, version=8))
+    scraped.metrics.remember(build_record(FineTuneJobStatus(phase="Pending"), version=7))
+    assert scraped.value("phase", phase="Running") == 1
+
+
+def test_the_series_of_a_job_end_when_it_is_deleted(scraped: Scraped) -> None:
+    scraped.metrics.remember(build_record(RUNNING))
+    scraped.metrics.keep_only([Key("team", "other")])
+    assert scraped.series() == 0
+
+
+def test_the_series_of_a_finished_job_stay_for_an_hour(scraped: Scraped) -> None:
+    scraped.metrics.remember(build_record(ENDED))
+    scraped.seconds += SECONDS_AFTER_END
+    assert scraped.value("failure_info", reason="WorkerDied") == 1
+    scraped.seconds += 1
+    assert scraped.series() == 0
+
+
+def test_of_finished_jobs_only_the_newest_are_remembered(scraped: Scraped) -> None:
+    def manifest(name: str, ended: float) -> dict[str, object]:
+        at = ago(ended).strftime("%Y-%m-%dT%H:%M:%SZ")
+        metadata = {"name": name, "namespace": "team", "uid": "u", "resourceVersion": "9", "generation": 1}
+        status = {"phase": "Succeeded", "completionTime": at}
+        return {"metadata": {**metadata, "creationTimestamp": at}, "spec": spec_fields(), "status": status}
+
+    scraped.metrics.remember_finished(manifest("news", 60))
+    scraped.metrics.remember_finished(manifest("old", 2 * SECONDS_AFTER_END))
+    text = generate_latest(scraped.registry).decode()
+    assert 'finetunejob="news"' in text
+    assert 'finetunejob="old"' not in text
+
+
+def test_only_the_operator_that_acts_tells_of_jobs(scraped: Scraped) -> None:
+    scraped.metrics.remember(build_record(RUNNING))
+    scraped.metrics.lead(False)
+    assert scraped.series() == 0
+    assert scraped.registry.get_sample_value("finetune_operator_leader") == 0
+    scraped.metrics.lead(True)
+    assert scraped.series() > 0
+    assert {metric.labels[:2] for metric in OF_JOBS} == {("namespace", "finetunejob")}

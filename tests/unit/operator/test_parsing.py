@@ -30,6 +30,7 @@ def build_manifest(**changes: Any) -> Manifest:
 def build_pod_manifest(status: Manifest, **metadata: Any) -> Manifest:
     common = {
         "name": "news-1-0-x",
+        "uid": "pod-1",
         "creationTimestamp": TIME,
         "labels": {names.LABEL_JOB: "news", names.LABEL_ATTEMPT: "1"},
         "annotations": {"batch.kubernetes.io/job-completion-index": "1", names.ANNOTATION_OWNER_UID: UID},
@@ -65,7 +66,7 @@ def test_when_we_wrote_the_status_is_read_from_the_managed_fields() -> None:
 
 
 def test_what_another_version_wrote_into_the_status_does_not_make_the_rest_unreadable() -> None:
-    status = read_status({"phase": "Running", "attempt": 2, "restarts": {"failures": 1, "preemptions": 3}, "goodput": 0.9})
+    status = read_status({"phase": "Running", "attempt": 2, "restarts": {"failures": 1, "elsewhere": 3}, "goodput": 0.9})
     assert (status.phase, status.attempt, status.restarts) == ("Running", 2, None)
     assert read_status({"restarts": {"failures": 1}}).restarts == Restarts(failures=1)
 
@@ -73,7 +74,8 @@ def test_what_another_version_wrote_into_the_status_does_not_make_the_rest_unrea
 def test_a_pod_that_is_to_be_deleted_was_so_when_it_was_asked_for() -> None:
     pod = read_pod(build_pod_manifest({}, deletionTimestamp="2026-01-02T03:05:05Z", deletionGracePeriodSeconds=60))
     assert pod.deleted_at is not None
-    assert write_time(pod.deleted_at) == TIME
+    assert pod.due_at is not None
+    assert (write_time(pod.deleted_at), write_time(pod.due_at)) == (TIME, "2026-01-02T03:05:05Z")
 
 
 def test_only_the_trainers_own_container_counts() -> None:
@@ -89,7 +91,7 @@ def test_an_evicted_pod_has_ended_without_an_exit_code() -> None:
     status = {"phase": "Failed", "reason": "Evicted", "conditions": [condition | {"lastTransitionTime": TIME}]}
     pod = read_pod(build_pod_manifest(status))
     assert pod.finished is not None
-    assert (pod.finished.exit_code, pod.finished.reason) == (None, "Evicted")
+    assert (pod.finished.exit_code, pod.finished.reason, pod.evicted) == (None, "Evicted", "")
     assert pod.disruption == "TerminationByKubelet: low on memory"
 
 

@@ -31,7 +31,8 @@ ANY = settings(max_examples=80, deadline=None, suppress_health_check=list(Health
 
 
 def children_of(spec: dict[str, Any], site: Site) -> list[Manifest]:
-    return build_children(Plan("team", "news", UID, 3, parse_spec(spec), "trainer:1", site=site))
+    parsed = parse_spec(spec)
+    return build_children(Plan("team", "news", UID, 3, parsed, parsed.distributed.nodes, "trainer:1", 3, site=site))
 
 
 def template_of(children: list[Manifest]) -> Manifest:

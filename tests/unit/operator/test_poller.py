@@ -25,8 +25,8 @@ class Pods:
 
 class World:
     def __init__(self) -> None:
-        self.store, self.pods, self.told = Store(), Pods(), list[Key]()
-        self.poller = Poller(self.store, self.pods, self.told.append)  # type: ignore[arg-type]
+        self.store, self.pods, self.told, self.seconds = Store(), Pods(), list[Key](), 0.0
+        self.poller = Poller(self.store, self.pods, self.told.append, lambda: self.seconds)  # type: ignore[arg-type]
 
     def watch(self, *keys: Key) -> None:
         for key in keys:
@@ -47,7 +47,7 @@ async def test_the_first_pod_is_asked_and_its_answer_told(world: World) -> None:
     world.watch(KEY)
     assert await world.ask() == INTERVAL_SECONDS
     assert world.pods.asked == ["10.0.0.1"]
-    assert world.store.heard[KEY] == Heard("news-1-0-x", REPORT)
+    assert world.store.heard[KEY] == Heard("news-1-0-x", REPORT, 0)
     assert world.told == [KEY]
 
 
@@ -87,6 +87,39 @@ async def test_a_job_that_is_gone_is_not_remembered_and_may_come_again(world: Wo
     assert world.poller._watched == {}
     world.watch(KEY)
     assert await world.ask() == INTERVAL_SECONDS
+
+
+async def test_a_pod_is_silent_once_it_was_asked_in_vain_for_a_while(world: World) -> None:
+    world.watch(KEY)
+    world.pods.answer = None
+    for _ in range(9):
+        await world.ask()
+    assert not world.poller.is_silent(KEY)
+    await world.ask()
+    assert world.poller.is_silent(KEY)
+    world.pods.answer = REPORT
+    await world.ask()
+    assert not world.poller.is_silent(KEY)
+
+
+async def test_an_answer_has_its_time(world: World) -> None:
+    world.watch(KEY)
+    world.seconds = 77.0
+    await world.ask()
+    assert world.store.heard[KEY] == Heard("news-1-0-x", REPORT, 77.0)
+
+
+async def test_whoever_hears_none_of_several_pods_for_a_minute_is_deaf(world: World) -> None:
+    world.watch(KEY)
+    world.seconds = 500.0
+    assert not world.poller.is_deaf(), "a single pod may well be silent"
+    world.watch(Key("team", "other"))
+    assert world.poller.is_deaf()
+    await world.ask(Key("team", "other"))
+    world.seconds = 560.0
+    assert not world.poller.is_deaf()
+    world.seconds = 561.0
+    assert world.poller.is_deaf()
 
 
 async def test_many_jobs_are_each_asked_more_seldom(world: World) -> None:

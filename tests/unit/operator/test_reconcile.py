@@ -1,10 +1,11 @@
 """One job's turns, with a small API server in memory: what each of them reads and writes."""
 
+import json
 from typing import Any
 
 import pytest
 
-from finetune_api.status import Published
+from finetune_api.status import Attempt, Published
 from finetune_api.wire import Report
 from finetune_operator.cluster.lease import NotLeadingError
 from finetune_operator.observed import write_time
@@ -47,6 +48,42 @@ async def test_a_new_job_gets_its_children_its_status_and_its_event_in_that_orde
     assert [child.name for child in world.store.children.of(KEY)] == ["news-1"]
 
 
+async def test_in_a_rush_the_first_status_comes_after_the_children_of_others(world: World) -> None:
+    world.watched(job_manifest(), [], [])
+    world.rush = True
+    assert await world.turn() == 2
+    assert world.server.writes()[-1] == "POST persistentvolumeclaims"
+    world.wait(2)
+    assert await world.turn() == 2
+    assert world.server.requests == []
+    world.rush = False
+    await world.turn()
+    assert world.server.requests == ["PATCH finetunejobs news/status", "POST events"]
+    assert (world.status["phase"], world.status["attempt"]) == ("Pending", 1)
+    assert world.status["startTime"] == write_time(NOW)
+
+
+async def test_no_rush_makes_a_job_wait_for_its_status_without_end(world: World) -> None:
+    world.watched(job_manifest(), [], [])
+    world.rush = True
+    await world.turn()
+    world.wait(20)
+    await world.turn()
+    assert "PATCH finetunejobs news/status" in world.server.requests
+
+
+async def test_an_operator_that_ended_in_a_rush_is_followed_by_one_that_creates_nothing_twice(world: World) -> None:
+    world.watched(job_manifest(), [], [])
+    world.rush = True
+    await world.turn()
+    world.start()
+    world.rush = False
+    world.watched(world.server.take("finetunejobs", KEY.name), [], [])
+    await world.turn()
+    assert world.status["attempt"] == 1
+    assert world.server.names_of("jobs") == ["news-1"]
+
+
 async def test_a_stable_job_costs_no_request(world: World) -> None:
     world.runs()
     for _ in range(5):
@@ -59,7 +96,9 @@ async def test_progress_costs_one_write_every_ten_seconds(world: World) -> None:
     world.runs()
     writes = []
     for step in range(60):
-        world.store.heard[KEY] = Heard("news-1-0-x", Report(attempt=1, phase="Running", step=step, total_steps=100))
+        world.store.heard[KEY] = Heard(
+            "news-1-0-x", Report(attempt=1, phase="Running", step=step, total_steps=100), world.seconds
+        )
         await world.turn()
         assert set(world.server.requests) <= {"PATCH finetunejobs news/status"}
         writes += world.server.requests
@@ -79,6 +118,22 @@ async def test_a_failure_is_looked_at_afresh_before_it_is_written(world: World) 
     await world.turn()
     assert world.server.requests == [*LOOK, "PATCH finetunejobs news/status", "POST events"]
     assert (world.status["phase"], world.status["reason"]) == ("Restarting", "PodLost")
+
+
+async def test_the_last_word_of_a_pod_that_was_gone_before_the_list_is_written(world: World) -> None:
+    stopped = running(
+        phase="Suspended",
+        reason="Suspended",
+        running_since=None,
+        attempts=[Attempt(number=1, start_time=write_time(ago(90)), completion_time=write_time(ago(2)), nodes=2)],
+    )
+    world.watched(job_manifest(spec=spec_fields(suspend=True), status=stopped), [], [])
+    word = {"attempt": 1, "phase": "Interrupted", "step": 120, "checkpoint": {"step": 120, "time": write_time(ago(1))}}
+    end = {"terminated": {"exitCode": 75, "finishedAt": write_time(ago(1)), "message": json.dumps(word)}}
+    world.store.drop_pod(KEY, read_pod(pod_manifest(0, state=end)))
+    await world.turn()
+    assert world.status["checkpoint"]["step"] == 120
+    assert world.status["message"].startswith("suspended, the checkpoint of step 120 is kept")
 
 
 async def test_a_job_that_is_doubted_is_looked_at_afresh_once(world: World) -> None:

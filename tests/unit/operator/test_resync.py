@@ -38,7 +38,7 @@ class World:
         self.server, self.store, self.seconds = FakeServer(), Store(), 0.0
         self.queue: WorkQueue[Key] = WorkQueue(clock=lambda: self.seconds)
         self.registry = CollectorRegistry()
-        self.metrics = Metrics(self.registry)
+        self.metrics = Metrics(self.registry, now=NOW.timestamp)
         health = Health(lambda: 0.0, lambda: self.seconds)
         self.resync = Resync(self.server.api(), self.store, self.queue, self.metrics, health, namespaces, lambda: NOW)
 

@@ -6,16 +6,16 @@ import pytest
 
 from finetune_api.reasons import Reason
 from finetune_api.status import Attempt, FineTuneJobStatus, Phase, Progress, Restarts
-from finetune_operator.observed import write_time
+from finetune_operator.observed import Whole, write_time
 from finetune_operator.policy.attempt import decide
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.failure import build_failure
+from finetune_operator.policy.restarts import lost
 from finetune_operator.policy.status import (
     blocked,
     failed,
     in_phase,
     is_due,
-    lost,
     refused,
     running_seconds,
     started,
@@ -44,13 +44,13 @@ def blocked_conditions(status: FineTuneJobStatus) -> list[tuple[str, str]]:
 def test_the_last_ten_attempts_are_kept() -> None:
     status = FineTuneJobStatus()
     for number in range(1, 14):
-        status = started(status, build_spec(), number, IMAGE, ago(100 - number))
+        status = started(status, build_spec(), Whole(number, ago(100 - number), IMAGE, 2))
     assert [item.number for item in status.attempts or ()] == list(range(4, 14))
 
 
 def test_an_attempt_that_is_gone_through_twice_is_told_of_once() -> None:
-    status = started(running(), build_spec(), 2, IMAGE, ago(9))
-    again = started(status, build_spec(), 2, IMAGE, ago(9))
+    status = started(running(), build_spec(), Whole(2, ago(9), IMAGE, 2))
+    again = started(status, build_spec(), Whole(2, ago(9), IMAGE, 2))
     assert again == status
 
 
@@ -60,7 +60,7 @@ def test_a_lost_attempt_is_closed_with_its_reason_its_steps_and_its_time() -> No
     assert after.attempts == [
         Attempt(number=1, start_time=write_time(ago(70)), completion_time=write_time(NOW), nodes=2, step=7, reason="NodeLost")
     ]
-    assert (after.running_seconds, after.running_since, after.restarts) == (60, None, Restarts(failures=1))
+    assert (after.running_seconds, after.running_since) == (60, None)
 
 
 def test_a_closed_attempt_is_not_closed_again() -> None:
@@ -79,7 +79,7 @@ def test_what_blocks_a_job_is_a_condition_while_it_does() -> None:
     status = blocked(FineTuneJobStatus(), JOB, "Pending", "NameTaken", "Service news-gang is there", NOW)
     assert blocked_conditions(status) == [("NameTaken", "Service news-gang is there")]
     assert (status.phase, status.reason) == ("Pending", "NameTaken")
-    assert blocked_conditions(started(status, build_spec(), 1, IMAGE, NOW)) == []
+    assert blocked_conditions(started(status, build_spec(), Whole(1, NOW, IMAGE, 2))) == []
 
 
 @pytest.mark.parametrize("phase", ["Initializing", "Running", "Publishing", "Suspended"])

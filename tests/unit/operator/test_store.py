@@ -1,11 +1,13 @@
 """What is remembered of what watches and lists told, and what is not believed."""
 
+import dataclasses
+
 import pytest
 
 from finetune_api.wire import Report
-from finetune_operator.observed import Key, Observation
+from finetune_operator.observed import Key, Observation, PodState
 from finetune_operator.store import Children, Heard, Store
-from unit.operator.builders import KEY, build_child, build_pod, build_record
+from unit.operator.builders import KEY, build_child, build_pod, build_record, end
 
 OTHER = Key("other", "news")
 
@@ -13,7 +15,7 @@ OTHER = Key("other", "news")
 def filled() -> Store:
     store = Store()
     store.put_observation(Observation(build_record(), [build_child(version=5)], [build_pod(0, version=5)]), at=50.0)
-    store.heard[KEY] = Heard("news-1-0-x", Report(attempt=1, phase="Running"))
+    store.heard[KEY] = Heard("news-1-0-x", Report(attempt=1, phase="Running"), 5.0)
     return store
 
 
@@ -52,6 +54,35 @@ def test_a_late_word_of_the_old_job_of_that_name_does_not_replace_the_new_one() 
     store.put_job(build_record(uid="another", version=9))
     store.put_job(build_record(version=7))
     assert store.jobs[KEY].uid == "another"
+
+
+def departed(store: Store, *present: PodState) -> list[tuple[str, int]]:
+    seen = store.with_departed(Observation(build_record(), [], present))
+    return [(pod.name, pod.version) for pod in seen.departed]
+
+
+def test_a_pod_that_is_gone_is_known_by_its_end_until_another_has_its_place() -> None:
+    store = filled()
+    ended = build_pod(0, version=8, finished=end(75, phase="Interrupted"))
+    store.put_pod(KEY, ended)
+    assert departed(store) == [(ended.name, 8)], "the list that does not have it is later than the watch"
+    assert departed(store, ended) == []
+    store.drop_pod(KEY, dataclasses.replace(ended, version=9))
+    assert store.pods.of(KEY) == []
+    assert departed(store) == [(ended.name, 9)]
+    assert departed(store, build_pod(0, attempt=2)) == []
+    store.drop_pod(KEY, build_pod(1, attempt=2, version=12))
+    assert departed(store) == [], "it has nothing to say of a later attempt"
+
+
+def test_of_two_pods_in_the_same_place_the_later_one_alone_is_known_by_its_end() -> None:
+    store = filled()
+    store.drop_pod(KEY, build_pod(0, name="evicted", version=8, finished=end(75, phase="Interrupted")))
+    store.drop_pod(KEY, build_pod(1, version=9, finished=end(75)))
+    store.drop_pod(KEY, build_pod(0, name="killed", version=10))
+    assert departed(store) == [(build_pod(1).name, 9)]
+    store.drop_job(KEY)
+    assert departed(store) == []
 
 
 def test_children_of_a_job_that_is_not_known_are_not_kept() -> None:

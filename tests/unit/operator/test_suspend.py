@@ -1,10 +1,12 @@
 """A job that its user stops: its machines are given back after a checkpoint, and it goes on from there."""
 
+import dataclasses
+
 import pytest
 
 from finetune_api.reasons import Reason
 from finetune_api.status import Attempt, CheckpointStatus, Condition, FineTuneJobStatus, Restarts
-from finetune_operator.observed import Observation, write_time
+from finetune_operator.observed import Observation, Whole, write_time
 from finetune_operator.policy.attempt import decide
 from finetune_operator.policy.status import is_due, refused, started
 from unit.operator.builders import IMAGE, NOW, ago, build_child, build_pod, build_record, build_spec, end, observe, running
@@ -101,6 +103,16 @@ def test_the_checkpoint_that_the_pods_saved_is_taken_over() -> None:
     assert quiet.message == "suspended, the checkpoint of step 120 is kept: set spec.suspend to false to go on"
 
 
+def test_the_checkpoint_of_a_pod_that_was_gone_before_anyone_looked_is_taken_over() -> None:
+    gone = [build_pod(0, finished=end(75, 1, **SAVED)), build_pod(1, finished=end(75, 1, phase="Interrupted"))]
+    told = decide(observe(jobs=[], departed=gone, job=build_record(suspended(), STOP)), None, NOW)
+    assert told.status.checkpoint == CheckpointStatus(step=120, time=write_time(ago(1)))
+    assert told.status.message == "suspended, the checkpoint of step 120 is kept: set spec.suspend to false to go on"
+    assert told.again_seconds is None, "nobody is waited for"
+    strangers = [dataclasses.replace(pod, job_uid="another") for pod in gone]
+    assert decide(observe(jobs=[], departed=strangers, job=build_record(suspended(), STOP)), None, NOW).status.checkpoint is None
+
+
 @pytest.mark.parametrize("phase", ["Suspended", "Restarting"])
 def test_the_last_words_of_a_stopped_gang_are_written_at_once(phase: str) -> None:
     message = "stopping: waiting for pod news-1-0-x to save a checkpoint and end"
@@ -113,7 +125,7 @@ def test_the_last_words_of_a_stopped_gang_are_written_at_once(phase: str) -> Non
 def test_a_suspended_job_goes_on_as_the_next_attempt_without_a_restart_counted() -> None:
     decision = decide(observe(jobs=[], job=build_record(suspended(), GO)), None, NOW)
     assert decision.create_attempt == 2
-    status = started(suspended(), GO, 2, IMAGE, NOW)
+    status = started(suspended(), GO, Whole(2, NOW, IMAGE, 2))
     assert (status.phase, status.attempt, status.restarts, status.conditions) == ("Pending", 2, Restarts(), None)
     assert status.running_seconds == 60
     assert [item.number for item in status.attempts or ()] == [1, 2]

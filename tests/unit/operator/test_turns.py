@@ -35,3 +35,36 @@ def status(phase: str | None, reason: str | None = None, attempt: int | None = 1
 )
 def test_turns_of_a_jobs_life(before: FineTuneJobStatus, after: FineTuneJobStatus, told: list[tuple[str, str, str]]) -> None:
     assert [(turn.type, turn.reason, turn.message) for turn in build_turns(before, after)] == told
+
+
+def saved(step: int | None, total: int | None = 100, best: int | None = None, url: str | None = None) -> FineTuneJobStatus:
+    return FineTuneJobStatus.model_validate(
+        {
+            "phase": "Running",
+            "attempt": 1,
+            "progress": {"step": step or 0, "totalSteps": total},
+            "checkpoint": None if step is None else {"step": step, "time": "2026-01-02T03:04:05Z"},
+            "best": None if best is None else {"step": best, "metrics": {"accuracy": 0.5}},
+            "published": None if url is None else {"url": url, "commit": "0123456789abcdef"},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (saved(None), saved(2), ["The checkpoint of step 2 of 100 is complete."]),
+        (saved(2), saved(24), []),
+        (saved(24), saved(30), ["The checkpoint of step 30 of 100 is complete."]),
+        (saved(30), saved(100), ["The checkpoint of step 100 of 100 is complete."]),
+        (saved(30), saved(20), []),
+        (saved(5, total=None), saved(50, total=None), []),
+        (saved(2), saved(2, best=2), ["The model of step 2 is the best so far: accuracy 0.5."]),
+        (saved(2, best=2), saved(2, best=2), []),
+        (saved(2), saved(2, url="https://hub/a/b"), ["Pushed to https://hub/a/b, commit 0123456789ab."]),
+    ],
+)
+def test_checkpoints_are_told_by_quarters_and_each_better_model(
+    before: FineTuneJobStatus, after: FineTuneJobStatus, told: list[str]
+) -> None:
+    assert [turn.message for turn in build_turns(before, after)] == told

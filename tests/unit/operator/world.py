@@ -21,10 +21,10 @@ from unit.operator.fake_server import FakeServer
 
 
 class World:
-    """A cluster and the operator's part that takes turns. now, seconds: its clocks."""
+    """A cluster and the operator's part that takes turns. now, seconds: its clocks. rush: many other jobs wait for a turn."""
 
     def __init__(self) -> None:
-        self.now, self.seconds = NOW, 1000.0
+        self.now, self.seconds, self.rush = NOW, 1000.0, False
         self.server = FakeServer(lambda: self.now)
         self.start()
 
@@ -33,11 +33,20 @@ class World:
         self.store, self.api = Store(), self.server.api()
         self.registry = CollectorRegistry()
         self.asked: list[Key] = []
-        poller, metrics = Poller(self.store, None, self.asked.append), Metrics(self.registry)  # type: ignore[arg-type]
+        self.poller = Poller(self.store, None, self.asked.append, lambda: self.seconds)  # type: ignore[arg-type]
+        metrics = Metrics(self.registry, now=NOW.timestamp)
         site, health = Site(trainer_image=IMAGE), Health(lambda: 0.0)
         self.events = Events(self.api)
         self.reconciler = Reconciler(
-            self.api, self.store, poller, self.events, metrics, site, lambda: self.now, lambda: self.seconds
+            self.api,
+            self.store,
+            self.poller,
+            self.events,
+            metrics,
+            site,
+            lambda: self.now,
+            lambda: self.seconds,
+            lambda: self.rush,
         )
         self.resync = Resync(self.api, self.store, WorkQueue(), metrics, health, (), lambda: self.now)
 
