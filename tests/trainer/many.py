@@ -25,7 +25,7 @@ def main() -> None:
         from finetune_trainer.train import configure_logging, train
 
         world = World.from_environment()
-        configure_logging(world.rank)
+        configure_logging(world.rank, configs[0])
         join(world, 300)
         ranks = Control(world)
         for config in configs:

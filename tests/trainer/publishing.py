@@ -40,8 +40,10 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.fixture
 def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A small model in two shards that no Hub has seen, with everything beside it that must never leave."""
+    import torch
     from transformers import BertConfig, BertForSequenceClassification
 
+    torch.seed()  # a test before may have set one, as the one before that: the Hub takes no file twice
     directory = tmp_path_factory.mktemp("out") / "model"
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     config = BertConfig(vocab_size=2000, **shape)  # type: ignore[arg-type]

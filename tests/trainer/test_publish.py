@@ -5,15 +5,19 @@ import logging
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
 from click.testing import CliRunner, Result
+from huggingface_hub import ModelCard
 
 from finetune_api import names
 from finetune_trainer import publish
 from finetune_trainer.push import push
 from trainer.hub_side import COMMIT, ENDPOINT, NEEDS_A_HUB, SHARED, Hub, spec
+from trainer.small import job, write_all
 
 pytest_plugins = ["trainer.publishing"]
 pytestmark = NEEDS_A_HUB
@@ -99,13 +103,14 @@ def test_a_best_model_that_can_not_be_pushed_stops_nothing(
     hub: Hub, model: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub.fail(COMMIT, status=403, times=None)
-    pusher = publish.BestPusher(spec(hub), "news")
+    told: list[int] = []
+    pusher = publish.BestPusher(spec(hub), "news", failed=lambda: told.append(1))
     started = time.monotonic()
     with caplog.at_level(logging.WARNING):
         pusher.submit(model, 1, {"accuracy": 0.5})
         assert time.monotonic() - started < 1
         pusher.close()
-    assert pusher.failures == 1
+    assert (pusher.failures, told) == (1, [1])
     assert "the training goes on" in caplog.text
 
 
@@ -116,6 +121,36 @@ def test_a_push_that_hangs_does_not_keep_the_training_from_ending(hub: Hub, mode
     started = time.monotonic()
     pusher.close(timeout_seconds=0.5)
     assert time.monotonic() - started < 2
+
+
+def test_a_training_pushes_each_better_model_with_its_card(hub: Hub, tmp_path: pathlib.Path) -> None:
+    write_all(tmp_path)
+    training = job(
+        "text-classification",
+        "encoder",
+        "texts",
+        steps=12,
+        evaluation={"everySteps": 2, "best": {"metric": "loss"}},
+        publish={"repository": hub.repository, "when": "OnBestCheckpoint"},
+    )
+    config = {"name": "news", "namespace": "default", "spec": training, "nodes": 1, "processesPerNode": 1}
+    (tmp_path / "jobs.json").write_text(
+        json.dumps([config | {"claims": {"small": str(tmp_path)}, "output": str(tmp_path / "out")}])
+    )
+    script = pathlib.Path(__file__).parent / "many.py"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(tmp_path / "jobs.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["best"]["step"] >= 2
+    assert report["best"]["metrics"]["loss"] <= report["evaluation"]["metrics"]["loss"]
+    first = hub.titles()[-1]
+    assert first.startswith("Step 2 of news: ")
+    commit = next(entry.commit_id for entry in hub.api.list_repo_commits(hub.repository) if entry.title == first)
+    card = ModelCard.load(hub.api.hf_hub_download(hub.repository, "README.md", revision=commit))
+    assert card.data.eval_results
+    assert "pipeline(" in card.text
 
 
 def call(*arguments: object) -> Result:

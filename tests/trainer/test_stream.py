@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer import checkpoint
+from finetune_trainer.checkpoints import store
 from trainer import small
 from trainer.test_tasks import config, history, train_together, weights
 
@@ -26,7 +26,7 @@ def test_going_on_ends_with_the_very_same_weights(
 ) -> None:
     monkeypatch.setattr(small, "JOBS", JOBS)
     small.write_all(tmp_path / "small")
-    _add_dropout(tmp_path / "small" / "models")
+    add_dropout(tmp_path / "small" / "models")
     whole, parts = (_configs(tmp_path, split, processes) for split in ("whole", "parts"))
     train_together(whole, tmp_path / "whole.json", processes)
     for one, other in zip(whole, parts, strict=True):
@@ -46,7 +46,7 @@ def _configs(directory: pathlib.Path, split: str, processes: int) -> list[dict[s
     return found
 
 
-def _add_dropout(models: pathlib.Path) -> None:
+def add_dropout(models: pathlib.Path) -> None:
     for file in models.glob("*/config.json"):
         more = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "attention_dropout": 0.1}
         file.write_text(json.dumps(json.loads(file.read_text()) | more))
@@ -55,9 +55,7 @@ def _add_dropout(models: pathlib.Path) -> None:
 def _take_back(finished: pathlib.Path, output: pathlib.Path, step: int) -> None:
     """An output as it was right after the checkpoint of a step, tokenised data and all later steps in the history included."""
     shutil.copytree(finished, output, ignore=shutil.ignore_patterns("model", "report.json", "evaluation.json"))
-    for directory in checkpoint.complete_checkpoints(output / "checkpoints"):
-        if checkpoint.step_of(directory) > step:
+    for directory in store.complete_checkpoints(output / "checkpoints"):
+        if store.step_of(directory) > step:
             shutil.rmtree(directory)
-    newest = checkpoint.latest(output / "checkpoints")
-    assert newest
-    assert checkpoint.step_of(newest) == step
+    assert store.step_of(store.complete_checkpoints(output / "checkpoints")[-1]) == step

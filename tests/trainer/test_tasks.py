@@ -5,16 +5,15 @@ Each gang of processes trains all the jobs, one after the other, as starting it 
 
 import json
 import math
-import os
 import pathlib
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from trainer import small
+from trainer.gang import start_gang
+from trainer.runner import same_again
 
 HERE = pathlib.Path(__file__).parent
 REFERENCE = HERE / "reference"
@@ -49,10 +48,7 @@ def train_all(directory: pathlib.Path, split: str) -> None:
 def train_together(configs: list[dict[str, Any]], file: pathlib.Path, processes: int) -> None:
     """One gang of processes trains all of them. file: for them to be read from."""
     file.write_text(json.dumps(configs))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [*(torchrun if processes > 1 else [sys.executable]), str(HERE / "many.py"), str(file)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=environment)
+    ended = start_gang("many.py", file, processes)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-6000:]
 
 
@@ -71,7 +67,7 @@ def config(directory: pathlib.Path, split: str, loop: str, name: str, processes:
 
 
 def history(output: pathlib.Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
+    return same_again([json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()])
 
 
 def losses(output: pathlib.Path) -> list[float]:

@@ -88,7 +88,8 @@ def run_locally(config: RunConfig, console: "view.Console", debug: bool) -> int:
     """Launch, show the progress, show the result; returns the exit code."""
     from finetune_trainer import console as view
     from finetune_trainer import workers
-    from finetune_trainer.launch import Launcher, exit_code
+    from finetune_trainer.last_word import exit_code
+    from finetune_trainer.launch import Launcher, leave
     from finetune_trainer.output import Output
     from finetune_trainer.state import RunState
 
@@ -118,6 +119,8 @@ def run_locally(config: RunConfig, console: "view.Console", debug: bool) -> int:
             console.print(view.tail(log_file), markup=False, soft_wrap=True)
             console.print(f"(all of it: {log_file})", markup=False, soft_wrap=True)
         view.fail(console, report.failure.message, report.failure.hint)
+    if launcher.abandoned:
+        leave(exit_code(report))
     return exit_code(report)
 
 

@@ -1,6 +1,8 @@
-"""Whether an error comes from a disk that is full, however a library has wrapped it."""
+"""What is on the disk, and whether an error comes from a disk that is full, however a library has wrapped it."""
 
 import errno
+import os
+import pathlib
 from collections.abc import Iterator
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -26,3 +28,12 @@ def is_full(link: BaseException) -> bool:
         return True
     text = str(link)
     return any(sign in text for sign in _FULL_SIGNS) and "Reader" not in text  # which a file that is broken has
+
+
+def sync(path: pathlib.Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

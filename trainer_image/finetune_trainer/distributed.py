@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from finetune_api.reasons import FineTuneError, Reason
+from finetune_trainer import heartbeat
 
 T = TypeVar("T")
 
@@ -63,6 +64,8 @@ class Control:
         """What ``produce`` returns on rank 0, on all ranks; only rank 0 calls it."""
         if self._group is None:
             return produce()
+        if self.world.rank > 0:
+            heartbeat.beat(heartbeat.WAITING)
         values = [produce() if self.world.rank == 0 else None]
         dist.broadcast_object_list(values, src=0, group=self._group)
         return values[0]  # type: ignore[return-value]
@@ -75,39 +78,44 @@ class Control:
         dist.all_gather_object(values, value, group=self._group)
         return values  # type: ignore[return-value]
 
-    def sum(self, value: int) -> int:
-        """The sum over all ranks."""
+    def sums(self, *values: int) -> list[int]:
+        """Of each value, the sum over all ranks."""
         if self._group is None:
-            return value
-        total = torch.tensor(value)
-        dist.all_reduce(total, op=dist.ReduceOp.SUM, group=self._group)
-        return int(total.item())
+            return list(values)
+        totals = torch.tensor(values)
+        dist.all_reduce(totals, op=dist.ReduceOp.SUM, group=self._group)
+        return [int(total) for total in totals.tolist()]
 
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self._group is not None:
             dist.barrier(group=self._group)
 
-    def any_rank(self, flag: bool) -> bool:
-        """Whether a rank raised its flag by the call before this one; all ranks get the same answer at the same step.
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether a rank raised each flag by the call before this one; all ranks get the same answer at the same step.
 
         One call late on purpose: the reduction runs beside the next step instead of being waited for.
         """
         if self._group is None:
-            return flag
-        agreed = False
+            return flags
+        agreed = (False,) * len(flags)
         if self._pending is not None:
             tensor, work = self._pending
             work.wait()
-            agreed = bool(tensor.item())
-        tensor = torch.tensor(int(flag))
+            agreed = tuple(map(bool, tensor.tolist()))
+        tensor = torch.tensor(flags, dtype=torch.uint8)
         work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         self._pending = (tensor, work)
         return agreed
 
-    def close(self) -> None:
-        """Wait for what is under way and leave the process group."""
+    def forget(self) -> None:
+        """Forget the flags that were raised last: they were of another training."""
         if self._pending is not None:
             self._pending[1].wait()
+            self._pending = None
+
+    def close(self) -> None:
+        """Wait for what is under way and leave the process group."""
+        self.forget()
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -10,6 +10,8 @@ from finetune_trainer.disk import chain, is_full
 
 # How torch's backends speak of a peer that went away: never the cause, always a consequence.
 _PEER_LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "tcpstore", "broken pipe")
+# Of these, the peer that did not come, though its connection is there: the same, but worth to be told apart.
+_PEER_LATE = ("timed out", "timeout")
 _TRACEBACK_LINES = 12
 # How torch says that memory ran out where it raises no error of its own for it.
 _NO_MEMORY = "can't allocate memory"
@@ -32,7 +34,10 @@ def _classify(error: BaseException) -> tuple[Reason, str]:
         if isinstance(link, torch.distributed.DistError) or (
             isinstance(link, RuntimeError) and any(sign in text.lower() for sign in _PEER_LOST)
         ):
-            return Reason.COLLECTIVE_FAILED, "another process of the job went away: " + text.splitlines()[0]
+            said = (text.splitlines() or [type(link).__name__])[0]
+            if any(sign in said.lower() for sign in _PEER_LATE):
+                return Reason.COLLECTIVE_TIMEOUT, "another process of the job did not come in time: " + said
+            return Reason.COLLECTIVE_FAILED, "another process of the job went away: " + said
     return Reason.CODE_ERROR, f"{type(error).__name__}: {error}"
 
 

@@ -1,4 +1,4 @@
-"""How large a forward pass the GPU of this process has room for, where the job leaves it open."""
+"""How large a forward pass is to be, where the job leaves it open: what the GPU has room for, or a CPU is fast with."""
 
 import copy
 import logging
@@ -9,7 +9,7 @@ import transformers
 
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.plan.model import Tensor, describe_model
-from finetune_trainer.plan.passes import Device, choose_pass
+from finetune_trainer.plan.passes import Device, choose_pass, cpu_rows
 from finetune_trainer.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -18,14 +18,16 @@ log = logging.getLogger(__name__)
 _SHARE_OF_MEMORY = 0.9
 
 
-def fit_to_gpu(task: Task, spec: FineTuneJobSpec, world: int, micro: int, half: bool) -> tuple[int, bool]:
+def fit_pass(task: Task, spec: FineTuneJobSpec, world: int, micro: int, longest: int, half: bool) -> tuple[int, bool]:
     """Rows of a forward pass, at most ``micro``, and whether activations are to be computed again.
 
-    On a CPU what the job says. half: whether it computes in half precision.
+    longest: tokens of the longest row. half: whether it computes in half precision.
     """
     asked = spec.training.activation_checkpointing
-    if not torch.cuda.is_available() or (asked is not None and spec.training.per_device_batch_size is not None):
-        return micro, asked is True
+    if not torch.cuda.is_available():
+        return cpu_rows(spec, longest, micro), asked is True
+    if asked is not None and spec.training.per_device_batch_size is not None:
+        return micro, asked
     with torch.device("meta"):
         auto_model = getattr(transformers, task.auto_model)
         model = auto_model.from_config(_with_head(task), trust_remote_code=spec.model.trust_remote_code)

@@ -1,60 +1,66 @@
 """What a pod runs: starts the workers, takes the signals, serves the telemetry port, publishes, and has the last word."""
 
+import concurrent.futures
 import contextlib
 import logging
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, MutableMapping
-from typing import IO
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import IO, NoReturn
 
 from finetune_api import names
 from finetune_api.reasons import VERDICTS, FineTuneError, Reason
-from finetune_api.status import Failure
+from finetune_api.status import Failure, Published
 from finetune_api.wire import Report, RunConfig
-from finetune_trainer import workers
+from finetune_trainer import logs, workers
+from finetune_trainer.hub_cache import use_shared_cache
+from finetune_trainer.interruption import Interruption
+from finetune_trainer.last_word import exit_code, termination_message
 from finetune_trainer.output import Output
+from finetune_trainer.stall import Watchdog, autopsy
 from finetune_trainer.state import RunState, write_atomically
 from finetune_trainer.telemetry import PushMetrics, build_registry, serve
+from finetune_trainer.trackers import process as trackers
 
 log = logging.getLogger("finetune_trainer.launch")  # not __name__: this runs as __main__
 
 _POLL_SECONDS = 0.1
-_SHORT = 80  # letters of a sample where there is little room
 
 
 class Launcher:
-    """Runs one attempt on this machine. ``run`` returns its last word and never raises for what a user can cause."""
+    """Runs one attempt on this machine. ``run`` returns its last word and never raises for what a user can cause.
 
-    def __init__(self, config: RunConfig, gang: workers.Gang, state: RunState) -> None:
+    grace_seconds: that the pod has to end when it is asked to; None where nobody kills it from outside.
+    """
+
+    def __init__(self, config: RunConfig, gang: workers.Gang, state: RunState, grace_seconds: float | None = None) -> None:
         self.config = config
         self.gang = gang
         self.state = state
+        self.abandoned = False  # a push is still under way in a thread, which nobody is to wait for
         self._output = Output(pathlib.Path(config.output))
         self._own: dict[str, object] = {}
-        self._stop = threading.Event()
-        self._kill = threading.Event()
+        self._interruption = Interruption(grace_seconds)
+        self._watchdog = Watchdog(state, config.spec.recovery.stall_timeout_seconds)
         self.registry = build_registry(state)
         self._pushes = PushMetrics(self.registry, config.namespace, config.name)
 
     def report(self) -> Report:
         """The report for /progress: the workers' newest, with what the launcher alone knows on top."""
-        report = self.state.read_report() or Report(
-            attempt=self.config.attempt, phase="Initializing", message="starting the training processes"
-        )
-        return report.model_copy(update=self._own)
+        waiting = f"waiting for {self.gang.rendezvous_host}" if self.gang.index else "starting the training processes"
+        report = self.state.read_report() or Report(attempt=self.config.attempt, phase="Initializing", message=waiting)
+        return report.model_copy(update={"in_place": self.state.read_ledger().in_place, **self._own})
 
     def request_stop(self) -> None:
-        """Ask for a checkpoint and an end; called again, end at once."""
-        if self._stop.is_set():
-            self._kill.set()  # carried out by the loop: a signal handler must not wait for a process
-        self._stop.set()
+        """Ask for a checkpoint and an end; called again, end at once. Carried out by the loop: a signal handler must not wait."""
+        self._interruption.ask()
         self.state.request_stop()
 
     def run(self, worker_output: IO[bytes] | None = None, watch: Callable[[Report], None] | None = None) -> Report:
@@ -66,11 +72,18 @@ class Launcher:
             if self._trained_before():
                 log.info("the output directory holds the finished model already: nothing to train")
             else:
-                interrupted = self._train(worker_output, watch)
-                if interrupted:
-                    return interrupted
-            if self.gang.index == 0:
-                self._publish(watch)
+                with trackers.beside(self.config, self.state, worker_output, self.gang.index == 0) as done:
+                    ended = self._train(worker_output, watch)
+                    done("Succeeded" if ended is None else "Interrupted" if ended.phase == "Interrupted" else "Failed")
+                if ended:
+                    return ended
+                if self.gang.index == 0:
+                    # Imported late: drawing takes a second's imports, which the workers need not wait for.
+                    from finetune_trainer.report.page import write_at_end
+
+                    write_at_end(self._output.directory)
+            if self.gang.index == 0 and not self._publish(watch):
+                return self._interruption.last_word(self.report())
             return self.report().model_copy(update={"phase": "Succeeded", "message": None})
         except FineTuneError as error:
             failure = Failure(reason=error.reason, message=error.message, hint=VERDICTS[error.reason].hint)
@@ -93,51 +106,54 @@ class Launcher:
 
     def _train(self, worker_output: IO[bytes] | None, watch: Callable[[Report], None] | None) -> Report | None:
         """Run the workers to their end. Returns the last word of an attempt that didn't finish, None when it did."""
-        if self.gang.index > 0 and not self._wait_for_rendezvous():
-            return self._interrupted()
         run_file = self.state.directory / names.RUN_FILE_NAME
         write_atomically(run_file, self.config.model_dump_json(by_alias=True, exclude_none=True))
         env = workers.environment(self.config, os.environ, run_file, self.state, workers.usable_cpus())
-        argv = workers.command(self.config, self.gang)
-        process = workers.start(argv, env, worker_output)
-        self._own = {}
+        process = workers.start(workers.command(self.config, self.gang), env, worker_output)
         try:
-            exit_code = self._watch(process, watch)
+            return self._outcome(*self._watch(process, worker_output, watch))
         finally:
             if process.poll() is None:  # an error of ours must not leave workers behind
-                workers.kill(process)
+                workers.kill(process, self.state)
+
+    def _outcome(self, stalled: Failure | None, code: int) -> Report | None:
+        """The last word after the last round; None when the training is through."""
         report = self.report()
-        if exit_code == 0 and report.phase in ("Succeeded", "Publishing"):
+        if code == 0 and report.phase in ("Succeeded", "Publishing"):
             return None
-        if report.phase == "Interrupted" or self._stop.is_set():
-            return self._interrupted()
-        return self._failed(self.state.root_failure() or _silent_death(exit_code))
+        failure = stalled or self.state.read_ledger().end
+        # Another attempt owns the output by now: this one ends without a word of its own.
+        fenced = failure is not None and failure.reason == Reason.INTERRUPTED
+        if report.phase == "Interrupted" or (self._interruption.asked and not stalled):
+            return self._interruption.last_word(report)
+        if fenced:
+            return report.model_copy(update={"phase": "Interrupted", "message": failure.message})
+        return self._failed(failure or _gang_is_over(self.config.nodes, code))
 
-    def _wait_for_rendezvous(self) -> bool:
-        """Wait until the pod with index 0 listens; False when asked to stop before."""
-        assert self.gang.rendezvous_host
-        self._own = {"message": f"waiting for {self.gang.rendezvous_host}"}
-        while not self._stop.wait(_POLL_SECONDS):
-            with contextlib.suppress(OSError):
-                socket.create_connection((self.gang.rendezvous_host, names.PORT_RENDEZVOUS), timeout=2).close()
-                return True
-        return False
-
-    def _watch(self, process: "subprocess.Popen[bytes]", watch: Callable[[Report], None] | None) -> int:
+    def _watch(
+        self, process: "subprocess.Popen[bytes]", worker_output: IO[bytes] | None, watch: Callable[[Report], None] | None
+    ) -> tuple[Failure | None, int]:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(_POLL_SECONDS)
+                return None, process.wait(_POLL_SECONDS)
+            self._watchdog.look()
             report = self.report()
-            nothing_to_save = self._stop.is_set() and report.phase == "Initializing"
-            if nothing_to_save or self._kill.is_set():
-                workers.kill(process)
+            if self._interruption.is_hopeless(report, self._watchdog) or self._interruption.time_is_over():
+                workers.kill(process, self.state)
+            elif self._watchdog.is_stalled(report):
+                idle, stage = self._watchdog.idle_seconds, self._watchdog.stage
+                failure = autopsy(self.state, idle, stage, self.config.nodes, worker_output)
+                workers.kill(process, self.state)
+                return failure, process.wait()
+            self._own = {"stalled": self._watchdog.warning(report)}
             if watch:
                 watch(report)
 
-    def _publish(self, watch: Callable[[Report], None] | None) -> None:
+    def _publish(self, watch: Callable[[Report], None] | None) -> bool:
+        """Push the model where the spec says; False when the time was over before it was through."""
         spec = self.config.spec
         if spec.publish is None:
-            return
+            return True
         self._own = {"phase": "Publishing", "message": f"pushing the model to {spec.publish.repository}"}
         if watch:
             watch(self.report())
@@ -146,103 +162,64 @@ class Launcher:
             from finetune_trainer.finished import merge_finished
 
             merge_finished(self.config, self._output)
-        # Imported late: the Hub's client takes half a second, which the workers need not wait for.
-        from finetune_trainer import publish
-
+        # In a thread, as no push can be cut off from within.
+        with_result: Future[Published] = Future()
+        threading.Thread(target=_push, args=(with_result, self._output, self.config), name="push", daemon=True).start()
         started = time.monotonic()
+        while not with_result.done():
+            if self._interruption.time_is_over():
+                self.abandoned = True
+                return False
+            concurrent.futures.wait([with_result], timeout=_POLL_SECONDS)
         try:
-            published = publish.push(self._output.model, spec, self.config.name)
+            published = with_result.result()
         except FineTuneError:
             self._pushes.failed()
             raise
         self._pushes.succeeded(time.monotonic() - started)
         self._own = {"published": published}
         log.info("published as %s, commit %s", published.url, published.commit)
-
-    def _interrupted(self) -> Report:
-        report = self.report()
-        message = report.message
-        if report.phase == "Initializing":
-            message = "stopped on request before the first step"
-        elif report.phase != "Interrupted":  # killed by a second request, or while it evaluated
-            message = f"stopped on request during step {report.step + 1}, without another checkpoint"
-        return report.model_copy(update={"phase": "Interrupted", "message": message})
+        return True
 
     def _failed(self, failure: Failure) -> Report:
         complete = failure.model_copy(update={"node": failure.node or os.environ.get(names.ENV_NODE_NAME)})
         return self.report().model_copy(update={"phase": "Failed", "message": failure.message, "failure": complete})
 
 
-def _silent_death(exit_code: int) -> Failure:
-    """Workers that ended without a word: killed from outside, or by a fault in native code."""
-    how = f"by signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"with exit code {exit_code}"
-    return Failure(
-        reason=Reason.WORKER_DIED,
-        message=f"a training process ended {how} without a word, as it does when memory runs out or somebody kills it",
-        hint=VERDICTS[Reason.WORKER_DIED].hint,
-    )
-
-
-def exit_code(report: Report) -> int:
-    """Exit code of the pod, for those who can't read the termination message."""
-    if report.phase == "Succeeded":
-        return names.EXIT_SUCCEEDED
-    if report.phase == "Interrupted":
-        return names.EXIT_INTERRUPTED
-    retry = report.failure is None or VERDICTS[Reason(report.failure.reason)].retry
-    return names.EXIT_FAILED if retry else names.EXIT_REFUSED
-
-
-def termination_message(report: Report) -> str:
-    """The last word as JSON, short enough for Kubernetes: what can be long is cut first."""
-    texts = (shorter.model_dump_json(by_alias=True, exclude_none=True) for shorter in _ever_shorter(report))
-    return next(text for text in texts if len(text.encode()) <= names.TERMINATION_LOG_LIMIT_BYTES)
-
-
-def _ever_shorter(report: Report) -> Iterator[Report]:
-    """The report; with samples cut, and ever fewer of them; without a traceback; with nothing but how it ended."""
-    yield report
-    short = [
-        sample.model_copy(update={"text": sample.text[:_SHORT], "answer": sample.answer and sample.answer[: 2 * _SHORT]})
-        for sample in report.samples or ()
-    ]
-    for count in range(len(short), 0, -1):
-        yield report.model_copy(update={"samples": short[:count]})
-    report = report.model_copy(update={"samples": None})
-    yield report
-    failure = report.failure and report.failure.model_copy(update={"traceback": None})
-    yield report.model_copy(update={"failure": failure})
-    for letters in (1000, 300):  # a letter may take six bytes
-        failure = failure and failure.model_copy(update={"message": failure.message[:letters]})
-        yield Report(attempt=report.attempt, phase=report.phase, step=report.step, failure=failure)
-
-
-def use_cache(environ: MutableMapping[str, str]) -> None:
-    """Let the Hub's libraries keep what they fetch on the shared claim; where it can't be written, it only costs speed."""
-    directory = environ.get(names.ENV_CACHE_DIR)
-    if directory is None:
-        return
-    home = pathlib.Path(directory) / "huggingface"
+def _push(result: "Future[Published]", output: Output, config: RunConfig) -> None:
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=home) as probe:
-            probe.write(b"0" * 4096)
-    except OSError as error:
-        log.warning("the cache %s can't be written (%s): this pod fetches for itself", directory, error.strerror)
-        return
-    environ["HF_HOME"] = str(home)
+        # Imported late: the Hub's client takes half a second, which the workers need not wait for.
+        from finetune_trainer import publish
+
+        result.set_result(publish.push(output.model, config.spec, config.name))
+    except BaseException as error:  # whatever it is, it is raised where it is waited for
+        result.set_exception(error)
+
+
+def _gang_is_over(nodes: int, code: int) -> Failure:
+    """torchrun ended without a failure of ours: with several pods because another one ended, or that with the store is gone."""
+    reason = Reason.COLLECTIVE_FAILED if nodes > 1 else Reason.WORKER_DIED
+    message = "another pod of the job ended, or went away" if nodes > 1 else f"torchrun ended with exit code {code} by itself"
+    return Failure(reason=reason, message=message, hint=VERDICTS[reason].hint)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process without waiting for its threads."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main() -> int:
     """Entry point of the trainer image."""
-    logging.basicConfig(format="%(asctime)s launcher %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ", level=logging.INFO)
-    logging.Formatter.converter = time.gmtime
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
     config = RunConfig.model_validate_json(pathlib.Path(os.environ[names.ENV_RUN_FILE]).read_text())
-    use_cache(os.environ)
+    logs.configure(logs.speaker_of(config, "launcher"), config.spec.logging.format)
+    use_shared_cache(os.environ, config.spec)
     state = RunState(pathlib.Path(tempfile.mkdtemp(prefix="finetune-")))
     state.create()
-    launcher = Launcher(config, workers.Gang.from_environment(), state)
+    grace = config.spec.pod.termination_grace_period_seconds
+    launcher = Launcher(config, workers.Gang.from_environment(), state, grace)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: launcher.request_stop())
     serve(names.PORT_TELEMETRY, launcher.registry, launcher.report)
@@ -258,6 +235,8 @@ def main() -> int:
         log.error("%s: %s", report.failure.reason, report.failure.message)
     with contextlib.suppress(OSError):  # outside of a cluster there is no such file
         pathlib.Path(names.TERMINATION_LOG).write_text(termination_message(report))
+    if launcher.abandoned:
+        leave(exit_code(report))
     return exit_code(report)
 
 

@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import json
+import logging
 import os
 import pathlib
 import shutil
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pydantic
@@ -13,16 +15,20 @@ import pydantic
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.status import Resolved
 from finetune_api.wire import Report, RunConfig, training_digest
-from finetune_trainer.checkpoint import sync
+from finetune_trainer.disk import sync
+from finetune_trainer.shareable import shareable_spec
 from finetune_trainer.state import write_atomically
+
+log = logging.getLogger(__name__)
 
 
 class Output:
     """Paths below the output directory.
 
-    run.json: whose it is (digest of the spec, resolved commits). report.json: there when the training is through; the
-    finished model lies in model/ from then on. history.jsonl: one object per logged step, and per evaluation. evaluation.json:
-    all figures. best/: the model of the best evaluation so far.
+    run.json: whose it is (spec and its digest, resolved commits). starts.jsonl: one object per start. report.json: there when the
+    training is through; the finished model lies in model/ from then on. history.jsonl: one object per logged step, and per
+    evaluation. evaluation.json: all figures. best/: the models that a checkpoint, or the training, knows as the best so far.
+    owner.json: see fence.py, skipped.json: see skipping.py.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
@@ -30,6 +36,7 @@ class Output:
         self.model = directory / "model"
         self.checkpoints = directory / "checkpoints"
         self.history = directory / "history.jsonl"
+        self.starts = directory / "starts.jsonl"
         self.evaluation = directory / "evaluation.json"
         self.report = directory / "report.json"
         self._run = directory / "run.json"
@@ -68,9 +75,17 @@ class Output:
     def keep_resolved(self, config: RunConfig, resolved: Resolved) -> None:
         """Remember the commits, so that whoever goes on with this directory trains the same model on the same data."""
         content = {"name": config.name, "digest": training_digest(config.spec), "resolved": resolved.to_wire()}
+        content["spec"] = shareable_spec(config.spec)  # for the report; what decides is the digest
         if config.spec.publish:
             content["repository"] = config.spec.publish.repository
         self._write_run(content)
+
+    def resolved(self) -> dict[str, Any] | None:
+        """The commits that were resolved for it, as they were written down."""
+        with contextlib.suppress(OSError, ValueError):
+            resolved: dict[str, Any] | None = json.loads(self._run.read_text()).get("resolved")
+            return resolved
+        return None
 
     def _write_run(self, content: dict[str, Any]) -> None:
         """An empty file after a machine's fall would keep every later attempt out."""
@@ -99,13 +114,41 @@ class Output:
         """All that are there."""
         return list((self.directory / "best").glob("step-*"))
 
+    def durable_before(self, best: int | None) -> list[pathlib.Path]:
+        """Files that must be on the disk before a checkpoint is: the history, and the model that it knows as the best so far."""
+        files = [self.history] if self.history.exists() else []
+        if best is not None:
+            files += [*self.best_model(best).iterdir(), self.best_model(best), self.best_model(best).parent]
+        return files
+
+    def drop_best_models(self, known: Collection[int], before: int) -> None:
+        """Drop those of steps ``before`` and earlier that no checkpoint knows as the best any more."""
+        for directory in self.best_models():
+            step = int(directory.name.removeprefix("step-"))
+            if step <= before and step not in known:
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def append_history(self, lines: Sequence[str]) -> list[str]:
+        """Add lines to the history, all or none of them; those that could not be written, as on a disk that is full."""
+        text = "".join(lines).encode()
+        try:
+            with self.history.open("ab", buffering=0) as stream:
+                size = stream.tell()
+                if stream.write(text) == len(text):
+                    return []
+                stream.truncate(size)
+        except OSError as error:
+            log.warning("%s can't be written: %s", self.history, error.strerror)
+        return list(lines)
+
     def truncate_history(self, step: int) -> list[dict[str, Any]]:
         """Drop what was logged after ``step``, as it is going to be done again; what is left."""
         if not self.history.exists():
             return []
         lines = self.history.read_text(errors="replace").splitlines()
         kept = [entry for line in lines if (entry := _entry(line)) is not None and entry["step"] <= step]
-        write_atomically(self.history, "".join(json.dumps(entry) + "\n" for entry in kept))
+        if len(kept) < len(lines):
+            write_atomically(self.history, "".join(json.dumps(entry) + "\n" for entry in kept), durable=True)
         return kept
 
 

@@ -3,13 +3,14 @@
 import collections
 import datetime
 import logging
+import os
+import threading
 import time
 from typing import Any
 
-import psutil
-
-from finetune_api.wire import Report
-from finetune_trainer.state import RunState
+from finetune_api.wire import Report, Timing
+from finetune_trainer import heartbeat
+from finetune_trainer.state import ENV_BEGAN, RunState
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,9 @@ class Reporter:
         self._writes = writes
         self._report = Report(attempt=attempt, phase="Initializing")
         self._written_at = 0.0
-        self._start_up: list[tuple[str, float]] = [("imports", psutil.Process().create_time())]
-        self._steps: collections.deque[tuple[float, int]] = collections.deque(maxlen=_RATE_WINDOW_STEPS)
+        self._start_up: list[tuple[str, float]] = [("imports", float(os.environ.get(ENV_BEGAN) or time.time()))]
+        self._lock = threading.RLock()  # checkpoints are told of by the thread that writes them
+        self._steps: collections.deque[tuple[float, int, int]] = collections.deque(maxlen=_RATE_WINDOW_STEPS)
 
     @property
     def report(self) -> Report:
@@ -39,25 +41,32 @@ class Reporter:
         return self._report
 
     def update(self, **fields: Any) -> None:
-        """Change fields and write the report at once. A message begins a stage of the start-up."""
-        self._change(fields)
-        if self._start_up and fields.get("message"):
-            self._start_up.append((fields["message"], time.time()))
-        self._write()
+        """Change fields and write the report at once, from any thread. A message begins a stage of the start-up."""
+        with self._lock:
+            self._change(fields)
+            if fields.get("message"):
+                heartbeat.beat(fields["message"])
+            if self._start_up and fields.get("message"):
+                self._start_up.append((fields["message"], time.time()))
+            self._write()
 
-    def step(self, step: int, epoch: float, rows_per_step: int) -> None:
-        """An optimizer step ended; written at most twice a second."""
+    def step(self, step: int, epoch: float, rows_per_step: int, tokens: int, timing: Timing) -> None:
+        """An optimizer step ended; written at most twice a second. tokens: of all processes and all steps so far."""
         self._log_start_up()
-        self._steps.append((time.monotonic(), step))
-        self._change({"phase": "Running", "message": None, "step": step, "epoch": round(epoch, 4)})
-        self._change({"last_step_time": timestamp(time.time())})
-        (start, first), (end, last) = self._steps[0], self._steps[-1]
+        now = time.time()
+        self._steps.append((time.monotonic(), step, tokens))
+        (start, first, earlier), (end, last, _) = self._steps[0], self._steps[-1]
+        fields: dict[str, Any] = {"phase": "Running", "message": None, "step": step, "epoch": round(epoch, 4)}
+        fields |= {"last_step_time": timestamp(now), "timing": timing}
         if last > first and end > start:
             rate = (last - first) / (end - start)
             total = self._report.total_steps or last
-            self._change({"samples_per_second": rate * rows_per_step, "remaining_seconds": (total - last) / rate})
-        if time.monotonic() - self._written_at >= _WRITE_EVERY_SECONDS:
-            self._write()
+            fields |= {"samples_per_second": rate * rows_per_step, "remaining_seconds": (total - last) / rate}
+            fields["tokens_per_second"] = (tokens - earlier) / (end - start)
+        with self._lock:
+            self._change(fields)
+            if time.monotonic() - self._written_at >= _WRITE_EVERY_SECONDS:
+                self._write()
 
     def _log_start_up(self) -> None:
         """Once, at the first step: where the time until then went."""
@@ -65,7 +74,7 @@ class Reporter:
             return
         ends = [begun for _, begun in self._start_up[1:]] + [time.time()]
         parts = [f"{stage} {end - begun:.1f} s" for (stage, begun), end in zip(self._start_up, ends, strict=True)]
-        log.info("first step %.1f s after this process began: %s", ends[-1] - self._start_up[0][1], ", ".join(parts))
+        log.info("first step %.1f s after the start: %s", ends[-1] - self._start_up[0][1], ", ".join(parts))
         self._start_up = []
 
     def _change(self, fields: dict[str, Any]) -> None:

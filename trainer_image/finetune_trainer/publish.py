@@ -115,11 +115,12 @@ class BestPusher:
     """Pushes each best model in the background; the training neither waits for it nor fails by it.
 
     One upload at a time; of those that wait, only the newest is pushed. ``failures`` counts pushes that did not come through.
+    failed: called at each of them.
     """
 
-    def __init__(self, spec: FineTuneJobSpec, name: str) -> None:
+    def __init__(self, spec: FineTuneJobSpec, name: str, failed: Callable[[], None] = lambda: None) -> None:
         self.failures = 0
-        self._spec, self._name = spec, name
+        self._spec, self._name, self._failed = spec, name, failed
         self._waiting: tuple[pathlib.Path, str] | None = None
         self._closed = False
         self._changed = threading.Condition()
@@ -176,6 +177,7 @@ class BestPusher:
 
     def _fail(self, what: object, why: str) -> None:
         self.failures += 1
+        self._failed()
         log.warning("the best model so far (%s) was not pushed, the training goes on: %s", what, why)
 
     def _drop_waiting(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from finetune_api import names
 from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.spec import FineTuneJobSpec
 
 log = logging.getLogger(__name__)
 
@@ -107,19 +108,32 @@ def _check_whole(directory: pathlib.Path, found: Mapping[str, pathlib.Path]) -> 
         )
 
 
+def shareable_spec(spec: FineTuneJobSpec) -> dict[str, Any]:
+    """The spec as its file has it, without the values of environment variables: any of them may be a key."""
+    wire = spec.to_wire()
+    for variable in wire.get("pod", {}).get("env") or ():
+        variable.pop("value", None)
+    return wire
+
+
 def private_words(directory: pathlib.Path, environ: Mapping[str, str], host: str) -> Sequence[str]:
     """What no uploaded file may hold, the longest first: tokens, this machine's name, directories of this machine.
 
     A host with a name like any word is no secret, and can't be told from that word.
     """
-    token = environ.get(names.ENV_HUB_TOKEN, "")
-    secrets = {value for name, value in environ.items() if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET}
     home = pathlib.Path(environ.get("HOME", "/"))  # not Path.home(), which fails for a user without a name
     own = (directory, directory.resolve(), *directory.resolve().parents, home)
     paths = {str(path) for path in own if path.is_absolute() and len(path.parts) > 2}
     paths |= {names.CLAIMS_DIR, names.OUTPUT_DIR, names.CACHE_DIR}
     hosts = {host} if len(host) >= 6 and re.search(r"[\d.-]", host) else set()
-    return sorted({*secrets, *paths, *hosts} | ({token} if token else set()), key=len, reverse=True)
+    return sorted({*secret_words(environ), *paths, *hosts}, key=len, reverse=True)
+
+
+def secret_words(environ: Mapping[str, str]) -> set[str]:
+    """Values of variables that are named like keys."""
+    token = environ.get(names.ENV_HUB_TOKEN, "")
+    secrets = {value for name, value in environ.items() if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET}
+    return secrets | ({token} if token else set())
 
 
 def without_private(name: str, text: str, private: Iterable[str]) -> str:

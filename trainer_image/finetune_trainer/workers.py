@@ -15,10 +15,15 @@ from finetune_api import names
 from finetune_api.wire import RunConfig
 from finetune_trainer.state import ENV_LAUNCHER_PID, ENV_STATE_DIR, RunState
 
-_WORKER = "finetune_trainer.train"
+_WORKER = "finetune_trainer.worker"
+_AGENT = "finetune_trainer.agent"
+# It is no limit: the agent decides after each failure.
+_MAX_RESTARTS = 1_000_000
 # The gang's pods may start minutes apart: images are pulled, machines are added.
 _JOIN_TIMEOUT_SECONDS = 1800
+# For workers to end after SIGTERM, of which they take no notice: only one that hangs in the kernel takes longer.
 _SHUTDOWN_SECONDS = 5
+_AGENT_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,23 +48,24 @@ class Gang:
 
 
 def command(config: RunConfig, gang: Gang) -> list[str]:
-    """Command line of the workers: plain Python for one process, torchrun for more."""
+    """Command line of the agent, which starts the workers: alone for one process, with torchrun's arguments for more."""
+    agent = [sys.executable, "-m", _AGENT, _WORKER]
     if config.nodes * config.processes_per_node == 1:
-        return [sys.executable, "-m", _WORKER]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(config.processes_per_node)]
-    torchrun += ["--max-restarts", "0"]
-    if config.nodes == 1:
-        return [*torchrun, "--standalone", "-m", _WORKER]
+        return agent
+    torchrun = [*agent, "--nproc-per-node", str(config.processes_per_node)]
+    torchrun += ["--max-restarts", str(_MAX_RESTARTS), "--shutdown-timeout", str(_SHUTDOWN_SECONDS)]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-id", f"{config.name}-{config.attempt}"]
+    if config.nodes == 1:  # as --standalone, and without looking for a name of this machine
+        return [*torchrun, "--rdzv-endpoint", "localhost:0", "--local-addr", "localhost"]
     host = "localhost" if gang.index == 0 else gang.rendezvous_host
     # torch sorts the nodes by this address and takes the first as rank 0, which must be the pod with index 0: an IP address
     # begins with a digit (or, IPv6, with a to f) and so comes before "node". Only rank 0's is ever connected to.
     local_address = gang.address if gang.index == 0 else f"node-{gang.index}"
     return [
         *torchrun,
-        *("--nnodes", str(config.nodes), "--rdzv-backend", "c10d", "--rdzv-id", f"{config.name}-{config.attempt}"),
-        *("--rdzv-endpoint", f"{host}:{names.PORT_RENDEZVOUS}", "--local-addr", str(local_address)),
+        *("--nnodes", str(config.nodes), "--rdzv-endpoint", f"{host}:{names.PORT_RENDEZVOUS}"),
+        *("--local-addr", str(local_address)),
         *("--rdzv-conf", f"is_host={int(gang.index == 0)},join_timeout={_JOIN_TIMEOUT_SECONDS}"),
-        *("-m", _WORKER),
     ]
 
 
@@ -81,9 +87,17 @@ def environment(config: RunConfig, base: Mapping[str, str], run_file: pathlib.Pa
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         # A replaced pod can't rejoin with torch's default (docs/architecture.md).
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "PYTORCH_CUDA_ALLOC_CONF": base.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
+    if config.spec.distributed.gpus_per_node:
+        # NCCL's flight recorder: what each rank was waiting for, written down when a collective takes too long.
+        result |= {
+            "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+            "TORCH_FR_BUFFER_SIZE": "2000",
+            "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+            "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": str(state.directory / "nccl-trace-"),
+        }
     if config.spec.hub.endpoint:
         result[names.ENV_HUB_ENDPOINT] = config.spec.hub.endpoint
     if not config.spec.uses_hub():
@@ -123,13 +137,28 @@ def start(argv: list[str], env: Mapping[str, str], output: IO[bytes] | None) -> 
     )
 
 
-def kill(process: "subprocess.Popen[bytes]") -> None:
-    """End the workers now: SIGTERM (torchrun passes it on and reaps), then SIGKILL."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(_SHUTDOWN_SECONDS)
-    except subprocess.TimeoutExpired:
+def kill(process: "subprocess.Popen[bytes]", state: RunState) -> None:
+    """End the workers now, also one that is stopped, and torchrun with them.
+
+    The workers first: when torchrun sees them fail it ends by itself, and tells the other pods. Nothing is started again.
+    """
+    state.forbid_restarts()
+    alive = state.alive()
+    for pid in alive:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
+    if not alive:
+        _signal_group(process, signal.SIGTERM)  # torchrun, which waits for the other pods
+    try:
+        process.wait(_AGENT_SECONDS)
+    except subprocess.TimeoutExpired:
+        _signal_group(process, signal.SIGKILL)
+        for pid in state.pids().values():  # started since
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.wait()
+
+
+def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)

@@ -42,6 +42,10 @@ def wrapped(error: Exception) -> Exception:
         (RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"), Reason.OUT_OF_GPU_MEMORY),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), Reason.OUT_OF_GPU_MEMORY),
         (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.7]:4711"), Reason.COLLECTIVE_FAILED),
+        (
+            RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 600000ms for recv"),
+            Reason.COLLECTIVE_TIMEOUT,
+        ),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Reason.CODE_ERROR),
     ],
 )

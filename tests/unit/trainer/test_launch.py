@@ -14,7 +14,8 @@ from finetune_api.status import Failure, Guess, SampleAnswer
 from finetune_api.wire import Report, RunConfig
 from finetune_trainer import workers
 from finetune_trainer.distributed import World, join
-from finetune_trainer.launch import Launcher, exit_code, termination_message, use_cache
+from finetune_trainer.last_word import exit_code, termination_message
+from finetune_trainer.launch import Launcher
 from finetune_trainer.output import Output
 from finetune_trainer.state import RunState
 
@@ -39,11 +40,14 @@ def config(nodes: int = 1, processes: int = 1, **spec: Any) -> RunConfig:
 
 
 def test_one_process_runs_without_torchrun() -> None:
-    assert workers.command(config(), workers.Gang()) == [sys.executable, "-m", "finetune_trainer.train"]
+    agent = [sys.executable, "-m", "finetune_trainer.agent", "finetune_trainer.worker"]
+    assert workers.command(config(), workers.Gang()) == agent
 
 
 def test_several_processes_on_one_node_need_no_network() -> None:
-    assert "--standalone" in workers.command(config(processes=2), workers.Gang())
+    line = workers.command(config(processes=2), workers.Gang())
+    assert line[line.index("--rdzv-endpoint") + 1] == "localhost:0"
+    assert line[line.index("--local-addr") + 1] == "localhost"
 
 
 def test_the_pod_with_index_0_hosts_the_store_and_sorts_first() -> None:
@@ -142,12 +146,11 @@ def test_the_last_word_of_a_failure_fits_in_any_script(letter: str) -> None:
 def test_the_root_failure_is_the_earliest_that_is_no_symptom(tmp_path: pathlib.Path) -> None:
     state = RunState(tmp_path)
     state.write_failure(1, Failure(reason="CollectiveFailed", message="peer lost"), symptom=True)
-    assert state.root_failure() == Failure(reason="CollectiveFailed", message="peer lost")
+    assert state.failures()[0].failure == Failure(reason="CollectiveFailed", message="peer lost")
     state.write_failure(0, Failure(reason="DataError", message="row 7"), symptom=False)
     state.write_failure(2, Failure(reason="CodeError", message="later"), symptom=False)
-    root = state.root_failure()
-    assert root is not None
-    assert root.reason == "DataError"
+    assert [entry.failure.reason for entry in state.failures()] == ["DataError", "CodeError", "CollectiveFailed"]
+    assert state.failures(since=state.failures()[1].time) == []
 
 
 @pytest.mark.parametrize(
@@ -169,28 +172,6 @@ def test_the_limit_of_the_container_counts_in_both_versions_of_cgroups(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content + "\n")
     assert workers.usable_cpus(tmp_path) == expected
-
-
-def test_what_is_fetched_goes_to_the_shared_cache_where_it_can_be_written(tmp_path: pathlib.Path) -> None:
-    environ = {names.ENV_CACHE_DIR: str(tmp_path / "cache"), "HF_HOME": "/tmp/huggingface"}
-    use_cache(environ)
-    assert environ["HF_HOME"] == str(tmp_path / "cache/huggingface")
-    assert list((tmp_path / "cache/huggingface").iterdir()) == []
-
-
-def test_a_cache_that_cannot_be_written_only_costs_speed(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = tmp_path / "cache"
-    file.write_text("not a directory")
-    environ = {names.ENV_CACHE_DIR: str(file), "HF_HOME": "/tmp/huggingface"}
-    use_cache(environ)
-    assert environ["HF_HOME"] == "/tmp/huggingface"
-    assert "can't be written" in caplog.text
-
-
-def test_without_a_cache_nothing_changes() -> None:
-    environ = {"HF_HOME": "/tmp/huggingface"}
-    use_cache(environ)
-    assert environ == {"HF_HOME": "/tmp/huggingface"}
 
 
 def adopting(output: pathlib.Path) -> Launcher:

@@ -110,6 +110,13 @@ def test_on_the_cpu_the_pod_s_limit_is_the_room_of_its_processes() -> None:
     assert sentence.startswith("spec.pod.resources.limits.memory: 1 × ")
 
 
+def test_on_the_cpu_a_micro_batch_of_long_rows_is_small() -> None:
+    made = plan()
+    assert (made.batch.micro, made.batch.accumulation) == (4, 8)
+    assert plan(training={"maxTokens": 64}).batch.micro == 32
+    assert plan(training={"perDeviceBatchSize": 32}).batch.micro == 32
+
+
 def test_a_volume_that_is_too_small_is_refused_with_the_size_to_write() -> None:
     made = plan(output={"volume": {"size": "4Gi"}}, checkpoint={"everySteps": 100, "keep": 3})
     assert made.storage is not None

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_api import metrics as declared
 from finetune_api.wire import Report
@@ -17,12 +18,29 @@ from finetune_trainer.state import RunState
 
 WORKER = """
 from finetune_api import metrics
+from finetune_trainer.meter import Reading
 from finetune_trainer.metrics import WorkerMetrics
+
+TOLD = (metrics.TRAINING_LOSS, metrics.TRAINING_EVAL_LOSS, metrics.TRAINING_MFU)
+
+class Meter:
+    def read(self, tokens, seconds):
+        return Reading(tokens / seconds / 1024, 0.01, 1, 2, 3)
+
 for rank in (0, 1):
     worker = WorkerMetrics("team", "news", rank)
+    worker.attach(Meter())
     worker.set(metrics.TRAINING_LOSS, 0.25 + rank)
     worker.step(0.5, now=1000.0)
     worker.tokens(128)
+    worker.waited(0.125)
+    worker.evaluated({"accuracy": 0.75, "loss": 0.5})
+    worker.logged()
+    worker.count(metrics.TRAINING_SAMPLES, 32)
+    worker.set(metrics.TRAINING_INFO, 1, task="text-classification", precision="bf16", processes="2")
+    for metric in metrics.OF_RANK_0:
+        if metric.kind == "gauge" and metric.labels == ("namespace", "finetunejob") and metric not in TOLD:
+            worker.set(metric, 1)
 """
 
 
@@ -54,13 +72,43 @@ def test_metrics_of_all_workers_and_of_the_launcher_are_served_as_declared(addre
         assert f'{declared.TRAINING_TOKENS.name}{{{job},rank="{rank}"}} 128.0' in text
         assert f'{declared.STEP_DURATION.name}_count{{{job},rank="{rank}"}} 1.0' in text
         assert f'{declared.LAST_STEP.name}{{{job},rank="{rank}"}} 1000.0' in text
+        assert f'{declared.DATA_WAIT.name}{{{job},rank="{rank}"}} 0.125' in text
+        assert f'{declared.GPU_MEMORY_PEAK.name}{{{job},rank="{rank}"}} 2.0' in text
     assert f"{declared.HUB_PUSH_DURATION.name}{{{job}}} 1.5" in text
     assert f"{declared.HUB_PUSH_FAILURES.name}{{{job}}} 0.0" in text
+    assert f"{declared.TRAINING_SAMPLES.name}{{{job}}} 32.0" in text
+    assert f"{declared.TRAINING_MFU.name}{{{job}}} 0.25" in text
+    assert f'{declared.TRAINING_EVALUATION.name}{{figure="accuracy",{job}}} 0.75' in text
+    assert f"{declared.TRAINING_EVAL_LOSS.name}{{{job}}} 0.5" in text
+    assert f"{declared.NON_FINITE_LOSS.name}{{{job}}} 0.0" in text, "there from the start, so that the first is an increase"
     assert "pid=" not in text
 
 
+def test_every_declared_metric_of_the_trainer_is_served_with_its_type_help_and_labels(address: str) -> None:
+    families = {family.name: family for family in text_string_to_metric_families(get(f"{address}/metrics"))}
+    for metric in declared.TRAINER_METRICS:
+        family = families.pop(metric.name.removesuffix("_total"))
+        assert (family.type, family.documentation) == (metric.kind, metric.help), metric.name
+        assert {label for sample in family.samples for label in sample.labels} - {"le"} == set(metric.labels), metric.name
+    assert [name for name in families if not name.endswith("_created")] == [], "and no other"
+
+
+def test_what_was_never_measured_is_not_there(tmp_path: pathlib.Path) -> None:
+    state = RunState(tmp_path)
+    state.create()
+    worker = "from finetune_trainer.metrics import WorkerMetrics; WorkerMetrics('team', 'news', 0).logged()"
+    environment = {"PROMETHEUS_MULTIPROC_DIR": str(state.metrics_dir), "PYTHONPATH": ":".join(sys.path)}
+    subprocess.run([sys.executable, "-c", worker], env=environment, check=True)
+    registry = telemetry.build_registry(state)
+    told = {family.name for family in registry.collect() if family.samples}
+    assert declared.LAST_STEP.name not in told, "a step in 1970 would be a stalled job"
+    assert declared.GPU_MEMORY_TOTAL.name not in told
+    assert declared.CHECKPOINT_FAILURES.name.removesuffix("_total") in told
+
+
 def test_progress_is_the_report(address: str) -> None:
-    assert json.loads(get(f"{address}/progress")) == {"attempt": 3, "phase": "Running", "step": 7}
+    none = {"inPlace": 0, "inPlaceElsewhere": 0}
+    assert json.loads(get(f"{address}/progress")) == {"attempt": 3, "phase": "Running", "step": 7, **none}
 
 
 def test_healthz_answers_and_nothing_else_is_there(address: str) -> None:

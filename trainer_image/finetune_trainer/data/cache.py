@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from finetune_api import names
-from finetune_trainer.checkpoint import sync
+from finetune_trainer import heartbeat
+from finetune_trainer.disk import sync
 
 log = logging.getLogger(__name__)
 
@@ -121,10 +122,12 @@ class Turn:
         """Return when the turn is ours, when another has made the entry, or when waiting no longer pays."""
         deadline = time.monotonic() + seconds
         while not self._take() and not done() and time.monotonic() < deadline and not self._stale():
+            heartbeat.beat("waiting for another job to tokenise the same data")
             time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
 
     def touch(self) -> None:
         """Show that the work gets on."""
+        heartbeat.beat("tokenising the data")
         if self._owned:
             with contextlib.suppress(OSError):
                 os.utime(self._file)

@@ -79,11 +79,13 @@ def _named(label: Any, names: Mapping[str, str]) -> Any:
 class StreamRows(torch.utils.data.Dataset[Row]):
     """Rows of a stream as the loops ask for them. There are as many as the training takes.
 
-    sample: its first rows, tokenised. What is random about a row is a function of seed, pass and row alone.
+    sample: its first rows, tokenised. What is random about a row is a function of seed, pass and row alone. lengths: tokens of
+    each row of the sample, shape (rows,).
     """
 
     def __init__(self, stream: Stream, sample: Rows, task: Task) -> None:
         self._stream, self._task, self._training = stream, task, task.spec.training
+        self.lengths = sample.lengths
         # In the place of a row that tokenising leaves nothing of: every process finds so many rows as it expects.
         self._stand_in = sample[0, ~int(sample.lengths.argmin())]
 

@@ -1,14 +1,13 @@
 """The training loops: trainer.py on the Hugging Face Trainer, native.py in plain PyTorch. Both take the same steps."""
 
-import pathlib
 from typing import Protocol
 
 
 class Loop(Protocol):
     """What train.py asks of either."""
 
-    def run(self, resume_from: pathlib.Path | None) -> int:
-        """Train, from a checkpoint if there is one; the optimizer steps done in the end."""
+    def run(self) -> int:
+        """Train, from the last checkpoint if there is one; the optimizer steps done in the end."""
         ...
 
     def evaluate_again(self) -> dict[str, float]:

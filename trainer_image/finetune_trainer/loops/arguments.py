@@ -86,13 +86,13 @@ def _argument_types() -> dict[str, Any]:
 
 
 def training_arguments(
-    spec: FineTuneJobSpec, plan: BatchPlan, total_steps: int, staging: pathlib.Path
+    spec: FineTuneJobSpec, plan: BatchPlan, total_steps: int, output: pathlib.Path
 ) -> transformers.TrainingArguments:
     """Ours, and on top what users add; what the Trainer should not do on its own is switched off."""
     training = spec.training
     on_gpu = torch.cuda.is_available()
     ours: dict[str, Any] = {
-        "output_dir": str(staging),
+        "output_dir": str(output),
         "per_device_train_batch_size": plan.micro,
         "gradient_accumulation_steps": plan.accumulation,
         "max_steps": total_steps,
@@ -109,8 +109,7 @@ def training_arguments(
         "logging_steps": min(10, max(1, total_steps // 200)),
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # it syncs the GPU on every micro-batch, and hides what must be seen
-        "save_strategy": "steps",
-        "save_steps": spec.checkpoint.every_steps,
+        "save_strategy": "no",  # checkpoints are ours
         "eval_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,

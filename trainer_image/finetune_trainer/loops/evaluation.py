@@ -4,7 +4,8 @@ import contextlib
 import logging
 import pathlib
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from finetune_api.spec import EvaluationPlan
+from finetune_trainer import heartbeat
 from finetune_trainer.batches import BatchPlan, evaluation_batches
 from finetune_trainer.data.rows import Rows
 from finetune_trainer.distributed import Control
@@ -61,6 +63,16 @@ class Evaluator:
         return self._done[-1] if self._done else None
 
     @property
+    def history(self) -> Sequence[Evaluated]:
+        """All so far, those of earlier attempts among them."""
+        return self._done
+
+    def best_step(self, step: int) -> int | None:
+        """Which evaluation was the best when ``step`` steps were done."""
+        found = standing([entry for entry in self._done if entry.step <= step], self._plan)
+        return found.step if found else None
+
+    @property
     def standing(self) -> Standing | None:
         """The best so far."""
         return standing(self._done, self._plan)
@@ -75,13 +87,15 @@ class Evaluator:
 
     def run(self, step: int, context: contextlib.AbstractContextManager[Any]) -> Evaluated:
         """Evaluate on all ranks, tell of it, and keep the model if it is the best. context: of mixed precision."""
+        started = time.monotonic()
         done = Evaluated(step, self.measure(context))
         self._done.append(done)
         self._watch.evaluated(done)
         best = self.standing
         if best is not None and best.step == step and step > 0:
+            self._watch.improved(done)
             self._keep(done)
-        self._watch.resume_clock()
+        self._watch.evaluation_took(time.monotonic() - started)
         return done
 
     def measure(self, context: contextlib.AbstractContextManager[Any]) -> dict[str, float]:
@@ -104,7 +118,8 @@ class Evaluator:
         )
         with context:
             mine = [
-                self._task.score(model, {name: tensor.to(model.device) for name, tensor in batch.items()}) for batch in loader
+                self._task.score(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+                for batch in heartbeat.each(loader, "evaluating")
             ]
         model.train(was_training)
         everyone = [scores for part in self._ranks.gather(mine) for scores in part]
@@ -120,11 +135,3 @@ class Evaluator:
             if self._improved:
                 self._improved(directory, done)
         self._ranks.barrier()
-
-    def prune(self) -> None:
-        """After a complete checkpoint: drop the models that are no longer the best."""
-        best = self.standing
-        if best is not None and self._ranks.world.rank == 0:
-            for directory in self._output.best_models():
-                if directory != self._output.best_model(best.step):
-                    shutil.rmtree(directory, ignore_errors=True)

@@ -160,7 +160,8 @@ def _room(spec: FineTuneJobSpec, facts: Facts) -> int | None:
 def _storage(spec: FineTuneJobSpec, model: ModelFacts | None, weights: Weights | None, steps: int | None) -> Storage | None:
     if model is None or weights is None:
         return None
-    written = math.ceil(steps / spec.checkpoint.every_steps) if steps is not None else spec.checkpoint.keep + 1
+    every = spec.checkpoint.steps
+    written = math.ceil(steps / every) if steps is not None and every is not None else spec.checkpoint.keep + 1
     return Storage(
         checkpoint=3 * weights.size * weights.trained + _SMALL_FILES_BYTES,  # what is trained, and AdamW's two moments
         checkpoints=min(spec.checkpoint.keep + 1, written),

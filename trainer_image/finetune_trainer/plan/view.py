@@ -8,6 +8,7 @@ from rich.text import Text
 
 from finetune_api.quantities import format_bytes
 from finetune_api.spec import DEFAULT_EPOCHS
+from finetune_trainer.batches import DEFAULT_MICRO_BATCH
 from finetune_trainer.plan.build import Plan
 from finetune_trainer.plan.gpus import gpus_with
 
@@ -64,6 +65,9 @@ def _batch(plan: Plan) -> Iterator[str]:
     split = f"{_count(batch.world, 'process', 'es')} × micro-batch {batch.micro} × accumulation {batch.accumulation}"
     yield f"{_count(batch.global_batch, 'row')} per step: {split}"
     yield f"at most {plan.tokens:,} tokens per row, {plan.tokens * batch.global_batch:,} per step"
+    is_open = plan.spec.training.per_device_batch_size is None
+    if not plan.gpu and is_open and batch.accumulation > 1 and batch.micro < DEFAULT_MICRO_BATCH:
+        yield "where all rows are shorter than that, a micro-batch holds more of them"
 
 
 def _steps(plan: Plan) -> Iterator[str]:
@@ -136,9 +140,8 @@ def _fit(plan: Plan, needed: int) -> str:
 
 def _checkpoints(plan: Plan) -> Iterator[str]:
     checkpoint, storage, output = plan.spec.checkpoint, plan.storage, plan.spec.output
-    yield f"every {_count(checkpoint.every_steps, 'step')}, the newest {checkpoint.keep} kept" + (
-        f", {format_bytes(storage.checkpoint)} each" if storage else ""
-    )
+    every = _count(checkpoint.steps, "step") if checkpoint.steps is not None else f"{checkpoint.every_minutes:g} min"
+    yield f"every {every}, the newest {checkpoint.keep} kept" + (f", {format_bytes(storage.checkpoint)} each" if storage else "")
     place = f"the claim {output.claim.claim_name}" if output.claim is not None else "a new volume"
     if plan.volume_bytes is not None:
         place += f" of {format_bytes(plan.volume_bytes)}"

@@ -1,0 +1,67 @@
+"""The worker with faults, for the tests of the launcher: FAULT is a JSON object, and says what is to go wrong on which rank.
+
+rank: the only one that it befalls. seconds: of each forward pass, but for the first ``after``. rows: more of them in a forward
+pass do not fit the memory. step: the forward pass in which error is raised, or signal is sent to the process itself.
+stage: "tokenising" or "saving" for stage_seconds to pass there; a save goes on at once when somebody waits for it.
+"""
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import torch
+
+from finetune_api.reasons import FineTuneError, Reason
+from finetune_trainer import preparation, train
+from finetune_trainer.checkpoints.writer import Writer
+from finetune_trainer.tasks.text_classification import TextClassification
+
+FAULT: dict[str, Any] = json.loads(os.environ.get("FAULT", "{}"))
+_loss = TextClassification.loss
+_passes = 0
+
+
+def is_here() -> bool:
+    """Whether the fault befalls this process."""
+    return bool(FAULT.get("rank", 0) == int(os.environ.get("RANK", "0")))
+
+
+def loss(self: TextClassification, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    global _passes
+    _passes += 1
+    if _passes > FAULT.get("after", 0):
+        time.sleep(FAULT.get("seconds", 0.0))
+    if "rows" in FAULT and len(batch["labels"]) > FAULT["rows"] and is_here():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    if _passes == FAULT.get("step") and is_here():
+        if "signal" in FAULT:
+            os.kill(os.getpid(), FAULT["signal"])
+        if FAULT.get("error") == "ConfigurationError":
+            raise FineTuneError(Reason.CONFIGURATION_ERROR, "spec.training: this can't be")
+        raise RuntimeError("this is a mistake of ours")
+    return _loss(self, model, batch)
+
+
+def slow(function: Any) -> Any:
+    """The same function, after a while."""
+
+    def wait_and_call(*arguments: Any, **options: Any) -> Any:
+        time.sleep(FAULT["stage_seconds"])
+        return function(*arguments, **options)
+
+    return wait_and_call
+
+
+TextClassification.loss = loss  # type: ignore[method-assign]
+if FAULT.get("stage") == "tokenising":
+    preparation.prepare = slow(preparation.prepare)
+
+if FAULT.get("stage") == "saving":
+    Writer.pace = lambda self: self._hurry.wait(FAULT["stage_seconds"])  # type: ignore[method-assign,assignment,return-value]
+
+main = train.main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""What a process measures of itself: on the CPU for real, on a GPU with one that is made up."""
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_trainer import meter
+from finetune_trainer.meter import ForwardClock, Meter
+from unit.trainer.tiny_models import build_model
+
+
+class Slow(torch.nn.Module):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return inputs
+
+
+class Event:
+    """Of a GPU that takes 4 ms from one event to the next, and has come as far as ``reached``."""
+
+    made = 0
+    reached = 1_000
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+        Event.made += 1
+        self.number = Event.made
+
+    def record(self) -> None:
+        pass
+
+    def query(self) -> bool:
+        return self.number <= Event.reached
+
+    def elapsed_time(self, later: "Event") -> float:
+        assert later.query(), "asking for what is not over waits for the GPU"
+        return 4.0 * (later.number - self.number)
+
+
+@pytest.fixture
+def tiny() -> Any:
+    return build_model("gpt2", 300)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An H200 with 40 of 100 bytes in use."""
+    monkeypatch.setattr(Event, "made", 0)
+    made_up = {
+        "is_available": lambda: True,
+        "Event": Event,
+        "get_device_name": lambda: "NVIDIA H200",
+        "current_device": lambda: 0,
+        "get_device_properties": lambda _: SimpleNamespace(total_memory=100),
+        "memory_allocated": lambda: 40,
+        "max_memory_allocated": lambda: 60,
+    }
+    for name, value in made_up.items():
+        monkeypatch.setattr(meter.torch.cuda, name, value)
+
+
+def test_forward_passes_in_training_are_timed_and_those_of_an_evaluation_are_not() -> None:
+    model, clock = Slow(), ForwardClock()
+    clock.attach(model)
+    model(torch.zeros(1))
+    model.eval()(torch.zeros(1))
+    assert len(clock._seconds) == 1
+    seconds = clock.read()
+    assert seconds is not None
+    assert 0.02 <= seconds < 1
+    assert clock.read() is None, "what was read is forgotten"
+
+
+def test_only_so_many_passes_are_timed_as_are_needed() -> None:
+    model, clock = torch.nn.Identity(), ForwardClock()
+    clock.attach(model)
+    for _ in range(100):
+        model(torch.zeros(1))
+    assert len(clock._seconds) == meter._MOST_TIMED
+
+
+@pytest.mark.usefixtures("gpu")
+def test_of_a_gpu_only_what_is_over_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, clock = torch.nn.Identity(), ForwardClock()
+    clock.attach(model)
+    for _ in range(3):
+        model(torch.zeros(1))
+    monkeypatch.setattr(Event, "reached", 4)
+    assert clock.read() == pytest.approx(0.004)
+    model(torch.zeros(1))
+    assert clock.read() is None
+
+
+def test_on_a_gpu_a_reading_has_memory_and_utilisation(tiny: Any, gpu: None) -> None:
+    flops = meter.measure(tiny, tiny.config).flops_per_token(16)
+    reading = Meter(tiny, tiny.config, length=16).read(tokens=1_000_000, seconds=2.0)
+    assert reading.mfu == pytest.approx(1_000_000 * flops / 2.0 / 989.5e12)
+    assert (reading.memory_allocated, reading.memory_peak, reading.memory_total) == (40, 60, 100)
+
+
+def test_on_a_cpu_there_is_neither(tiny: Any) -> None:
+    reading = Meter(tiny, tiny.config, length=16).read(tokens=1000, seconds=1.0)
+    assert (reading.mfu, reading.memory_total) == (None, None)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_model_that_is_compiled_has_no_clock_in_it(tiny: Any, compiled: bool) -> None:
+    Meter(tiny, tiny.config, length=16, compiled=compiled)
+    assert bool(tiny._forward_hooks) is not compiled

@@ -1,0 +1,102 @@
+"""What an output directory knows of its training: also of one that runs, or was interrupted."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pydantic
+
+from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.wire import Report
+
+Entry = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """All that is known. steps, evaluations: lines of the history, in order. starts: of starts.jsonl.
+
+    evaluation: evaluation.json, of the finished model. report: the last word; None until it is finished.
+    """
+
+    directory: pathlib.Path
+    name: str
+    spec: Mapping[str, Any]
+    resolved: Mapping[str, Any]
+    steps: Sequence[Entry]
+    evaluations: Sequence[Entry]
+    starts: Sequence[Entry]
+    evaluation: Mapping[str, Any]
+    report: Report | None
+
+    @property
+    def last_step(self) -> int:
+        """The last that is written down."""
+        return max((int(entry["step"]) for entry in (*self.steps, *self.evaluations)), default=0)
+
+    @property
+    def total_steps(self) -> int | None:
+        """How many there are to be; None where nobody wrote it down."""
+        return next((start["totalSteps"] for start in reversed(self.starts) if start.get("totalSteps")), None)
+
+
+def read_training(directory: pathlib.Path) -> Training:
+    """directory: an output, or model/ in it. Raises FineTuneError where it holds no training."""
+    for output in (directory, directory.resolve().parent):
+        if (output / "run.json").is_file():
+            break
+    else:
+        raise FineTuneError(
+            Reason.CONFIGURATION_ERROR,
+            f"DIR: {directory} holds no training; write the output directory of a job, which has run.json in it"
+            if directory.exists()
+            else f"DIR: there is no {directory}; of a job on a cluster fetch the output first: kubectl finetune pull "
+            f"{directory} DIR, then finetune report DIR",
+        )
+    run = _json(output / "run.json")
+    history = _lines(output / "history.jsonl")
+    return Training(
+        directory=output,
+        name=str(run.get("name", output.name)),
+        spec=run.get("spec") or {},
+        resolved=run.get("resolved") or {},
+        steps=[entry for entry in history if "loss" in entry],
+        evaluations=[entry for entry in history if isinstance(entry.get("evaluation"), dict)],
+        starts=_lines(output / "starts.jsonl"),
+        evaluation=_json(output / "evaluation.json"),
+        report=_report(output / "report.json"),
+    )
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    """Empty where there is none, or none that can be read: a report of the rest is better than none."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    entries = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:  # one that is being written, or was cut off
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step", 0), int):
+            entries.append(entry)
+    return entries
+
+
+def _report(path: pathlib.Path) -> Report | None:
+    try:
+        return Report.model_validate_json(path.read_text())
+    except (OSError, pydantic.ValidationError):
+        return None
