@@ -1,0 +1,208 @@
+"""`logs`: the lines of one rank, wherever it runs. `why`: one screen that says what to do."""
+
+import copy
+import logging
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from client.api_server import NOW, ApiServer, refusal
+from client.builders import FAILED, RUNNING, SUCCEEDED, Manifest, ended, event, job, pod
+from client.conftest import Clock
+from finetune_client import FineTune, UnreachableError, logs, why
+from finetune_client.records import read_job, read_pod
+
+Run = Callable[..., Any]
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def stamped(*lines: str) -> list[str]:
+    """Lines as a kubelet has them, one per second."""
+    return [f"2026-11-21T10:00:{second:02d}.{second}Z {line}" for second, line in enumerate(lines)]
+
+
+@pytest.fixture
+def gang(server: ApiServer) -> None:
+    """Two pods of two processes each, in the second attempt."""
+    server.put("finetunejobs", job(status={**RUNNING, "attempt": 2}, distributed={"nodes": 2, "processesPerNode": 2}))
+    for index in (0, 1):
+        server.put("pods", pod(attempt=2, index=index))
+    server.logs["news-2-1-abcde"] = stamped(
+        f"{NOW} launcher INFO news, attempt 2, pod 1 of 2",
+        f"{NOW} rank 2 INFO mine",
+        f"{NOW} rank 3 ERROR another's",
+        "  its traceback",
+        '{"time": "t", "rank": 3, "message": "in JSON"}',
+        '{"time": "t", "rank": 2, "message": "mine in JSON"}',
+    )
+
+
+@pytest.mark.usefixtures("gang")
+def test_a_rank_is_found_in_its_pod_and_only_its_lines_are_shown(run: Run) -> None:
+    shown = run("logs", "news", "--rank", 2).output.splitlines()
+    assert shown == [
+        f"{NOW} launcher INFO news, attempt 2, pod 1 of 2",
+        f"{NOW} rank 2 INFO mine",
+        '{"time": "t", "rank": 2, "message": "mine in JSON"}',
+    ]
+    assert "  its traceback" in run("logs", "news", "--rank", 3).output.splitlines()
+
+
+@pytest.mark.usefixtures("gang")
+def test_ranks_and_attempts_that_are_not_there_are_said(run: Run) -> None:
+    assert "attempt 2 has no rank 4: it has 4, from 0" in run("logs", "news", "--rank", 4).output
+    result = run("logs", "news", "--previous")
+    assert result.exit_code == 1
+    assert "the pods of attempt 1 are gone, and their logs with them; there are those of attempt 2" in result.output
+    assert run("logs", "news", "--previous", "--attempt", 1).exit_code == 2
+
+
+def test_a_job_without_pods_says_why(run: Run, server: ApiServer) -> None:
+    server.put("finetunejobs", job(status={"phase": "Queued", "message": "waits for quota"}))
+    result = run("logs", "news")
+    assert (result.exit_code, "news has no pods: waits for quota" in result.output) == (1, True)
+    assert "news is in its first attempt" in run("logs", "news", "-p").output
+
+
+def test_following_takes_a_broken_connection_up_again_and_shows_each_line_once(run: Run, server: ApiServer, clock: Clock) -> None:
+    server.put("finetunejobs", job(status=RUNNING))
+    there = server.put("pods", pod())
+    name = there["metadata"]["name"]
+    server.logs[name] = stamped("one", "two")
+
+    def end() -> None:
+        server.logs[name] = stamped("one", "two", "three")
+        there["status"] = pod(state=ended(0))["status"]
+
+    clock.then = [lambda: setattr(server, "away", 1), lambda: None, end]
+    result = run("logs", "news", "--follow")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == ["one", "two", "three"]
+    assert "… the API server" in result.stderr
+
+
+def test_following_waits_for_a_pod_that_has_not_started(run: Run, server: ApiServer, clock: Clock) -> None:
+    server.put("finetunejobs", job(status=RUNNING))
+    server.put("pods", pod(state=ended(0)))
+    server.logs["news-1-0-abcde"] = stamped("begun")
+    server.answers["GET pods/log"] = refusal(400, "BadRequest", 'container "trainer" is waiting to start: ContainerCreating')
+    clock.then = [server.answers.clear]
+    result = run("logs", "news", "-f")
+    assert (result.stdout.splitlines(), result.exit_code) == (["begun"], 0)
+    assert "the pod has not started yet" in result.stderr
+
+
+def test_a_log_that_is_silent_for_long_is_asked_for_again_without_a_word(
+    cluster: FineTune, server: ApiServer, clock: Clock
+) -> None:
+    server.put("finetunejobs", job(status=RUNNING))
+    there = server.put("pods", pod())
+    server.logs["news-1-0-abcde"] = stamped("one", "two")
+    server.silent = 2
+    cluster.api.silence_seconds = 0.3
+    clock.then = [lambda: None, lambda: there.update(status=pod(state=ended(0))["status"])]
+    told: list[str] = []
+    assert list(cluster.job("news").logs(follow=True, tell=told.append)) == ["one", "two"]
+    assert told == []
+    server.silent = 1
+    with pytest.raises(UnreachableError, match="does not come"):
+        list(cluster.job("news").logs())
+
+
+def test_only_the_last_lines_come_when_that_is_asked_for(run: Run, server: ApiServer) -> None:
+    server.put("finetunejobs", job(status=SUCCEEDED))
+    server.put("pods", pod(state=ended(0)))
+    server.logs["news-1-0-abcde"] = stamped("one", "two", "three")
+    for options in ([], ["--follow"]):
+        assert run("logs", "news", "--tail", 2, *options).output.splitlines() == ["two", "three"]
+
+
+def test_lines_are_told_apart_by_all_digits_of_their_times() -> None:
+    pages = [["T10:00:00.5Z a", "T10:00:00.51Z b"], ["T10:00:00.5Z a", "T10:00:00.51Z b", "T10:00:00.600Z c"]]
+    over = iter([False, True])
+    lines = logs.follow_log(lambda since: pages.pop(0), lambda: next(over), lambda seconds: None, lambda problem: None)
+    assert list(lines) == ["a", "b", "c"]
+
+
+def test_the_steps_that_the_trainer_logs_are_those_that_are_read(caplog: pytest.LogCaptureFixture) -> None:
+    source = (ROOT / "trainer_image/finetune_trainer/loops/watch.py").read_text(encoding="utf-8")
+    assert '"step %d of %d: loss %.4f' in source, "logs.read_losses reads this line"
+    with caplog.at_level(logging.INFO):
+        logging.getLogger().info("step %d of %d: loss %.4f%s, learning rate %.3g", 7, 100, 0.25, ", gradient norm 1.0", 1e-4)
+    assert logs.read_losses(caplog.messages) == [(7, 0.25)]
+
+
+def test_why_shows_a_failure_with_its_log_and_the_next_commands(run: Run, server: ApiServer) -> None:
+    server.put("finetunejobs", job(status=FAILED, distributed={"nodes": 2}))
+    server.put("pods", pod(attempt=2, index=0, state=ended(1)))
+    server.put("pods", pod(attempt=2, index=1, state=ended(64)))
+    server.put("events", event("Failed", "DataError: column text is missing", kind="Warning"))
+    server.logs["news-2-1-abcde"] = stamped("loading", "KeyError: 'text'")
+    result = run("why", "news")
+    assert result.exit_code == 0
+    shown = result.output
+    for text in (
+        "news  Failed (DataError): column text is missing",
+        "failure: DataError (rank 1, node node-b, exit code 64): column text is missing",
+        "NodeLost",  # of the first attempt
+        "news-2-1-abcde",
+        "Failed: DataError: column text is missing",
+        "  KeyError: 'text'",
+        "Correct the data, or the field of spec.datasets that the message names.",
+        "kubectl finetune logs news --rank 1",
+    ):
+        assert text in shown, text
+    assert len(shown.splitlines()) < 40, "one screen"
+
+
+def test_why_shows_what_a_pod_waits_for(run: Run, server: ApiServer) -> None:
+    blocked = {"type": "Blocked", "status": "True", "reason": "ImagePullFailed", "message": "no such image",
+               "lastTransitionTime": NOW, "observedGeneration": 1}  # fmt: skip
+    status = {"phase": "Pending", "reason": "ImagePullFailed", "message": "no such image", "conditions": [blocked], "attempt": 1}
+    server.put("finetunejobs", job(status=status))
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image x"}}
+    server.put("pods", pod(state=waiting))
+    shown = run("why", "news").output
+    for text in ("Blocked (ImagePullFailed): no such image", "ImagePullBackOff", "Back-off pulling image x",
+                 "Correct spec.pod.image", "kubectl describe pod news-1-0-abcde"):  # fmt: skip
+        assert text in shown, text
+
+
+def record(status: Manifest | None, **spec: Any) -> Any:
+    manifest = job(status=status, **spec)
+    manifest["metadata"] |= {"namespace": "team", "uid": "u", "creationTimestamp": NOW}
+    return read_job(manifest)
+
+
+NEXT = [
+    (None, {}, "kubectl get pods -A -l app.kubernetes.io/name=finetune-operator"),
+    (SUCCEEDED, {}, "kubectl finetune pull news ./news"),
+    ({"phase": "Suspended"}, {"suspend": True}, "kubectl finetune resume news"),
+    (RUNNING, {}, "kubectl finetune watch news"),
+    ({"phase": "Queued", "reason": "WaitingForQueue"}, {}, "kubectl finetune watch news"),
+    (FAILED, {}, "kubectl delete finetunejob news, then kubectl finetune submit the corrected file"),
+]
+
+
+@pytest.mark.parametrize(("status", "spec", "command"), NEXT)
+def test_each_phase_has_a_next_command(status: Manifest | None, spec: Manifest, command: str) -> None:
+    assert why.next_steps(record(status, **spec), [])[-1] == command
+
+
+def test_the_traceback_of_the_status_stands_before_that_of_the_log(run: Run, server: ApiServer) -> None:
+    status = copy.deepcopy(FAILED)
+    status["failure"]["traceback"] = "Traceback\nZeroDivisionError: division by zero"
+    server.put("finetunejobs", job(status=status))
+    assert "ZeroDivisionError: division by zero" in run("why", "news").output
+
+
+def test_without_a_rank_in_the_failure_the_log_is_that_of_a_pod_that_failed() -> None:
+    status = copy.deepcopy(FAILED)
+    del status["failure"]["rank"]
+    failed = record(status, distributed={"nodes": 2, "processesPerNode": 2})
+    pods = [{**pod(attempt=2, index=index, state=ended(index))} for index in (0, 1)]
+    for item in pods:
+        item["metadata"]["creationTimestamp"] = NOW
+    assert why.culprit(failed, [read_pod(item) for item in pods]) == 2

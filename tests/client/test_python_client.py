@@ -1,0 +1,213 @@
+"""The client as a notebook uses it, and what it makes of statuses of other versions."""
+
+import copy
+import math
+import pathlib
+from typing import Any
+
+import pytest
+import yaml
+
+from client.api_server import NOW, ApiServer, refusal
+from client.builders import FAILED, RUNNING, SPEC, SUCCEEDED, event, job
+from client.conftest import Clock
+from finetune_api.reasons import FineTuneError
+from finetune_api.resource import FineTuneJob, Metadata
+from finetune_api.spec import Dataset, FineTuneJobSpec, HubDataset, HubModel, ModelSource, Training
+from finetune_client import (
+    FineTune,
+    JobFailedError,
+    JobTimeoutError,
+    NameTakenError,
+    NoSuchJobError,
+    NotInstalledError,
+    UnreachableError,
+)
+from finetune_client.chart import draw_curve
+from finetune_client.connection import connect
+from finetune_client.records import read_status
+
+
+def build_spec() -> FineTuneJobSpec:
+    return FineTuneJobSpec(
+        task="text-classification",
+        model=ModelSource(hub=HubModel(name="owner/model")),
+        datasets=[Dataset(hub=HubDataset(name="owner/data"))],
+        training=Training(epochs=2),
+    )
+
+
+def test_python_objects_a_mapping_and_a_file_are_the_same_job(
+    cluster: FineTune, server: ApiServer, tmp_path: pathlib.Path
+) -> None:
+    expected = {**SPEC, "training": {"epochs": 2}}
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(job("file", training={"epochs": 2})))
+    metadata = Metadata(name="whole", labels={"a": "b"})
+    whole = FineTuneJob(api_version="finetune.dev/v1alpha1", kind="FineTuneJob", metadata=metadata, spec=build_spec())
+    assert cluster.submit(build_spec(), name="spec").name == "spec"
+    cluster.submit(whole)
+    cluster.submit(job("mapping", training={"epochs": 2}))
+    cluster.submit(file)
+    cluster.submit(str(file), name="renamed")
+    assert server.names_of("finetunejobs") == ["file", "mapping", "renamed", "spec", "whole"]
+    for name in server.names_of("finetunejobs"):
+        created = server.take("finetunejobs", name)
+        assert created["spec"] == expected
+        assert (created["apiVersion"], created["kind"]) == ("finetune.dev/v1alpha1", "FineTuneJob")
+    assert server.take("finetunejobs", "whole")["metadata"]["labels"] == {"a": "b"}
+
+
+def test_what_is_not_valid_is_refused_before_the_cluster_is_asked(cluster: FineTune, server: ApiServer) -> None:
+    with pytest.raises(FineTuneError, match=r"spec\.datasets: required field is missing"):
+        cluster.submit({**job(), "spec": {"task": "sft", "model": SPEC["model"]}})
+    with pytest.raises(FineTuneError, match="a spec alone has no name"):
+        cluster.submit(build_spec())
+    with pytest.raises(FineTuneError, match=r"metadata\.name: write at most"):
+        cluster.submit(build_spec(), name="Not_A_Name")
+    assert server.requests == []
+
+
+def test_a_name_that_is_taken_is_an_error_of_its_own(cluster: FineTune) -> None:
+    cluster.submit(job())
+    with pytest.raises(NameTakenError):
+        cluster.submit(job())
+
+
+def test_waiting_tells_of_progress_and_returns_the_last_status(cluster: FineTune, server: ApiServer, clock: Clock) -> None:
+    handle = cluster.submit(job())
+    there = server.take("finetunejobs", "news")
+    later = copy.deepcopy(RUNNING)
+    later["progress"]["step"] = 50
+    clock.then = [
+        lambda: there.update(status=RUNNING),
+        lambda: setattr(server, "away", 2),
+        lambda: None,
+        lambda: there.update(status=later),
+        lambda: there.update(status=SUCCEEDED),
+    ]
+    steps: list[int] = []
+    status = handle.wait(on_progress=lambda progress: steps.append(progress.step))
+    assert steps == [37, 50]
+    assert status.evaluation is not None
+    assert status.evaluation.metrics == {"accuracy": 0.91}
+
+
+def test_a_job_that_fails_raises_with_its_failure(cluster: FineTune, server: ApiServer) -> None:
+    server.put("finetunejobs", job(status=FAILED))
+    with pytest.raises(JobFailedError, match="news failed, DataError: column text is missing") as caught:
+        cluster.job("news").wait()
+    assert caught.value.failure is not None
+    assert (caught.value.failure.rank, caught.value.failure.exit_code) == (1, 64)
+    assert caught.value.status.phase == "Failed"
+
+
+def test_waiting_ends_at_its_time_and_the_job_goes_on(cluster: FineTune, server: ApiServer) -> None:
+    server.put("finetunejobs", job(status=RUNNING))
+    with pytest.raises(JobTimeoutError, match=r"has not ended within 0 s \(it is Running\)"):
+        cluster.job("news").wait(timeout=0)
+    with pytest.raises(TimeoutError):
+        cluster.job("news").suspend(wait=True, timeout=0)
+
+
+def test_a_job_tells_its_status_progress_events_and_goes_when_it_is_deleted(cluster: FineTune, server: ApiServer) -> None:
+    server.put("finetunejobs", job(status=RUNNING))
+    server.put("events", event("Started", "Attempt 1 trains.", at="2026-11-21T10:00:09Z"))
+    server.put("events", event("Created", "Created the pods.", at="2026-11-21T10:00:01Z"))
+    earlier = event("Failed", "of an earlier job of this name")
+    earlier["involvedObject"]["uid"] = "another"
+    server.put("events", earlier)
+    handle = cluster.job("news")
+    assert handle.status.phase == "Running"
+    progress = handle.progress()
+    assert progress is not None
+    assert progress.step == 37
+    assert [item.reason for item in handle.events()] == ["Created", "Started"]
+    handle.delete()
+    assert server.names_of("finetunejobs") == []
+    with pytest.raises(NoSuchJobError):
+        handle.delete()
+    handle.delete(missing_ok=True)
+
+
+def test_a_long_list_is_read_page_by_page(cluster: FineTune, server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    import json
+
+    pages = [{"metadata": {"continue": "more"}, "items": []}, {"metadata": {"continue": ""}, "items": []}]
+    answered = iter(pages)
+
+    def answer(*_: Any) -> tuple[int, bytes]:
+        return 200, json.dumps(next(answered)).encode()
+
+    monkeypatch.setattr(server, "answer", answer)
+    assert cluster.list() == []
+    assert len(server.requests) == 2
+
+
+def test_errors_have_types(cluster: FineTune, server: ApiServer) -> None:
+    server.away = 1
+    with pytest.raises(UnreachableError):
+        cluster.list()
+    server.answers["GET finetunejobs"] = refusal(429, "TooManyRequests", "later")
+    with pytest.raises(UnreachableError):
+        cluster.list()
+    server.installed = False
+    with pytest.raises(NotInstalledError):
+        cluster.list()
+
+
+def test_in_a_pod_the_service_account_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    for name, content in (("token", "secret"), ("ca.crt", "certificate"), ("namespace", "mine\n")):
+        (tmp_path / name).write_text(content)
+    from kubernetes.config import incluster_config
+
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setattr("finetune_client.connection._NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    load = incluster_config.InClusterConfigLoader
+    monkeypatch.setattr(
+        "kubernetes.config.load_incluster_config",
+        lambda client_configuration: load(str(tmp_path / "token"), str(tmp_path / "ca.crt")).load_and_set(client_configuration),
+    )
+    connection = connect()
+    assert connection.namespace == "mine"
+    assert connection.client.configuration.host == "https://10.0.0.1:443"
+
+
+def test_fields_of_a_later_version_are_left_out_and_the_rest_counts() -> None:
+    later: dict[str, Any] = copy.deepcopy(RUNNING)
+    later["sparkle"] = {"a": 1}
+    later["progress"]["flops"] = 3.5
+    later["restarts"] = {"failures": "many", "unheard": 1}
+    later["attempts"] = [{"number": 1, "startTime": NOW, "nodes": 2, "novel": True}]
+    status = read_status(later)
+    assert (status.phase, status.restarts) == ("Running", None)
+    assert status.progress is not None
+    assert status.progress.step == 37
+    assert status.attempts is not None
+    assert status.attempts[0].nodes == 2
+    assert read_status({"phase": "Dreaming", "message": "m"}).message == "m"
+
+
+def test_a_curve_falls_from_its_first_to_its_last_point() -> None:
+    lines = draw_curve([(step, 1 / (1 + step)) for step in range(20)], 40, 4)
+    assert len(lines) == 4
+    assert all(len(line) <= 40 for line in lines)
+    assert lines[0].startswith("   1 ┤")
+    assert lines[-1].startswith("0.05 ┤")
+    braille = [line.partition("┤")[2] for line in lines]
+    assert braille[0][0] != "\u2800"
+    assert braille[0][-1] == "\u2800"
+    assert braille[-1][-1] != "\u2800"
+    for cells in zip(*braille, strict=True):
+        assert any(cell != "\u2800" for cell in cells), "the curve has no holes"
+
+
+def test_a_flat_curve_a_single_point_and_values_that_are_no_numbers_are_no_trouble() -> None:
+    assert draw_curve([(1, 0.5)], 40, 4) == []
+    assert draw_curve([(1, 0.5), (2, math.nan)], 40, 4) == []
+    assert len(draw_curve([(1, 0.5), (2, 0.5), (3, math.inf)], 40, 4)) == 4

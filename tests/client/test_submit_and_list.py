@@ -1,0 +1,216 @@
+"""`submit`, `list`, `suspend` and `resume`, and how refusals of the cluster are said."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+
+from client.api_server import TOKEN, ApiServer, refusal
+from client.builders import FAILED, RUNNING, SUCCEEDED, job
+from client.conftest import Clock
+from finetune_client import FineTune, NotConfiguredError
+
+Run = Callable[..., Any]
+
+
+def write(path: pathlib.Path, *jobs: Any) -> pathlib.Path:
+    path.write_text(yaml.safe_dump_all(jobs))
+    return path
+
+
+def test_a_job_is_created_as_it_was_written_and_the_next_command_is_said(
+    run: Run, server: ApiServer, tmp_path: pathlib.Path
+) -> None:
+    given = job(suspend=False)
+    given["metadata"]["labels"] = {"team": "news"}
+    result = run("submit", write(tmp_path / "a.yaml", given))
+    assert result.exit_code == 0
+    assert result.output.splitlines() == ["created finetunejob news in namespace team", "  kubectl finetune watch news"]
+    created = server.take("finetunejobs", "news")
+    assert created["spec"] == given["spec"], "no default is written into it"
+    assert created["metadata"]["labels"] == {"team": "news"}
+    assert server.tokens == {f"Bearer {TOKEN}"}
+
+
+def test_a_name_on_the_command_line_and_a_namespace_win(run: Run, server: ApiServer, tmp_path: pathlib.Path) -> None:
+    file = write(tmp_path / "a.yaml", job())
+    assert run("submit", file, "--name", "again", "-n", "lab").exit_code == 0
+    assert server.take("finetunejobs", "again", "lab")
+    assert run("submit", file, "--context", "there").exit_code == 0
+    assert server.take("finetunejobs", "news", "others")
+
+
+def test_the_namespace_of_the_file_counts_and_a_contradiction_is_refused(
+    run: Run, server: ApiServer, tmp_path: pathlib.Path
+) -> None:
+    given = job()
+    given["metadata"]["namespace"] = "lab"
+    file = write(tmp_path / "a.yaml", given)
+    result = run("submit", file)
+    assert server.take("finetunejobs", "news", "lab")
+    assert "watch news --namespace lab" in result.output
+    result = run("submit", file, "--namespace", "team")
+    assert result.exit_code == 2
+    assert "metadata.namespace is lab, and team is asked for" in result.output
+
+
+def test_a_wrong_file_is_refused_with_its_lines_before_anything_is_asked(
+    run: Run, server: ApiServer, tmp_path: pathlib.Path
+) -> None:
+    good, bad = job("good"), job("bad", training={"epoch": 3})
+    file = write(tmp_path / "a.yaml", good, bad)
+    result = run("submit", file)
+    assert result.exit_code == 2
+    line = file.read_text().splitlines().index("    epoch: 3") + 1
+    assert f"error: {file}:{line}: spec.training.epoch: unknown field" in result.output
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("option", [["--name", "x"], ["--watch"]])
+def test_a_name_and_watching_are_for_one_job(run: Run, server: ApiServer, tmp_path: pathlib.Path, option: list[str]) -> None:
+    result = run("submit", write(tmp_path / "a.yaml", job("a"), job("b")), *option)
+    assert (result.exit_code, server.requests) == (2, [])
+
+
+def test_standard_input_is_a_file_too(run: Run, server: ApiServer) -> None:
+    assert run("submit", "-", stdin=yaml.safe_dump(job())).exit_code == 0
+    assert server.names_of("finetunejobs") == ["news"]
+
+
+def test_a_file_without_a_job_is_refused(run: Run, tmp_path: pathlib.Path) -> None:
+    result = run("submit", write(tmp_path / "a.yaml", {"kind": "ConfigMap"}))
+    assert result.exit_code == 2
+    assert "no FineTuneJob in" in result.output
+
+
+def test_submit_goes_on_watching_when_asked_to(run: Run, server: ApiServer, clock: Clock, tmp_path: pathlib.Path) -> None:
+    clock.then = [lambda: server.take("finetunejobs", "news").update(status=SUCCEEDED)]
+    result = run("submit", write(tmp_path / "a.yaml", job()), "--watch")
+    assert result.exit_code == 0
+    assert "Pending: the operator has not seen it yet" in result.output
+    assert "Succeeded (Trained): trained 100 steps" in result.output
+
+
+TAKEN = "there is a FineTuneJob news in namespace team already: choose another name"
+RULE = refusal(
+    422,
+    "Invalid",
+    'FineTuneJob.finetune.dev "news" is invalid: spec: Invalid value: "object": write epochs or maxSteps, not both',
+    causes=[{"field": "spec.training", "message": 'Invalid value: "object": write epochs or maxSteps, not both'}],
+)
+REFUSALS = [
+    (RULE, "error: spec.training: write epochs or maxSteps, not both"),
+    (
+        refusal(403, "Forbidden", 'User "me" cannot create resource "finetunejobs"'),
+        "you may not create finetunejobs in namespace",
+    ),
+    (refusal(403, "Forbidden", "exceeded quota: jobs, used: 3"), "error: exceeded quota: jobs, used: 3"),
+    (refusal(404, "NotFound", 'namespaces "team" not found', kind="namespaces", name="team"), "there is no namespace team"),
+    (refusal(401, "Unauthorized", "Unauthorized"), "does not accept the credentials of the kubeconfig"),
+    (refusal(503, "ServiceUnavailable", "etcd is away"), "can't answer at the moment (503 etcd is away)"),
+    ((502, b"<html>Bad gateway</html>"), "can't answer at the moment (502)"),
+]
+
+
+@pytest.mark.parametrize(("answer", "sentence"), REFUSALS)
+def test_what_the_cluster_refuses_is_one_sentence(
+    run: Run, server: ApiServer, tmp_path: pathlib.Path, answer: tuple[int, bytes], sentence: str
+) -> None:
+    server.answers["POST finetunejobs"] = answer
+    result = run("submit", write(tmp_path / "a.yaml", job()))
+    assert result.exit_code == 1
+    assert sentence in result.output
+    assert len(result.output.splitlines()) == 1
+
+
+def test_a_name_that_is_taken_is_said(run: Run, server: ApiServer, tmp_path: pathlib.Path) -> None:
+    server.put("finetunejobs", job())
+    result = run("submit", write(tmp_path / "a.yaml", job()))
+    assert result.exit_code == 1
+    assert TAKEN in result.output
+
+
+def test_a_cluster_without_the_operator_is_said(run: Run, server: ApiServer, tmp_path: pathlib.Path) -> None:
+    server.installed = False
+    for command in (["list"], ["watch", "news"], ["submit", write(tmp_path / "a.yaml", job())]):
+        result = run(*command)
+        assert result.exit_code == 1
+        assert "the cluster has no FineTuneJobs: install the operator" in result.output
+
+
+def test_a_job_that_is_not_there_is_told_from_those_like_it(run: Run, server: ApiServer) -> None:
+    server.put("finetunejobs", job("news-large"))
+    result = run("why", "new-large")
+    assert result.exit_code == 1
+    assert "there is no FineTuneJob new-large in namespace team; there is news-large" in result.output
+    assert "`kubectl finetune list`" in run("why", "zzz").output
+
+
+def test_no_connection_and_no_kubeconfig_are_said(
+    run: Run, server: ApiServer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.away = 1
+    result = run("list")
+    assert result.exit_code == 1
+    assert f"the API server {server.address} can't be reached" in result.output
+    assert "there is no kubeconfig at /nowhere" in run("list", "--kubeconfig", "/nowhere").output
+    assert "has no context elsewhere" in run("list", "--context", "elsewhere").output
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "broken"))
+    for text in ("- not\n- a kubeconfig\n", "not: [YAML\n", "kind: Config\n"):
+        (tmp_path / "broken").write_text(text)
+        with pytest.raises(NotConfiguredError, match="can't be used"):
+            FineTune()
+
+
+def test_debug_shows_the_traceback(run: Run, server: ApiServer, cluster: FineTune) -> None:
+    from click.testing import CliRunner
+
+    from finetune_client.cli import cli
+
+    result = CliRunner().invoke(cli, ["why", "zzz", "--debug"])
+    assert type(result.exception).__name__ == "NoSuchJobError"
+
+
+def test_the_list_has_those_that_go_on_first(run: Run, server: ApiServer) -> None:
+    server.put("finetunejobs", job("done", SUCCEEDED))
+    server.put("finetunejobs", job("broken", FAILED))
+    server.put("finetunejobs", job("trains", RUNNING))
+    server.put("finetunejobs", job("elsewhere"), "others")
+    header, *rows = run("list").output.splitlines()
+    assert header.split() == ["NAME", "PHASE", "REASON", "PROGRESS", "STEP", "LOSS", "LEFT", "RESTARTS", "AGE"]
+    assert [row.split()[0] for row in rows] == ["trains", "broken", "done"]
+    assert rows[0].split()[1:8] == ["Running", "Training", "37%", "37", "0.4123", "2m10s", "0"]
+    header, *rows = run("list", "-A").output.splitlines()
+    assert [row.split()[:2] for row in rows[:2]] == [["others", "elsewhere"], ["team", "trains"]]
+    assert [item["metadata"]["name"] for item in json.loads(run("list", "-o", "json").output)] == ["trains", "broken", "done"]
+    assert "There is no FineTuneJob in namespace empty." in run("list", "-n", "empty").output
+
+
+def test_suspend_and_resume_change_nothing_but_that(run: Run, server: ApiServer, clock: Clock) -> None:
+    there = server.put("finetunejobs", job(status=RUNNING))
+    before = dict(there["spec"])
+    assert "is being suspended" in run("suspend", "news").output
+    assert there["spec"] == {**before, "suspend": True}
+    clock.then = [lambda: there.update(status={"phase": "Suspended"})]
+    assert "news is suspended; to go on:  kubectl finetune resume news" in run("suspend", "news", "--wait").output
+    clock.then = [lambda: there.update(status=RUNNING)]
+    assert run("resume", "news", "--wait").exit_code == 0
+    assert there["spec"] == {**before, "suspend": False}
+
+
+def test_a_job_that_has_ended_is_not_suspended(run: Run, server: ApiServer) -> None:
+    server.put("finetunejobs", job(status=SUCCEEDED))
+    result = run("suspend", "news")
+    assert (result.exit_code, "news has succeeded already" in result.output) == (1, True)
+    assert not any(request.startswith("PATCH") for request in server.requests)
+
+
+def test_every_command_has_an_example(run: Run) -> None:
+    from finetune_client.cli import cli
+
+    for name in cli.commands:
+        result = run(name, "--help")
+        assert f"Example:  kubectl finetune {name}" in result.output, name
