@@ -1,0 +1,176 @@
+"""When each alert fires, and when it does not: series as promtool takes them, one value a minute from the time 0 on."""
+
+import dataclasses
+from collections.abc import Sequence
+
+JOB = 'namespace="team",finetunejob="news"'
+POD = f'{JOB},pod="news-1-0-x"'
+RANKS = [f'{POD},rank="{rank}",node="node-{rank}"' for rank in range(4)]
+OPERATOR = 'namespace="finetune-system",pod="finetune-operator-7d-x"'
+OF_JOB = {"namespace": "team", "finetunejob": "news"}
+
+RUNNING = (f'finetune_job_phase{{{JOB},phase="Running"}}', "1x120")
+# 60 steps of about a second, none of more than 2.5.
+STEPS = [
+    (f'finetune_training_step_duration_seconds_bucket{{{RANKS[0]},le="{bound}"}}', f"{count}x120")
+    for bound, count in (("0.5", 0), ("1", 30), ("2.5", 60), ("+Inf", 60))
+]
+# The same with steps of up to 250 s: ten of them are 2,500 s.
+LONG_STEPS = [
+    (f'finetune_training_step_duration_seconds_bucket{{{RANKS[0]},le="{bound}"}}', f"{count}x120")
+    for bound, count in (("100", 0), ("250", 60), ("+Inf", 60))
+]
+
+
+def last_step(minute: int, labels: str = RANKS[0]) -> tuple[str, str]:
+    """Steps until that minute, none afterwards."""
+    return f"finetune_training_last_step_timestamp_seconds{{{labels}}}", f"0+60x{minute} {minute * 60}x{120 - minute}"
+
+
+def gpu(percent: int, labels: str) -> tuple[str, str]:
+    return f'DCGM_FI_DEV_GPU_UTIL{{gpu="0",{labels}}}', f"{percent}x120"
+
+
+def forward(*milliseconds: float) -> list[tuple[str, str]]:
+    return [
+        (f"finetune_training_forward_duration_seconds{{{labels}}}", f"{value / 1000}x120")
+        for labels, value in zip(RANKS, milliseconds, strict=False)
+    ]
+
+
+def job(name: str, values: str, more: str = "") -> tuple[str, str]:
+    return f"finetune_job_{name}{{{JOB}{more}}}", values
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """what: the alert's name without FineTune. series: as promtool takes them. minute: when it is looked.
+
+    firing: labels of the alert, None where it is silent.
+    """
+
+    name: str
+    what: str
+    series: Sequence[tuple[str, str]]
+    minute: int
+    firing: dict[str, str] | None = None
+
+    @property
+    def alert(self) -> str:
+        return f"FineTune{self.what}"
+
+
+CASES = [
+    Case("no step for eleven minutes", "JobStalled", [RUNNING, *STEPS, last_step(20)], 31, OF_JOB),
+    Case("steps go on", "JobStalled", [RUNNING, *STEPS, last_step(60)], 60),
+    Case("one rank is late, as its pod was lost", "JobStalled", [RUNNING, *STEPS, last_step(60), last_step(5, RANKS[1])], 60),
+    Case("eleven minutes are nothing for steps of minutes", "JobStalled", [RUNNING, *LONG_STEPS, last_step(20)], 31),
+    Case("an hour is much for steps of minutes", "JobStalled", [RUNNING, *LONG_STEPS, last_step(20)], 80, OF_JOB),
+    Case(
+        "while the model is pushed there are no steps",
+        "JobStalled",
+        [(f'finetune_job_phase{{{JOB},phase="Running"}}', "1x20 0x100"), *STEPS, last_step(20)],
+        60,
+    ),
+    Case("the pod itself found it", "JobStalled",
+         [RUNNING, *STEPS, last_step(20), job("condition", "0x20 1x60", ',condition="TrainingStalled"')], 22, OF_JOB),
+    Case("no trainer is asked, the operator knows", "JobStalled",
+         [RUNNING, job("last_step_timestamp_seconds", "0+60x20 1200x60")], 31, OF_JOB),
+    Case("no trainer is asked, steps go on", "JobStalled", [RUNNING, job("last_step_timestamp_seconds", "0+60x100")], 60),
+
+    Case("a step had no number", "JobNonFiniteLoss",
+         [(f"finetune_training_nonfinite_loss_total{{{POD}}}", "0x10 1x60")], 15, OF_JOB),
+    Case("that was long ago", "JobNonFiniteLoss", [(f"finetune_training_nonfinite_loss_total{{{POD}}}", "0x10 1x60")], 40),
+    Case("the job failed of it", "JobNonFiniteLoss", [job("failure_info", "1x60", ',reason="NonFiniteLoss"')], 5, OF_JOB),
+    Case("it failed of something else", "JobNonFiniteLoss", [job("failure_info", "1x60", ',reason="DiskFull"')], 5),
+
+    Case("an idle GPU", "JobGPUIdle",
+         [last_step(100), gpu(2, 'namespace="team",pod="news-1-0-x"')], 40, {**OF_JOB, "pod": "news-1-0-x"}),
+    Case("the same without honorLabels", "JobGPUIdle",
+         [last_step(100), gpu(2, 'namespace="gpu-operator",pod="dcgm-1",exported_namespace="team",exported_pod="news-1-0-x"')],
+         40, {**OF_JOB, "pod": "news-1-0-x"}),
+    Case("a busy GPU", "JobGPUIdle", [last_step(100), gpu(90, 'namespace="team",pod="news-1-0-x"')], 40),
+    Case("an idle GPU of something else", "JobGPUIdle", [last_step(100), gpu(2, 'namespace="team",pod="notebook"')], 40),
+    Case("no exporter of GPU metrics", "JobGPUIdle", [last_step(100)], 40),
+
+    Case("no checkpoint for more than two hours", "JobCheckpointStale",
+         [RUNNING, job("checkpoint_timestamp_seconds", "-1260x120"), job("start_timestamp_seconds", "-9000x120")], 100, OF_JOB),
+    Case("a checkpoint of an hour ago", "JobCheckpointStale",
+         [RUNNING, job("checkpoint_timestamp_seconds", "2400x120"), job("start_timestamp_seconds", "-9000x120")], 100),
+    Case("there never was one", "JobCheckpointStale", [RUNNING, job("start_timestamp_seconds", "-9000x120")], 10, OF_JOB),
+    Case("it was suspended for days, and runs again", "JobCheckpointStale",
+         [RUNNING, job("checkpoint_timestamp_seconds", "-90000x120"), job("phase_since_timestamp_seconds", "0x120")], 100),
+    Case("it is suspended", "JobCheckpointStale",
+         [job("phase", "1x120", ',phase="Suspended"'), job("checkpoint_timestamp_seconds", "-90000x120")], 100),
+
+    Case("the last save failed", "JobCheckpointFailing",
+         [job("condition", "1x60", ',condition="CheckpointFailing"')], 5, OF_JOB),
+    Case("the trainer counted a failure", "JobCheckpointFailing",
+         [(f"finetune_checkpoint_failures_total{{{POD}}}", "0x10 1x60")], 15, OF_JOB),
+    Case("all saves came through", "JobCheckpointFailing",
+         [job("condition", "0x60", ',condition="CheckpointFailing"'),
+          (f"finetune_checkpoint_failures_total{{{POD}}}", "3x60")], 15),
+
+    Case("half an hour Pending", "JobPendingTooLong",
+         [job("phase", "1x60", ',phase="Pending"')], 31, {**OF_JOB, "phase": "Pending"}),
+    Case("half an hour of loading", "JobPendingTooLong",
+         [job("phase", "1x60", ',phase="Initializing"')], 31, {**OF_JOB, "phase": "Initializing"}),
+    Case("Pending for a while", "JobPendingTooLong", [job("phase", "1x20 0x40", ',phase="Pending"')], 31),
+    Case("a queue may take long", "JobPendingTooLong", [job("phase", "1x120", ',phase="Queued"')], 100),
+
+    Case("one of four is slow", "JobStraggler", forward(100, 102, 98, 150), 25,
+         {**OF_JOB, "rank": "3", "node": "node-3"}),
+    Case("one of two is slow", "JobStraggler", forward(100, 200), 25, {**OF_JOB, "rank": "1", "node": "node-1"}),
+    Case("all are about as fast", "JobStraggler", forward(100, 110, 98, 115), 25),
+    Case("one alone is never slow", "JobStraggler", forward(100), 25),
+    Case("slow for a moment", "JobStraggler",
+         [*forward(100, 102, 98), (f"finetune_training_forward_duration_seconds{{{RANKS[3]}}}", "0.1x10 0.15x3 0.1x60")], 25),
+
+    Case("three failures in half an hour", "JobCrashLoop",
+         [job("restarts_total", "0x5 1x10 2x10 3x30", ',kind="failures"'), job("restarts_total", "0x60", ',kind="in_place"')],
+         30, OF_JOB),
+    Case("failures and restarts in place count together", "JobCrashLoop",
+         [job("restarts_total", "0x5 1x50", ',kind="failures"'), job("restarts_total", "0x5 2x50", ',kind="in_place"')],
+         30, OF_JOB),
+    Case("preemptions are no failures", "JobCrashLoop", [job("restarts_total", "0x5 9x50", ',kind="preemptions"')], 30),
+    Case("failures of long ago", "JobCrashLoop", [job("restarts_total", "0x5 3x110", ',kind="failures"')], 90),
+    Case("another operator took over", "JobCrashLoop",
+         [job("restarts_total", "4x10 _x50", ',kind="failures",pod="a"'),
+          job("restarts_total", "_x10 4x50", ',kind="failures",pod="b"')],
+         30),
+
+    Case("the last push failed", "JobHubPushFailing",
+         [(f"finetune_hub_push_failures_total{{{POD}}}", "0x10 1x60")], 15, OF_JOB),
+    Case("a best model was not pushed", "JobHubPushFailing",
+         [(f"finetune_hub_best_push_failures_total{{{POD}}}", "0x10 1x60")], 15, OF_JOB),
+    Case("the pod ended before it was asked", "JobHubPushFailing",
+         [job("failure_info", "1x60", ',reason="HubPushFailed"')], 5, OF_JOB),
+    Case("nothing failed", "JobHubPushFailing",
+         [(f"finetune_hub_push_failures_total{{{POD}}}", "0x60"),
+          (f"finetune_hub_best_push_failures_total{{{POD}}}", "0x60")], 15),
+
+    Case("a job failed", "JobFailed",
+         [job("phase", "1x60", ',phase="Failed"'), job("failure_info", "1x60", ',reason="DataError"')], 5,
+         {**OF_JOB, "reason": "DataError"}),
+    Case("an attempt failed, the job goes on", "JobFailed",
+         [job("phase", "0x60", ',phase="Failed"'), job("failure_info", "1x60", ',reason="WorkerDied"')], 5),
+
+    Case("no operator answers", "OperatorDown", [(f"finetune_operator_leader{{{OPERATOR}}}", "1x5 _x60")], 20,
+         {"namespace": "finetune-system"}),
+    Case("it starts again", "OperatorDown", [(f"finetune_operator_leader{{{OPERATOR}}}", "1x5 _x7 0x60")], 20),
+    Case("that of another release does not count", "OperatorDown",
+         [('finetune_operator_leader{namespace="other",pod="finetune-operator-1"}', "1x60")], 20,
+         {"namespace": "finetune-system"}),
+
+    Case("nobody holds the Lease", "OperatorNoLeader", [(f"finetune_operator_leader{{{OPERATOR}}}", "1x5 0x60")], 10,
+         {"namespace": "finetune-system"}),
+    Case("one of two does", "OperatorNoLeader",
+         [(f"finetune_operator_leader{{{OPERATOR}}}", "0x60"),
+          ('finetune_operator_leader{namespace="finetune-system",pod="finetune-operator-y"}', "1x60")], 10),
+
+    Case("nothing heard for six minutes", "OperatorWatchStale",
+         [(f"finetune_operator_watch_last_event_timestamp_seconds{{{OPERATOR}}}", "0+60x10 600x60")], 17,
+         {"namespace": "finetune-system", "pod": "finetune-operator-7d-x"}),
+    Case("a list each minute", "OperatorWatchStale",
+         [(f"finetune_operator_watch_last_event_timestamp_seconds{{{OPERATOR}}}", "0+60x60")], 30),
+]  # fmt: skip

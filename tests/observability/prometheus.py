@@ -1,0 +1,69 @@
+"""A Prometheus in the cluster, as the API server's proxy reaches it."""
+
+import dataclasses
+import json
+import time
+import urllib.parse
+from typing import Any
+
+from cluster.kube import kubectl
+
+Series = list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prometheus:
+    """namespace, service: where it is."""
+
+    namespace: str
+    service: str
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        """``data`` of an answer of its API; raise AssertionError with its own words if it refuses."""
+        proxy = f"/api/v1/namespaces/{self.namespace}/services/{self.service}:9090/proxy/api/v1/{path}"
+        answer = kubectl("get", "--raw", f"{proxy}?{urllib.parse.urlencode(parameters)}", check=False)
+        assert answer.returncode == 0, f"{path} {parameters}: {answer.stdout}{answer.stderr}"
+        content = json.loads(answer.stdout)
+        assert content["status"] == "success", f"{parameters}: {content}"
+        return content["data"]
+
+    def instant(self, query: str, at: float | None = None) -> Series:
+        """The series of a query now, or at a Unix time."""
+        found: Series = self.ask("query", query=query, **({"time": f"{at:.0f}"} if at is not None else {}))["result"]
+        return found
+
+    def over(self, query: str, start: float, end: float, step_seconds: int = 15) -> Series:
+        """The series of a query over time, as a panel asks for them."""
+        found: Series = self.ask("query_range", query=query, start=f"{start:.0f}", end=f"{end:.0f}", step=str(step_seconds))[
+            "result"
+        ]
+        return found
+
+    def label_values(self, selector: str, label: str, since: float) -> list[str]:
+        """What Grafana's label_values() gives."""
+        found: list[str] = self.ask(
+            f"label/{label}/values", **{"match[]": selector, "start": f"{since:.0f}", "end": f"{time.time():.0f}"}
+        )
+        return found
+
+
+def find_prometheus() -> Prometheus | None:
+    """The Prometheus of an operator (its service is labelled so), or any service with its port; None where there is none."""
+    for selector in ("operated-prometheus=true", "app.kubernetes.io/name=prometheus", ""):
+        found = kubectl("get", "services", "--all-namespaces", "--selector", selector, "--output", "json", check=False)
+        items = json.loads(found.stdout)["items"] if found.returncode == 0 else []
+        for item in items:
+            if any(port["port"] == 9090 for port in item["spec"].get("ports") or ()):
+                return Prometheus(item["metadata"]["namespace"], item["metadata"]["name"])
+    return None
+
+
+def monitor_labels() -> dict[str, str]:
+    """Labels by which the Prometheus of an operator chooses its monitors; none where it takes all, or there is no such object."""
+    found = kubectl("get", "prometheuses.monitoring.coreos.com", "--all-namespaces", "--output", "json", check=False)
+    items = json.loads(found.stdout)["items"] if found.returncode == 0 else []
+    chosen: dict[str, str] = {}
+    for item in items:
+        for kind in ("podMonitorSelector", "ruleSelector"):
+            chosen |= (item["spec"].get(kind) or {}).get("matchLabels") or {}
+    return chosen

@@ -1,0 +1,130 @@
+"""With a real Prometheus: every metric arrives, every panel and variable has data, and an alert fires.
+
+Needs KUBECONFIG, a cluster with the Prometheus operator and a Prometheus, and the two images; no Hub, no GPU.
+"""
+
+import time
+
+import pytest
+
+from cluster.kube import Namespace
+from finetune_api import metrics
+from observability.jobs import STALLED, STALLED_SECONDS, WATCHED, Watched, build_job
+from observability.panels import NAMES, Query, put_in, queries, variables
+from observability.prometheus import Prometheus
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+# What a job that goes well on CPUs does not have, and why.
+NOT_OF_THIS_JOB = {
+    metrics.TRAINING_MFU: "a CPU has no known peak",
+    metrics.GPU_MEMORY_ALLOCATED: "no GPU",
+    metrics.GPU_MEMORY_PEAK: "no GPU",
+    metrics.GPU_MEMORY_TOTAL: "no GPU",
+    metrics.HUB_PUSH_DURATION: "the job publishes nothing",
+    metrics.JOB_FAILURE: "nothing failed",
+}
+EMPTY_PANELS = {
+    "Model FLOPs utilisation": "a CPU has no known peak",
+    "GPU memory": "no GPU",
+    "Failures by reason": "nothing failed",
+    "Longest waits": "no job waits any more",
+    "Requests that failed": "no request failed, as a rule",
+    "Restarts annotation": "the job was not restarted",
+    "MFU": "a CPU has no known peak",
+}
+
+
+def test_every_metric_of_a_training_on_cpus_arrives(prometheus: Prometheus, watched: Watched) -> None:
+    missing = []
+    for metric in (*metrics.TRAINER_METRICS, *metrics.OPERATOR_METRICS):
+        name = f"{metric.name}_count" if metric.kind == "histogram" else metric.name
+        where = f'{{namespace="{watched.jobs.name}"}}' if "finetunejob" in metric.labels else ""
+        if not prometheus.over(f"{name}{where}", watched.start, watched.end) and metric not in NOT_OF_THIS_JOB:
+            missing.append(metric.name)
+    assert missing == []
+
+
+def test_what_is_excepted_is_really_not_there(prometheus: Prometheus, watched: Watched) -> None:
+    for metric in NOT_OF_THIS_JOB:
+        assert not prometheus.over(f'{metric.name}{{namespace="{watched.jobs.name}"}}', watched.start, watched.end), metric.name
+
+
+def test_labels_of_training_pods_are_those_of_kubernetes(prometheus: Prometheus, watched: Watched) -> None:
+    found = prometheus.over(f'finetune_training_step{{namespace="{watched.jobs.name}"}}', watched.start, watched.end)
+    for series in found:
+        labels = series["metric"]
+        assert labels["pod"].startswith(labels["finetunejob"])
+        assert labels["node"]
+        assert not [name for name in labels if name.startswith("exported_")]
+
+
+@pytest.mark.parametrize("query", list(queries()), ids=str)
+def test_every_panel_has_data(prometheus: Prometheus, watched: Watched, system: Namespace, query: Query) -> None:
+    job = prometheus.label_values(f'finetune_job_phase{{namespace="{watched.jobs.name}"}}', "finetunejob", watched.start)[-1]
+    namespace = system.name if query.dashboard == "operator" else watched.jobs.name
+    expr = put_in(query.expr, job=job, namespace=namespace)
+    found = prometheus.over(expr, watched.start, watched.end)  # an instant panel had its value at some time, too
+    name = f"{query.panel} annotation" if query.legend == "annotation" else query.panel
+    if name in EMPTY_PANELS or query.legend in EMPTY_PANELS:
+        return  # it was understood, which is all that can be asked here
+    assert found, expr
+    assert any(value not in ("NaN", "+Inf") for series in found for _, value in series["values"]), "nothing but NaN"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_variable_has_values(prometheus: Prometheus, watched: Watched, name: str) -> None:
+    for variable, (selector, label) in variables(name).items():
+        found = prometheus.label_values(put_in(selector), label, watched.start)
+        if variable == "cluster":
+            continue  # only where many clusters report to one Prometheus
+        assert found, selector
+        if variable == "job":
+            assert any(job.startswith(WATCHED) for job in found)
+
+
+def test_the_alerts_are_loaded_and_none_has_an_error(prometheus: Prometheus, system: Namespace) -> None:
+    def loaded() -> dict[str, str]:
+        groups = prometheus.ask("rules", type="alert")["groups"]
+        return {
+            rule["name"]: rule["health"]
+            for group in groups
+            if system.name in group["file"] or group["name"].startswith("finetune-")
+            for rule in group["rules"]
+            if rule["name"].startswith("FineTune")
+        }
+
+    system.wait_for("thirteen alerts", lambda: len(loaded()) == 13 and "unknown" not in loaded().values(), 180)
+    assert set(loaded().values()) == {"ok"}
+
+
+def test_an_alert_fires_for_a_job_that_stands_still(prometheus: Prometheus, claim: tuple[Namespace, str]) -> None:
+    jobs, volume = claim
+    # The trainer would find the stall, and end it, too: it is to take longer than the alert.
+    recovery = {"maxRestarts": 0, "stallTimeoutSeconds": 3600}
+    jobs.apply(build_job(STALLED, volume, 1_000_000, recovery=recovery))
+    try:
+        jobs.wait_for_phase(STALLED, "Running", timeout=240)
+        [pod] = jobs.pods(STALLED)
+        selector = f'namespace="{jobs.name}",finetunejob="{STALLED}"'
+        jobs.wait_for("its steps are told", lambda: prometheus.instant(f"finetune_training_step{{{selector}}}"), 90, STALLED)
+        _stop_training(jobs, str(pod["metadata"]["name"]))
+        started = time.monotonic()
+        firing = f'ALERTS{{alertname="FineTuneJobStalled",alertstate="firing",{selector}}}'
+        jobs.wait_for("the alert", lambda: prometheus.instant(firing), STALLED_SECONDS + 240, STALLED)
+        print(f"FineTuneJobStalled fires {time.monotonic() - started:.0f} s after SIGSTOP, threshold {STALLED_SECONDS} s")
+    finally:
+        jobs.kubectl("delete", "finetunejob", STALLED, "--wait=false", check=False)
+
+
+def _stop_training(jobs: Namespace, pod: str) -> None:
+    """SIGSTOP for the training process; the launcher beside it goes on answering."""
+    script = (
+        "import os, pathlib, signal\n"
+        "found = [int(path.parent.name) for path in pathlib.Path('/proc').glob('[0-9]*/cmdline')\n"
+        "         if b'finetune_trainer.worker' in path.read_bytes().split(b'\\0')]\n"
+        "[os.kill(pid, signal.SIGSTOP) for pid in found]\n"
+        "print(len(found))"
+    )
+    stopped = jobs.kubectl("exec", pod, "--", "python", "-c", script).stdout
+    assert int(stopped) >= 1, "no training process was found"
