@@ -134,12 +134,13 @@ class Namespace:
         return found
 
     def describe(self, job: str | None) -> str:
-        """Status, children, events and logs: what one wants to see when a test fails."""
+        """What one wants to see when a test fails, the most telling first: a report may be cut off."""
         parts = [self.kubectl("get", "finetunejobs,jobs,pods,persistentvolumeclaims", "--output", "wide", check=False).stdout]
-        if job:
-            parts.append(self.kubectl("get", "finetunejob", job, "--output", "yaml", check=False).stdout)
-        parts.append(self.kubectl("get", "events", "--sort-by", ".lastTimestamp", check=False).stdout[-6000:])
         for pod in self.pods(job) if job else self.objects("pods"):
             name = str(pod["metadata"]["name"])
-            parts.append(f"--- log of {name}\n" + self.kubectl("logs", name, "--tail", "60", check=False).stdout)
+            parts.append(f"--- log of {name}\n" + self.kubectl("logs", name, "--tail", "40", check=False).stdout)
+        parts.append(self.kubectl("get", "events", "--sort-by", ".lastTimestamp", check=False).stdout[-6000:])
+        parts.append(kubectl("get", "pods", "--all-namespaces", "--output", "wide", check=False).stdout)
+        if job:
+            parts.append(self.kubectl("get", "finetunejob", job, "--output", "yaml", check=False).stdout)
         return "\n".join(parts)
