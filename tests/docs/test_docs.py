@@ -1,0 +1,230 @@
+"""The documents say what is so: links lead somewhere, files validate, commands and fields exist."""
+
+import functools
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+from docs.reading import ROOT, SHELL, Block, anchors, blocks, command_lines, inline_code, links, name_of, pages
+from finetune_api.cli import main as finetune
+from finetune_api.crd import custom_resource_definition
+from finetune_api.files import check_files, read_jobs
+from finetune_client.cli import cli as plugin
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+PAGES = pages()
+OUTSIDE = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "charts/finetune-operator/README.md"]
+# Programs of others that blocks of the shell start: they are not installed where these tests run.
+OTHERS = {
+    "cd", "cosign", "curl", "docker", "export", "gh", "git", "helm", "kind", "kubectl", "open", "pip", "promtool", "python",
+    "sudo", "vim",
+}  # fmt: skip
+each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+
+
+def test_the_site_is_built_strictly_and_asks_no_other_host(tmp_path: pathlib.Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    script, style = (
+        r'<(?:script|img|iframe)\b[^>]*\bsrc="(https?:[^"]+)',
+        r'<link\b[^>]*rel="stylesheet"[^>]*href="(https?:[^"]+)',
+    )
+    loaded = re.compile(f"{script}|{style}")
+    for path in tmp_path.rglob("*.html"):
+        assert not loaded.findall(path.read_text(encoding="utf-8")), path.name
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "charts/finetune-operator/README.md"]
+)
+def test_links_of_the_files_outside_docs_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    for link in links(page):
+        target, _, anchor = link.partition("#")
+        path = (page.parent / target) if target else page
+        assert path.exists(), f"{name}: {link}"
+        if anchor:
+            assert anchor in anchors(path), f"{name}: {link}"
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_every_example_is_accepted(example: pathlib.Path) -> None:
+    verdict = check_files([example])
+    assert not verdict.problems, verdict.problems
+    assert verdict.found == len(read_jobs(example)) > 0
+
+
+@each_page
+def test_every_job_in_the_documents_is_accepted(page: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    for block in blocks(page):
+        if re.search(r"^kind: FineTuneJob$", block.text, re.MULTILINE):
+            assert block.language == "yaml", f"{block.place}: mark it as yaml"
+            file = tmp_path / "job.yaml"
+            file.write_text(block.text, encoding="utf-8")
+            verdict = check_files([file])
+            assert not verdict.problems, f"{block.place}: {[problem.sentence for problem in verdict.problems]}"
+            assert verdict.found, block.place
+
+
+@each_page
+def test_every_block_of_yaml_can_be_read(page: pathlib.Path) -> None:
+    for block in blocks(page):
+        if block.language == "yaml" and "…" not in block.text:
+            list(yaml.safe_load_all(block.text))
+
+
+@each_page
+def test_every_command_in_a_block_is_one(page: pathlib.Path) -> None:
+    for block in blocks(page):
+        if block.language not in SHELL:
+            continue
+        for words in command_lines(block):
+            if found := checker(words):
+                check, arguments = found
+                problem = check(arguments, True)
+                assert problem is None, f"{block.place}: {' '.join(words)}: {problem}"
+            elif block.language:
+                assert words[0] in OTHERS, f"{block.place}: {words[0]} is no program that these tests know"
+
+
+@each_page
+def test_every_command_in_a_sentence_is_one(page: pathlib.Path) -> None:
+    for code in inline_code(page):
+        for words in command_lines(Block("bash", code, name_of(page))):
+            if found := checker(words):
+                check, arguments = found
+                problem = check(arguments, False)
+                assert problem is None, f"{name_of(page)}: `{code}`: {problem}"
+
+
+@each_page
+def test_every_field_that_is_named_exists(page: pathlib.Path) -> None:
+    schema, values = schema_of_the_resource()["properties"], chart_values()
+    for code in inline_code(page):
+        match = re.match(r"([A-Za-z]+)((?:\.[A-Za-z]+(?:\[\])?)+)(?=$|[:= ])", code)
+        if match is None or pathlib.PurePath(match[0]).suffix in {".json", ".jsonl", ".md", ".py", ".yaml"}:
+            continue
+        first, name = match[1], f"{name_of(page)}: {match[0]}"
+        if first in {"spec", "status"}:
+            assert has_field(match[0]), name
+        elif {first} & {*schema["spec"]["properties"], *schema["status"]["properties"], *values}:
+            # As people write them: without spec or status before them, or a value of the chart.
+            known = has_field(f"spec.{match[0]}") or has_field(f"status.{match[0]}") or has_value(values, match[0].split("."))
+            assert known, name
+
+
+@each_page
+def test_every_value_of_the_chart_that_is_set_exists(page: pathlib.Path) -> None:
+    values = chart_values()
+    for block in blocks(page):
+        for key in re.findall(r"--set(?:-file|-string|-json)? ([A-Za-z.]+)", block.text):
+            assert has_value(values, key.split(".")), f"{block.place}: --set {key}"
+
+
+@functools.cache
+def chart_values() -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load((ROOT / "charts/finetune-operator/values.yaml").read_text(encoding="utf-8"))
+    return values
+
+
+def has_value(values: Any, path: list[str]) -> bool:
+    """An empty mapping may hold anything."""
+    for part in path:
+        if values == {}:
+            return True
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+@functools.cache
+def schema_of_the_resource() -> dict[str, Any]:
+    schema: dict[str, Any] = custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return schema
+
+
+def has_field(path: str) -> bool:
+    schema = schema_of_the_resource()
+    for part in path.replace("[]", "").split("."):
+        schema = schema.get("items", schema)
+        if "additionalProperties" in schema or schema.get("x-kubernetes-preserve-unknown-fields"):
+            return True
+        if part not in schema.get("properties", {}):
+            return False
+        schema = schema["properties"][part]
+    return True
+
+
+def test_the_workflows_hold_on_to_their_rights_and_call_targets_that_there_are() -> None:
+    for path in sorted((ROOT / ".github/workflows").glob("*.yml")):
+        workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert workflow["permissions"] == {"contents": "read"}, f"{path.name}: a job that needs more says so itself"
+        for name, job in workflow["jobs"].items():
+            assert "uses" in job or job["timeout-minutes"] <= 120, f"{path.name}: {name} may hang for hours"
+            for step in job.get("steps", []):
+                if "uses" in step:
+                    assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step["uses"]), step["uses"]
+                if step.get("uses", "").startswith("actions/checkout@"):
+                    assert step["with"]["persist-credentials"] is False, f"{path.name}: {name}"
+                script = step.get("run", "")
+                assert "${{" not in script, f"{path.name}: {name}: what comes from outside belongs into env"
+                for words in command_lines(Block("bash", script, path.name)):
+                    assert words[0] != "make" or check_make(words) is None, f"{path.name}: {' '.join(words)}"
+
+
+# --- commands: each checker gives a sentence for what is wrong ---------------------------------------------------------
+
+
+def checker(words: list[str]) -> tuple[Callable[[list[str], bool], str | None], list[str]] | None:
+    """The checker of a command, and its arguments; None for the programs of others."""
+    program, rest = pathlib.PurePath(words[0]).name, words[1:]
+    if program == "kubectl" and rest[:1] == ["finetune"]:
+        return functools.partial(check_click, plugin), rest[1:]
+    if program == "make":
+        return lambda arguments, _whole: check_make(arguments), rest
+    group = {"finetune": finetune, "kubectl-finetune": plugin}.get(program)
+    return (functools.partial(check_click, group), rest) if group else None
+
+
+def check_click(group: click.Group, arguments: list[str], whole: bool) -> str | None:
+    """whole: every argument is there, so the real parser can read it; else its name and its options exist."""
+    if not arguments:
+        return None
+    name, *arguments = arguments
+    if name.startswith("-"):
+        return None if name in {"--help", "--version"} else "no such option"
+    with click.Context(group) as context:
+        command = group.get_command(context, name)
+        if command is None:
+            return "no such command"
+        if not whole:
+            known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+            missing = [word for word in arguments if word.startswith("--") and word.partition("=")[0] not in {*known, "--help"}]
+            return f"no such option: {missing[0]}" if missing else None
+        try:
+            command.make_context(name, list(arguments), parent=context)
+        except click.exceptions.Exit:
+            return None  # --help
+        except click.UsageError as error:
+            return error.format_message()
+    return None
+
+
+@functools.cache
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def check_make(arguments: list[str]) -> str | None:
+    asked = [word for word in arguments if word != "make" and not re.match(r"[A-Z_]+=", word)]
+    missing = [word for word in asked if word not in make_targets()]
+    return f"no such target: {missing[0]}" if missing else None
