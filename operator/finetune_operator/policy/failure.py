@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import pydantic
@@ -158,13 +158,28 @@ def _taken_away(pod: PodState) -> _Cause | None:
         reason = _DISRUPTIONS.get(pod.disruption_reason or "", Reason.POD_LOST)
         message = f"pod {pod.name} was taken from {pod.node}: {pod.disruption}"
         return _Cause("lost", at, pod.index, build_failure(reason, message, pod))
-    if pod.finished is not None and pod.finished.reason in _WITH_ITS_MACHINE:
-        message = f"pod {pod.name} ended when its machine {pod.node} went down"
-        failure = build_failure(Reason.NODE_LOST, message, pod, pod.finished.exit_code)
-        return _Cause("down", pod.finished.at, pod.index, failure)
+    if pod.finished is not None and (down := _ended_with_its_machine(pod)) is not None:
+        return _Cause("down", pod.finished.at, pod.index, down)
     if pod.deleted_at is not None:
         return _Cause("lost", pod.deleted_at, pod.index, build_failure(Reason.POD_LOST, f"pod {pod.name} was deleted", pod))
     return None
+
+
+def find_lost_machine(pods: Iterable[PodState]) -> Failure | None:
+    """What the cluster finds out of a machine only after the peers of its pod have felt it; None if all of them answer."""
+    for pod in pods:
+        if (down := _ended_with_its_machine(pod)) is not None:
+            return down
+        if pod.silent and pod.finished is None:
+            return build_failure(Reason.NODE_LOST, f"machine {pod.node} of pod {pod.name} does not answer", pod)
+    return None
+
+
+def _ended_with_its_machine(pod: PodState) -> Failure | None:
+    if pod.finished is None or pod.finished.reason not in _WITH_ITS_MACHINE:
+        return None
+    message = f"pod {pod.name} ended when its machine {pod.node} went down"
+    return build_failure(Reason.NODE_LOST, message, pod, pod.finished.exit_code)
 
 
 def _unexplained(pod: PodState, end: Finished, report: Report | None) -> Failure:
