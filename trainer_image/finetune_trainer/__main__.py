@@ -5,6 +5,7 @@ import pathlib
 import signal
 import sys
 import tempfile
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +16,9 @@ from finetune_api.resource import FineTuneJob
 from finetune_api.wire import RunConfig
 from finetune_trainer.arguments import missing_claims, parse_claims
 from finetune_trainer.plan.command import plan
+
+if TYPE_CHECKING:  # imported late, for speed
+    from rich.console import Console
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,9 +43,11 @@ def run(
     file: pathlib.Path, claims: tuple[str, ...], output: pathlib.Path | None, processes: int | None, publish: bool, debug: bool
 ) -> None:
     """Train what FILE says on this machine, in the foreground. Ctrl-C saves a checkpoint; the same command goes on from it."""
+    from rich.console import Console
+
     from finetune_trainer import console as view
 
-    console = view.Console(highlight=False)
+    console = Console(highlight=False)
     try:
         job = read_job(file)
         config = local_config(job, parse_claims(claims), output, processes, publish)
@@ -84,7 +90,7 @@ def visible_gpus() -> int:
     return len(list(pathlib.Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
-def run_locally(config: RunConfig, console: "view.Console", debug: bool) -> int:  # noqa: F821 - imported late, for speed
+def run_locally(config: RunConfig, console: "Console", debug: bool) -> int:
     """Launch, show the progress, show the result; returns the exit code."""
     from finetune_trainer import console as view
     from finetune_trainer import workers

@@ -124,10 +124,10 @@ def run_gang(module: str, forks: bool, arguments: list[str], judge: Judge, state
             return result
 
     # Who meets the others looks once a second whether all are there: long beside what else a restart takes.
-    dynamic_rendezvous._delay = lambda seconds: time.sleep(_POLL_SECONDS)
+    dynamic_rendezvous._delay = lambda seconds: time.sleep(_POLL_SECONDS)  # type: ignore[attr-defined]
     # It shows a traceback of its own for each process that ends; the reason is named by the judge.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
-    launcher.LocalElasticAgent = Agent  # type: ignore[misc] # where torchrun takes its agent from: it has no argument for it
+    launcher.LocalElasticAgent = Agent  # type: ignore[attr-defined] # where torchrun takes its agent from: it has no argument for it
     config, command, rest = run.config_from_args(run.parse_args([*arguments, "-m", module]))
     try:
         if forks:

@@ -122,11 +122,10 @@ class Launcher:
         if code == 0 and report.phase in ("Succeeded", "Publishing"):
             return None
         failure = stalled or self.state.read_ledger().end
-        # Another attempt owns the output by now: this one ends without a word of its own.
-        fenced = failure is not None and failure.reason == Reason.INTERRUPTED
         if report.phase == "Interrupted" or (self._interruption.asked and not stalled):
             return self._interruption.last_word(report)
-        if fenced:
+        if failure is not None and failure.reason == Reason.INTERRUPTED:
+            # Another attempt owns the output by now: this one ends without a word of its own.
             return report.model_copy(update={"phase": "Interrupted", "message": failure.message})
         return self._failed(failure or _gang_is_over(self.config.nodes, code))
 

@@ -106,8 +106,8 @@ def _show_row(console: "Console", task: "Task", index: int, row: "Row") -> None:
     for name, ids in row.items():
         if name in ("input_ids", "chosen_ids", "rejected_ids"):
             learned = _learned(task, row, ids)
-            label = "" if name == "input_ids" else f"{name.removesuffix('_ids')}: "
-            text = Text(label).append_text(_marked(task.tokenizer, list(ids), learned, console.is_terminal))
+            title = "" if name == "input_ids" else f"{name.removesuffix('_ids')}: "
+            text = Text(title).append_text(_marked(task.tokenizer, list(ids), learned, console.is_terminal))
             console.print(text, soft_wrap=not console.is_terminal)
     if (label := _label(task, row)) is not None:
         console.print(Text(f"label: {label}", style="green"), soft_wrap=True)
@@ -153,7 +153,8 @@ def _label(task: "Task", row: "Row") -> str | None:
     """Class or classes or number of the row, or the tags of its words; None for tasks without."""
     from finetune_trainer.tasks.base import IGNORED
 
-    labels, info = row.get("labels"), task.info
+    labels: Any = row.get("labels")
+    info = task.info
     if info.problem == "Regression":
         return f"{float(labels):g}"
     if not info.classes:

@@ -5,11 +5,19 @@ A batch is named by its step. It may be left out only so often: a training that 
 
 import json
 import pathlib
+from typing import TypedDict
 
 from finetune_trainer.state import write_atomically
 
 MOST_SKIPPED = 5
 _NAME = "skipped.json"
+
+
+class _Content(TypedDict):
+    """steps: whose batch is left out. exhausted: one more was asked for, and not granted."""
+
+    steps: list[int]
+    exhausted: bool
 
 
 def load(output: pathlib.Path) -> frozenset[int]:
@@ -34,8 +42,9 @@ def record(output: pathlib.Path, step: int) -> bool:
     return granted
 
 
-def _read(output: pathlib.Path) -> "dict[str, list[int] | bool]":
+def _read(output: pathlib.Path) -> _Content:
     try:
-        return json.loads((output / _NAME).read_text())  # type: ignore[no-any-return]
+        content: _Content = json.loads((output / _NAME).read_text())
     except FileNotFoundError:
         return {"steps": [], "exhausted": False}
+    return content

@@ -89,16 +89,17 @@ def train(config: RunConfig, ranks: Control, state: RunState, reporter: Reporter
         if spec.publish and spec.publish.when == "OnBestCheckpoint"
         else None
     )
-    evaluator = Evaluator(
-        task, eval_rows, spec.evaluation, plan, ranks, output, watch, list(before.evaluations) if before else [],
-        save=lambda directory: save_model(task.model, task.tokenizer, directory),
-        improved=pusher and (lambda directory, done: push_best(directory, done)),
-    )  # fmt: skip
 
     def push_best(directory: pathlib.Path, done: Evaluated) -> None:
         write_model_card(directory, config, reporter.report, evaluator.details)
         assert pusher
         pusher.submit(directory, done.step, dict(done.figures))
+
+    evaluator = Evaluator(
+        task, eval_rows, spec.evaluation, plan, ranks, output, watch, list(before.evaluations) if before else [],
+        save=lambda directory: save_model(task.model, task.tokenizer, directory),
+        improved=push_best if pusher else None,
+    )  # fmt: skip
 
     guard = LossGuard(spec.recovery, ranks, output, metrics, scaled=args.fp16)
     keeper = Keeper(store, output, resumption, ranks, watch, guard, evaluator, spec.checkpoint.steps)

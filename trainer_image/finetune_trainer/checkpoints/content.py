@@ -105,7 +105,7 @@ def is_finite(model: Any) -> bool:
 
 def random_state() -> dict[str, Any]:
     """Of this process."""
-    numpy_state = np.random.get_state()  # of the functions that libraries draw from
+    numpy_state: Any = np.random.get_state(legacy=True)  # of the functions that libraries draw from
     return {
         "python": random.getstate(),
         "numpy": [numpy_state[0], torch.from_numpy(np.asarray(numpy_state[1], dtype=np.int64)), *numpy_state[2:]],

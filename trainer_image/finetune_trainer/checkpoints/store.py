@@ -77,7 +77,7 @@ class Store:
         self.directory.mkdir(exist_ok=True)
         for left in self.directory.glob(".*"):
             shutil.rmtree(left, ignore_errors=True)
-        skipped = []
+        skipped: list[str] = []
         for checkpoint in reversed(complete_checkpoints(self.directory)):
             damage = find_damage(checkpoint)
             if damage is None:

@@ -220,6 +220,10 @@ def _sentences(file: SourceFile, stream: TextIO) -> Iterator[tuple[int, tuple[li
             tags.append(cells[-1].strip())
 
 
+def _name_in(batch: Sequence[SourceFile]) -> Callable[[int], str]:
+    return lambda row: batch[row].name
+
+
 def _read_folders(files: Sequence[SourceFile], notes: Counter[str], labelled: bool) -> Iterator[Chunk]:
     """One row per file, its folder the label."""
     kept = [file for file in files if not (labelled and class_of(file) == UNLABELLED_FOLDER)]
@@ -228,7 +232,7 @@ def _read_folders(files: Sequence[SourceFile], notes: Counter[str], labelled: bo
     for start in range(0, len(kept), CHUNK_ROWS):
         batch = kept[start : start + CHUNK_ROWS]
         texts = [file.content(notes).strip() for file in batch]
-        yield Chunk({"text": texts, "label": [class_of(file) for file in batch]}, lambda row, batch=batch: batch[row].name)
+        yield Chunk({"text": texts, "label": [class_of(file) for file in batch]}, _name_in(batch))
 
 
 _READERS = {

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.reasons import FineTuneError, Reason
@@ -104,7 +104,12 @@ def _stream_parts(
             for columns in rows.iter(_STREAM_CHUNK_ROWS):
                 first = start
                 start += len(next(iter(columns.values())))
-                yield Chunk(columns, lambda row, split=split, first=first: f"split {split}, row {first + row + 1}", declared)
+                yield Chunk(columns, _place(split, first), declared)
+
+
+def _place(split: str, first: int) -> Callable[[int], str]:
+    """Names rows of a chunk that begins with that row of a split."""
+    return lambda row: f"split {split}, row {first + row + 1}"
 
 
 def _load_hub(source: HubDataset, field: str, revision: str, streaming: bool) -> dict[str, Any]:
@@ -132,7 +137,7 @@ def _read_parts(loaded: "Mapping[str, datasets.Dataset]", parts: Sequence[splits
         declared = readers.class_names(rows.features.to_dict())
         for first in range(start, stop, readers.CHUNK_ROWS):
             columns = rows[first : min(first + readers.CHUNK_ROWS, stop)]
-            yield Chunk(columns, lambda row, name=name, first=first: f"split {name}, row {first + row + 1}", declared)
+            yield Chunk(columns, _place(name, first), declared)
 
 
 def _open_claim(spec: DatasetSpec, source: ClaimDataset, field: str, root: pathlib.Path, task: str) -> Source:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import accelerate
 import torch
@@ -52,7 +52,7 @@ class NativeLoop:
         self._model, self._optimizer = self._accelerator.prepare(task.model, optimizer)
         self._scheduler = transformers.get_scheduler(
             args.lr_scheduler_type, optimizer, args.get_warmup_steps(args.max_steps), args.max_steps,
-            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+            scheduler_specific_kwargs=cast(dict[str, Any] | None, args.lr_scheduler_kwargs),
         )  # fmt: skip
         self._sampler = rows.batches(plan, ranks.world.rank)
         self._loader = DataLoader(

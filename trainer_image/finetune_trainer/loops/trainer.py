@@ -104,7 +104,7 @@ class TrainerLoop(transformers.Trainer):
         return batches, terms
 
     def compute_loss(
-        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: int | None = None
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """This forward pass's share of the mean over the global batch; DDP takes the mean over processes, hence the factor."""
         assert num_items_in_batch is not None

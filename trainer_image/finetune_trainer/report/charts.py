@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -19,7 +20,7 @@ _WINDOW_SHARE = 0.04
 _INK, _FAINT = "#010203", "#020304"
 _LINES = ("#030405", "#040506", "#050607", "#060708", "#070809", "#08090a")
 _VARIABLES = {_INK: "--ink", _FAINT: "--faint"} | {colour: f"--line-{number}" for number, colour in enumerate(_LINES)}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "finetune",
     "font.family": "sans-serif",

@@ -123,10 +123,7 @@ class LanguageModel(Task):
     @torch.no_grad()
     def answer(self, samples: Sequence[Sample]) -> list[SampleAnswer]:
         """What the model goes on with, the likeliest token each time."""
-        return [
-            SampleAnswer(text=(sample.text or sample.messages[-1].content)[:200], answer=self._go_on(sample)[:400])
-            for sample in samples
-        ]
+        return [SampleAnswer(text=_last_said(sample)[:200], answer=self._go_on(sample)[:400]) for sample in samples]
 
     def _go_on(self, sample: Sample) -> str:
         ids = self._sample_ids(sample)
@@ -157,6 +154,10 @@ class LanguageModel(Task):
     @abc.abstractmethod
     def encode(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Texts or chats → ``input_ids`` and ``labels``, the first of which is always ignored."""
+
+
+def _last_said(sample: Sample) -> str:
+    return sample.messages[-1].content if sample.messages else sample.text or ""
 
 
 def takes(model: Any, argument: str) -> bool:

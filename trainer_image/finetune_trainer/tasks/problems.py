@@ -142,11 +142,11 @@ class MultiLabel(Problem):
         return {"labels": [name for name, logit in zip(self.names, logits, strict=True) if logit > 0], "scores": scores}
 
     def label_of(self, label: np.ndarray) -> list[str]:
-        return [self.names[number] for number in np.flatnonzero(label == 1)]
+        return [self.names[number] for number in np.flatnonzero(label == 1).tolist()]
 
     def answer(self, logits: np.ndarray) -> tuple[str, float]:
         """Classes that are likelier than not, the likeliest first, and the probability of the likeliest of all."""
-        order = np.argsort(-logits, kind="stable")
+        order = np.argsort(-logits, kind="stable").tolist()
         return ", ".join(self.names[number] for number in order if logits[number] > 0), round(float(_sigmoid(logits).max()), 4)
 
 

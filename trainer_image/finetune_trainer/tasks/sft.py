@@ -88,7 +88,7 @@ class SupervisedFineTuning(LanguageModel):
 
     def _fast_packing(self) -> bool:
         """Whether there is that attention; it computes in 16 bits only."""
-        return self.spec.training.precision != "fp32" and transformers.utils.is_flash_attn_2_available()
+        return self.spec.training.precision != "fp32" and transformers.utils.import_utils.is_flash_attn_2_available()
 
 
 def pack_rows(rows: Sequence[Row]) -> Batch:
