@@ -105,7 +105,7 @@ async def _run(options: argparse.Namespace, site: Site) -> None:
 
     server = await start_server(build_app(registry, health, refresh), options.port)
     logger.info("finetune-operator %s: %s", __version__, ", ".join(options.namespace) or "all namespaces")
-    watch = _watch(store, queue, metrics, health, options.namespace, stop)
+    watch = _watch(store, queue, metrics, health, resync, options.namespace, stop)
     try:
         await _until(stop, [asyncio.create_task(work) for work in (leadership.run(), resync.run(), act(), watch)])
     finally:
@@ -137,11 +137,18 @@ async def _until(stop: asyncio.Event, tasks: Sequence[asyncio.Task[None]]) -> No
 
 
 async def _watch(
-    store: Store, queue: WorkQueue[Key], metrics: Metrics, health: Health, namespaces: Sequence[str], stop: asyncio.Event
+    store: Store,
+    queue: WorkQueue[Key],
+    metrics: Metrics,
+    health: Health,
+    resync: Resync,
+    namespaces: Sequence[str],
+    stop: asyncio.Event,
 ) -> None:
     """Keep kopf running. It looks once for the resources to be watched, so it starts when there are some to list.
 
-    It gives up after a minute without an API server; the full list heals what is lost until it runs again.
+    It gives up after a minute without an API server, and at once where a namespace may not be watched; the full list heals what
+    is lost until it runs again, and is all that a namespace has which could not be listed at that time.
     """
     await health.wait_ready()
     while True:
@@ -151,7 +158,7 @@ async def _watch(
             settings=build_settings(),
             standalone=True,
             clusterwide=not namespaces,
-            namespaces=list(namespaces),
+            namespaces=[namespace for namespace in namespaces if namespace not in resync.closed],
         )
         _stop_on_signals(stop)  # kopf has taken the signals; it would end its watches first, and cancel turns half done
         try:

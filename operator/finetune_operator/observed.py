@@ -101,7 +101,8 @@ class PodState:
     the kubelet said so. waiting: reason and message of what it waits for. deleted_at: when its deletion was asked for; due_at:
     when it is to be gone, its grace period being over. disruption: what took it away: a reason in one word, a colon, and a text
     for people. evicted: why its kubelet ended it, when its machine ran short of something. silent: its kubelet left its container
-    ready, while the pod is not: the node controller says so of a machine that does not answer.
+    ready, while the pod is not: the node controller says so of a machine that does not answer. lingers: its trainer has ended,
+    and another container, which somebody else has put there, goes on.
     """
 
     name: str
@@ -122,6 +123,7 @@ class PodState:
     due_at: datetime.datetime | None = None
     evicted: str | None = None
     silent: bool = False
+    lingers: bool = False
     version: int = 0
 
     @property
@@ -206,18 +208,24 @@ class Observation:
             and pod.attempt == attempt
             and pod.owner is not None
             and (child is None or pod.owner.uid == child.uid)
-            and (since is None or not pod.was_over_before(since))
+            # Its end is told by its machine's clock, which may be behind.
+            and (since is None or pod.created >= since or not pod.was_over_before(since))
         ]
         return sorted(pods, key=lambda pod: pod.index)
 
 
+# Years before are written with less than four digits, which RFC 3339 does not know.
+_FIRST_YEAR = 1000
+
+
 def read_time(value: Any) -> datetime.datetime | None:
-    """An RFC 3339 time of the API server or of a pod; None if it is none."""
+    """An RFC 3339 time of the API server or of a pod; None if it is none, or one that could not be written as such."""
     try:
         moment = datetime.datetime.fromisoformat(value)
-    except (TypeError, ValueError):
+        utc = moment.astimezone(datetime.UTC)
+    except (TypeError, ValueError, OverflowError):
         return None
-    return moment.astimezone(datetime.UTC) if moment.tzinfo else None
+    return utc if moment.tzinfo and utc.year >= _FIRST_YEAR else None
 
 
 def write_time(moment: datetime.datetime) -> str:

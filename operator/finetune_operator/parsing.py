@@ -140,6 +140,7 @@ def read_pod(manifest: Manifest) -> PodState:
         due_at=due_at,
         evicted=status.get("message", "") if status.get("reason") == "Evicted" else None,
         silent=bool(containers) and containers[0].get("ready", False) and conditions.get("Ready", {}).get("status") == "False",
+        lingers="terminated" in state and status.get("phase") not in ("Succeeded", "Failed"),
         started_at=_started_at(state),
         version=read_version(manifest),
         disruption=f"{disruption.get('reason')}: {disruption.get('message')}" if disruption.get("status") == "True" else None,

@@ -177,6 +177,7 @@ class Reconciler:
                 return Decision(started(before, spec, whole), again_seconds=_SOON_SECONDS)
             case Blocked(reason, message, by_people):
                 phase: Phase = "Restarting" if before.phase == "Restarting" else "Pending"
+                before = without_conditions(before, "Suspended")
                 if by_people:
                     status = blocked(before, job, phase, reason, message, now)
                 else:

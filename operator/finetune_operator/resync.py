@@ -28,7 +28,10 @@ _UNFINISHED = {"Job": "status.successful=0", "Pod": "status.phase!=Succeeded,sta
 
 
 class Resync:
-    """Lists for ever. namespaces: to be listed; none means the whole cluster. now: the time of day, in UTC."""
+    """Lists for ever. namespaces: to be listed; none means the whole cluster. now: the time of day, in UTC.
+
+    closed: namespaces that could not be listed last time, as they are gone or not to be read.
+    """
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class Resync:
         self._health = health
         self._namespaces: Sequence[str | None] = namespaces or (None,)
         self._now = now
+        self.closed: set[str | None] = set()
 
     async def run(self) -> None:
         """List until cancelled. That the API server is away is no reason to end: it will come back."""
@@ -71,23 +75,41 @@ class Resync:
 
     async def list_active(self) -> None:
         """Put every job that is not finished into the queue, and correct what the watches missed."""
-        for namespace in self._namespaces:
-            listed, version = set(), 0
-            async for page in self._api.list_pages(names.KIND, namespace, fieldSelector=ACTIVE):
-                version = _version(page)
-                for job in map(read_job, page["items"]):
-                    listed.add(job.key)
-                    self._store.put_job(job)
-                    self._metrics.remember(job)
-            for key, known in list(self._store.jobs.items()):
-                if key not in listed and namespace in (None, key.namespace) and known.version <= version:
-                    self._store.drop_job(key, version)
-                    self._queue.add(key)
-            await self._correct("Job", self._store.children, read_child_job, namespace)
-            await self._correct("Pod", self._store.pods, read_pod, namespace)
+        await self._in_each_namespace(self._list_active_in)
         for key in self._store.jobs:
             self._queue.add(key)
         self._metrics.watch_last_event.set(self._now().timestamp())
+
+    async def _in_each_namespace(self, list_in: Callable[[str | None], Awaitable[None]]) -> None:
+        """One of several that is gone, or lost its Role, must not keep the jobs of the others waiting."""
+        closed: dict[str | None, ApiError] = {}
+        for namespace in self._namespaces:
+            try:
+                await list_in(namespace)
+            except ApiError as error:
+                if error.code not in (403, 404):
+                    raise
+                closed[namespace] = error
+        if len(closed) == len(self._namespaces):
+            raise next(iter(closed.values()))
+        for namespace, refusal in closed.items():
+            logger.warning("namespace %s can't be listed, and its jobs wait: %s", namespace, refusal)
+        self.closed = set(closed)
+
+    async def _list_active_in(self, namespace: str | None) -> None:
+        listed, version = set(), 0
+        async for page in self._api.list_pages(names.KIND, namespace, fieldSelector=ACTIVE):
+            version = _version(page)
+            for job in map(read_job, page["items"]):
+                listed.add(job.key)
+                self._store.put_job(job)
+                self._metrics.remember(job)
+        for key, known in list(self._store.jobs.items()):
+            if key not in listed and namespace in (None, key.namespace) and known.version <= version:
+                self._store.drop_job(key, version)
+                self._queue.add(key)
+        await self._correct("Job", self._store.children, read_child_job, namespace)
+        await self._correct("Pod", self._store.pods, read_pod, namespace)
 
     async def _correct(self, kind: str, known: Children[C], read: Callable[[Manifest], C], namespace: str | None) -> None:
         listed: dict[Key, list[C]] = defaultdict(list)
@@ -105,13 +127,16 @@ class Resync:
     async def list_finished(self) -> None:
         """Look which finished jobs still want something: to be deleted, or their last pods to be stopped."""
         finished: set[Key] = set()
-        for namespace in self._namespaces:
+
+        async def list_in(namespace: str | None) -> None:
             for phase in sorted(FINAL_PHASES):
                 async for page in self._api.list_pages(names.KIND, namespace, fieldSelector=f"status.phase={phase}"):
                     for manifest in page["items"]:
                         finished.add(read_key(manifest))
                         self._look_at_finished(manifest)
                     await asyncio.sleep(0)  # a page takes a while to read; turns come in between
+
+        await self._in_each_namespace(list_in)
         self._metrics.keep_only(finished | self._store.jobs.keys())
 
     def _look_at_finished(self, manifest: Manifest) -> None:

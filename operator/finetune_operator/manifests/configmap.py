@@ -24,6 +24,7 @@ def build_run_config(plan: Plan) -> RunConfig:
         output=f"{names.OUTPUT_DIR}/{path}" if path else names.OUTPUT_DIR,
         resolved=plan.resolved,
         adopted=plan.adopted,
+        job_uid=plan.uid if plan.adopted else None,
     )
 
 

@@ -5,14 +5,14 @@ import itertools
 
 from finetune_api import names
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import FINAL_PHASES, FineTuneJobStatus
+from finetune_api.status import FineTuneJobStatus
 from finetune_operator.observed import Observation, PodState, read_time
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.failure import last_word
 from finetune_operator.policy.forcing import overdue, seconds_to_next
 from finetune_operator.policy.progress import furthest_step
 from finetune_operator.policy.report import take_word
-from finetune_operator.policy.restarts import blamed_on_machine, pause_before_next, with_in_place
+from finetune_operator.policy.restarts import pause_before_next, with_in_place
 from finetune_operator.policy.status import in_phase, suspended, without_conditions
 from finetune_operator.policy.waiting import BY_QUOTA
 
@@ -40,9 +40,6 @@ def next_attempt(
     waited for.
     """
     status = with_last_words(seen, status, attempt, now)
-    status = blamed_on_machine(status, spec, _pods_that_were(seen, attempt), seen.job, now)
-    if status.phase in FINAL_PHASES:
-        return Decision(status, again_seconds=_SOON_SECONDS)
     old = [child for child in seen.own_jobs() if child.attempt <= attempt and not child.deleting]
     if old:
         return Decision(status, delete=old[0], again_seconds=_SOON_SECONDS)
@@ -86,18 +83,12 @@ def _waiting(
 
 def with_last_words(seen: Observation, status: FineTuneJobStatus, attempt: int, now: datetime.datetime) -> FineTuneJobStatus:
     """What pods that were asked to stop say at their end: above all the checkpoint that they saved."""
-    said = [(pod.index, last_word(pod)) for pod in _pods_that_were(seen, attempt)]
-    words = [(index, word) for index, word in said if word is not None and word.attempt == attempt]
+    ended = [*seen.left_pods(), *(pod for pod in seen.departed if pod.job_uid == seen.job.uid)]
+    words = [(pod.index, word) for pod in ended if (word := last_word(pod)) is not None and word.attempt == attempt]
     first = next((word for index, word in words if index == 0), None)
     if first is not None:
         status = _with_last_step(take_word(status, seen.job, first, now))
     return with_in_place(status, [word for _, word in words])
-
-
-def _pods_that_were(seen: Observation, attempt: int) -> list[PodState]:
-    """Our own pods of an attempt that is over, also those that have left since the last turn."""
-    pods = (*seen.left_pods(), *seen.departed)
-    return [pod for pod in pods if pod.job_uid == seen.job.uid and pod.attempt == attempt]
 
 
 def _with_last_step(status: FineTuneJobStatus) -> FineTuneJobStatus:

@@ -33,6 +33,7 @@ from finetune_operator.policy.status import (
     suspended,
     with_condition,
     withdrawn,
+    without_conditions,
 )
 from finetune_operator.policy.waiting import BY_QUOTA, REASONS_TO_FAIL, REFUSALS, explain_waiting
 
@@ -109,6 +110,7 @@ def _first_attempt(seen: Observation, spec: FineTuneJobSpec, status: FineTuneJob
         return Decision(suspended(status, seen.job, None, now))
     if left := of_an_earlier_job(seen):
         message = f"waiting for {left} of an earlier {names.KIND} of this name to end"
+        status = without_conditions(status, "Suspended")
         return Decision(in_phase(status, "Pending", "WaitingForDeletion", message), again_seconds=5.0)
     return Decision(status, create_attempt=1)
 
@@ -145,6 +147,8 @@ def _follow(
     if failure is not None:
         return Decision(lost(status, spec, failure, seen.job, now), again_seconds=_SOON_SECONDS)
     status = _on_its_way(seen, status, pods, nodes, word, now)
+    if status.phase == "Running" and any(pod.finished is not None and pod.finished.exit_code for pod in pods):
+        status = status.model_copy(update={"message": "a pod has failed: waiting for the others, to know why"})
     return _within_limits(seen, spec, status, pods, now) or Decision(
         status, again_seconds=_SOON_SECONDS if ended else _next_look(spec, status, now)
     )

@@ -11,8 +11,8 @@ from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.forcing import overdue, seconds_to_next
 from finetune_operator.policy.status import with_condition
 
-# The Job controller itself stops a gang of which a pod failed. Where it can't (a pod that never ends, on a node that is
-# gone), pods would go on holding GPUs: after this time the Job is deleted, and its logs with it.
+# The Job controller itself stops a gang of which a pod failed. Where it can't (a pod that never ends, as its node is gone or as
+# it has a sidecar that goes on), pods would go on holding GPUs: after this time the Job is deleted, and its logs with it.
 STOP_AFTER = datetime.timedelta(seconds=60)
 # The operator ended these itself, so nobody else stops their pods; there is nothing in their logs that is worth waiting for.
 _ENDED_BY_US = frozenset(
@@ -55,7 +55,7 @@ def after_the_end(seen: Observation, now: datetime.datetime) -> Decision:
 def _left_running(seen: Observation, now: datetime.datetime) -> tuple[ChildJob | None, float | None]:
     """A Job that is to be stopped, or in how many seconds to look again."""
     still_there = [child for child in seen.own_jobs() if not child.deleting]
-    running = [pod for child in still_there for pod in seen.pods_of(child.attempt) if pod.finished is None]
+    running = [pod for child in still_there for pod in seen.pods_of(child.attempt) if pod.finished is None or pod.lingers]
     short = [child for child in still_there if not (child.complete or child.failed is not None or child.ending)]
     ours = seen.job.status.reason in _ENDED_BY_US
     if not running and not (ours and short):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import pydantic
@@ -79,7 +79,9 @@ def find_cause(child: ChildJob | None, pods: Sequence[PodState], nodes: int, now
     """The root cause of an attempt's failure; None if nothing failed, or if it is too early to tell a victim from the culprit.
 
     The first that reported an error of its own counts. A pod that was taken away before that is the cause itself; one taken
-    away later was so because the Job ends a gang once one of its pods failed.
+    away later was so because the Job ends a gang once one of its pods failed. Where all that ended are victims, the others tell
+    at their end; or the cluster finds out that their machine is gone, which the victims felt long before. That costs no time:
+    the next attempt waits for those pods anyway.
     """
     causes = sorted(filter(None, map(_cause, pods)), key=lambda cause: (cause.at, cause.index))
     reported = next((cause for cause in causes if cause.kind == "reported"), None)
@@ -95,8 +97,19 @@ def find_cause(child: ChildJob | None, pods: Sequence[PodState], nodes: int, now
     if ended:
         if now - ended[0].at < GRACE and not _nothing_to_come(child, pods, nodes):
             return None
+        if all(cause.kind == "symptom" for cause in ended):
+            if (silent := next((pod for pod in pods if pod.silent and pod.finished is None), None)) is not None:
+                message = f"machine {silent.node} of pod {silent.name} does not answer"
+                return build_failure(Reason.NODE_LOST, message, silent)
+            if any(_is_ending(pod, now) for pod in pods):
+                return None
         return next((cause for cause in ended if cause.kind == "vague"), ended[0]).failure
     return _missing(child, pods, nodes)
+
+
+def _is_ending(pod: PodState, now: datetime.datetime) -> bool:
+    """Whether it was asked to end and has its time yet."""
+    return pod.finished is None and pod.due_at is not None and now < pod.due_at
 
 
 def _nothing_to_come(child: ChildJob | None, pods: Sequence[PodState], nodes: int) -> bool:
@@ -158,28 +171,13 @@ def _taken_away(pod: PodState) -> _Cause | None:
         reason = _DISRUPTIONS.get(pod.disruption_reason or "", Reason.POD_LOST)
         message = f"pod {pod.name} was taken from {pod.node}: {pod.disruption}"
         return _Cause("lost", at, pod.index, build_failure(reason, message, pod))
-    if pod.finished is not None and (down := _ended_with_its_machine(pod)) is not None:
-        return _Cause("down", pod.finished.at, pod.index, down)
+    if pod.finished is not None and pod.finished.reason in _WITH_ITS_MACHINE:
+        message = f"pod {pod.name} ended when its machine {pod.node} went down"
+        failure = build_failure(Reason.NODE_LOST, message, pod, pod.finished.exit_code)
+        return _Cause("down", pod.finished.at, pod.index, failure)
     if pod.deleted_at is not None:
         return _Cause("lost", pod.deleted_at, pod.index, build_failure(Reason.POD_LOST, f"pod {pod.name} was deleted", pod))
     return None
-
-
-def find_lost_machine(pods: Iterable[PodState]) -> Failure | None:
-    """What the cluster finds out of a machine only after the peers of its pod have felt it; None if all of them answer."""
-    for pod in pods:
-        if (down := _ended_with_its_machine(pod)) is not None:
-            return down
-        if pod.silent and pod.finished is None:
-            return build_failure(Reason.NODE_LOST, f"machine {pod.node} of pod {pod.name} does not answer", pod)
-    return None
-
-
-def _ended_with_its_machine(pod: PodState) -> Failure | None:
-    if pod.finished is None or pod.finished.reason not in _WITH_ITS_MACHINE:
-        return None
-    message = f"pod {pod.name} ended when its machine {pod.node} went down"
-    return build_failure(Reason.NODE_LOST, message, pod, pod.finished.exit_code)
 
 
 def _unexplained(pod: PodState, end: Finished, report: Report | None) -> Failure:

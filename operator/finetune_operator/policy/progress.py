@@ -29,7 +29,10 @@ _MOST_ENTITIES, _MOST_GUESSES = 32, 5
 
 def round_significant(value: float, digits: int) -> float:
     """A number with so many significant digits."""
-    return 0.0 if value == 0 else round(value, digits - 1 - math.floor(math.log10(abs(value))))
+    try:
+        return 0.0 if value == 0 else round(value, digits - 1 - math.floor(math.log10(abs(value))))
+    except OverflowError:  # the largest numbers can't be rounded up
+        return value
 
 
 def merge_report(status: FineTuneJobStatus, report: Report, now: datetime.datetime) -> FineTuneJobStatus:

@@ -12,8 +12,8 @@ from finetune_api.reasons import VERDICTS, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Attempt, Failure, FineTuneJobStatus, Restarts
 from finetune_api.wire import Report
-from finetune_operator.observed import JobRecord, PodState
-from finetune_operator.policy.failure import find_lost_machine, reason_of
+from finetune_operator.observed import JobRecord
+from finetune_operator.policy.failure import reason_of
 from finetune_operator.policy.status import closed, count, failed, in_phase
 from finetune_operator.policy.waiting import BY_QUOTA, UNSCHEDULABLE
 
@@ -54,24 +54,6 @@ def lost(
     when = f", again in {format_duration(pause)}" if pause else ""
     ended = ended.model_copy(update={"failure": failure, "restarts": after})
     return in_phase(ended, "Restarting", failure.reason, f"{what} {used} of {most}{when}: {failure.message}")
-
-
-def blamed_on_machine(
-    status: FineTuneJobStatus, spec: FineTuneJobSpec, pods: Iterable[PodState], job: JobRecord, now: datetime.datetime
-) -> FineTuneJobStatus:
-    """The status once it turns out that a machine was lost, where the attempt seemed to fail by what its peers saw of that.
-
-    They notice within a second, the cluster after its grace period; what was charged to the job's failures is a disruption.
-    pods: those of the attempt that is over.
-    """
-    if status.phase != "Restarting" or not status.attempts or not VERDICTS[_reason(status.attempts[-1])].symptom:
-        return status
-    if (failure := find_lost_machine(pods)) is None:
-        return status
-    before = status.restarts or Restarts()
-    uncharged = counted(before, failures=max(0, before.failures - 1), charged=max(0, before.charged - 1))
-    attempts = [*status.attempts[:-1], status.attempts[-1].model_copy(update={"reason": failure.reason})]
-    return lost(status.model_copy(update={"attempts": attempts, "restarts": uncharged}), spec, failure, job, now)
 
 
 def counted(restarts: Restarts, **changes: int) -> Restarts:

@@ -40,8 +40,8 @@ class Killed(BaseException):
 class FakeServer:
     """Objects by plural, namespace and name. requests: what was asked for, as "METHOD plural name"; bodies: what came with it.
 
-    answers: for a method and a plural, as "POST jobs", what is answered instead. kill_after: after so many writes that went
-    through from the start, whoever asked is killed before it reads the answer.
+    answers: for a method and a plural, as "POST jobs" or "GET pods in team", what is answered instead. kill_after: after so many
+    writes that went through from the start, whoever asked is killed before it reads the answer.
     """
 
     def __init__(self, now: Callable[[], datetime.datetime] = lambda: NOW) -> None:
@@ -92,7 +92,7 @@ class FakeServer:
         plural, name, subresource = [*(parts[2:] if namespace else parts), "", ""][:3]
         self.requests.append(" ".join(filter(None, [method, plural, f"{name}/{subresource}".strip("/")])))
         self.bodies.append(body)
-        answer = self.answers.get(f"{method} {plural}")
+        answer = self.answers.get(f"{method} {plural}") or self.answers.get(f"{method} {plural} in {namespace}")
         if isinstance(answer, Exception):
             raise answer
         answer = answer or self._answer(method, (plural, namespace or "", name), query, body)

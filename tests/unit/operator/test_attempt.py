@@ -289,3 +289,15 @@ def test_a_job_keeps_its_uid_in_mind() -> None:
     seen = observe(build_pod(0, job_uid="another"), build_pod(1), status=RUNNING)
     assert [pod.index for pod in seen.pods_of(1)] == [1]
     assert seen.job.uid == UID
+
+
+def test_a_gang_of_which_nobody_knows_yet_why_it_failed_says_so_and_charges_nothing() -> None:
+    victim = build_pod(0, finished=failed_with("CollectiveFailed", seconds_ago=20))
+    going = build_pod(1, deleted_at=ago(19), due_at=ago(-41))
+    seen = observe(victim, going, status=RUNNING, jobs=[build_child(ending=True)])
+    decision = decide(seen, None, NOW)
+    assert (decision.status.phase, decision.status.message) == (
+        "Running",
+        "a pod has failed: waiting for the others, to know why",
+    )
+    assert (decision.status.restarts, decision.delete) == (Restarts(), None)

@@ -61,6 +61,15 @@ async def test_what_is_in_the_way_no_more_is_no_condition_any_more(world: World)
     assert (world.status["reason"], conditions(world)) == ("QuotaExceeded", [])
 
 
+async def test_a_job_that_is_let_go_and_can_not_go_on_is_not_suspended_any_more(world: World) -> None:
+    times = {"lastTransitionTime": "2026-01-02T03:00:00Z", "observedGeneration": 1}
+    condition = {"type": "Suspended", "status": "True", "reason": "Suspended", "message": "", **times}
+    world.watched(job_manifest(status={"phase": "Suspended", "reason": "Suspended", "conditions": [condition]}), [], [])
+    world.server.answers["POST jobs"] = QUOTA
+    await world.turn()
+    assert (world.status["phase"], world.status["reason"], conditions(world)) == ("Pending", "QuotaExceeded", [])
+
+
 async def test_a_spec_that_the_cluster_refuses_ends_the_job(world: World) -> None:
     world.watched(job_manifest(), [], [])
     world.server.answers["POST jobs"] = refusal(422, "Invalid", "spec.template.spec.priorityClassName: not found")

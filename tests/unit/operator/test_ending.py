@@ -126,6 +126,15 @@ def test_nothing_is_deleted_while_pods_may_still_end_by_themselves() -> None:
     assert (decision.delete, decision.delete_job, decision.again_seconds) == (None, False, 51)
 
 
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+@pytest.mark.parametrize(("lingers", "age", "stopped"), [(True, 10, False), (True, 61, True), (False, 61, False)])
+def test_a_sidecar_that_never_ends_keeps_no_machine(phase: str, lingers: bool, age: float, stopped: bool) -> None:
+    """A classic one, as a mesh injects it: the trainer has ended, its pod has not, and so neither has its Job."""
+    pods = [build_pod(index, finished=end(0), lingers=lingers) for index in (0, 1)]
+    decision = decide(observe(*pods, job=build_record(ended(age, phase, "Completed"))), None, NOW)
+    assert decision.delete == (build_child() if stopped else None)
+
+
 @pytest.mark.parametrize(
     ("ttl", "age", "conditions", "seconds"),
     [

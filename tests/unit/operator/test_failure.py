@@ -247,3 +247,23 @@ def test_a_pod_that_ended_with_its_machine_is_no_failure_of_the_job() -> None:
     failure = find_cause(build_child(), [build_pod(0, finished=failed_with("CollectiveFailed")), rebooted], 2, NOW)
     assert failure is not None
     assert (failure.reason, failure.message) == ("NodeLost", "pod news-1-1-x ended when its machine node-1 went down")
+
+
+@pytest.mark.parametrize(
+    ("peer", "reason", "message"),
+    [
+        pytest.param({"silent": True}, "NodeLost", "machine node-1 of pod news-1-1-x does not answer", id="its machine is gone"),
+        pytest.param({}, None, None, id="it has its time yet"),
+        pytest.param({"due_at": ago(1)}, "CollectiveFailed", "CollectiveFailed it was", id="its time is over"),
+        pytest.param({"deleted_at": None, "due_at": None}, "CollectiveFailed", "CollectiveFailed it was", id="it goes on"),
+        pytest.param({"finished": failed_with("CodeError", seconds_ago=1)}, "CodeError", "CodeError it was", id="it says why"),
+    ],
+)
+def test_what_a_victim_felt_is_explained_by_the_pod_that_is_still_there(
+    peer: dict[str, Any], reason: str | None, message: str | None
+) -> None:
+    victim = build_pod(0, finished=failed_with("CollectiveFailed", seconds_ago=20))
+    going = build_pod(1, **{"deleted_at": ago(19), "due_at": ago(-41), **peer})
+    failure = find_cause(build_child(ending=True), [victim, going], 2, NOW)
+    assert (failure and failure.reason) == reason
+    assert (failure and failure.message) == message

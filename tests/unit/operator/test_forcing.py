@@ -1,11 +1,10 @@
 """Pods that nobody ends, as their machine is gone: they are deleted without it, after their Job and not before."""
 
-import dataclasses
 from typing import Any
 
 import pytest
 
-from finetune_api.status import Attempt, FineTuneJobStatus, Restarts
+from finetune_api.status import Attempt, FineTuneJobStatus
 from finetune_operator.observed import write_time
 from finetune_operator.parsing import read_pod
 from finetune_operator.policy.attempt import decide
@@ -165,42 +164,3 @@ async def test_a_dead_machine_costs_the_job_then_the_pod_and_then_there_is_the_n
     }
     await world.turn()
     assert world.server.names_of("jobs") == ["news-2"]
-
-
-LOST = "preemption 1 of 100: machine node-0 of pod news-1-0-x does not answer"
-
-
-@pytest.mark.parametrize(
-    ("reason", "pod", "found"),
-    [
-        pytest.param("CollectiveFailed", going(0, 1, silent=True), ("NodeLost", LOST), id="its machine does not answer"),
-        pytest.param(
-            "CollectiveTimeout",
-            going(0, 1, finished=dataclasses.replace(end(255, 1), reason="ContainerStatusUnknown")),
-            ("NodeLost", "preemption 1 of 100: pod news-1-0-x ended when its machine node-0 went down"),
-            id="its machine is back",
-        ),
-        pytest.param("CollectiveFailed", going(0, 1), ("CollectiveFailed", "what the peers saw"), id="it still saves"),
-        pytest.param("CodeError", going(0, 1, silent=True), ("CodeError", "what the peers saw"), id="a cause of its own"),
-    ],
-)
-def test_a_machine_that_its_peers_felt_to_be_gone_before_the_cluster_knew_is_no_failure_of_the_job(
-    reason: str, pod: Any, found: tuple[str, str]
-) -> None:
-    charged = Restarts(total=1, failures=1, charged=1)
-    before = given_up(10, reason=reason).model_copy(update={"restarts": charged, "message": "what the peers saw"})
-    status = decide(observe(pod, jobs=[], job=build_record(before, written=1)), None, NOW).status
-    assert status.attempts is not None
-    assert (status.phase, status.attempts[-1].reason) == ("Restarting", found[0])
-    assert (status.reason, status.message) == found
-    assert status.restarts == (Restarts(total=1, preemptions=1) if found[0] == "NodeLost" else charged)
-    again = decide(observe(pod, jobs=[], job=build_record(status)), None, NOW).status
-    assert again.restarts == status.restarts
-
-
-def test_so_many_lost_machines_are_too_many_also_when_they_are_found_late() -> None:
-    before = given_up(10, reason="CollectiveFailed").model_copy(update={"restarts": Restarts(total=1, failures=1, charged=1)})
-    job = build_record(before, spec=build_spec(recovery={"maxPreemptions": 0}))
-    decision = decide(observe(going(0, 1, silent=True), jobs=[], job=job), None, NOW)
-    assert (decision.status.phase, decision.status.reason, decision.create_attempt) == ("Failed", "NodeLost", None)
-    assert decision.status.restarts == Restarts()

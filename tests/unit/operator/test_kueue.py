@@ -9,7 +9,18 @@ from finetune_api.status import FineTuneJobStatus, Restarts
 from finetune_operator.parsing import read_child_job
 from finetune_operator.policy.attempt import decide
 from finetune_operator.policy.status import is_due
-from unit.operator.builders import NOW, ago, build_child, build_pod, build_record, child_manifest, end, observe, running
+from unit.operator.builders import (
+    NOW,
+    ago,
+    build_child,
+    build_pod,
+    build_record,
+    child_manifest,
+    end,
+    failed_with,
+    observe,
+    running,
+)
 
 HELD = build_child(suspended=True)
 WAITS = ("Pending", "couldn't assign flavors to pod set main: insufficient quota for cpu")
@@ -85,6 +96,13 @@ def test_pods_of_an_earlier_admission_are_nobodys_failure(pod: dict[str, Any]) -
     seen = observe(*old, *new, jobs=[build_child(started_at=ago(10))], job=build_record(running(seconds=5)))
     assert decide(seen, None, NOW).status.phase == "Running"
     assert [pod.name for pod in seen.pods_of(1)] == ["news-1-0-x", "news-1-1-x"]
+
+
+def test_a_machine_whose_clock_is_behind_hides_no_end() -> None:
+    pod = build_pod(0, created=ago(9), finished=failed_with("ConfigurationError", 64, seconds_ago=12))
+    seen = observe(pod, build_pod(1), jobs=[build_child(started_at=ago(10))], job=build_record(running()))
+    status = decide(seen, None, NOW).status
+    assert (status.phase, status.reason) == ("Failed", "ConfigurationError")
 
 
 def test_pods_that_are_a_little_older_than_the_jobs_start_count() -> None:

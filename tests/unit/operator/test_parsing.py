@@ -86,6 +86,13 @@ def test_only_the_trainers_own_container_counts() -> None:
     assert (ended.started, ended.finished.exit_code, ended.finished.reason) == (True, 137, "OOMKilled")
 
 
+@pytest.mark.parametrize(("phase", "lingers"), [("Running", True), ("Failed", False), ("Succeeded", False)])
+def test_a_pod_lingers_while_another_container_of_it_goes_on(phase: str, lingers: bool) -> None:
+    ended = container(terminated={"exitCode": 0, "reason": "Completed", "finishedAt": TIME})
+    assert read_pod(build_pod_manifest({**ended, "phase": phase})).lingers is lingers
+    assert not read_pod(build_pod_manifest({**container(running={"startedAt": TIME}), "phase": "Running"})).lingers
+
+
 def test_an_evicted_pod_has_ended_without_an_exit_code() -> None:
     condition = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet", "message": "low on memory"}
     status = {"phase": "Failed", "reason": "Evicted", "conditions": [condition | {"lastTransitionTime": TIME}]}
@@ -117,7 +124,9 @@ def test_a_jobs_conditions(conditions: list[tuple[str, str]], complete: bool, en
     assert child.owner is None
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "2026-01-02T03:04:05", None, 5])
+@pytest.mark.parametrize(
+    "text", ["", "yesterday", "2026-01-02T03:04:05", None, 5, "0001-01-01T00:00:00+10:00", "0999-12-31T23:59:59Z"]
+)
 def test_a_time_without_a_zone_or_that_is_none_is_not_guessed(text: Any) -> None:
     assert read_time(text) is None
 

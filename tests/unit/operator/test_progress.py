@@ -38,7 +38,14 @@ def test_durations_read_like_ages(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "digits", "rounded"),
-    [(0.0, 4, 0.0), (2.345678, 4, 2.346), (1.23456e-5, 4, 1.235e-5), (12345.6, 3, 12300.0), (-0.99999, 3, -1.0)],
+    [
+        (0.0, 4, 0.0),
+        (2.345678, 4, 2.346),
+        (1.23456e-5, 4, 1.235e-5),
+        (12345.6, 3, 12300.0),
+        (-0.99999, 3, -1.0),
+        (1.79e308, 1, 1.79e308),
+    ],
 )
 def test_figures_keep_their_significant_digits(value: float, digits: int, rounded: float) -> None:
     assert round_significant(value, digits) == rounded

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from finetune_operator.cluster.api import ApiError
 from finetune_operator.health import Health
 from finetune_operator.metrics import Metrics
 from finetune_operator.observed import Key, Observation, write_time
@@ -26,7 +27,7 @@ from unit.operator.builders import (
     running,
     spec_fields,
 )
-from unit.operator.fake_server import FakeServer
+from unit.operator.fake_server import FakeServer, refusal
 
 GONE = Key("team", "gone")
 
@@ -124,6 +125,26 @@ async def test_only_the_namespaces_of_the_operator_are_listed() -> None:
         world.server.put("finetunejobs", job_manifest(namespace=namespace, uid=f"{UID}-{namespace}"))
     await world.resync.list_active()
     assert sorted(key.namespace for key in world.turns()) == ["lab", "team"]
+
+
+@pytest.mark.parametrize("code", [403, 404])
+async def test_a_namespace_that_is_gone_keeps_no_other_waiting(code: int) -> None:
+    world = World("gone", "team")
+    world.server.put("finetunejobs", job_manifest())
+    world.server.answers["GET finetunejobs in gone"] = refusal(code, "Forbidden")
+    await world.resync.list_active()
+    await world.resync.list_finished()
+    assert ([key.namespace for key in world.turns()], world.resync.closed) == (["team"], {"gone"})
+    del world.server.answers["GET finetunejobs in gone"]
+    await world.resync.list_active()
+    assert world.resync.closed == set()
+
+
+async def test_an_operator_that_may_list_nothing_says_so() -> None:
+    world = World("gone", "team")
+    world.server.answers["GET finetunejobs"] = refusal(403, "Forbidden")
+    with pytest.raises(ApiError):
+        await world.resync.list_active()
 
 
 @pytest.mark.parametrize(
