@@ -21,7 +21,8 @@ class RunConfig(Model):
 
     claims: claim name → directory where it is mounted. output: directory for checkpoints, model, history and report.
     resolved: what the first attempt resolved; later ones use the same commits. adopted: the output was left by an earlier
-    FineTuneJob of the same name: a finished model of the same spec in it ends the job, anything else is refused untouched.
+    FineTuneJob of the same name: a finished model of the same spec in it ends the job, an unfinished training is refused
+    untouched. job_uid: of this FineTuneJob, where the output is adopted: it tells whose training lies there by now.
     """
 
     name: str
@@ -34,6 +35,7 @@ class RunConfig(Model):
     output: str
     resolved: Resolved | None = None
     adopted: bool = False
+    job_uid: str | None = None
 
 
 class Timing(Model):

@@ -7,6 +7,7 @@ import shutil
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import SampleAnswer
 from finetune_api.wire import RunConfig
+from finetune_trainer import heartbeat
 from finetune_trainer.adapters import merged
 from finetune_trainer.card import write_model_card
 from finetune_trainer.checkpoints.keeper import Keeper
@@ -46,6 +47,7 @@ def finish(
     task.model.eval()
     reporter.update(samples=_answers(task, config.spec, before))
     keeper.close()
+    heartbeat.beat(heartbeat.WRITING)
     if ranks.world.rank == 0:
         fence.check()
         write_atomically(output.evaluation, json.dumps({"step": step, "metrics": figures, **evaluator.details}, indent=1))

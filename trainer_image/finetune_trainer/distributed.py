@@ -88,6 +88,8 @@ class Control:
 
     def barrier(self) -> None:
         """Wait for all ranks."""
+        if self.world.rank:
+            heartbeat.beat(heartbeat.WAITING)
         if self._group is not None:
             dist.barrier(group=self._group)
 

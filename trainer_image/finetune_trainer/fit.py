@@ -28,14 +28,20 @@ def fit_pass(task: Task, spec: FineTuneJobSpec, world: int, micro: int, longest:
         return cpu_rows(spec, longest, micro), asked is True
     if asked is not None and spec.training.per_device_batch_size is not None:
         return micro, asked
-    with torch.device("meta"):
-        auto_model = getattr(transformers, task.auto_model)
-        model = auto_model.from_config(_with_head(task), trust_remote_code=spec.model.trust_remote_code)
+    if spec.model.trust_remote_code and getattr(task.config, "auto_map", None):
+        return micro, asked is True  # from_config knows no revision: another program might come than that of the resolved commit
+    try:
+        with torch.device("meta"):
+            model = getattr(transformers, task.auto_model).from_config(_with_head(task))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return micro, asked is True  # a model that is not for this task: who loads it says so
     tensors = [Tensor(name, "F32", tuple(weight.shape)) for name, weight in model.named_parameters()]
     facts = describe_model(task.config.to_dict(), tensors, "spec.model", spec.task)
     room = int(torch.cuda.mem_get_info()[1] * _SHARE_OF_MEMORY)
     device = Device(gpu=True, half=half, bf16=torch.cuda.is_bf16_supported(including_emulation=False), room=room)
     rows, again = choose_pass(spec, facts, device, world, micro)
+    if again and asked is None and not model.supports_gradient_checkpointing:
+        again = False
     if rows < micro or again:
         log.info("forward passes of %d rows%s, to fit the GPU", rows, ", activations computed again" if again else "")
     return rows, again

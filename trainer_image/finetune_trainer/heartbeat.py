@@ -11,8 +11,10 @@ from finetune_trainer.state import BEAT, ENV_STATE_DIR, write_atomically
 
 T = TypeVar("T")
 
-# Stages that are judged in a way of their own: during a save little is heard, and who waits for another rank is not to blame.
+# Stages that are judged in a way of their own: of a model that is written little is heard, who waits for another rank is not to
+# blame.
 SAVING: Final = "saving"
+WRITING: Final = "writing the model"
 WAITING: Final = "waiting for rank 0"
 _EVERY_SECONDS = 0.5
 

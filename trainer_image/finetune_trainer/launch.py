@@ -91,11 +91,11 @@ class Launcher:
 
     def _trained_before(self) -> bool:
         finished = self._output.finished_report() if self._output.directory.is_dir() else None
-        if finished is None and self.config.adopted:
+        if finished is None and self.config.adopted and self._output.holds_unfinished_work_of_another(self.config):
             claim = names.output_claim_name(self.config.name)
             raise FineTuneError(
                 Reason.OUTPUT_CONFLICT,
-                f"the claim {claim} holds the output of an earlier job, and no finished model: delete the claim if it is not "
+                f"the claim {claim} holds the unfinished training of an earlier job: delete the claim if it is not "
                 f"needed, choose another metadata.name, or write output: {{claim: {{claimName: {claim}}}}} to go on from it",
             )
         if finished is None:

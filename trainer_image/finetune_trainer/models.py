@@ -81,6 +81,11 @@ def load_model(task: Task, location: ModelLocation, spec: FineTuneJobSpec) -> An
     source = spec.model
     with _named_errors(location, f"no model for {spec.task} can be made of it"):
         model, fresh = _load(task, location, source)
+    if spec.training.activation_checkpointing and not model.supports_gradient_checkpointing:
+        raise FineTuneError(
+            Reason.CONFIGURATION_ERROR,
+            f"spec.training.activationCheckpointing: {type(model).__name__} can't compute activations again; leave it out",
+        )
     if source.lora:
         model = adapters.apply_lora(model, task, source.lora, fresh)
     if spec.training.activation_checkpointing:

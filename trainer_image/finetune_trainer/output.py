@@ -15,11 +15,17 @@ import pydantic
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.status import Resolved
 from finetune_api.wire import Report, RunConfig, training_digest
+from finetune_trainer import skipping
 from finetune_trainer.disk import sync
 from finetune_trainer.shareable import shareable_spec
 from finetune_trainer.state import write_atomically
 
 log = logging.getLogger(__name__)
+
+
+def _owner(config: RunConfig) -> dict[str, Any]:
+    """Whose training it is, as run.json has it."""
+    return {"name": config.name} | ({"uid": config.job_uid} if config.job_uid else {})
 
 
 class Output:
@@ -49,6 +55,8 @@ class Output:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             digest = training_digest(config.spec)
+            if self._is_to_be_cleared(config):
+                self._clear()
             if self._run.exists():
                 run = json.loads(self._run.read_text())
                 if run["digest"] != digest:
@@ -58,7 +66,7 @@ class Output:
                         "(model, datasets or training differ); choose another one, or remove that",
                     )
                 return Resolved.model_validate(run["resolved"]) if run.get("resolved") else None
-            self._write_run({"name": config.name, "digest": digest})
+            self._write_run({**_owner(config), "digest": digest})
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise self._unwritable(error, f"give user {os.getuid()} the right to, or choose another directory") from None
         except OSError as error:
@@ -67,6 +75,26 @@ class Output:
             raise self._unwritable(error, "mount it for writing") from None
         return None
 
+    def holds_unfinished_work_of_another(self, config: RunConfig) -> bool:
+        """Whether there are checkpoints of an earlier FineTuneJob, where the output was left by one."""
+        return not self._belongs_to(config) and any(self.checkpoints.glob("[!.]*"))
+
+    def _is_to_be_cleared(self, config: RunConfig) -> bool:
+        """Whether an earlier FineTuneJob has left nothing here but the account of a training that came to nothing."""
+        unfinished = self.holds_unfinished_work_of_another(config)
+        return config.adopted and not (self._belongs_to(config) or unfinished or self.model.is_dir())
+
+    def _clear(self) -> None:
+        for left in (self._run, self.history, self.starts, self.evaluation, skipping.file(self.directory)):
+            left.unlink(missing_ok=True)
+        shutil.rmtree(self.directory / "best", ignore_errors=True)
+
+    def _belongs_to(self, config: RunConfig) -> bool:
+        try:
+            return bool(config.job_uid) and json.loads(self._run.read_text()).get("uid") == config.job_uid
+        except (OSError, ValueError):
+            return False
+
     def _unwritable(self, error: OSError, remedy: str) -> FineTuneError:
         return FineTuneError(
             Reason.CONFIGURATION_ERROR, f"the output directory {self.directory} can't be written: {error.strerror}; {remedy}"
@@ -74,7 +102,7 @@ class Output:
 
     def keep_resolved(self, config: RunConfig, resolved: Resolved) -> None:
         """Remember the commits, so that whoever goes on with this directory trains the same model on the same data."""
-        content = {"name": config.name, "digest": training_digest(config.spec), "resolved": resolved.to_wire()}
+        content = {**_owner(config), "digest": training_digest(config.spec), "resolved": resolved.to_wire()}
         content["spec"] = shareable_spec(config.spec)  # for the report; what decides is the digest
         if config.spec.publish:
             content["repository"] = config.spec.publish.repository

@@ -13,13 +13,13 @@ from typing import IO
 from finetune_api.reasons import VERDICTS, Reason
 from finetune_api.status import Failure
 from finetune_api.wire import Report
-from finetune_trainer.heartbeat import WAITING
+from finetune_trainer.heartbeat import WAITING, WRITING
 from finetune_trainer.state import RunState
 
 log = logging.getLogger("finetune_trainer.stall")
 
-# Downloads, and the first step with its compilations, say nothing for longer than a step.
-_START_UP_SECONDS = 1800.0
+# Downloads, the first step with its compilations, and a model on its way to a slow volume say nothing for longer than a step.
+_QUIET_SECONDS = 1800.0
 _USUAL_STEPS = 10.0
 # A look that comes late (the machine was asleep, the pod was frozen) must not count as silence of the workers.
 _LONGEST_LOOK_SECONDS = 1.0
@@ -72,7 +72,7 @@ class Watchdog:
         """For so long they may be silent; None for ever."""
         if not self._timeout or self.stage == WAITING:  # the pod of rank 0 watches over what they wait for
             return None
-        floor = _START_UP_SECONDS if report.phase == "Initializing" else 0.0
+        floor = _QUIET_SECONDS if report.phase == "Initializing" or self.stage == WRITING else 0.0
         return max(self._timeout, floor, _USUAL_STEPS * usual_step_seconds(report))
 
     def is_stalled(self, report: Report) -> bool:

@@ -61,6 +61,15 @@ def test_what_users_add_counts_and_the_rest_is_ours(tmp_path: pathlib.Path) -> N
     assert found.report_to == []
 
 
+def test_an_older_gpu_is_not_asked_for_tf32(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is an error on a T4 or V100, and on AMD's."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("finetune_trainer.loops.arguments.is_torch_tf32_available", lambda: False)
+    monkeypatch.setattr("transformers.TrainingArguments.__post_init__", lambda _: None)  # which sets the GPU up
+    monkeypatch.setattr("finetune_trainer.loops.arguments.precision_flags", lambda _: {"fp16": True})
+    assert arguments(tmp_path).tf32 is None
+
+
 def test_what_the_trainer_itself_refuses_is_a_sentence(tmp_path: pathlib.Path) -> None:
     with pytest.raises(FineTuneError, match=r"spec.training.arguments \(optim\): the Trainer refuses them"):
         arguments(tmp_path, arguments={"optim": "no-such-optimizer"})

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -157,6 +158,22 @@ def test_a_nested_state_comes_back_as_what_it_was(tmp_path: pathlib.Path) -> Non
     assert restored["empty"].shape == (0, 2)
 
 
+class OnGpu(torch.Tensor):
+    """A tensor that numpy can't see before it has been copied to the host."""
+
+    def cpu(self, *_: Any, **__: Any) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+def test_tensors_of_which_there_was_no_room_for_a_copy_are_written_from_where_they_are(tmp_path: pathlib.Path) -> None:
+    weight = torch.randn(3, 4)
+    tensors.write(tmp_path / "w", tensors.as_safetensors({"w": weight.as_subclass(OnGpu)}), lambda _: None)
+    assert torch.equal(tensors.load(tmp_path / "w")["w"], weight)
+
+
 def test_a_state_that_is_neither_number_nor_tensor_is_refused() -> None:
     with pytest.raises(TypeError, match="object in the state of optimizer"):
         tensors.flatten({"a": object()}, "optimizer")
@@ -214,6 +231,28 @@ def test_the_training_goes_on_while_it_is_written_and_waits_for_the_write_before
     go_on.set()
     assert writer.wait()
     assert written.is_set()
+
+
+def test_who_waits_for_a_write_gives_signs_of_life_while_it_gets_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    beats: list[str] = []
+    monkeypatch.setattr("finetune_trainer.checkpoints.writer.heartbeat.beat", beats.append)
+    monkeypatch.setattr("finetune_trainer.checkpoints.writer._LOOK_SECONDS", 0.01)
+    writer, go_on = Writer(), threading.Event()
+
+    def work() -> None:
+        while not go_on.is_set():
+            writer.pace()
+            time.sleep(0.005)
+        time.sleep(0.2)  # it hangs
+
+    writer.submit(work)
+    assert not writer.wait(0.2)
+    assert beats
+    go_on.set()
+    time.sleep(0.05)
+    beats.clear()
+    assert writer.wait()
+    assert len(beats) <= 1
 
 
 def test_what_went_wrong_in_the_background_is_raised_where_it_is_waited_for() -> None:

@@ -228,6 +228,9 @@ def test_a_chat_in_a_table_is_json(tmp_path: pathlib.Path) -> None:
         ({"chosen": CHAT, "rejected": [CHAT[0], NO]}, (CHAT[:1], CHAT[1:], [NO])),
         ({"prompt": "Hi", "chosen": CHAT[1:], "rejected": CHAT[1:]}, (CHAT[:1], CHAT[1:], CHAT[1:])),
         ({"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": CHAT[1:]}, (CHAT[:1], CHAT[1:], CHAT[1:])),
+        ({"prompt": "Q? A:", "chosen": "Q? A: as it is", "rejected": "Q? A: no"}, ("Q? A:", " as it is", " no")),
+        ({"prompt": CHAT[:1], "chosen": CHAT, "rejected": [CHAT[0], NO]}, (CHAT[:1], CHAT[1:], [NO])),
+        ({"prompt": "a", "chosen": "a cat", "rejected": "no"}, ("a", "a cat", "no")),
     ],
 )  # fmt: skip
 def test_a_preference_has_a_prompt_even_where_only_the_answers_hold_it(
@@ -359,6 +362,7 @@ def test_data_that_teaches_nothing_is_refused(tmp_path: pathlib.Path, train: str
         ("token-classification", {"tokens": "a b", "tags": ["O"]}, r"column 'tokens': the row is no JSON"),
         ("sft", {"messages": [{"role": "bot", "content": "x"}]}, r"role 'bot'; write one of: system"),
         ("sft", {"messages": [{"from": "human", "value": "x"}]}, r"a message without role and content"),
+        ("sft", {"messages": [*CHAT, {"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}]}, r"calls of tools can't"),
         ("dpo", {"prompt": "p", "chosen": "x", "rejected": CHAT}, r"one answer as a text and one as messages"),
         ("causal-lm", {"text": ["a"]}, r"is a list; a text is needed"),
     ],

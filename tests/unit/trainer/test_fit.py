@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from finetune_trainer.fit import fit_pass
 from finetune_trainer.tasks.base import DataInfo
@@ -29,6 +30,31 @@ def test_a_model_with_a_fresh_head_is_fitted_to_the_gpu(name: Any, info: DataInf
     task.config.num_labels = 2  # as the configuration of the model says that it starts from
     assert fit_pass(task, task.spec, world=1, micro=16, longest=512, half=True) == (16, False)
     assert task.config.num_labels == 2
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_activations_are_computed_again_only_where_the_model_can(monkeypatch: pytest.MonkeyPatch, checkpoints: bool) -> None:
+    monkeypatch.setattr("finetune_trainer.fit.choose_pass", lambda *_: (1, True))  # otherwise it does not fit
+    monkeypatch.setattr("transformers.BertPreTrainedModel.supports_gradient_checkpointing", checkpoints)
+    task = make_task("text-classification", CLASSES)
+    assert fit_pass(task, task.spec, world=1, micro=16, longest=512, half=True) == (1, checkpoints)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_model_that_is_not_for_the_task_is_left_to_who_loads_it() -> None:
+    task = make_task("text-classification", CLASSES)
+    task.config = transformers.T5Config(d_model=16, d_ff=16, num_layers=1, num_heads=2)
+    task.auto_model = "AutoModelForCausalLM"  # type: ignore[misc]
+    assert fit_pass(task, task.spec, world=1, micro=16, longest=512, half=True) == (16, False)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_code_of_a_repository_runs_for_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task("text-classification", CLASSES, model={"hub": {"name": "a/b"}, "trustRemoteCode": True})
+    task.config.auto_map = {"AutoModelForSequenceClassification": "code.Model"}
+    monkeypatch.setattr("transformers.AutoModelForSequenceClassification.from_config", None)
+    assert fit_pass(task, task.spec, world=1, micro=16, longest=512, half=True) == (16, False)
 
 
 @pytest.mark.parametrize(

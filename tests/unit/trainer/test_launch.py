@@ -10,7 +10,7 @@ import torch
 
 from finetune_api import names, resource
 from finetune_api.reasons import FineTuneError
-from finetune_api.status import Failure, Guess, SampleAnswer
+from finetune_api.status import Failure, Guess, Resolved, SampleAnswer
 from finetune_api.wire import Report, RunConfig
 from finetune_trainer import workers
 from finetune_trainer.distributed import World, join
@@ -187,6 +187,28 @@ def test_the_output_of_an_earlier_job_is_not_gone_on_from(tmp_path: pathlib.Path
     assert report.failure.reason == "OutputConflict"
     assert "news-output" in report.failure.message
     assert [item.name for item in (tmp_path / "output").iterdir()] == ["checkpoints"]
+
+
+@pytest.mark.parametrize("left", [(), ("run.json", "history.jsonl", "starts.jsonl", "best/step-3/x", "checkpoints/.step-10/x")])
+def test_a_job_that_came_to_nothing_leaves_its_volume_to_the_next_of_its_name(
+    tmp_path: pathlib.Path, left: tuple[str, ...]
+) -> None:
+    """As after a wrong column: delete the job, correct the file, apply it again."""
+    for name in left:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('{"name": "news", "digest": "of another spec", "uid": "an earlier one"}')
+    output, mine = Output(tmp_path), config().model_copy(update={"adopted": True, "job_uid": "this one"})
+    assert not output.holds_unfinished_work_of_another(mine)
+    assert output.claim(mine) is None
+    assert {path.name for path in tmp_path.iterdir()} <= {"run.json", "checkpoints"}
+    (tmp_path / "checkpoints/step-10").mkdir(parents=True)
+    output.keep_resolved(mine, Resolved(model_revision="abc"))
+    again = mine.model_copy(update={"attempt": 2})
+    assert not output.holds_unfinished_work_of_another(again), "it is its own by now"
+    resolved = output.claim(again)
+    assert resolved is not None
+    assert resolved.model_revision == "abc"
+    assert output.holds_unfinished_work_of_another(mine.model_copy(update={"job_uid": "a later one"}))
 
 
 def test_the_finished_model_of_an_earlier_job_of_the_same_spec_ends_the_job(tmp_path: pathlib.Path) -> None:

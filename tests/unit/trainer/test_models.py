@@ -152,6 +152,14 @@ def test_weights_are_trained_in_fp32_whatever_the_repository_holds(tmp_path: pat
     assert load(directory, model={"dtype": "bfloat16"}).model.dtype == torch.bfloat16
 
 
+def test_a_model_that_can_not_compute_its_activations_again_says_so(
+    directory: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.LlamaPreTrainedModel.supports_gradient_checkpointing", False)
+    with pytest.raises(FineTuneError, match=r"spec\.training\.activationCheckpointing: Llama.* leave it out"):
+        load(directory, training={"activationCheckpointing": True})
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refused for want of a GPU")
 def test_quantization_without_a_gpu_is_refused(directory: pathlib.Path) -> None:
     with pytest.raises(FineTuneError, match=r"spec\.model\.quantization: nf4 needs a CUDA GPU, and there is none here"):

@@ -74,6 +74,13 @@ def test_ten_usual_steps_are_waited_for_and_a_start_has_half_an_hour(place: Plac
     assert place.watchdog.limit_seconds(RUNNING) == 60
 
 
+@pytest.mark.parametrize(("stage", "seconds"), [(heartbeat.WRITING, 1800), (heartbeat.SAVING, 60)])
+def test_a_model_that_is_written_has_half_an_hour_too(place: Place, stage: str, seconds: float) -> None:
+    place.beat(stage)
+    place.watchdog.look()
+    assert place.watchdog.limit_seconds(RUNNING) == seconds
+
+
 def test_a_time_of_zero_waits_without_end(tmp_path: pathlib.Path) -> None:
     place = Place(tmp_path, timeout=0)
     place.pass_time(10_000)

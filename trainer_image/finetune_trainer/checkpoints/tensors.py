@@ -72,7 +72,7 @@ def as_safetensors(tensors: Tensors) -> Iterator[memoryview]:
     text += b" " * (-len(text) % 8)
     yield memoryview(len(text).to_bytes(8, "little") + text)
     for tensor in tensors.values():
-        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         for offset in range(0, len(data), _CHUNK_BYTES):
             yield data[offset : offset + _CHUNK_BYTES]
 

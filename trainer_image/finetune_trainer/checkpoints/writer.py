@@ -10,6 +10,7 @@ from collections.abc import Callable
 import psutil
 import torch
 
+from finetune_trainer import heartbeat
 from finetune_trainer.checkpoints.tensors import Tensors
 
 # Rest after so much work, in terms of it: the processors are the training's, and what they do for us it can't do meanwhile.
@@ -17,6 +18,7 @@ _REST = 1.0
 _LONGEST_REST_SECONDS = 0.1
 # Not more: it can't be taken back, and a machine that others use, too, would hardly let it come to its end.
 _NICENESS = 5
+_LOOK_SECONDS = 0.5
 
 
 class HostCopy:
@@ -51,6 +53,7 @@ class Writer:
         self._hurry = threading.Event()
         self._error: BaseException | None = None
         self._worked_until = 0.0
+        self._pieces = 0
 
     def submit(self, work: Callable[[], None]) -> None:
         """Begin a piece of work; the one before must be through."""
@@ -63,8 +66,7 @@ class Writer:
         """Wait, as fast as it can, until the work is through; whether it is. Raises what it raised."""
         if self._thread is not None:
             self._hurry.set()
-            self._thread.join(timeout_seconds)
-            if self._thread.is_alive():
+            if not self._join(self._thread, timeout_seconds):
                 return False
             self._thread = None
         if self._error is not None:
@@ -72,8 +74,20 @@ class Writer:
             raise error
         return True
 
+    def _join(self, thread: threading.Thread, timeout_seconds: float | None) -> bool:
+        """Wait for its end; as long as it gets on, this process gives signs of life."""
+        until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        seen = self._pieces
+        while thread.is_alive() and (until is None or time.monotonic() < until):
+            thread.join(_LOOK_SECONDS if until is None else max(0.0, min(_LOOK_SECONDS, until - time.monotonic())))
+            if self._pieces != seen:
+                heartbeat.beat(heartbeat.SAVING)
+                seen = self._pieces
+        return not thread.is_alive()
+
     def pace(self) -> None:
         """Called by the work, every few milliseconds: rests as long as it worked."""
+        self._pieces += 1
         worked = time.thread_time() - self._worked_until
         self._hurry.wait(min(_REST * worked, _LONGEST_REST_SECONDS))
         self._worked_until = time.thread_time()

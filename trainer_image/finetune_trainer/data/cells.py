@@ -113,6 +113,10 @@ def tags(value: Any, names: Sequence[str] | None = None) -> list[str]:
     return [class_name(tag, names) for tag in _parse(value, '["O", "B-PER"]')]
 
 
+# What a chat has beside texts: left out, the model would learn to answer nothing where it should call a tool.
+_CALLS = ("tool_calls", "function_call")
+
+
 def messages(value: Any, _: Sequence[str] | None = None) -> list[dict[str, str]]:
     """A chat."""
     example = '[{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]'
@@ -123,6 +127,8 @@ def messages(value: Any, _: Sequence[str] | None = None) -> list[dict[str, str]]
             raise ValueError(f"has a message without role and content; write it as {example}")
         if message["role"] not in _ROLES:
             raise ValueError(f"has a message of the role {message['role'][:40]!r}; write one of: {', '.join(_ROLES)}")
+        if called := next((name for name in _CALLS if message.get(name)), None):
+            raise ValueError(f"has a message with {called}: calls of tools can't be trained on; write texts, or remove the row")
         if not isinstance(message.get("content"), str):
             raise ValueError("has a message whose content is no text; write a text, or remove the row")
     return [{"role": message["role"], "content": message["content"]} for message in found]

@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from pydantic.alias_generators import to_camel
@@ -105,8 +105,12 @@ def _preference(row: Row) -> Row:
     if isinstance(chosen, str):
         if isinstance(prompt, list):
             raise ValueError("has its prompt as messages and its answers as texts; write all alike")
-        return {"prompt": prompt, "chosen": chosen, "rejected": rejected} if prompt else _split_texts(chosen, rejected)
-    if not isinstance(prompt, list):
+        if not prompt:
+            return _split_texts(chosen, rejected)
+        chosen, rejected = _without_prompt(prompt, chosen, rejected)
+    elif isinstance(prompt, list):
+        chosen, rejected = _without_prompt(prompt, chosen, rejected)
+    else:
         shared = _shared(chosen, rejected)
         if not shared and not prompt:
             raise ValueError("has no prompt, and its answers do not begin alike; name its column in columns.prompt")
@@ -115,6 +119,17 @@ def _preference(row: Row) -> Row:
     if not chosen or not rejected:
         raise Blank("an answer is empty")
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+_Said = TypeVar("_Said", str, list[Any])
+
+
+def _without_prompt(prompt: _Said, chosen: _Said, rejected: _Said) -> tuple[_Said, _Said]:
+    """The answers, also where they are told with the prompt before them; it would be learned twice."""
+    size = len(prompt)
+    if all(len(answer) > size and answer[:size] == prompt for answer in (chosen, rejected)):
+        return chosen[size:], rejected[size:]
+    return chosen, rejected
 
 
 def _split_texts(chosen: str, rejected: str) -> Row:

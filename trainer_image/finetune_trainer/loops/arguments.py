@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pydantic
 import torch
 import transformers
+from transformers.utils.import_utils import is_torch_tf32_available
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, Training
@@ -104,7 +105,7 @@ def training_arguments(
         "seed": training.seed,
         **precision_flags(training.precision),
         "use_cpu": not on_gpu,
-        "tf32": True if on_gpu else None,
+        "tf32": True if on_gpu and is_torch_tf32_available() else None,  # asked for elsewhere it is an error
         "dataloader_num_workers": 2 if on_gpu else 0,
         "logging_steps": min(10, max(1, total_steps // 200)),
         "logging_first_step": True,

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _LARGEST_BATCH = 32
 # Nothing is kept for a backward pass: so many times the rows of a training's forward pass fit, too.
 _TIMES_TRAINING = 4
+_STAGE = "evaluating"
 
 
 class Evaluator:
@@ -119,7 +120,7 @@ class Evaluator:
         with context:
             mine = [
                 self._task.score(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
-                for batch in heartbeat.each(loader, "evaluating")
+                for batch in heartbeat.each(loader, _STAGE)
             ]
         model.train(was_training)
         everyone = [scores for part in self._ranks.gather(mine) for scores in part]
@@ -128,10 +129,12 @@ class Evaluator:
     def _keep(self, done: Evaluated) -> None:
         """Write the best model down; older ones go when a checkpoint is complete that knows of this one."""
         if self._ranks.world.rank == 0:
+            heartbeat.beat(heartbeat.WRITING)
             directory = self._output.best_model(done.step)
             shutil.rmtree(directory, ignore_errors=True)
             self._save(directory)
             log.info("the best model so far is that of step %d", done.step)
             if self._improved:
                 self._improved(directory, done)
+            heartbeat.beat(_STAGE)
         self._ranks.barrier()

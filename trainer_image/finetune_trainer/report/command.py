@@ -17,8 +17,8 @@ from finetune_trainer.report import NAME
 def report(directory: pathlib.Path, output: pathlib.Path | None, debug: bool) -> None:
     """Write one HTML page on the training in DIR: its course, how good the model is, with what it was made. It needs no network.
 
-    DIR is an output directory, also of a training that runs or was interrupted. Of a job on a cluster fetch it first:
-    kubectl finetune pull NAME DIR.
+    DIR is an output directory, also of a training that runs or was interrupted. Of a job on a cluster that has ended, also of one
+    that failed, fetch its record first: kubectl finetune pull NAME DIR --report.
     """
     with one_sentence(debug):
         # Imported late: drawing takes a second, which --help and a slip need not wait for.

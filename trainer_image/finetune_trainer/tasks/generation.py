@@ -14,6 +14,7 @@ from transformers.models.auto import modeling_auto
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, Sample
 from finetune_api.status import SampleAnswer
+from finetune_trainer import heartbeat
 from finetune_trainer.data.lengths import longest_input
 from finetune_trainer.tasks import chat, figures
 from finetune_trainer.tasks.base import IGNORED, TENSOR_CORE_MULTIPLE, Batch, DataInfo, Row, Scores, Task
@@ -123,7 +124,10 @@ class LanguageModel(Task):
     @torch.no_grad()
     def answer(self, samples: Sequence[Sample]) -> list[SampleAnswer]:
         """What the model goes on with, the likeliest token each time."""
-        return [SampleAnswer(text=_last_said(sample)[:200], answer=self._go_on(sample)[:400]) for sample in samples]
+        return [
+            SampleAnswer(text=_last_said(sample)[:200], answer=self._go_on(sample)[:400])
+            for sample in heartbeat.each(samples, "answering the samples")
+        ]
 
     def _go_on(self, sample: Sample) -> str:
         ids = self._sample_ids(sample)
