@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shlex
 import sys
 from typing import Any
 
@@ -54,17 +55,14 @@ def submit(cluster: FineTune, files: tuple[pathlib.Path, ...], name: str | None,
         raise FineTuneError(Reason.INVALID_SPEC, "\n".join(map(str, verdict.problems)))
     if (name or watches) and len(verdict.jobs) > 1:
         raise FineTuneError(Reason.INVALID_SPEC, f"--name and --watch are for one job, and there are {len(verdict.jobs)}")
-    for given in verdict.jobs:
-        job = cluster.submit(given, name)
+    manifests = [cluster.prepare(given, name) for given in verdict.jobs]
+    for manifest in manifests:
+        job = cluster.submit(manifest)
         click.echo(f"{click.style('created', fg='green')} finetunejob {job.name} in namespace {job.namespace}")
         if not watches:
-            click.echo(f"  {_PROGRAM} watch {job.name}{_other_namespace(cluster, job)}")
+            click.echo(f"  {_PROGRAM} watch {job.name}{job.place}")
     if watches:
         sys.exit(_watch(job))
-
-
-def _other_namespace(cluster: FineTune, job: Job) -> str:
-    return "" if job.namespace == cluster.namespace else f" --namespace {job.namespace}"
 
 
 @cli.command("list", epilog="Example:  kubectl finetune list -A")
@@ -96,7 +94,7 @@ def _watch(job: Job) -> int:
     try:
         record = watch.show(job.follow(), console, lambda: _losses_so_far(job))
     except KeyboardInterrupt:
-        click.echo(f"\n{job.name} goes on; to watch it again:  {_PROGRAM} watch {job.name}", err=True)
+        click.echo(f"\n{job.name} goes on; to watch it again:  {_PROGRAM} watch {job.name}{job.place}", err=True)
         return EXIT_INTERRUPTED
     return 0 if record.status.phase == "Succeeded" else EXIT_FAILED
 
@@ -128,11 +126,8 @@ def show_logs(  # its options are the command line's
         attempt = (job.status.attempt or 1) - 1
         if attempt < 1:
             raise click.UsageError(f"{name} is in its first attempt")
-    try:
-        for line in job.logs(rank, attempt, follow, tail, lambda problem: click.echo(f"… {problem}", err=True)):
-            click.echo(line)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+    for line in job.logs(rank, attempt, follow, tail, lambda problem: click.echo(f"… {problem}", err=True)):
+        click.echo(line)
 
 
 @cli.command("why", epilog="Example:  kubectl finetune why news")
@@ -168,20 +163,22 @@ def suspend(cluster: FineTune, name: str, wait: bool, timeout: int) -> None:
     job = cluster.job(name)
     _refuse_if_finished(job)
     job.suspend(wait, timeout)
-    click.echo(f"{name} {'is' if wait else 'is being'} suspended; to go on:  {_PROGRAM} resume {name}")
+    click.echo(f"{name} {'is' if wait else 'is being'} suspended; to go on:  {_PROGRAM} resume {name}{job.place}")
 
 
 @cli.command(epilog="Example:  kubectl finetune resume news --wait")
 @click.argument("name")
-@click.option("--wait", is_flag=True, help="Until it trains.")
+@click.option("--wait", is_flag=True, help="Until it trains, or is through.")
 @click.option("--timeout", metavar="SECONDS", type=click.IntRange(min=1), default=600, show_default=True, help="Of --wait.")
 @cluster_options
 def resume(cluster: FineTune, name: str, wait: bool, timeout: int) -> None:
     """Have a suspended job go on from its last checkpoint."""
     job = cluster.job(name)
     _refuse_if_finished(job)
-    job.resume(wait, timeout)
-    click.echo(f"{name} goes on; to watch it:  {_PROGRAM} watch {name}")
+    if job.resume(wait, timeout).phase == "Succeeded":
+        click.echo(f"{name} has succeeded; to fetch the model:  {_PROGRAM} pull {name} ./{name}{job.place}")
+    else:
+        click.echo(f"{name} goes on; to watch it:  {_PROGRAM} watch {name}{job.place}")
 
 
 def _refuse_if_finished(job: Job) -> None:
@@ -193,8 +190,9 @@ def _refuse_if_finished(job: Job) -> None:
 @cli.command(epilog="Example:  kubectl finetune pull news ./my-model")
 @click.argument("name")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=pathlib.Path))
+@click.option("--report", is_flag=True, help="In place of the model what `finetune report` reads; also of a job that failed.")
 @cluster_options
-def pull(cluster: FineTune, name: str, directory: pathlib.Path) -> None:
+def pull(cluster: FineTune, name: str, directory: pathlib.Path, report: bool) -> None:
     """Fetch the finished model of a job into DIR, which must not be there yet or be empty.
 
     A pod of the trainer's image reads the job's volume, and goes away again. Each file is verified. Broken off, the same command
@@ -206,12 +204,17 @@ def pull(cluster: FineTune, name: str, directory: pathlib.Path) -> None:
     try:
         with progress:
             task = progress.add_task("starting a pod that reads the volume", total=None)
-            job.pull(directory, lambda done, size, file: progress.update(task, description=file, completed=done, total=size))
+            job.pull(
+                directory,
+                lambda done, size, file: progress.update(task, description=file, completed=done, total=size),
+                report,
+            )
     except KeyboardInterrupt:
         click.echo(f"\nStopped; the same command goes on with what is in {directory}.partial.", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    click.echo(f"The model: {directory}")
-    click.echo(f"  finetune predict {directory} TEXT")
+    click.echo(f"The record of the training: {directory}" if report else f"The model: {directory}")
+    quoted = shlex.quote(str(directory))
+    click.echo(f"  finetune report {quoted}" if report else f"  finetune predict {quoted} TEXT")
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The Python client: FineTuneJobs of one namespace, and one of them."""
 
 import difflib
+import functools
 import os
 import pathlib
 import time
@@ -16,9 +17,11 @@ from finetune_api.status import FineTuneJobStatus, Progress
 from finetune_client import logs, pull
 from finetune_client.api import Api
 from finetune_client.connection import connect
-from finetune_client.errors import ForbiddenError, JobFailedError, JobTimeoutError, NoSuchJobError, NotFoundError
+from finetune_client.errors import ForbiddenError, JobFailedError, JobTimeoutError, NoSuchJobError, NotFoundError, RefusedError
 from finetune_client.follow import Sighting, Sleep, follow
+from finetune_client.place import HERE, Place, build_place
 from finetune_client.records import EventRecord, JobRecord, PodRecord, read_event, read_job, read_pod
+from finetune_client.texts import format_state
 
 
 class FineTune:
@@ -41,6 +44,9 @@ class FineTune:
         self.namespace = namespace or connection.namespace
         self._sleep = sleep
         self._namespace_is_asked_for = namespace is not None
+        self._place_of = functools.partial(
+            build_place, own_namespace=connection.namespace, context=context, kubeconfig=kubeconfig
+        )
 
     def submit(
         self,
@@ -52,30 +58,40 @@ class FineTune:
         name: instead of that in the manifest. Raises FineTuneError(InvalidSpec), before anything is asked of the cluster, for
         what is not valid; NameTakenError where a job of that name is there.
         """
-        manifest = self._prepare(job, name)
+        manifest = self.prepare(job, name)
         namespace = manifest["metadata"]["namespace"]
         created = self.api.create(names.PLURAL, namespace, manifest)
-        return Job(self.api, namespace, created["metadata"]["name"], self._sleep)
+        return Job(self.api, namespace, created["metadata"]["name"], self._sleep, self._place_of(namespace))
 
     def job(self, name: str) -> "Job":
         """A job that is there; NoSuchJobError names one like it where it is not."""
-        job = Job(self.api, self.namespace, name, self._sleep)
+        job = Job(self.api, self.namespace, name, self._sleep, self._place_of(self.namespace))
         try:
             job.refresh()
         except NoSuchJobError as error:
             known = [record.name for record in self.list()]
             near = difflib.get_close_matches(name, known, n=3)
-            hint = f"; there is {' and '.join(near)}" if near else "; `kubectl finetune list` shows those that are there"
+            hint = (
+                f"; there is {' and '.join(near)}" if near else f"; `kubectl finetune list{job.place}` shows those that are there"
+            )
             raise NoSuchJobError(error.message + hint) from None
         return job
 
     def list(self, all_namespaces: bool = False) -> list[JobRecord]:
         """The jobs of the namespace, or of all, by namespace and name."""
         found = self.api.list(names.PLURAL, None if all_namespaces else self.namespace)
-        return sorted((read_job(manifest) for manifest in found), key=lambda job: (job.namespace, job.name))
+        jobs = [read_job(manifest, self._place_of(manifest["metadata"]["namespace"])) for manifest in found]
+        return sorted(jobs, key=lambda job: (job.namespace, job.name))
 
-    def _prepare(self, job: Any, name: str | None) -> dict[str, Any]:
-        """The manifest to create: what was written, and nothing that follows from a default."""
+    def prepare(
+        self,
+        job: FineTuneJob | FineTuneJobSpec | Mapping[str, Any] | str | os.PathLike[str],
+        name: str | None = None,
+    ) -> dict[str, Any]:
+        """The manifest that ``submit`` creates: what was written, and nothing that follows from a default.
+
+        Asks the cluster nothing; raises FineTuneError(InvalidSpec) for what is not valid.
+        """
         if isinstance(job, FineTuneJobSpec):
             if name is None:
                 raise FineTuneError(Reason.INVALID_SPEC, "a spec alone has no name: write submit(spec, name=…)")
@@ -98,20 +114,24 @@ class FineTune:
 
 
 class Job:
-    """One FineTuneJob of a cluster. All methods raise ClientError; NoSuchJobError once it is deleted."""
+    """One FineTuneJob of a cluster. All methods raise ClientError; NoSuchJobError once it is deleted.
 
-    def __init__(self, api: Api, namespace: str, name: str, sleep: Sleep = time.sleep) -> None:
+    place: what a command that is printed needs besides the name.
+    """
+
+    def __init__(self, api: Api, namespace: str, name: str, sleep: Sleep = time.sleep, place: Place = HERE) -> None:
         self._api = api
         self._sleep = sleep
         self.namespace = namespace
         self.name = name
+        self.place = place
 
     def __repr__(self) -> str:
         return f"Job({self.namespace}/{self.name})"
 
     def refresh(self) -> JobRecord:
         """The job as it is now."""
-        return read_job(self._api.get(names.PLURAL, self.namespace, self.name))
+        return read_job(self._api.get(names.PLURAL, self.namespace, self.name), self.place)
 
     @property
     def status(self) -> FineTuneJobStatus:
@@ -146,9 +166,26 @@ class Job:
         """Look at the job every few seconds until it has ended, also across an API server that is away."""
         return follow(self.refresh, self.events_of, self._sleep)
 
-    def _look(self, sleep: Sleep | None = None) -> Iterator[Sighting]:
-        """The same without events."""
-        return follow(self.refresh, lambda job: (), sleep or self._sleep)
+    def _looks(self, timeout: float | None, late: str, still: str) -> Iterator[JobRecord]:
+        """The job at each look at which it was seen, until it has ended.
+
+        timeout: in seconds, also where nothing is seen; JobTimeoutError after it, which says what is ``late``, and what holds
+        ``still``.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+
+        def sleep(seconds: float) -> None:
+            self._sleep(seconds if end is None else max(0.0, min(seconds, end - time.monotonic())))
+
+        for sighting in follow(self.refresh, lambda job: (), sleep):
+            job = sighting.job
+            if job is not None and sighting.problem is None:
+                yield job
+                if job.finished:
+                    return
+            if end is not None and time.monotonic() >= end:
+                where = sighting.problem or (f"it is {format_state(job)}" if job is not None else "")
+                raise JobTimeoutError(f"{self.name} {late} within {timeout:g} s ({where}); {still}")
 
     def wait(self, timeout: float | None = None, on_progress: Callable[[Progress], None] | None = None) -> FineTuneJobStatus:
         """Wait until the job has succeeded; its last status.
@@ -156,26 +193,14 @@ class Job:
         timeout: in seconds, without end if None; JobTimeoutError after it, and the job goes on. on_progress: called when the
         progress has changed. Raises JobFailedError with the failure when the job fails.
         """
-        end = None if timeout is None else time.monotonic() + timeout
-
-        def sleep(seconds: float) -> None:
-            self._sleep(seconds if end is None else max(0.0, min(seconds, end - time.monotonic())))
-
         last: Progress | None = None
-        for sighting in self._look(sleep):
-            job = sighting.job
-            if job is not None and sighting.problem is None:
-                if on_progress is not None and job.status.progress is not None and job.status.progress != last:
-                    on_progress(job.status.progress)
-                last = job.status.progress
-                if job.status.phase == "Succeeded":
-                    return job.status
-                if job.finished:
-                    raise self._failed(job)
-            if end is not None and time.monotonic() >= end:
-                where = sighting.problem or (f"it is {job.phase}" if job is not None else "")
-                raise JobTimeoutError(f"{self.name} has not ended within {timeout:g} s ({where}); it goes on")
-        raise AssertionError("follow ends with the job")
+        for job in self._looks(timeout, "has not ended", "it goes on"):
+            if on_progress is not None and job.status.progress is not None and job.status.progress != last:
+                on_progress(job.status.progress)
+            last = job.status.progress
+            if job.phase == "Succeeded":
+                return job.status
+        raise self._failed(job)
 
     def _failed(self, job: JobRecord) -> JobFailedError:
         failure, status = job.status.failure, job.status
@@ -213,38 +238,50 @@ class Job:
             lines = read(self.namespace, pod.name, **limit)
         return logs.select_rank(lines, rank) if logs.processes_per_node(job) > 1 else lines
 
-    def suspend(self, wait: bool = False, timeout: float = 600) -> None:
-        """Have the job save a checkpoint and give its machines back. wait: until it has, or JobTimeoutError."""
-        self._set_suspend(True, wait, timeout, lambda phase: phase == "Suspended")
+    def suspend(self, wait: bool = False, timeout: float = 600) -> JobRecord:
+        """Have the job save a checkpoint and give its machines back; the job as it is then.
 
-    def resume(self, wait: bool = False, timeout: float = 600) -> None:
-        """Have a suspended job go on. wait: until it trains, or JobTimeoutError."""
-        self._set_suspend(False, wait, timeout, lambda phase: phase in ("Running", "Publishing"))
+        wait: until it has, or JobTimeoutError. Raises RefusedError when it ends meanwhile.
+        """
+        job = self._set_suspend(True)
+        if not wait:
+            return job
+        for job in self._looks(timeout, "is not suspended", "spec.suspend stays true"):
+            if job.phase == "Suspended":
+                return job
+        raise RefusedError(f"{self.name} {'succeeded' if job.phase == 'Succeeded' else 'failed'} before it was suspended")
 
-    def _set_suspend(self, suspend: bool, wait: bool, timeout: float, is_there: Callable[[str], bool]) -> None:
-        self._api.patch(names.PLURAL, self.namespace, self.name, {"spec": {"suspend": suspend}})
-        end = time.monotonic() + timeout
-        for sighting in self._look() if wait else ():
-            job = sighting.job
-            if job is not None and sighting.problem is None and is_there(job.phase):
-                return
-            if job is not None and time.monotonic() >= end and not job.finished:
-                raise JobTimeoutError(
-                    f"{self.name} is still {job.phase} after {timeout:g} s: {job.status.message or ''}".rstrip(": ")
-                )
+    def resume(self, wait: bool = False, timeout: float = 600) -> JobRecord:
+        """Have a suspended job go on; the job as it is then.
+
+        wait: until it trains, or is through, or JobTimeoutError. Raises JobFailedError with the failure when it fails meanwhile.
+        """
+        job = self._set_suspend(False)
+        if not wait:
+            return job
+        for job in self._looks(timeout, "does not train", "spec.suspend stays false"):
+            if job.phase in ("Running", "Publishing", "Succeeded"):
+                return job
+        raise self._failed(job)
+
+    def _set_suspend(self, suspend: bool) -> JobRecord:
+        change = {"spec": {"suspend": suspend}}
+        return read_job(self._api.patch(names.PLURAL, self.namespace, self.name, change), self.place)
 
     def pull(
         self,
         directory: str | os.PathLike[str],
         on_progress: Callable[[int, int, str], None] = lambda done, size, file: None,
+        report: bool = False,
     ) -> pathlib.Path:
         """Fetch the finished model into a directory that is not there yet, or empty; the directory.
 
         Every file is verified. Broken off, the next call goes on where this one ended. on_progress: bytes so far, bytes in all,
-        the file that comes. Needs the right to create pods and to run commands in them.
+        the file that comes. report: in place of the model what `finetune report` reads, also of a job that failed. Needs the
+        right to create pods and to run commands in them.
         """
-        target = pathlib.Path(directory)
-        pull.pull_model(self._api, self.refresh(), self.pods(), target, on_progress, self._sleep)
+        target, part = pathlib.Path(directory), pull.RECORD if report else pull.MODEL
+        pull.pull_part(self._api, self.refresh(), self.pods(), part, target, on_progress, self._sleep)
         return target
 
     def delete(self, missing_ok: bool = False) -> None:

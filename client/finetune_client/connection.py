@@ -11,6 +11,7 @@ from kubernetes.client import ApiClient, Configuration
 from kubernetes.config.incluster_config import SERVICE_TOKEN_FILENAME
 
 from finetune_client.errors import NotConfiguredError
+from finetune_client.place import format_option
 
 _NAMESPACE_FILE = pathlib.Path(SERVICE_TOKEN_FILENAME).with_name("namespace")
 _DEFAULT_NAMESPACE = "default"
@@ -42,7 +43,7 @@ def connect(kubeconfig: str | os.PathLike[str] | None = None, context: str | Non
         config.load_kube_config(file, context, configuration, persist_config=False)  # type: ignore[no-untyped-call]
         contexts, current = config.list_kube_config_contexts(file)  # type: ignore[no-untyped-call]
     except (config.ConfigException, yaml.YAMLError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise NotConfiguredError(_describe(file, context, error)) from error
+        raise NotConfiguredError(_describe(file, context, error, format_option("--kubeconfig", kubeconfig))) from error
     named = {item["name"]: item for item in contexts}
     chosen: dict[str, Any] = named[context] if context is not None else current
     return Connection(ApiClient(configuration), chosen["context"].get("namespace") or _DEFAULT_NAMESPACE)
@@ -59,9 +60,9 @@ def _connect_in_pod(configuration: Configuration) -> Connection:
     return Connection(ApiClient(configuration), namespace or _DEFAULT_NAMESPACE)
 
 
-def _describe(file: str, context: str | None, error: Exception) -> str:
+def _describe(file: str, context: str | None, error: Exception, option: str) -> str:
     if not any(pathlib.Path(part).expanduser().exists() for part in file.split(os.pathsep)):
         return f"there is no kubeconfig at {file}: set KUBECONFIG or write --kubeconfig"
     if context is not None and context in str(error):
-        return f"the kubeconfig {file} has no context {context}: `kubectl config get-contexts` lists those it has"
+        return f"the kubeconfig {file} has no context {context}: `kubectl config get-contexts{option}` lists those it has"
     return f"the kubeconfig {file} can't be used: {' '.join(str(error).split())}"

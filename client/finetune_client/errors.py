@@ -8,10 +8,10 @@ ClientError
 ├── NotFoundError         there is no such object
 │   └── NoSuchJobError    there is no such FineTuneJob, or it is another one by now
 ├── NameTakenError        an object of that name is there already
-├── RefusedError          the API server refuses what it was asked: an invalid object, a quota, a policy of the site
+├── RefusedError          what was asked is refused: an invalid object, a quota, a policy of the site, a job that has ended
 ├── JobFailedError        the job itself failed; carries its failure
 ├── JobTimeoutError       the job did not come so far in time
-└── PullError             the model can't be fetched
+└── PullError             the model, or the record of the training, can't be fetched
 """
 
 from finetune_api.status import Failure, FineTuneJobStatus
@@ -54,7 +54,7 @@ class NameTakenError(ClientError):
 
 
 class RefusedError(ClientError):
-    """The API server refuses the object or the request as it is."""
+    """The object or the request is refused as it is."""
 
 
 class JobFailedError(ClientError):
@@ -71,4 +71,4 @@ class JobTimeoutError(ClientError, TimeoutError):
 
 
 class PullError(ClientError):
-    """The finished model can't be fetched; what has come already is kept."""
+    """The output of a job can't be fetched; what has come already is kept."""

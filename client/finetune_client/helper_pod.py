@@ -1,4 +1,4 @@
-"""The pod through which a finished model leaves its volume: one of the job's own, but for what it runs and what it may write."""
+"""The pod through which a job's output leaves its volume: one of the job's own, but for what it runs and what it may write."""
 
 from typing import Any
 
@@ -93,7 +93,8 @@ def _image(job: JobRecord, last_pod: PodRecord | None) -> str:
     image = resolved or (job.spec.pod.image if job.spec is not None else None)
     if image is None:
         raise PullError(
-            f"{job.name} has never started, so there is no model; `kubectl finetune why {job.name}` says what it waits for"
+            f"{job.name} has never started, so there is nothing to fetch; "
+            f"`kubectl finetune why {job.name}{job.place}` says what it waits for"
         )
     return image
 

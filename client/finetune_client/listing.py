@@ -38,6 +38,6 @@ def _row(job: JobRecord, now: datetime.datetime) -> tuple[str, ...]:
         str(progress.step) if progress else "",
         f"{progress.loss:g}" if progress and progress.loss is not None else "",
         (progress.remaining if progress and not job.finished else None) or "",
-        str(restarts.failures) if restarts else "0",
+        str(restarts.total) if restarts else "0",
         format_duration((now - job.created).total_seconds()),
     )

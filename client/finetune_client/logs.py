@@ -24,7 +24,7 @@ def choose_pod(job: JobRecord, pods: Sequence[PodRecord], rank: int, attempt: in
         present = ", ".join(str(found) for found in sorted({pod.attempt for pod in pods}))
         raise NotFoundError(
             f"the pods of attempt {number} are gone, and their logs with them; there are those of attempt {present}. "
-            f"`kubectl finetune why {job.name}` shows how each attempt ended"
+            f"`kubectl finetune why {job.name}{job.place}` shows how each attempt ended"
         )
     index = rank // processes_per_node(job)
     found = [pod for pod in gang if pod.index == index]

@@ -21,7 +21,7 @@ class Command(click.Command):
     """A command whose errors are one sentence each; --debug adds the traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run it; end with 1 where the cluster refuses, with 2 where a file is not valid."""
+        """Run it; end with 1 where the cluster refuses, with 2 where a file is not valid, with 130 after Ctrl-C."""
         debug = ctx.params.pop("debug")
         try:
             return super().invoke(ctx)
@@ -31,6 +31,9 @@ class Command(click.Command):
             for line in error.message.splitlines():
                 complain(line)
             ctx.exit(EXIT_USAGE if isinstance(error, FineTuneError) else EXIT_FAILED)
+        except KeyboardInterrupt:  # of a command that has nothing to add
+            click.echo(err=True)  # after the ^C of the terminal
+            ctx.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:  # of `| head`
             sys.stderr.close()
             ctx.exit(EXIT_FAILED)

@@ -1,4 +1,7 @@
-"""Fetch a finished model out of its volume: file by file, each verified, and taken up again where it broke off."""
+"""Fetch a finished model, or the record of a training, out of its volume: file by file, each verified.
+
+Broken off, a transfer is taken up again where it ended.
+"""
 
 import contextlib
 import dataclasses
@@ -34,29 +37,58 @@ Progress = Callable[[int, int, str], None]
 
 @dataclasses.dataclass(frozen=True)
 class RemoteFile:
-    """A file of the model. path: from the model's folder, with "/". size: in bytes."""
+    """A file of the part. path: from the part's folder, with "/". size: in bytes."""
 
     path: str
     size: int
 
 
-def pull_model(
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What can be fetched of an output. folder: where in it. files: these only; all that are there if it is empty.
+
+    early: what is said of a job that goes on. missing: what the volume does not hold, and why.
+    """
+
+    folder: str
+    files: tuple[str, ...]
+    early: str
+    missing: str
+
+
+MODEL = Part(
+    folder="model",
+    files=(),
+    early="it has no finished model yet",
+    missing="no finished model: the job ended before it was written",
+)
+# What `finetune report` reads, and the page that a training which is through has left.
+RECORD = Part(
+    folder="",
+    files=("run.json", "history.jsonl", "starts.jsonl", "evaluation.json", "report.json", "report.html"),
+    early="the record of its training can be fetched once it has ended",
+    missing="no record of a training: the job ended before it began to train",
+)
+
+
+def pull_part(
     api: Api,
     job: JobRecord,
     pods: Sequence[PodRecord],
+    part: Part,
     directory: pathlib.Path,
     on_progress: Progress = lambda done, size, file: None,
     sleep: Sleep = time.sleep,
 ) -> None:
-    """Fetch the model of a job that has ended into a directory that is not there yet, or empty.
+    """Fetch a part of the output of a job that has ended into a directory that is not there yet, or empty.
 
     pods: the job's own that are left. The files come into <directory>.partial, which becomes the directory when all are complete;
     broken off, the next call goes on with it. Raises PullError and other ClientErrors.
     """
     directory = directory.resolve()
-    check_pullable(job, directory)
+    check_pullable(job, part, directory)
     try:
-        _pull(api, job, pods, directory, on_progress, sleep)
+        _pull(api, job, pods, part, directory, on_progress, sleep)
     except OSError as error:
         raise PullError(
             f"{error.filename or directory} can't be written: {error.strerror or error}; what has come is kept"
@@ -64,14 +96,20 @@ def pull_model(
 
 
 def _pull(
-    api: Api, job: JobRecord, pods: Sequence[PodRecord], directory: pathlib.Path, on_progress: Progress, sleep: Sleep
+    api: Api,
+    job: JobRecord,
+    pods: Sequence[PodRecord],
+    part: Part,
+    directory: pathlib.Path,
+    on_progress: Progress,
+    sleep: Sleep,
 ) -> None:
     last_pod = max((pod for pod in pods if pod.node), key=lambda pod: pod.created, default=None)
     _check_claim(api, job)
     _delete_leftovers(api, job)
     partial = directory.with_name(f"{directory.name}.partial")
     with _helper_pod(api, job, last_pod, sleep) as pod:
-        source = _Source(api, job.namespace, pod, f"{output_claim(job)[1]}/model", sleep)
+        source = _Source(api, job.namespace, pod, output_claim(job)[1], part, sleep)
         files = source.list()
         total, before = sum(file.size for file in files), 0
         for file in files:
@@ -87,14 +125,12 @@ def _tell(on_progress: Progress, before: int, total: int, file: str, done: int) 
     on_progress(before + done, total, file)
 
 
-def check_pullable(job: JobRecord, directory: pathlib.Path) -> None:
-    """Raise PullError where there is no finished model, or no room for it."""
+def check_pullable(job: JobRecord, part: Part, directory: pathlib.Path) -> None:
+    """Raise PullError where it is too early for the part, or there is no room for it."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise PullError(f"{directory} is there already and is not overwritten: remove it, or choose another directory")
     if not job.finished:
-        raise PullError(
-            f"{job.name} is {job.phase}: it has no finished model yet; `kubectl finetune watch {job.name}` waits for it"
-        )
+        raise PullError(f"{job.name} is {job.phase}: {part.early}; `kubectl finetune watch {job.name}{job.place}` waits for it")
 
 
 def _check_claim(api: Api, job: JobRecord) -> None:
@@ -151,21 +187,22 @@ def _wait_until_it_runs(api: Api, namespace: str, name: str, sleep: Sleep) -> No
 
 
 class _Source:
-    """The model's folder in the helper pod."""
+    """A part of the output in the helper pod. output: the directory of the output there."""
 
-    def __init__(self, api: Api, namespace: str, pod: str, folder: str, sleep: Sleep) -> None:
+    def __init__(self, api: Api, namespace: str, pod: str, output: str, part: Part, sleep: Sleep) -> None:
         self._api = api
         self._namespace = namespace
         self._pod = pod
-        self._folder = folder
+        self._folder = f"{output}/{part.folder}"
+        self._part = part
         self._sleep = sleep
         self._program = importlib.resources.files(__package__).joinpath("pod_program.py").read_text(encoding="utf-8")
 
     def list(self) -> list[RemoteFile]:
-        """What the folder holds; PullError if there is no model."""
+        """The files of the part that are there; PullError if there are none."""
         for attempt in range(_TRIES):
             try:
-                output = b"".join(piece for channel, piece in self._run("list") if channel == STDOUT_CHANNEL)
+                output = b"".join(piece for channel, piece in self._run("list", *self._part.files) if channel == STDOUT_CHANNEL)
                 break
             except UnreachableError:
                 if attempt == _TRIES - 1:
@@ -174,14 +211,14 @@ class _Source:
             except PullError as error:
                 if "no such folder" not in error.message:
                     raise
-                raise PullError("the volume holds no finished model: the job ended before it was written") from None
+                raise PullError(f"the volume holds {self._part.missing}") from None
         files = [RemoteFile(**json.loads(line)) for line in output.splitlines()]
         for file in files:
             path = pathlib.PurePosixPath(file.path)
             if path.is_absolute() or ".." in path.parts:
                 raise PullError(f"the volume holds a file of a name that leads elsewhere: {file.path!r}")
         if not files:
-            raise PullError("the volume holds no finished model: its folder is empty")
+            raise PullError(f"the volume holds {self._part.missing}")
         return files
 
     def fetch(self, file: RemoteFile, target: pathlib.Path, on_bytes: Callable[[int], None]) -> None:
@@ -207,7 +244,7 @@ class _Source:
             target.unlink()
             if anew:
                 raise PullError(f"{file.path} is not here as it is in the volume: the connection changes what it carries")
-            anew = True  # what was there was of another model, or damaged
+            anew = True  # what was there was of another job, or damaged
 
     def _append(self, file: RemoteFile, target: pathlib.Path, offset: int, on_bytes: Callable[[int], None]) -> str:
         """The rest of a file from a byte on; the hash that the whole has in the volume."""
@@ -236,7 +273,7 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 def _remove_others(folder: pathlib.Path, wanted: set[pathlib.Path]) -> None:
-    """What an earlier call left there that is not of this model."""
+    """What an earlier call left there that is not of this part."""
     needed = wanted | {parent for path in wanted for parent in path.parents}
     for path in sorted(folder.rglob("*"), reverse=True):
         if path not in needed:

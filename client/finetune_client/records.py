@@ -14,13 +14,17 @@ from finetune_api.reasons import FineTuneError
 from finetune_api.resource import read_spec
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FINAL_PHASES, FineTuneJobStatus
+from finetune_client.place import HERE, Place
 
 _INDEX = "batch.kubernetes.io/job-completion-index"
 
 
 @dataclasses.dataclass(frozen=True)
 class JobRecord:
-    """A FineTuneJob as it was when it was asked for. spec: None where it can't be read. manifest: all of it."""
+    """A FineTuneJob as it was when it was asked for. spec: None where it can't be read. manifest: all of it.
+
+    place: what a command that is printed needs besides the name.
+    """
 
     namespace: str
     name: str
@@ -29,6 +33,7 @@ class JobRecord:
     spec: FineTuneJobSpec | None
     status: FineTuneJobStatus
     manifest: Mapping[str, Any]
+    place: Place = HERE
 
     @property
     def phase(self) -> str:
@@ -116,7 +121,7 @@ def _remove(node: Any, location: tuple[str | int, ...]) -> None:
         del node[last]
 
 
-def read_job(manifest: Mapping[str, Any]) -> JobRecord:
+def read_job(manifest: Mapping[str, Any], place: Place = HERE) -> JobRecord:
     """Parse a FineTuneJob."""
     metadata = manifest["metadata"]
     try:
@@ -131,6 +136,7 @@ def read_job(manifest: Mapping[str, Any]) -> JobRecord:
         spec=spec,
         status=read_status(manifest.get("status") or {}),
         manifest=manifest,
+        place=place,
     )
 
 

@@ -133,9 +133,9 @@ def _end(job: JobRecord) -> Text:
     if status.phase == "Succeeded":
         if status.published is not None:
             lines.append(Text(printable(f"published: {status.published.url}")))
-        lines.append(Text(f"  kubectl finetune pull {job.name} ./{job.name}"))
+        lines.append(Text(f"  kubectl finetune pull {job.name} ./{job.name}{job.place}"))
     else:
         if status.failure is not None and status.failure.hint:
             lines.append(Text(printable(status.failure.hint)))
-        lines.append(Text(f"  kubectl finetune why {job.name}"))
+        lines.append(Text(f"  kubectl finetune why {job.name}{job.place}"))
     return Text("\n").join(lines)

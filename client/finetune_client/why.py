@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from finetune_api import names
 from finetune_api.durations import format_duration
 from finetune_api.files import printable
 from finetune_api.reasons import VERDICTS
@@ -54,7 +55,7 @@ def culprit(job: JobRecord, pods: Sequence[PodRecord]) -> int | None:
 
 def next_steps(job: JobRecord, pods: Sequence[PodRecord]) -> list[str]:
     """What to do, and the command that helps with it."""
-    status, name = job.status, job.name
+    status, name, place = job.status, job.name, job.place
     steps = []
     hint = _hint(job)
     if hint:
@@ -62,23 +63,29 @@ def next_steps(job: JobRecord, pods: Sequence[PodRecord]) -> list[str]:
     if status.phase is None:
         steps += [
             "The operator has not seen this job: look whether it runs.",
-            "kubectl get pods -A -l app.kubernetes.io/name=finetune-operator",
+            f"kubectl get pods -A -l app.kubernetes.io/name=finetune-operator{place.cluster}",
         ]
     elif status.phase == "Succeeded":
-        steps.append(f"kubectl finetune pull {name} ./{name}")
+        steps.append(f"kubectl finetune pull {name} ./{name}{place}")
     elif status.phase == "Failed":
-        steps += [f"kubectl finetune logs {name} --rank {culprit(job, pods) or 0}"] if pods else []
-        steps.append(f"kubectl delete finetunejob {name}, then kubectl finetune submit the corrected file")
+        steps += [f"kubectl finetune logs {name} --rank {culprit(job, pods) or 0}{place}"] if pods else []
+        # Under the same name, once this one is deleted, it would find the volume that is left, and the training in it.
+        submit = f"kubectl finetune submit FILE --name {_other_name(name)}{place}"
+        steps += ["Correct the file, and submit it under another name:", submit]
     elif status.phase == "Suspended" or (job.suspended and status.phase not in _ALIVE):
-        steps.append(f"kubectl finetune resume {name}")
-    elif status.phase in _ALIVE:
-        steps.append(f"kubectl finetune watch {name}")
-    elif pods:
+        steps.append(f"kubectl finetune resume {name}{place}")
+    elif pods and status.phase not in _ALIVE:
         waiting = next((pod for pod in pods if not pod.running and not pod.finished), None)
-        steps.append(f"kubectl describe pod {waiting.name}" if waiting else f"kubectl finetune logs {name} --follow")
+        look = f"kubectl describe pod {waiting.name}" if waiting else f"kubectl finetune logs {name} --follow"
+        steps.append(f"{look}{place}")
     else:
-        steps.append(f"kubectl finetune watch {name}")
+        steps.append(f"kubectl finetune watch {name}{place}")
     return steps
+
+
+def _other_name(name: str) -> str:
+    other = f"{name}-2"
+    return other if len(other) <= names.MAX_NAME_LENGTH else "NAME"
 
 
 def _hint(job: JobRecord) -> str | None:

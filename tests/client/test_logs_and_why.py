@@ -11,7 +11,9 @@ import pytest
 from client.api_server import NOW, ApiServer, refusal
 from client.builders import FAILED, RUNNING, SUCCEEDED, Manifest, ended, event, job, pod
 from client.conftest import Clock
+from finetune_api import names
 from finetune_client import FineTune, UnreachableError, logs, why
+from finetune_client.place import HERE, Place, build_place
 from finetune_client.records import read_job, read_pod
 
 Run = Callable[..., Any]
@@ -170,10 +172,10 @@ def test_why_shows_what_a_pod_waits_for(run: Run, server: ApiServer) -> None:
         assert text in shown, text
 
 
-def record(status: Manifest | None, **spec: Any) -> Any:
-    manifest = job(status=status, **spec)
+def record(status: Manifest | None, name: str = "news", place: Place = HERE, **spec: Any) -> Any:
+    manifest = job(name, status, **spec)
     manifest["metadata"] |= {"namespace": "team", "uid": "u", "creationTimestamp": NOW}
-    return read_job(manifest)
+    return read_job(manifest, place)
 
 
 NEXT = [
@@ -182,13 +184,46 @@ NEXT = [
     ({"phase": "Suspended"}, {"suspend": True}, "kubectl finetune resume news"),
     (RUNNING, {}, "kubectl finetune watch news"),
     ({"phase": "Queued", "reason": "WaitingForQueue"}, {}, "kubectl finetune watch news"),
-    (FAILED, {}, "kubectl delete finetunejob news, then kubectl finetune submit the corrected file"),
+    (FAILED, {}, "kubectl finetune submit FILE --name news-2"),
 ]
 
 
 @pytest.mark.parametrize(("status", "spec", "command"), NEXT)
 def test_each_phase_has_a_next_command(status: Manifest | None, spec: Manifest, command: str) -> None:
     assert why.next_steps(record(status, **spec), [])[-1] == command
+
+
+def test_a_name_that_would_be_too_long_is_left_to_the_user() -> None:
+    longest = "n" * (names.MAX_NAME_LENGTH - 2)
+    for name, other in ((longest, f"{longest}-2"), (f"{longest}n", "NAME")):
+        steps = why.next_steps(record(FAILED, name), [])
+        assert steps[-2:] == [
+            "Correct the file, and submit it under another name:",
+            f"kubectl finetune submit FILE --name {other}",
+        ]
+
+
+@pytest.mark.parametrize(("status", "spec", "command"), NEXT)
+def test_each_next_command_leads_to_the_same_job(status: Manifest | None, spec: Manifest, command: str) -> None:
+    place = build_place("other", "team", "far away", "my config")
+    step = why.next_steps(record(status, place=place, **spec), [])[-1]
+    cluster = " --context 'far away' --kubeconfig 'my config'"
+    # The operator's own namespace is none of the job's.
+    assert step == command + ("" if " -A " in command else " --namespace other") + cluster
+
+
+def test_commands_about_pods_and_in_sentences_name_the_namespace(run: Run, server: ApiServer) -> None:
+    queued = {"phase": "Pending", "reason": "Starting", "attempt": 2}
+    server.put("finetunejobs", job(status=queued), "others")
+    server.put("pods", pod(attempt=2, state={"waiting": {"reason": "ContainerCreating"}}), "others")
+    assert "kubectl describe pod news-2-0-abcde --namespace others" in run("why", "news", "-n", "others").output
+    gone = run("logs", "news", "--attempt", 1, "-n", "others").output
+    assert "`kubectl finetune why news --namespace others` shows" in gone
+    server.put("finetunejobs", job(status=FAILED), "others")
+    failed = run("why", "news", "-n", "others").output
+    assert "kubectl finetune logs news --rank 1 --namespace others" in failed
+    assert "kubectl finetune submit FILE --name news-2 --namespace others" in failed
+    assert "--namespace" not in run("why", "news", "--namespace", "others", "--context", "there").output
 
 
 def test_the_traceback_of_the_status_stands_before_that_of_the_log(run: Run, server: ApiServer) -> None:

@@ -154,6 +154,16 @@ def test_a_job_that_goes_on_has_no_finished_model(run: Run, server: ApiServer, t
     assert "news is Running: it has no finished model yet" in result.output
 
 
+def test_commands_in_what_goes_wrong_lead_to_the_same_job(run: Run, server: ApiServer, tmp_path: pathlib.Path) -> None:
+    server.put("finetunejobs", job(status=RUNNING), "other")
+    result = run("pull", "news", tmp_path / "model", "-n", "other")
+    assert "`kubectl finetune watch news --namespace other` waits for it" in result.output
+    server.put("finetunejobs", job(status={"phase": "Failed"}), "other")
+    server.put("persistentvolumeclaims", {"metadata": {"name": "news-output"}}, "other")
+    result = run("pull", "news", tmp_path / "model", "-n", "other")
+    assert "`kubectl finetune why news --namespace other` says what it waits for" in result.output
+
+
 def test_a_job_that_failed_before_its_model_was_written_says_so(
     cluster: FineTune, server: ApiServer, finished: dict[str, Any], output: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -3,6 +3,7 @@
 import copy
 import math
 import pathlib
+import types
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from finetune_client import (
     NameTakenError,
     NoSuchJobError,
     NotInstalledError,
+    RefusedError,
     UnreachableError,
 )
 from finetune_client.chart import draw_curve
@@ -104,10 +106,47 @@ def test_a_job_that_fails_raises_with_its_failure(cluster: FineTune, server: Api
 
 def test_waiting_ends_at_its_time_and_the_job_goes_on(cluster: FineTune, server: ApiServer) -> None:
     server.put("finetunejobs", job(status=RUNNING))
-    with pytest.raises(JobTimeoutError, match=r"has not ended within 0 s \(it is Running\)"):
+    with pytest.raises(
+        JobTimeoutError, match=r"has not ended within 0 s \(it is Running \(Training\): attempt 1 trains\); it goes on"
+    ):
         cluster.job("news").wait(timeout=0)
     with pytest.raises(TimeoutError):
         cluster.job("news").suspend(wait=True, timeout=0)
+
+
+@pytest.mark.parametrize("what", ["wait", "suspend", "resume"])
+def test_waiting_ends_at_its_time_also_where_nobody_answers(
+    cluster: FineTune, server: ApiServer, clock: Clock, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    server.put("finetunejobs", job(status=RUNNING))
+    handle = cluster.job("news")
+    server.answers["GET finetunejobs"] = refusal(503, "ServiceUnavailable", "etcd is away")
+    monkeypatch.setattr("finetune_client.client.time", types.SimpleNamespace(monotonic=lambda: sum(clock.pauses)))
+    waits = {
+        "wait": lambda: handle.wait(timeout=21),
+        "suspend": lambda: handle.suspend(wait=True, timeout=21),
+        "resume": lambda: handle.resume(wait=True, timeout=21),
+    }
+    with pytest.raises(JobTimeoutError, match=r"within 21 s \(.*etcd is away"):
+        waits[what]()
+    assert clock.pauses == [2, 4, 8, 7], "not beyond the time"
+
+
+@pytest.mark.parametrize(("status", "ended"), [(SUCCEEDED, "succeeded"), (FAILED, "failed")])
+def test_a_job_that_ends_first_was_not_suspended(
+    cluster: FineTune, server: ApiServer, clock: Clock, status: dict[str, Any], ended: str
+) -> None:
+    there = server.put("finetunejobs", job(status=RUNNING))
+    clock.then = [lambda: there.update(status=status)]
+    with pytest.raises(RefusedError, match=f"^news {ended} before it was suspended$"):
+        cluster.job("news").suspend(wait=True)
+
+
+def test_a_job_that_fails_was_not_resumed(cluster: FineTune, server: ApiServer, clock: Clock) -> None:
+    there = server.put("finetunejobs", job(status={"phase": "Suspended"}))
+    clock.then = [lambda: there.update(status=FAILED)]
+    with pytest.raises(JobFailedError, match="news failed, DataError: column text is missing"):
+        cluster.job("news").resume(wait=True)
 
 
 def test_a_job_tells_its_status_progress_events_and_goes_when_it_is_deleted(cluster: FineTune, server: ApiServer) -> None:

@@ -57,6 +57,34 @@ def test_the_namespace_of_the_file_counts_and_a_contradiction_is_refused(
     assert "metadata.namespace is lab, and team is asked for" in result.output
 
 
+def test_nothing_is_created_while_one_of_the_jobs_contradicts_the_command_line(
+    run: Run, server: ApiServer, tmp_path: pathlib.Path
+) -> None:
+    second = job("second")
+    second["metadata"]["namespace"] = "lab"
+    files = [write(tmp_path / "a.yaml", job("first")), write(tmp_path / "b.yaml", second)]
+    result = run("submit", *files, "-n", "other")
+    assert result.exit_code == 2
+    assert "metadata.namespace is lab, and other is asked for" in result.output
+    assert server.requests == []
+
+
+def test_the_commands_that_are_printed_lead_to_the_same_job(
+    run: Run, server: ApiServer, kubeconfig: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    file = write(tmp_path / "a.yaml", job())
+    assert "  kubectl finetune watch news --namespace other\n" in run("submit", file, "-n", "other").output
+    there = ["--context", "there", "--kubeconfig", kubeconfig]
+    added = f" --context there --kubeconfig {kubeconfig}\n"
+    assert f"  kubectl finetune watch news{added}" in run("submit", file, *there).output
+    assert f"kubectl finetune resume news{added}" in run("suspend", "news", *there).output
+    assert f"kubectl finetune watch news{added}" in run("resume", "news", *there).output
+    assert f"`kubectl finetune list --namespace empty{added.rstrip()}`" in run("why", "zzz", "-n", "empty", *there).output
+    assert "--namespace" not in run("resume", "news", "-n", "others", "--context", "there").output
+    missing = run("list", "--context", "elsewhere", "--kubeconfig", kubeconfig).output
+    assert f"`kubectl config get-contexts --kubeconfig {kubeconfig}`" in missing
+
+
 def test_a_wrong_file_is_refused_with_its_lines_before_anything_is_asked(
     run: Run, server: ApiServer, tmp_path: pathlib.Path
 ) -> None:
@@ -177,12 +205,13 @@ def test_debug_shows_the_traceback(run: Run, server: ApiServer, cluster: FineTun
 def test_the_list_has_those_that_go_on_first(run: Run, server: ApiServer) -> None:
     server.put("finetunejobs", job("done", SUCCEEDED))
     server.put("finetunejobs", job("broken", FAILED))
-    server.put("finetunejobs", job("trains", RUNNING))
+    restarts = {"total": 5, "failures": 2, "inPlace": 1, "preemptions": 2}
+    server.put("finetunejobs", job("trains", {**RUNNING, "restarts": restarts}))
     server.put("finetunejobs", job("elsewhere"), "others")
     header, *rows = run("list").output.splitlines()
     assert header.split() == ["NAME", "PHASE", "REASON", "PROGRESS", "STEP", "LOSS", "LEFT", "RESTARTS", "AGE"]
     assert [row.split()[0] for row in rows] == ["trains", "broken", "done"]
-    assert rows[0].split()[1:8] == ["Running", "Training", "37%", "37", "0.4123", "2m10s", "0"]
+    assert rows[0].split()[1:8] == ["Running", "Training", "37%", "37", "0.4123", "2m10s", "5"]
     header, *rows = run("list", "-A").output.splitlines()
     assert [row.split()[:2] for row in rows[:2]] == [["others", "elsewhere"], ["team", "trains"]]
     assert [item["metadata"]["name"] for item in json.loads(run("list", "-o", "json").output)] == ["trains", "broken", "done"]
@@ -199,6 +228,31 @@ def test_suspend_and_resume_change_nothing_but_that(run: Run, server: ApiServer,
     clock.then = [lambda: there.update(status=RUNNING)]
     assert run("resume", "news", "--wait").exit_code == 0
     assert there["spec"] == {**before, "suspend": False}
+
+
+def test_a_job_that_is_through_by_then_is_not_said_to_go_on(run: Run, server: ApiServer, clock: Clock) -> None:
+    there = server.put("finetunejobs", job(status=RUNNING))
+    clock.then = [lambda: there.update(status=SUCCEEDED)]
+    result = run("suspend", "news", "--wait")
+    assert (result.exit_code, "news succeeded before it was suspended" in result.output) == (1, True)
+    there["status"] = {"phase": "Suspended"}
+    clock.then = [lambda: there.update(status=SUCCEEDED)]
+    result = run("resume", "news", "--wait")
+    assert (result.exit_code, result.output) == (
+        0, "news has succeeded; to fetch the model:  kubectl finetune pull news ./news\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["suspend", "resume"])
+def test_ctrl_c_ends_the_waiting_with_its_own_code(run: Run, server: ApiServer, clock: Clock, command: str) -> None:
+    server.put("finetunejobs", job(status={"phase": "Pending"}))
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    clock.then = [interrupt]
+    result = run(command, "news", "--wait")
+    assert (result.exit_code, result.output.strip()) == (130, "")
 
 
 def test_a_job_that_has_ended_is_not_suspended(run: Run, server: ApiServer) -> None:

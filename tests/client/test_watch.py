@@ -47,6 +47,20 @@ def test_plain_lines_tell_what_is_new_and_nothing_twice(run: Run, server: ApiSer
     assert len(lines) == 8
 
 
+def test_the_command_at_the_end_leads_to_the_same_job(run: Run, server: ApiServer, clock: Clock) -> None:
+    for status, command in ((SUCCEEDED, "pull news ./news"), (FAILED, "why news")):
+        server.put("finetunejobs", job(status=status), "other")
+        shown = run("watch", "news", "-n", "other").output
+        assert shown.endswith(f"  kubectl finetune {command} --namespace other\n")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    server.put("finetunejobs", job(status=RUNNING), "other")
+    clock.then = [interrupt]
+    assert "kubectl finetune watch news --namespace other\n" in run("watch", "news", "-n", "other").output
+
+
 def test_it_ends_with_1_and_the_hint_when_the_job_failed(run: Run, server: ApiServer) -> None:
     server.put("finetunejobs", job(status=FAILED))
     result = run("watch", "news")

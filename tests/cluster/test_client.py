@@ -91,6 +91,9 @@ def test_a_job_is_submitted_watched_read_explained_suspended_resumed_and_pulled(
     assert hashes(model) == reader("commanded-output").python(HASHES.replace("CLAIM", "commanded-output"))
     assert {"config.json", "model.safetensors"} <= set(hashes(model))
     assert "is not overwritten" in " ".join(finetune(jobs, "pull", "commanded", model, code=1).split())
+    record = tmp_path / "record"
+    assert f"finetune report {record}" in finetune(jobs, "pull", "commanded", record, "--report")
+    assert {"run.json", "history.jsonl", "report.json", "report.html"} <= {path.name for path in record.iterdir()}
     jobs.wait_for("the helper pod to be gone", lambda: not jobs.objects("pods", LABEL_PULL), 30)
     jobs.kubectl("delete", "finetunejob", "commanded", "--wait=false")
 
@@ -108,7 +111,14 @@ def test_a_job_that_fails_is_explained(jobs: Namespace, make_job: Any, hub: Any,
         FineTune(jobs.name).job("mistaken").wait(timeout=10)
     assert caught.value.failure is not None
     assert caught.value.failure.hint
-    jobs.kubectl("delete", "finetunejob", "mistaken", "--wait=false")
+
+    # What people do then: its volume, which is retained, is in nobody's way.
+    FineTune(jobs.name).job("mistaken").delete()
+    jobs.wait_for("the job to be gone", lambda: jobs.get("finetunejob", "mistaken") is None, 30)
+    assert jobs.get("persistentvolumeclaim", "mistaken-output") is not None
+    corrected = FineTune(jobs.name).submit(make_job("mistaken"))
+    assert corrected.wait(timeout=240).phase == "Succeeded"
+    corrected.delete()
 
 
 @pytest.mark.usefixtures("system")
