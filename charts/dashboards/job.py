@@ -72,9 +72,16 @@ def _overview() -> list[Panel]:
             "Restarts", "Of all kinds: failures, in place, preemptions.", "short",
             f"sum(max by (kind) (finetune_job_restarts_total{{{JOB}}}))", ((None, "green"), (1, "yellow"), (5, "red")),
         ),
-        _figure(
-            "Since the last step", "Seconds, of a job that is Running.", "s",
-            f"time() - {of_operator('last_step_timestamp_seconds')}", ((None, "green"), (120, "yellow"), (600, "red")),
+        number(
+            Shown(
+                "Since the last step", "Seconds, of a job that is Running.", "s",
+                "the job is not Running, or Prometheus does not ask the operator.",
+                ((None, "green"), (120, "yellow"), (600, "red")), SIXTH, LOW,
+            ),
+            Query(
+                f"time() - {of_operator('last_step_timestamp_seconds')} "
+                f'and max(finetune_job_phase{{{JOB},phase="Running"}}) == 1'
+            ),
         ),
     ]  # fmt: skip
 

@@ -8,6 +8,8 @@ POD = f'{JOB},pod="news-1-0-x"'
 RANKS = [f'{POD},rank="{rank}",node="node-{rank}"' for rank in range(4)]
 OPERATOR = 'namespace="finetune-system",pod="finetune-operator-7d-x"'
 OF_JOB = {"namespace": "team", "finetunejob": "news"}
+GPU_POD = 'namespace="team",pod="news-1-0-x"'
+OF_GPU_POD = {**OF_JOB, "pod": "news-1-0-x"}
 
 RUNNING = (f'finetune_job_phase{{{JOB},phase="Running"}}', "1x120")
 # 60 steps of about a second, none of more than 2.5.
@@ -27,8 +29,9 @@ def last_step(minute: int, labels: str = RANKS[0]) -> tuple[str, str]:
     return f"finetune_training_last_step_timestamp_seconds{{{labels}}}", f"0+60x{minute} {minute * 60}x{120 - minute}"
 
 
-def gpu(percent: int, labels: str) -> tuple[str, str]:
-    return f'DCGM_FI_DEV_GPU_UTIL{{gpu="0",{labels}}}', f"{percent}x120"
+def gpu(percent: int | str, labels: str) -> tuple[str, str]:
+    """percent: always that, or values as promtool takes them."""
+    return f'DCGM_FI_DEV_GPU_UTIL{{gpu="0",{labels}}}', percent if isinstance(percent, str) else f"{percent}x120"
 
 
 def forward(*milliseconds: float) -> list[tuple[str, str]]:
@@ -85,11 +88,19 @@ CASES = [
     Case("it failed of something else", "JobNonFiniteLoss", [job("failure_info", "1x60", ',reason="DiskFull"')], 5),
 
     Case("an idle GPU", "JobGPUIdle",
-         [last_step(100), gpu(2, 'namespace="team",pod="news-1-0-x"')], 40, {**OF_JOB, "pod": "news-1-0-x"}),
+         [last_step(100), gpu(2, GPU_POD)], 40, OF_GPU_POD),
     Case("the same without honorLabels", "JobGPUIdle",
          [last_step(100), gpu(2, 'namespace="gpu-operator",pod="dcgm-1",exported_namespace="team",exported_pod="news-1-0-x"')],
-         40, {**OF_JOB, "pod": "news-1-0-x"}),
-    Case("a busy GPU", "JobGPUIdle", [last_step(100), gpu(90, 'namespace="team",pod="news-1-0-x"')], 40),
+         40, OF_GPU_POD),
+    Case("idle since it trains, not for long", "JobGPUIdle", [last_step(100), gpu(0, GPU_POD)], 13),
+    Case("idle since it trains, for 15 minutes", "JobGPUIdle", [last_step(100), gpu(0, GPU_POD)], 16, OF_GPU_POD),
+    Case("busy, then idle for 13 minutes", "JobGPUIdle", [last_step(100), gpu("90x30 2x90", GPU_POD)], 43),
+    Case("busy, then idle for 16 minutes", "JobGPUIdle", [last_step(100), gpu("90x30 2x90", GPU_POD)], 46, OF_GPU_POD),
+    Case("it loaded for 40 minutes and has just begun", "JobGPUIdle",
+         [(last_step(0)[0], "_x40 2460+60x60"), gpu("0x41 90x70", GPU_POD)], 41),
+    Case("it had nothing to do at its end, and is gone", "JobGPUIdle",
+         [(last_step(0)[0], "0+60x60 _x60"), gpu("90x56 0x4 _x60", GPU_POD)], 72),
+    Case("a busy GPU", "JobGPUIdle", [last_step(100), gpu(90, GPU_POD)], 40),
     Case("an idle GPU of something else", "JobGPUIdle", [last_step(100), gpu(2, 'namespace="team",pod="notebook"')], 40),
     Case("no exporter of GPU metrics", "JobGPUIdle", [last_step(100)], 40),
 
@@ -112,9 +123,15 @@ CASES = [
           (f"finetune_checkpoint_failures_total{{{POD}}}", "3x60")], 15),
 
     Case("half an hour Pending", "JobPendingTooLong",
-         [job("phase", "1x60", ',phase="Pending"')], 31, {**OF_JOB, "phase": "Pending"}),
+         [job("phase", "1x60", ',phase="Pending"')], 31, OF_JOB),
     Case("half an hour of loading", "JobPendingTooLong",
-         [job("phase", "1x60", ',phase="Initializing"')], 31, {**OF_JOB, "phase": "Initializing"}),
+         [job("phase", "1x60", ',phase="Initializing"')], 31, OF_JOB),
+    Case("half an hour of both", "JobPendingTooLong",
+         [job("phase", "1x15 0x60", ',phase="Pending"'), job("phase", "0x15 1x60", ',phase="Initializing"')], 31, OF_JOB),
+    Case("not yet half an hour of both", "JobPendingTooLong",
+         [job("phase", "1x15 0x60", ',phase="Pending"'), job("phase", "0x15 1x60", ',phase="Initializing"')], 29),
+    Case("half an hour with steps in between", "JobPendingTooLong",
+         [job("phase", "1x15 0x60", ',phase="Pending"'), job("phase", "0x17 1x60", ',phase="Initializing"')], 31),
     Case("Pending for a while", "JobPendingTooLong", [job("phase", "1x20 0x40", ',phase="Pending"')], 31),
     Case("a queue may take long", "JobPendingTooLong", [job("phase", "1x120", ',phase="Queued"')], 100),
 

@@ -76,6 +76,7 @@ def test_an_alert_fires_when_it_should(case: Case, rules: pathlib.Path, tmp_path
 # What people read where a template does more than put in labels: the alert, a case of it, and the description.
 SAID = [
     ("JobGPUIdle", "an idle GPU", "The GPUs of pod news-1-0-x of team/news were used 2.0 % on average."),
+    ("JobPendingTooLong", "half an hour of both", "team/news has been Pending or Initializing for too long."),
     ("JobCheckpointStale", "there never was one", "team/news would lose 2h 40m 0s of work if a pod were lost now."),
     ("JobStraggler", "one of four is slow", "Forward passes of rank 3 on node node-3 take 150ms, clearly more"),
     ("JobCrashLoop", "three failures in half an hour", "team/news was restarted 3 times after failures within an hour."),
