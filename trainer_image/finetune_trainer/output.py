@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import logging
 import os
@@ -31,10 +32,10 @@ def _owner(config: RunConfig) -> dict[str, Any]:
 class Output:
     """Paths below the output directory.
 
-    run.json: whose it is (spec and its digest, resolved commits). starts.jsonl: one object per start. report.json: there when the
-    training is through; the finished model lies in model/ from then on. history.jsonl: one object per logged step, and per
-    evaluation. evaluation.json: all figures. best/: the models that a checkpoint, or the training, knows as the best so far.
-    owner.json: see fence.py, skipped.json: see skipping.py.
+    run.json: whose it is (spec and its digest, resolved commits). data.json: what the data sets held. starts.jsonl: one object
+    per start. report.json: there when the training is through; the finished model lies in model/ from then on. history.jsonl: one
+    object per logged step, and per evaluation. evaluation.json: all figures. best/: the models that a checkpoint, or the
+    training, knows as the best so far. owner.json: see fence.py, skipped.json: see skipping.py.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
@@ -46,6 +47,7 @@ class Output:
         self.evaluation = directory / "evaluation.json"
         self.report = directory / "report.json"
         self._run = directory / "run.json"
+        self._data = directory / "data.json"
 
     def claim(self, config: RunConfig) -> Resolved | None:
         """Make the directory this run's, or find that it is already: returns the commits that were resolved for it.
@@ -85,7 +87,7 @@ class Output:
         return config.adopted and not (self._belongs_to(config) or unfinished or self.model.is_dir())
 
     def _clear(self) -> None:
-        for left in (self._run, self.history, self.starts, self.evaluation, skipping.file(self.directory)):
+        for left in (self._run, self._data, self.history, self.starts, self.evaluation, skipping.file(self.directory)):
             left.unlink(missing_ok=True)
         shutil.rmtree(self.directory / "best", ignore_errors=True)
 
@@ -107,6 +109,23 @@ class Output:
         if config.spec.publish:
             content["repository"] = config.spec.publish.repository
         self._write_run(content)
+
+    def claim_data(self, contents: Sequence[str]) -> None:
+        """Remember what the data sets hold. Raises FineTuneError where a checkpoint has learned from others."""
+        try:
+            before = json.loads(self._data.read_text())
+        except (OSError, ValueError):
+            before = None
+        if before is not None and before != list(contents) and any(self.checkpoints.glob("[!.]*")):
+            changed = [index for index, pair in enumerate(itertools.zip_longest(before, contents)) if pair[0] != pair[1]]
+            fields = " and ".join(f"spec.datasets[{index}]" for index in changed)
+            raise FineTuneError(
+                Reason.DATA_ERROR,
+                f"{fields}: its files have changed since this training began, and what it has learned so far is from the old "
+                "ones; put them back, or train under another name, with another output",
+            )
+        if before != list(contents):
+            write_atomically(self._data, json.dumps(list(contents)), durable=True)
 
     def resolved(self) -> dict[str, Any] | None:
         """The commits that were resolved for it, as they were written down."""

@@ -6,7 +6,7 @@ from finetune_api.wire import RunConfig
 from finetune_trainer import hub
 from finetune_trainer.arguments import find_model
 from finetune_trainer.batches import BatchPlan
-from finetune_trainer.data.prepare import prepare
+from finetune_trainer.data.prepare import Prepared, prepare
 from finetune_trainer.data.rows import Rows
 from finetune_trainer.data.stream import Stream, StreamRows
 from finetune_trainer.distributed import Control
@@ -21,13 +21,19 @@ from finetune_trainer.tasks.base import Task
 
 
 def load_data(
-    config: RunConfig, location: ModelLocation, resolved: Resolved, ranks: Control
+    config: RunConfig, location: ModelLocation, resolved: Resolved, ranks: Control, output: Output
 ) -> tuple[Task, Rows | StreamRows, Rows]:
     """The task, and its rows to train and to evaluate on. One process reads and tokenises for all, but what is streamed."""
     spec = config.spec
     tokenizer, model_config, task_type = load_tokenizer(location), load_config(location), task_class(spec.task)
     revisions = list(resolved.dataset_revisions or [])
-    prepared = ranks.from_rank_0(lambda: prepare(config, revisions, tokenizer, model_config, task_type))
+
+    def prepare_for_this_output() -> Prepared:
+        prepared = prepare(config, revisions, tokenizer, model_config, task_type)
+        output.claim_data(prepared.contents)
+        return prepared
+
+    prepared = ranks.from_rank_0(prepare_for_this_output)
     task = task_type(spec, tokenizer, model_config, prepared.info)
     train_split, eval_split = prepared.open()
     seed = spec.training.seed

@@ -63,7 +63,7 @@ def train(config: RunConfig, ranks: Control, state: RunState, reporter: Reporter
     resolved = ranks.from_rank_0(lambda: resolve(config, output, fence))
     location = locate_model(config, resolved)
     reporter.update(message="loading the data", resolved=resolved, in_place_elsewhere=_restarts_elsewhere(ranks, state))
-    task, rows, eval_rows = load_data(config, location, resolved, ranks)
+    task, rows, eval_rows = load_data(config, location, resolved, ranks, output)
 
     plan, checkpointing = plan_batches(task, rows, ranks, config, state)
     total_steps = plan.total_steps(spec.training.epochs or DEFAULT_EPOCHS, spec.training.max_steps)

@@ -18,7 +18,7 @@ from finetune_api import names, resource
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.wire import RunConfig
 from finetune_trainer.data import cache, prepare
-from finetune_trainer.data.fingerprint import fingerprint
+from finetune_trainer.data.fingerprint import describe_contents, fingerprint
 from finetune_trainer.data.load import load_data
 from finetune_trainer.data.prepare import Prepared
 from finetune_trainer.tasks import task_class
@@ -87,7 +87,7 @@ def run(config: RunConfig, words: Any = None) -> Prepared:
 
 
 def key_of(config: RunConfig, words: Any = None, task: type[Task] = Counting, model: Any = MODEL) -> str:
-    return fingerprint(config, [""], words or tokenizer(), model, task)
+    return fingerprint(config, describe_contents(config, [""]), words or tokenizer(), model, task)
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------------

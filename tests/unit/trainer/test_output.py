@@ -35,6 +35,22 @@ def test_a_line_of_the_history_that_was_cut_off_is_dropped(torn: str, tmp_path: 
     assert [json.loads(line) for line in output.history.read_text().splitlines()] == whole
 
 
+def test_data_that_changes_under_a_training_is_not_mixed_into_it(tmp_path: pathlib.Path) -> None:
+    output = Output(tmp_path)
+    output.claim_data(["csv:1", "csv:2"])
+    output.claim_data(["csv:1", "csv:3"])  # nothing has been learned yet
+    (tmp_path / "checkpoints/step-10").mkdir(parents=True)
+    output.claim_data(["csv:1", "csv:3"])
+    for changed, fields in (
+        (["csv:1", "csv:4"], r"spec\.datasets\[1\]: "),
+        (["csv:0", "csv:4"], r"spec\.datasets\[0\] and spec\.datasets\[1\]: "),
+        (["csv:1"], r"spec\.datasets\[1\]: "),
+    ):
+        with pytest.raises(FineTuneError, match=f"^{fields}its files have changed since this training began"):
+            output.claim_data(changed)
+    output.claim_data(["csv:1", "csv:3"])
+
+
 def test_a_file_in_the_place_of_the_directory_is_refused_in_one_sentence(tmp_path: pathlib.Path) -> None:
     (tmp_path / "out").write_text("")
     for directory in (tmp_path / "out", tmp_path / "out" / "deeper"):

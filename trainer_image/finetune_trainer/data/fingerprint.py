@@ -26,17 +26,22 @@ _UNRELATED = {
 _PLACE = {"claim": {"claim_name", "path", "eval_path"}, "hub": {"revision"}}
 
 
-def fingerprint(config: RunConfig, revisions: Sequence[str], tokenizer: Any, model_config: Any, task_type: type[Task]) -> str:
-    """40 hexadecimal digits. Reads all files of claims. Raises FineTuneError where they are not there."""
+def fingerprint(config: RunConfig, contents: Sequence[str], tokenizer: Any, model_config: Any, task_type: type[Task]) -> str:
+    """40 hexadecimal digits. contents: of each data set, see describe_contents."""
     spec = config.spec
     decisive = {
         "versions": [DATA_VERSION, task_type.encoding_version, transformers.__version__],
         "spec": _options(spec),
         "model": [getattr(model_config, name, None) for name in ("model_type", "max_position_embeddings", "pad_token_id")],
         "tokenizer": _tokenizer(tokenizer),
-        "data": [_content(config, index, revision) for index, revision in enumerate(revisions)],
+        "data": list(contents),
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:40]
+
+
+def describe_contents(config: RunConfig, revisions: Sequence[str]) -> list[str]:
+    """What each data set holds: its commit, or a hash of all its files. Raises FineTuneError where they are not there."""
+    return [_content(config, index, revision) for index, revision in enumerate(revisions)]
 
 
 def _options(spec: FineTuneJobSpec) -> dict[str, Any]:
@@ -58,8 +63,8 @@ def _tokenizer(tokenizer: Any) -> str:
     return hashlib.sha256((vocabulary + json.dumps(more, sort_keys=True, default=str)).encode()).hexdigest()
 
 
-def _content(config: RunConfig, index: int, revision: str) -> Any:
-    """Commit of a repository, or names and hash of the files of a claim, by split."""
+def _content(config: RunConfig, index: int, revision: str) -> str:
+    """Commit of a repository, or format and hash of the files of a claim, by split."""
     dataset = config.spec.datasets[index]
     if dataset.claim is None:
         return revision
@@ -74,4 +79,4 @@ def _content(config: RunConfig, index: int, revision: str) -> Any:
                 continue
             with file.path.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return [found.format, digest.hexdigest()]
+    return f"{found.format}:{digest.hexdigest()}"

@@ -20,7 +20,7 @@ import pyarrow as pa
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.wire import RunConfig
 from finetune_trainer.data import cache
-from finetune_trainer.data.fingerprint import fingerprint
+from finetune_trainer.data.fingerprint import describe_contents, fingerprint
 from finetune_trainer.data.load import Data, load_data
 from finetune_trainer.data.report import DataReport, Lengths
 from finetune_trainer.tasks.base import DataInfo, Task
@@ -42,7 +42,7 @@ _NFS_SECONDS = 60.0  # for so long a machine may believe that a new file is not 
 class Prepared:
     """Tokenised rows: columns as Task.encode returns them, and ``length`` (int32, tokens). Can be pickled.
 
-    report: as it was when the data was read, perhaps by another job.
+    report: as it was when the data was read, perhaps by another job. contents: of each data set, see describe_contents.
     """
 
     directory: str
@@ -50,6 +50,7 @@ class Prepared:
     report: DataReport
     train_rows: int
     evaluation_rows: int
+    contents: Sequence[str] = ()
 
     def open(self) -> "tuple[datasets.Dataset, datasets.Dataset]":
         """Rows to train on and rows to evaluate on, mapped from disk: they take no memory of their own."""
@@ -70,7 +71,8 @@ def prepare(config: RunConfig, revisions: Sequence[str], tokenizer: Any, model_c
 
     revisions: commit of each data set of the Hub, "" for a claim's. On one rank only.
     """
-    key = fingerprint(config, revisions, tokenizer, model_config, task_type)
+    contents = describe_contents(config, revisions)
+    key = fingerprint(config, contents, tokenizer, model_config, task_type)
     roots = cache.places(config.output, config.nodes)
     found = cache.find(roots, key)
     if found is not None:
@@ -81,7 +83,7 @@ def prepare(config: RunConfig, revisions: Sequence[str], tokenizer: Any, model_c
     cache.tidy(config.output, roots, pathlib.Path(prepared.directory))
     for line in prepared.report.lines():
         log.info("%s", line)
-    return prepared
+    return dataclasses.replace(prepared, contents=contents)
 
 
 def _prepared(directory: pathlib.Path, kept: Mapping[str, Any]) -> Prepared:
