@@ -147,18 +147,20 @@ async def _watch(
 ) -> None:
     """Keep kopf running. It looks once for the resources to be watched, so it starts when there are some to list.
 
-    It gives up after a minute without an API server, and at once where a namespace may not be watched; the full list heals what
-    is lost until it runs again, and is all that a namespace has which could not be listed at that time.
+    It gives up after a minute without an API server, and at once where a namespace may not be watched; so it is started anew
+    whenever it turns out that one is closed, or open again. The full list heals what is lost until it runs again.
     """
     await health.wait_ready()
     while True:
         others = asyncio.all_tasks()
+        resync.closed_changed.clear()
         tasks = await kopf.spawn_tasks(
             registry=build_registry(store, queue, metrics.watch_last_event.set_to_current_time),
             settings=build_settings(),
             standalone=True,
             clusterwide=not namespaces,
             namespaces=[namespace for namespace in namespaces if namespace not in resync.closed],
+            stop_flag=resync.closed_changed,
         )
         _stop_on_signals(stop)  # kopf has taken the signals; it would end its watches first, and cancel turns half done
         try:

@@ -51,6 +51,7 @@ class Resync:
         self._namespaces: Sequence[str | None] = namespaces or (None,)
         self._now = now
         self.closed: set[str | None] = set()
+        self.closed_changed = asyncio.Event()
 
     async def run(self) -> None:
         """List until cancelled. That the API server is away is no reason to end: it will come back."""
@@ -94,7 +95,9 @@ class Resync:
             raise next(iter(closed.values()))
         for namespace, refusal in closed.items():
             logger.warning("namespace %s can't be listed, and its jobs wait: %s", namespace, refusal)
-        self.closed = set(closed)
+        if self.closed != set(closed):
+            self.closed = set(closed)
+            self.closed_changed.set()
 
     async def _list_active_in(self, namespace: str | None) -> None:
         listed, version = set(), 0

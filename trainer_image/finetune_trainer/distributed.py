@@ -1,5 +1,6 @@
 """This process's place among the others, and what they agree on over a control group on the CPU."""
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -64,10 +65,9 @@ class Control:
         """What ``produce`` returns on rank 0, on all ranks; only rank 0 calls it."""
         if self._group is None:
             return produce()
-        if self.world.rank > 0:
-            heartbeat.beat(heartbeat.WAITING)
         values = [produce() if self.world.rank == 0 else None]
-        dist.broadcast_object_list(values, src=0, group=self._group)
+        with self.waiting():
+            dist.broadcast_object_list(values, src=0, group=self._group)
         return values[0]  # type: ignore[return-value]
 
     def gather(self, value: T) -> list[T]:
@@ -88,10 +88,16 @@ class Control:
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        if self.world.rank:
-            heartbeat.beat(heartbeat.WAITING)
         if self._group is not None:
-            dist.barrier(group=self._group)
+            with self.waiting():
+                dist.barrier(group=self._group)
+
+    def waiting(self) -> contextlib.AbstractContextManager[None]:
+        """While ranks wait for each other: those of other pods leave it to rank 0's to find out who takes too long.
+
+        Not so those of its own pod, whose newest sign of life counts for all of them.
+        """
+        return heartbeat.waiting() if self.world.rank > self.world.local_rank else contextlib.nullcontext()
 
     def agree(self, *flags: bool) -> tuple[bool, ...]:
         """Whether a rank raised each flag by the call before this one; all ranks get the same answer at the same step.

@@ -28,12 +28,10 @@ def fit_pass(task: Task, spec: FineTuneJobSpec, world: int, micro: int, longest:
         return cpu_rows(spec, longest, micro), asked is True
     if asked is not None and spec.training.per_device_batch_size is not None:
         return micro, asked
-    if spec.model.trust_remote_code and getattr(task.config, "auto_map", None):
-        return micro, asked is True  # from_config knows no revision: another program might come than that of the resolved commit
     try:
         with torch.device("meta"):
-            model = getattr(transformers, task.auto_model).from_config(_with_head(task))
-    except (ValueError, KeyError, TypeError, AttributeError):
+            model = getattr(transformers, task.auto_model).from_config(_with_head(task), **_code_of(task, spec))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
         return micro, asked is True  # a model that is not for this task: who loads it says so
     tensors = [Tensor(name, "F32", tuple(weight.shape)) for name, weight in model.named_parameters()]
     facts = describe_model(task.config.to_dict(), tensors, "spec.model", spec.task)
@@ -45,6 +43,15 @@ def fit_pass(task: Task, spec: FineTuneJobSpec, world: int, micro: int, longest:
     if rows < micro or again:
         log.info("forward passes of %d rows%s, to fit the GPU", rows, ", activations computed again" if again else "")
     return rows, again
+
+
+def _code_of(task: Task, spec: FineTuneJobSpec) -> dict[str, Any]:
+    """The program of the same commit as the configuration: from_config would take that of the newest."""
+    if not spec.model.trust_remote_code:
+        return {}
+    if "--" in str(getattr(task.config, "auto_map", None) or {}):
+        raise ValueError("a program of another repository, of which the commit is not known")
+    return {"trust_remote_code": True, "code_revision": getattr(task.config, "_commit_hash", None)}
 
 
 def _with_head(task: Task) -> Any:

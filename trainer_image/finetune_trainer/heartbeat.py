@@ -43,6 +43,15 @@ def beat(stage: str) -> None:
     _Last.stage, _Last.time = stage, now
 
 
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """Meanwhile this process waits for rank 0; afterwards it is at what it was at before."""
+    before = _Last.stage or "starting"
+    beat(WAITING)
+    yield
+    beat(before)
+
+
 def each(units: Iterable[T], stage: str) -> Iterator[T]:
     """The same units of work, with a beat for each."""
     for unit in units:

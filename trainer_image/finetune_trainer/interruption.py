@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from finetune_api.wire import Problem, Report
-from finetune_trainer.heartbeat import SAVING, WRITING
+from finetune_trainer.heartbeat import SAVING, WAITING, WRITING
 from finetune_trainer.stall import Watchdog, usual_step_seconds
 
 # Of the grace period, for the workers to be ended and the last word to be said; never more than half of it.
@@ -54,7 +54,7 @@ class Interruption:
             return True
         patience = max(_SILENCE_SECONDS, _USUAL_STEPS * usual_step_seconds(report))
         silent = min(watchdog.idle_seconds, self._clock() - self._asked_at) >= patience
-        return silent and (watchdog.stage not in (SAVING, WRITING) or report.phase == "Interrupted")
+        return silent and (watchdog.stage not in (SAVING, WRITING, WAITING) or report.phase == "Interrupted")
 
     def last_word(self, report: Report) -> Report:
         """The report of an attempt that was interrupted: what counts from here on."""

@@ -99,6 +99,8 @@ class Launcher:
                 f"needed, choose another metadata.name, or write output: {{claim: {{claimName: {claim}}}}} to go on from it",
             )
         if finished is None:
+            if self.gang.index == 0:
+                self._output.make_way(self.config)
             return False
         self._output.claim(self.config)  # refuses the model of another spec
         self.state.write_report(finished.model_copy(update={"attempt": self.config.attempt}))

@@ -16,12 +16,20 @@ import pydantic
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.status import Resolved
 from finetune_api.wire import Report, RunConfig, training_digest
-from finetune_trainer import skipping
 from finetune_trainer.disk import sync
 from finetune_trainer.shareable import shareable_spec
 from finetune_trainer.state import write_atomically
 
 log = logging.getLogger(__name__)
+
+
+# All that a training writes beside checkpoints and model, its trackers and its report among them.
+_OF_A_TRAINING = frozenset(
+    {
+        *("run.json", "data.json", "history.jsonl", "starts.jsonl", "evaluation.json", "skipped.json", "best"),
+        *("trackers.json", "tensorboard", "wandb", "report.html"),
+    }
+)
 
 
 def _owner(config: RunConfig) -> dict[str, Any]:
@@ -57,8 +65,6 @@ class Output:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             digest = training_digest(config.spec)
-            if self._is_to_be_cleared(config):
-                self._clear()
             if self._run.exists():
                 run = json.loads(self._run.read_text())
                 if run["digest"] != digest:
@@ -81,15 +87,13 @@ class Output:
         """Whether there are checkpoints of an earlier FineTuneJob, where the output was left by one."""
         return not self._belongs_to(config) and any(self.checkpoints.glob("[!.]*"))
 
-    def _is_to_be_cleared(self, config: RunConfig) -> bool:
-        """Whether an earlier FineTuneJob has left nothing here but the account of a training that came to nothing."""
-        unfinished = self.holds_unfinished_work_of_another(config)
-        return config.adopted and not (self._belongs_to(config) or unfinished or self.model.is_dir())
-
-    def _clear(self) -> None:
-        for left in (self._run, self._data, self.history, self.starts, self.evaluation, skipping.file(self.directory)):
-            left.unlink(missing_ok=True)
-        shutil.rmtree(self.directory / "best", ignore_errors=True)
+    def make_way(self, config: RunConfig) -> None:
+        """Remove what an earlier FineTuneJob has left here of a training that came to nothing: its account, and its curves."""
+        if not config.adopted or self._belongs_to(config) or self.model.is_dir() or not self.directory.is_dir():
+            return
+        for left in self.directory.iterdir():
+            if left.name in _OF_A_TRAINING:
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
     def _belongs_to(self, config: RunConfig) -> bool:
         try:

@@ -20,13 +20,8 @@ class _Content(TypedDict):
     exhausted: bool
 
 
-def file(output: pathlib.Path) -> pathlib.Path:
-    """Where it is written down. output: the output directory."""
-    return output / _NAME
-
-
 def load(output: pathlib.Path) -> frozenset[int]:
-    """Steps whose batch is left out."""
+    """Steps whose batch is left out. output: the output directory."""
     return frozenset(_read(output)["steps"])
 
 
@@ -43,13 +38,13 @@ def record(output: pathlib.Path, step: int) -> bool:
         content["steps"].append(step)
     else:
         content["exhausted"] = True
-    write_atomically(file(output), json.dumps(content), durable=True)
+    write_atomically(output / _NAME, json.dumps(content), durable=True)
     return granted
 
 
 def _read(output: pathlib.Path) -> _Content:
     try:
-        content: _Content = json.loads(file(output).read_text())
+        content: _Content = json.loads((output / _NAME).read_text())
     except FileNotFoundError:
         return {"steps": [], "exhausted": False}
     return content

@@ -12,6 +12,7 @@ from finetune_api.reasons import VERDICTS, Reason
 from finetune_api.status import Failure
 from finetune_api.wire import Report
 from finetune_operator.observed import ChildJob, Finished, PodState
+from finetune_operator.policy.forcing import OVERDUE
 
 # How long a victim's end waits for the culprit's: pods of a gang finish, and their kubelets tell of it, at different times.
 GRACE = datetime.timedelta(seconds=5)
@@ -108,8 +109,8 @@ def find_cause(child: ChildJob | None, pods: Sequence[PodState], nodes: int, now
 
 
 def _is_ending(pod: PodState, now: datetime.datetime) -> bool:
-    """Whether it was asked to end and has its time yet."""
-    return pod.finished is None and pod.due_at is not None and now < pod.due_at
+    """Whether it was asked to end, and the next attempt would wait for it, too."""
+    return pod.finished is None and pod.due_at is not None and not pod.is_remnant and now < pod.due_at + OVERDUE
 
 
 def _nothing_to_come(child: ChildJob | None, pods: Sequence[PodState], nodes: int) -> bool:

@@ -12,7 +12,7 @@ from finetune_operator.observed import PodState
 # There is nobody to wait for; so long the cluster has to take note of the Job's deletion.
 _UNREACHABLE = datetime.timedelta(seconds=5)
 # A kubelet that lives ends a pod when its grace period is over; this much more, and it does not.
-_OVERDUE = datetime.timedelta(seconds=30)
+OVERDUE = datetime.timedelta(seconds=30)
 
 
 def overdue(pods: Sequence[PodState], since: datetime.datetime | None, now: datetime.datetime) -> list[PodState]:
@@ -31,4 +31,4 @@ def _due(pod: PodState, since: datetime.datetime | None) -> datetime.datetime | 
         return None
     if pod.unreachable:
         return max(pod.deleted_at, since or pod.deleted_at) + _UNREACHABLE
-    return pod.due_at + _OVERDUE
+    return pod.due_at + OVERDUE

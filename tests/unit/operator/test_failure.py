@@ -254,7 +254,9 @@ def test_a_pod_that_ended_with_its_machine_is_no_failure_of_the_job() -> None:
     [
         pytest.param({"silent": True}, "NodeLost", "machine node-1 of pod news-1-1-x does not answer", id="its machine is gone"),
         pytest.param({}, None, None, id="it has its time yet"),
-        pytest.param({"due_at": ago(1)}, "CollectiveFailed", "CollectiveFailed it was", id="its time is over"),
+        pytest.param({"due_at": ago(1)}, None, None, id="its time is over, and nobody has ended it yet"),
+        pytest.param({"due_at": ago(31)}, "CollectiveFailed", "CollectiveFailed it was", id="nobody will"),
+        pytest.param({"due_at": ago(19)}, "CollectiveFailed", "CollectiveFailed it was", id="it was deleted by force"),
         pytest.param({"deleted_at": None, "due_at": None}, "CollectiveFailed", "CollectiveFailed it was", id="it goes on"),
         pytest.param({"finished": failed_with("CodeError", seconds_ago=1)}, "CodeError", "CodeError it was", id="it says why"),
     ],

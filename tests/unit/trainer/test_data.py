@@ -228,9 +228,8 @@ def test_a_chat_in_a_table_is_json(tmp_path: pathlib.Path) -> None:
         ({"chosen": CHAT, "rejected": [CHAT[0], NO]}, (CHAT[:1], CHAT[1:], [NO])),
         ({"prompt": "Hi", "chosen": CHAT[1:], "rejected": CHAT[1:]}, (CHAT[:1], CHAT[1:], CHAT[1:])),
         ({"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": CHAT[1:]}, (CHAT[:1], CHAT[1:], CHAT[1:])),
-        ({"prompt": "Q? A:", "chosen": "Q? A: as it is", "rejected": "Q? A: no"}, ("Q? A:", " as it is", " no")),
         ({"prompt": CHAT[:1], "chosen": CHAT, "rejected": [CHAT[0], NO]}, (CHAT[:1], CHAT[1:], [NO])),
-        ({"prompt": "a", "chosen": "a cat", "rejected": "no"}, ("a", "a cat", "no")),
+        ({"prompt": "Hi", "chosen": "Hi! How are you?", "rejected": "Hi."}, ("Hi", "Hi! How are you?", "Hi.")),
     ],
 )  # fmt: skip
 def test_a_preference_has_a_prompt_even_where_only_the_answers_hold_it(

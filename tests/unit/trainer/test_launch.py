@@ -189,7 +189,9 @@ def test_the_output_of_an_earlier_job_is_not_gone_on_from(tmp_path: pathlib.Path
     assert [item.name for item in (tmp_path / "output").iterdir()] == ["checkpoints"]
 
 
-@pytest.mark.parametrize("left", [(), ("run.json", "history.jsonl", "starts.jsonl", "best/step-3/x", "checkpoints/.step-10/x")])
+@pytest.mark.parametrize(
+    "left", [(), ("run.json", "history.jsonl", "best/step-3/x", "checkpoints/.step-10/x", "trackers.json", "wandb/x")]
+)
 def test_a_job_that_came_to_nothing_leaves_its_volume_to_the_next_of_its_name(
     tmp_path: pathlib.Path, left: tuple[str, ...]
 ) -> None:
@@ -199,12 +201,14 @@ def test_a_job_that_came_to_nothing_leaves_its_volume_to_the_next_of_its_name(
         (tmp_path / name).write_text('{"name": "news", "digest": "of another spec", "uid": "an earlier one"}')
     output, mine = Output(tmp_path), config().model_copy(update={"adopted": True, "job_uid": "this one"})
     assert not output.holds_unfinished_work_of_another(mine)
+    output.make_way(mine)
     assert output.claim(mine) is None
     assert {path.name for path in tmp_path.iterdir()} <= {"run.json", "checkpoints"}
     (tmp_path / "checkpoints/step-10").mkdir(parents=True)
     output.keep_resolved(mine, Resolved(model_revision="abc"))
     again = mine.model_copy(update={"attempt": 2})
     assert not output.holds_unfinished_work_of_another(again), "it is its own by now"
+    output.make_way(again)
     resolved = output.claim(again)
     assert resolved is not None
     assert resolved.model_revision == "abc"

@@ -10,6 +10,7 @@ import pytest
 
 from finetune_api.wire import Report
 from finetune_trainer import heartbeat
+from finetune_trainer.distributed import Control, World
 from finetune_trainer.interruption import Interruption, usable_seconds
 from finetune_trainer.stall import Watchdog, autopsy, summarise
 from finetune_trainer.state import ENV_STATE_DIR, RunState
@@ -92,6 +93,19 @@ def test_who_waits_for_rank_0_is_not_to_blame(place: Place) -> None:
     place.beat(heartbeat.WAITING)
     place.pass_time(10_000)
     assert not place.watchdog.is_stalled(RUNNING)
+
+
+@pytest.mark.parametrize(("rank", "local_rank", "waits"), [(0, 0, False), (1, 1, False), (2, 0, True), (3, 1, True)])
+def test_only_other_pods_leave_it_to_rank_0_and_only_for_so_long(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, rank: int, local_rank: int, waits: bool
+) -> None:
+    monkeypatch.setenv(ENV_STATE_DIR, str(tmp_path))
+    monkeypatch.setattr(heartbeat._Last, "stage", None)
+    state, ranks = RunState(tmp_path), Control(World(rank, local_rank, size=1))
+    heartbeat.beat("training")
+    with ranks.waiting():
+        assert state.last_beat()[1] == (heartbeat.WAITING if waits else "training")
+    assert state.last_beat()[1] == "training"
 
 
 def test_time_in_which_nobody_looked_does_not_count(place: Place) -> None:

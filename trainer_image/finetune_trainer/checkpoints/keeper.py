@@ -105,12 +105,15 @@ class Keeper:
         if self._ranks.world.rank == 0:
             self._writer.wait()
         finite = self._ranks.world.rank > 0 or content.is_finite(parts.model)
-        found = self._ranks.gather((self._guard.first_bad() or (0 if finite else step), content.random_state(), float(losses)))
+        with self._ranks.waiting():
+            found = self._ranks.gather(
+                (self._guard.first_bad() or (0 if finite else step), content.random_state(), float(losses))
+            )
         bad, random, sums = zip(*found, strict=True)
         self._guard.judge(list(bad))
-        if self._ranks.world.rank == 0:
-            timing, evaluations = self._watch.timing.model_copy(), list(self._evaluator.history)
-            self._begin(Progress(step, len(found), random, sums, logged, timing, evaluations), parts)
+        timing, evaluations = self._watch.timing.model_copy(), list(self._evaluator.history)
+        progress = Progress(step, len(found), random, sums, logged, timing, evaluations)
+        self._ranks.from_rank_0(lambda: self._begin(progress, parts))
         self._watch.stood_still(time.monotonic() - started)
 
     def load(self, parts: Parts) -> tuple[float, int]:

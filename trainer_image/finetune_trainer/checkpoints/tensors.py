@@ -1,6 +1,7 @@
 """The files of a checkpoint: tensors as safetensors, everything else as JSON. Nothing that is read is run, as a pickle is."""
 
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ _DTYPES = {
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
 _CHUNK_BYTES = 4 << 20
+_SYNC_BYTES = 256 << 20
 
 Tensors = dict[str, torch.Tensor]
 
@@ -83,10 +85,18 @@ def load(file: pathlib.Path) -> Tensors:
 
 
 def write(path: pathlib.Path, chunks: Iterator[memoryview], told: Callable[[memoryview], None]) -> None:
-    """Write a file. told: called with each chunk when it is written."""
+    """Write a file. told: called with each chunk when it is written.
+
+    Little of it is ever on its way to the disk: all of it at once would be waited for without a sign of life.
+    """
     with path.open("wb", buffering=0) as file:
+        waiting = 0
         for chunk in chunks:
             rest = chunk
             while rest:
                 rest = rest[file.write(rest) :]
+            waiting += len(chunk)
+            if waiting >= _SYNC_BYTES:
+                os.fsync(file.fileno())
+                waiting = 0
             told(chunk)

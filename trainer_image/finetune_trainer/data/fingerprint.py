@@ -11,10 +11,11 @@ import transformers
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.wire import RunConfig
 from finetune_trainer.data.sources import claim_files
+from finetune_trainer.data.splits import split_names
 from finetune_trainer.tasks.base import Task
 
 # Raised when reading or normalising changes what comes out, so that no entry of before is used.
-DATA_VERSION = 1
+DATA_VERSION = 2
 # Options that change how is trained, but no row.
 _UNRELATED = {
     "classification": {"class_weights", "balanced"},
@@ -69,10 +70,11 @@ def _content(config: RunConfig, index: int, revision: str) -> str:
     if dataset.claim is None:
         return revision
     root = pathlib.Path(config.claims[dataset.claim.claim_name])
-    found = claim_files(dataset.claim, f"spec.datasets[{index}]", root)
+    field = f"spec.datasets[{index}]"
+    found = claim_files(dataset.claim, field, root)
     digest = hashlib.sha256()
-    for split, files in found.splits.items():
-        for file in files:
+    for split in dict.fromkeys(filter(None, split_names(list(found.splits), dataset, field))):
+        for file in found.splits[split]:
             digest.update(f"{split}\0{file.name}\0".encode())
             if dataset.streaming and split == dataset.train_split:  # only its first rows are tokenised, and it is large
                 digest.update(str(file.path.stat().st_size).encode())

@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 from pydantic.alias_generators import to_camel
@@ -98,17 +98,19 @@ def _same_length(row: Row) -> Row:
 
 
 def _preference(row: Row) -> Row:
-    """Prompt and two answers, all texts or all chats; a prompt that both answers begin with is taken off them."""
+    """Prompt and two answers, all texts or all chats.
+
+    Where there is no prompt it is what both answers begin with. Chats may begin with the prompt that is there, too; a text is
+    left as it is, as "Hi" may well be answered by "Hi! How are you?".
+    """
     chosen, rejected, prompt = row["chosen"], row["rejected"], row.get("prompt")
     if isinstance(chosen, list) != isinstance(rejected, list):
         raise ValueError("has one answer as a text and one as messages; write both alike")
     if isinstance(chosen, str):
         if isinstance(prompt, list):
             raise ValueError("has its prompt as messages and its answers as texts; write all alike")
-        if not prompt:
-            return _split_texts(chosen, rejected)
-        chosen, rejected = _without_prompt(prompt, chosen, rejected)
-    elif isinstance(prompt, list):
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected} if prompt else _split_texts(chosen, rejected)
+    if isinstance(prompt, list):
         chosen, rejected = _without_prompt(prompt, chosen, rejected)
     else:
         shared = _shared(chosen, rejected)
@@ -121,11 +123,11 @@ def _preference(row: Row) -> Row:
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
-_Said = TypeVar("_Said", str, list[Any])
+Chat = list[dict[str, str]]
 
 
-def _without_prompt(prompt: _Said, chosen: _Said, rejected: _Said) -> tuple[_Said, _Said]:
-    """The answers, also where they are told with the prompt before them; it would be learned twice."""
+def _without_prompt(prompt: Chat, chosen: Chat, rejected: Chat) -> tuple[Chat, Chat]:
+    """The answers, also where they are chats that begin with the prompt; it would be learned twice."""
     size = len(prompt)
     if all(len(answer) > size and answer[:size] == prompt for answer in (chosen, rejected)):
         return chosen[size:], rejected[size:]
