@@ -131,7 +131,7 @@ def test_a_notebook_trains_a_model_and_takes_it_home(jobs: Namespace, make_job: 
     assert steps[-1] == 4
     assert status.evaluation is not None
     assert "accuracy" in status.evaluation.metrics
-    assert {"Created", "Succeeded"} <= {event.reason for event in job.events()}
+    jobs.wait_for("its events", lambda: {"Created", "Succeeded"} <= {event.reason for event in job.events()}, 30, "noted")
     assert any("rank 0" in line for line in job.logs())
     assert list(job.logs(follow=True)) == list(job.logs()), "the log of a pod that has ended is all of it, once"
     job.pull(tmp_path / "model")

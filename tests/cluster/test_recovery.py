@@ -158,7 +158,7 @@ def test_a_stopped_process_is_noticed_its_stacks_are_in_the_log_and_the_job_goes
     system: Namespace, jobs: Namespace, make_run: Any, tmp_path: pathlib.Path
 ) -> None:
     trouble = Trouble(system, jobs, "stalls")
-    jobs.apply(make_run("stalls", 60, recovery=PATIENT | {"stallTimeoutSeconds": 20}))
+    jobs.apply(make_run("stalls", 60, recovery=PATIENT | {"stallTimeoutSeconds": 45}))
     wait_for_step(jobs, "stalls", 3)
     log = tmp_path / "log"  # followed, as the pods are gone when the next attempt runs
     with log.open("w") as stream:
@@ -168,11 +168,11 @@ def test_a_stopped_process_is_noticed_its_stacks_are_in_the_log_and_the_job_goes
     stalled = jobs.wait_for(
         "the condition TrainingStalled",
         lambda: next((c for c in jobs.status("stalls").get("conditions", ()) if c["type"] == "TrainingStalled"), None),
-        60,
+        BACK_SECONDS,
         "stalls",
     )
     assert stalled["status"] == "True"
-    jobs.wait_for("the next attempt", lambda: jobs.status("stalls").get("attempt", 0) == 2, 90, "stalls")
+    jobs.wait_for("the next attempt", lambda: _attempt(jobs, "stalls", 2), BACK_SECONDS, "stalls")
     status = wait_for_step(jobs, "stalls", 4)
     first = status["attempts"][0]
     assert first["reason"] == "Stalled"
@@ -192,7 +192,7 @@ def test_a_drained_machine_costs_one_step_and_no_retry(system: Namespace, jobs: 
     jobs.apply(make_run("drained", 60, checkpoint={"everySteps": 1000}, recovery={"maxRestarts": 0}))
     wait_for_step(jobs, "drained", 4)
     trouble.evict(trouble.pod(1)["metadata"]["name"])
-    status = jobs.wait_for("the next attempt", lambda: _attempt(jobs, "drained", 2), 60, "drained")
+    status = jobs.wait_for("the next attempt", lambda: _attempt(jobs, "drained", 2), BACK_SECONDS, "drained")
     stopped_at = status["attempts"][0]["step"]
     assert status["checkpoint"]["step"] == stopped_at >= 4
     assert (status["restarts"]["failures"], status["restarts"]["preemptions"]) == (0, 1)
@@ -203,7 +203,7 @@ def test_a_drained_machine_costs_one_step_and_no_retry(system: Namespace, jobs: 
 
 def test_a_drain_during_a_save_completes_it_and_costs_one_step(system: Namespace, jobs: Namespace, make_run: Any) -> None:
     trouble = Trouble(system, jobs, "saving")
-    jobs.apply(make_run("saving", 200, checkpoint={"everySteps": 3, "keep": 5}, recovery={"maxRestarts": 0}))
+    jobs.apply(make_run("saving", 200, checkpoint={"everySteps": 20, "keep": 5}, recovery={"maxRestarts": 0}))
     wait_for_step(jobs, "saving", 4)
     name = trouble.pod(0)["metadata"]["name"]
     with subprocess.Popen(
@@ -219,7 +219,7 @@ def test_a_drain_during_a_save_completes_it_and_costs_one_step(system: Namespace
         saving = observer.stdout.readline().strip()
     trouble.evict(name)
     evicted = time.time()
-    status = jobs.wait_for("the next attempt", lambda: _attempt(jobs, "saving", 2), 60, "saving")
+    status = jobs.wait_for("the next attempt", lambda: _attempt(jobs, "saving", 2), BACK_SECONDS, "saving")
     stopped_at = status["attempts"][0]["step"]
     assert status["checkpoint"]["step"] == stopped_at >= int(saving.removeprefix("step-"))
     assert (status["restarts"]["failures"], status["restarts"]["preemptions"]) == (0, 1)
@@ -249,7 +249,7 @@ def test_a_full_volume_stops_no_training_and_is_told_until_there_is_room(
             fill(jobs, pod, names.OUTPUT_DIR)
             return failing()
 
-        condition = jobs.wait_for("the condition CheckpointFailing", filled, 60, "crowded")
+        condition = jobs.wait_for("the condition CheckpointFailing", filled, BACK_SECONDS, "crowded")
         assert condition["reason"] == "DiskFull"
         assert "the disk is full; the training goes on without: make room there" in condition["message"]
         fill(jobs, pod, names.OUTPUT_DIR)  # what the save that failed gave back
@@ -260,11 +260,11 @@ def test_a_full_volume_stops_no_training_and_is_told_until_there_is_room(
         lost = [line for line in jobs.pod_http(pod, names.PORT_TELEMETRY, "/metrics").splitlines() if LOST_CHECKPOINTS in line]
         assert float(lost[-1].split()[-1]) >= 1
         make_room(jobs, pod, names.OUTPUT_DIR)
-        jobs.wait_for("the condition's end", lambda: not failing(), 60, "crowded")
+        jobs.wait_for("the condition's end", lambda: not failing(), BACK_SECONDS, "crowded")
         status = jobs.wait_for(
             "a newer checkpoint",
             lambda: (status := jobs.status("crowded"))["checkpoint"]["step"] > full["checkpoint"]["step"] and status,
-            60,
+            BACK_SECONDS,
             "crowded",
         )
         assert (status["phase"], status["attempt"], status["restarts"]["total"]) == ("Running", 1, 0)
@@ -286,23 +286,23 @@ def test_what_happens_while_the_operator_is_away_is_taken_in_afterwards(
 ) -> None:
     """One job stalls and one fails; the newest checkpoint of the first is cut short before it goes on."""
     trouble = Trouble(system, jobs, "unwatched")
-    jobs.apply(make_run("unwatched", 60, recovery=PATIENT | {"stallTimeoutSeconds": 15}))
+    jobs.apply(make_run("unwatched", 60, recovery=PATIENT | {"stallTimeoutSeconds": 45}))
     wait_for_step(jobs, "unwatched", 5)
     wrong = make_run("misread", 60)
     wrong["spec"]["datasets"][0]["columns"]["text"] = "body"
     jobs.apply(wrong)
-    jobs.wait_for("its pods", lambda: len(jobs.pods("misread")) == 2, 60, "misread")
+    jobs.wait_for("its pods", lambda: len(jobs.pods("misread")) == 2, 120, "misread")
     scale = ("scale", "deployment", "--selector=app.kubernetes.io/name=finetune-operator")
     system.kubectl(*scale, "--replicas=0")
     try:
         trouble.signal_workers(0, signal.SIGSTOP)
         for name in ("unwatched", "misread"):
-            jobs.wait_for(f"the end of {name}'s pods", lambda name=name: _all_ended(jobs, name), 120, name)
+            jobs.wait_for(f"the end of {name}'s pods", lambda name=name: _all_ended(jobs, name), BACK_SECONDS, name)
         assert jobs.status("misread")["phase"] != "Failed", "the operator was to be away"
         [cut] = reader("unwatched-output").python(CUT_SHORT)
     finally:
         system.kubectl(*scale, "--replicas=1")
-    failed = jobs.wait_for_phase("misread", "Failed", timeout=60)
+    failed = jobs.wait_for_phase("misread", "Failed", timeout=120)
     assert failed["reason"] == "ConfigurationError"
     assert "spec.datasets[0].columns.text" in failed["message"]
     status = wait_for_step(jobs, "unwatched", int(cut.removeprefix("step-")) + 1)

@@ -13,7 +13,7 @@ JOB = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob"}
 pytestmark = pytest.mark.cluster
 # From the start of the container to the end of the job in status; a second or two of it is the work, the rest imports of
 # several pods on one machine at the same time.
-SECONDS_TO_FAIL = 45
+SECONDS_TO_FAIL = 120
 
 
 def server_verdicts(jobs: Namespace, cases: list[spec_cases.Case]) -> dict[str, str]:
@@ -83,7 +83,7 @@ def test_what_only_a_pod_can_find_fails_at_once_with_the_field_and_without_a_ret
     for job in (column, model, token):
         jobs.apply(job)
     for name, (reason, field, words) in expected.items():
-        status = jobs.wait_for_phase(name, "Failed", timeout=120)
+        status = jobs.wait_for_phase(name, "Failed", timeout=240)
         failure = status["failure"]
         assert (status["reason"], failure["reason"]) == (reason, reason)
         assert field in failure["message"]

@@ -117,12 +117,12 @@ def going(place: Place, claim: str) -> bool:
     ],
 )
 def test_pods_that_never_start_are_explained_and_end_after_the_time_out(place: Place, reason: str, spec: dict[str, Any]) -> None:
-    place.submit("job", recovery={"startTimeoutSeconds": 20}, **spec)
+    place.submit("job", recovery={"startTimeoutSeconds": 30}, **spec)
     waiting = "Unschedulable" if reason == "StartTimeout" else reason
-    status = place.wait("it says what it waits for", lambda: told(place, waiting), 18, "job")
+    status = place.wait("it says what it waits for", lambda: told(place, waiting), 28, "job")
     assert status["phase"] == "Pending"
     print(f"while it waits: {status['message']}")
-    status = place.wait_phase("job", "Failed", timeout=40)
+    status = place.wait_phase("job", "Failed", timeout=60)
     print(f"at the end: {status['reason']}: {status['message']}")
     assert status["reason"] == reason
     place.wait("no pod is left waiting", lambda: all(ended(pod) for pod in place.pods("job")), 30, "job")

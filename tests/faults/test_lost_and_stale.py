@@ -5,7 +5,7 @@ import datetime
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -147,13 +147,14 @@ def test_an_api_server_that_is_away_for_twenty_seconds_disturbs_nobody(place: Pl
 @pytest.mark.slow
 def test_a_pod_that_nobody_ends_is_deleted_by_force_after_its_job(place: Place) -> None:
     """On a machine without a kubelet: the API server keeps it until it is deleted by force, or its machine taken away."""
-    with machine_of_nobody(place.name):
+    with machine_of_nobody(place.name) as renew:
         place.submit("job", pod={"nodeSelector": {"kubernetes.io/hostname": place.name}}, distributed={"nodes": 1})
 
         def placed() -> list[str]:
+            renew()
             return [pod["metadata"]["name"] for pod in place.pods("job") if pod["spec"].get("nodeName")]
 
-        [victim] = place.wait("a pod on it", placed, 30, "job")
+        [victim] = place.wait("a pod on it", placed, 60, "job")
         place.kubectl("delete", "pod", victim, "--wait=false", "--grace-period=1")
 
         def forced() -> list[Record]:
@@ -169,17 +170,21 @@ def test_a_pod_that_nobody_ends_is_deleted_by_force_after_its_job(place: Place) 
 
 
 @contextlib.contextmanager
-def machine_of_nobody(name: str) -> Iterator[None]:
-    """A node that is ready for as long as nobody notices that its kubelet says nothing."""
+def machine_of_nobody(name: str) -> Iterator[Callable[[], None]]:
+    """A node without a kubelet: it is ready for as long as what it yields is called, which says so in the kubelet's place."""
     node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}}
     room = {"cpu": "4", "memory": "8Gi", "pods": "10"}
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": now, "lastTransitionTime": now}
-    status = {"status": {"capacity": room, "allocatable": room, "conditions": [ready]}}
+
+    def renew() -> None:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": now, "lastTransitionTime": now}
+        status = {"status": {"capacity": room, "allocatable": room, "conditions": [ready]}}
+        kubectl("patch", "node", name, "--subresource=status", "--type=merge", f"--patch={json.dumps(status)}")
+
     kubectl("create", "--filename=-", stdin=json.dumps(node))
     try:
-        kubectl("patch", "node", name, "--subresource=status", "--type=merge", f"--patch={json.dumps(status)}")
-        yield
+        renew()
+        yield renew
     finally:
         kubectl("delete", "node", name)
 

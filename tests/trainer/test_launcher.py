@@ -12,7 +12,7 @@ from finetune_api import names
 from trainer import small
 from trainer.pods import Gang
 
-SLOW = {"seconds": 0.1}
+SLOW = {"seconds": 0.2}
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def test_a_training_tells_every_metric_that_a_cpu_can_have(gang: Gang, loop: str
 
 
 def test_counters_go_on_where_a_process_was_started_again_in_place(gang: Gang) -> None:
-    pod = gang.start(gang.config("out", steps=STEPS), fault={"seconds": 0.1})
+    pod = gang.start(gang.config("out", steps=STEPS), fault={"seconds": 0.3})
     pod.wait_for_step(5)
     before = Told(pod).value(declared.TRAINING_SAMPLES)
     pod.signal_worker(0, signal.SIGKILL)

@@ -80,7 +80,7 @@ def test_weights_of_an_earlier_model_go_and_other_files_stay(hub: Hub, model: pa
 def test_each_best_model_is_pushed_beside_the_training(hub: Hub, model: pathlib.Path, tmp_path: pathlib.Path) -> None:
     best = tmp_path / "best" / "step-1"
     shutil.copytree(model, best)
-    hub.fail(COMMIT, delay=0.5, times=1)
+    hub.fail(COMMIT, delay=3, times=1)
     pusher = publish.BestPusher(spec(hub), "news")
     pusher.submit(best, 1, {"accuracy": 0.5})
     for step in (2, 3):

@@ -76,6 +76,12 @@ class Attempt:
         return self.log.read_text()
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an interrupted run has said is to arrive: the limit of a pod that has to go is not what is tested here."""
+    monkeypatch.setattr(process, "_FLUSH_INTERRUPTED_SECONDS", 30.0)
+
+
 def three_attempts(output: pathlib.Path, start: Callable[[], Attempt]) -> None:
     """Ten steps; killed after the checkpoint of step 5, done again from there, and ended after 20 with an evaluation."""
     first = start()
