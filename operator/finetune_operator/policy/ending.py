@@ -55,13 +55,16 @@ def after_the_end(seen: Observation, now: datetime.datetime) -> Decision:
 def _left_running(seen: Observation, now: datetime.datetime) -> tuple[ChildJob | None, float | None]:
     """A Job that is to be stopped, or in how many seconds to look again."""
     still_there = [child for child in seen.own_jobs() if not child.deleting]
-    running = [pod for child in still_there for pod in seen.pods_of(child.attempt) if pod.finished is None or pod.lingers]
+    pods = [pod for child in still_there for pod in seen.pods_of(child.attempt)]
+    running = [pod for pod in pods if pod.finished is None]
     short = [child for child in still_there if not (child.complete or child.failed is not None or child.ending)]
     ours = seen.job.status.reason in _ENDED_BY_US
-    if not running and not (ours and short):
-        return None, None
     since = read_time(seen.job.status.completion_time)
-    if ours or since is None or now - since >= STOP_AFTER:
+    time_is_up = since is None or now - since >= STOP_AFTER
+    # What only lingers is no reason to wait: each pod does for a moment, and the full list finds those that go on doing so.
+    if not running and not (ours and short) and not (time_is_up and any(pod.lingers for pod in pods)):
+        return None, None
+    if ours or since is None or time_is_up:
         return still_there[0], None
     return None, (since + STOP_AFTER - now).total_seconds() + 1
 

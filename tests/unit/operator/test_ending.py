@@ -135,6 +135,11 @@ def test_a_sidecar_that_never_ends_keeps_no_machine(phase: str, lingers: bool, a
     assert decision.delete == (build_child() if stopped else None)
 
 
+def test_nothing_waits_for_what_lingers_for_a_moment_as_each_pod_does() -> None:
+    record = build_record(ended(1, "Succeeded", "Completed"), build_spec(ttlSecondsAfterFinished=1))
+    assert decide(observe(build_pod(0, finished=end(0), lingers=True), job=record), None, NOW).delete_job
+
+
 @pytest.mark.parametrize(
     ("ttl", "age", "conditions", "seconds"),
     [
