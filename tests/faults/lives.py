@@ -18,7 +18,10 @@ LIFE_SECONDS = 90
 
 @dataclasses.dataclass(frozen=True)
 class End:
-    """How a life ended. children: kind/name without what differs from life to life. told: reasons of the events, sorted."""
+    """How a life ended.
+
+    children: kind/name without what differs from life to life. told: the events' reasons, sorted; of a start which attempt's.
+    """
 
     phase: str
     attempt: int
@@ -120,8 +123,12 @@ def _end(place: Place, name: str, uid: str, first: int) -> End:
         failures=status["restarts"]["failures"],
         children=sorted(_without_suffix(child).replace(name, "NAME") for child in place.children(name)),
         created=[item.replace(name, "NAME") for item in place.created() if re.fullmatch(rf"{name}-\d+", item)],
-        # Which checkpoints the operator hears of is chance.
-        told=sorted(event["reason"] for event in events if event["reason"] != "CheckpointSaved"),
+        # Which checkpoints the operator hears of is chance, and so is of which attempt it sees that it trains.
+        told=sorted(
+            event["message"] if event["reason"] == "Started" else event["reason"]
+            for event in events
+            if event["reason"] != "CheckpointSaved"
+        ),
         writes=[f"{record.call.verb} {record.call.kind}" for record in place.writes(_writes_of(name), first)],
     )
 
