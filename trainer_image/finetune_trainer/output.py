@@ -88,12 +88,20 @@ class Output:
         return not self._belongs_to(config) and any(self.checkpoints.glob("[!.]*"))
 
     def make_way(self, config: RunConfig) -> None:
-        """Remove what an earlier FineTuneJob has left here of a training that came to nothing: its account, and its curves."""
-        if not config.adopted or self._belongs_to(config) or self.model.is_dir() or not self.directory.is_dir():
+        """Remove what an earlier FineTuneJob has left here of a training that came to nothing: its account, and its curves.
+
+        Raises FineTuneError where it can't.
+        """
+        if not config.adopted or self._belongs_to(config) or not self.directory.is_dir():
             return
-        for left in self.directory.iterdir():
-            if left.name in _OF_A_TRAINING:
-                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        if self.model.is_dir() or self.holds_unfinished_work_of_another(config):
+            return
+        try:
+            for left in self.directory.iterdir():
+                if left.name in _OF_A_TRAINING:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._unwritable(error, "remove what an earlier job has left there") from None
 
     def _belongs_to(self, config: RunConfig) -> bool:
         try:

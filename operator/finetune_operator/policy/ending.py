@@ -60,13 +60,12 @@ def _left_running(seen: Observation, now: datetime.datetime) -> tuple[ChildJob |
     short = [child for child in still_there if not (child.complete or child.failed is not None or child.ending)]
     ours = seen.job.status.reason in _ENDED_BY_US
     since = read_time(seen.job.status.completion_time)
-    time_is_up = since is None or now - since >= STOP_AFTER
+    left = (since + STOP_AFTER - now).total_seconds() if since is not None else 0.0
     # What only lingers is no reason to wait: each pod does for a moment, and the full list finds those that go on doing so.
-    if not running and not (ours and short) and not (time_is_up and any(pod.lingers for pod in pods)):
-        return None, None
-    if ours or since is None or time_is_up:
+    too_long = left <= 0 and (running or any(pod.lingers for pod in pods))
+    if too_long or (ours and (running or short)):
         return still_there[0], None
-    return None, (since + STOP_AFTER - now).total_seconds() + 1
+    return None, left + 1 if running else None
 
 
 def _left_behind(seen: Observation) -> list[PodState]:

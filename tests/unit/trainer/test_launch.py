@@ -1,5 +1,6 @@
 """The launcher's pure parts: command lines, environment, exit codes, the last word."""
 
+import errno
 import json
 import pathlib
 import sys
@@ -213,6 +214,19 @@ def test_a_job_that_came_to_nothing_leaves_its_volume_to_the_next_of_its_name(
     assert resolved is not None
     assert resolved.model_revision == "abc"
     assert output.holds_unfinished_work_of_another(mine.model_copy(update={"job_uid": "a later one"}))
+
+
+def test_what_can_not_make_way_is_said_in_one_sentence(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/history.jsonl").touch()
+    monkeypatch.setattr(pathlib.Path, "unlink", refuse)
+    report = adopting(tmp_path / "output").run()
+    assert report.failure is not None
+    assert (report.failure.reason, report.failure.traceback) == ("ConfigurationError", None)
+    assert "can't be written: Permission denied; remove what an earlier job has left there" in report.failure.message
 
 
 def test_the_finished_model_of_an_earlier_job_of_the_same_spec_ends_the_job(tmp_path: pathlib.Path) -> None:

@@ -41,7 +41,10 @@ def fingerprint(config: RunConfig, contents: Sequence[str], tokenizer: Any, mode
 
 
 def describe_contents(config: RunConfig, revisions: Sequence[str]) -> list[str]:
-    """What each data set holds: its commit, or a hash of all its files. Raises FineTuneError where they are not there."""
+    """What each data set holds: its commit, or a hash of the files that are trained or evaluated on.
+
+    Raises FineTuneError where they are not there.
+    """
     return [_content(config, index, revision) for index, revision in enumerate(revisions)]
 
 

@@ -24,6 +24,7 @@ _OF_KIND: dict[Kind, dict[str, Convert]] = {
     "preference": dict.fromkeys(("prompt", "chosen", "rejected"), cells.text_or_messages),
 }
 _TEXT = pa.large_string()  # a column may be longer than the 2 GiB of an ordinary one
+_Chat = list[dict[str, str]]
 _MESSAGES = pa.large_list(pa.struct([("role", _TEXT), ("content", _TEXT)]))
 _TYPES = {"labels": pa.large_list(_TEXT), "tokens": pa.large_list(_TEXT), "tags": pa.large_list(_TEXT), "messages": _MESSAGES}
 
@@ -123,10 +124,7 @@ def _preference(row: Row) -> Row:
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
-Chat = list[dict[str, str]]
-
-
-def _without_prompt(prompt: Chat, chosen: Chat, rejected: Chat) -> tuple[Chat, Chat]:
+def _without_prompt(prompt: _Chat, chosen: _Chat, rejected: _Chat) -> tuple[_Chat, _Chat]:
     """The answers, also where they are chats that begin with the prompt; it would be learned twice."""
     size = len(prompt)
     if all(len(answer) > size and answer[:size] == prompt for answer in (chosen, rejected)):
