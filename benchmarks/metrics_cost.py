@@ -38,8 +38,8 @@ def main() -> None:
 def measure(model: object, config: object, passes: int) -> float:
     """Seconds per step: the median over rounds of a round's mean, as other work on the machine only ever adds."""
     from finetune_api import metrics as declared
-    from finetune_trainer.meter import Meter
-    from finetune_trainer.metrics import WorkerMetrics
+    from finetune_trainer.monitoring.device_stats import Meter
+    from finetune_trainer.monitoring.metrics import WorkerMetrics
 
     metrics, meter = WorkerMetrics("team", "benchmark", 0), Meter(model, config, length=128, compiled=True)
     metrics.attach(meter)

@@ -10,7 +10,7 @@ import pathlib
 
 import numpy as np
 
-from finetune_trainer.batches import epoch_order
+from finetune_trainer.data.batches import epoch_order
 
 
 def read_texts() -> dict[str, list[str]]:

@@ -174,7 +174,7 @@ def build_writer(claim: str, site: Site, resources: dict[str, Any]) -> Manifest:
         "name": "writer",
         "image": site.trainer_image,
         "imagePullPolicy": "IfNotPresent",
-        "command": ["tini", "--", "python", "-m", "finetune_trainer.smoke", _MOUNT_PATH],
+        "command": ["tini", "--", "python", "-m", "finetune_trainer.commands.smoke", _MOUNT_PATH],
         "env": [{"name": "HOME", "value": "/tmp"}, {"name": "HF_HOME", "value": "/tmp/huggingface"}],  # noqa: S108
         "resources": resources,
         "terminationMessagePolicy": "FallbackToLogsOnError",

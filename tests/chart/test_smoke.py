@@ -105,7 +105,7 @@ def test_the_job_trains_on_what_the_writer_writes_with_no_hub(tmp_path: pathlib.
         return done.stdout
 
     claim = tmp_path / "claim"
-    assert "80 rows" in run("finetune_trainer.smoke", str(claim))
+    assert "80 rows" in run("finetune_trainer.commands.smoke", str(claim))
     job = tmp_path / "job.json"
     job.write_text(json.dumps({**smoke.build_job("smoke", {}), "metadata": {"name": "smoke"}}), encoding="utf-8")
     run("finetune_trainer", "run", str(job), "--claim", f"smoke={claim}")

@@ -122,7 +122,7 @@ def _stop_training(jobs: Namespace, pod: str) -> None:
     script = (
         "import os, pathlib, signal\n"
         "found = [int(path.parent.name) for path in pathlib.Path('/proc').glob('[0-9]*/cmdline')\n"
-        "         if b'finetune_trainer.worker' in path.read_bytes().split(b'\\0')]\n"
+        "         if b'finetune_trainer.pod.worker' in path.read_bytes().split(b'\\0')]\n"
         "[os.kill(pid, signal.SIGSTOP) for pid in found]\n"
         "print(len(found))"
     )

@@ -19,10 +19,10 @@ from typing import Any
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.wire import RunConfig
-from finetune_trainer import skipping
-from finetune_trainer.distributed import Control, World, join
-from finetune_trainer.progress import Reporter
-from finetune_trainer.state import RunState
+from finetune_trainer.loops import skipped_batches as skipping
+from finetune_trainer.monitoring.progress import Reporter
+from finetune_trainer.runtime.distributed import Control, World, join
+from finetune_trainer.runtime.state import RunState
 
 FULL_FOR_STEPS = 5
 

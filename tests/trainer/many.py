@@ -10,9 +10,9 @@ import sys
 import tempfile
 
 from finetune_api.wire import RunConfig
-from finetune_trainer.distributed import Control, World, join
-from finetune_trainer.progress import Reporter
-from finetune_trainer.state import RunState
+from finetune_trainer.monitoring.progress import Reporter
+from finetune_trainer.runtime.distributed import Control, World, join
+from finetune_trainer.runtime.state import RunState
 
 
 def main() -> None:

@@ -10,10 +10,10 @@ import signal
 import sys
 
 from finetune_api.wire import RunConfig
-from finetune_trainer import workers
-from finetune_trainer.last_word import exit_code
-from finetune_trainer.launch import Launcher, leave
-from finetune_trainer.state import RunState
+from finetune_trainer.pod import processes as workers
+from finetune_trainer.pod.launch import Launcher, leave
+from finetune_trainer.pod.termination_message import exit_code
+from finetune_trainer.runtime.state import RunState
 
 
 def main() -> None:

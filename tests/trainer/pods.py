@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from finetune_api.wire import Report, RunConfig
-from finetune_trainer.state import RunState
+from finetune_trainer.runtime.state import RunState
 from trainer import small
 
 HERE = pathlib.Path(__file__).parent

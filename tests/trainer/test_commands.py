@@ -13,11 +13,11 @@ from click.testing import CliRunner, Result
 from finetune_api import names
 from finetune_api.resource import parse_spec
 from finetune_api.wire import RunConfig
-from finetune_trainer import adapters
+from finetune_trainer.commands.evaluate import evaluate
+from finetune_trainer.commands.predict import predict
+from finetune_trainer.commands.push import push
 from finetune_trainer.data.load import load_data
-from finetune_trainer.evaluate import evaluate
-from finetune_trainer.predict import predict
-from finetune_trainer.push import push
+from finetune_trainer.models import adapters
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 30522}
 TAGS = ["O", "B-PER", "I-PER"]

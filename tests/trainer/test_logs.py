@@ -38,7 +38,7 @@ LAUNCH = """
 import sys
 from finetune_api import names
 names.PORT_TELEMETRY = {port}
-from finetune_trainer.launch import main
+from finetune_trainer.pod.launch import main
 sys.exit(main())
 """
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from finetune_api import metrics as declared
-from finetune_trainer.telemetry import build_registry
+from finetune_trainer.pod.server import build_registry
 from trainer import small
 from trainer.pods import Gang, Pod
 

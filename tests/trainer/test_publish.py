@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from huggingface_hub import ModelCard
 
 from finetune_api import names
-from finetune_trainer import publish
-from finetune_trainer.push import push
+from finetune_trainer.commands.push import push
+from finetune_trainer.publish import push as publish
 from trainer.hub_side import COMMIT, ENDPOINT, NEEDS_A_HUB, SHARED, Hub, spec
 from trainer.small import job, write_all
 

@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from finetune_api.reasons import FineTuneError, Reason
-from finetune_trainer import publish
+from finetune_trainer.publish import push as publish
 from trainer.hub_side import COMMIT, NEEDS_A_HUB, SHARED, Hub, ask, spec
 
 pytest_plugins = ["trainer.publishing"]
@@ -92,7 +92,7 @@ def test_a_commit_that_takes_longer_than_the_client_waits_is_not_made_twice(
     hub: Hub, model: pathlib.Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delay = 3.0
-    monkeypatch.setattr("finetune_trainer.hub._TIMEOUT", httpx2.Timeout(delay / 3))
+    monkeypatch.setattr("finetune_trainer.hub.client._TIMEOUT", httpx2.Timeout(delay / 3))
     hub.fail(COMMIT, delay=delay)
     published = publish.push(model, spec(hub), "news")
     deadline = time.monotonic() + 3 * delay

@@ -18,7 +18,7 @@ import pytest
 from finetune_api import names
 from finetune_api.spec import Logging
 from finetune_api.wire import RunConfig
-from finetune_trainer.state import RunState
+from finetune_trainer.runtime.state import RunState
 from finetune_trainer.trackers import process
 from trainer.runner import Runner
 

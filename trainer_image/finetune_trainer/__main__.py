@@ -14,7 +14,7 @@ from finetune_api.files import read_job
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.resource import FineTuneJob
 from finetune_api.wire import RunConfig
-from finetune_trainer.arguments import missing_claims, parse_claims
+from finetune_trainer.commands.arguments import missing_claims, parse_claims
 from finetune_trainer.plan.command import plan
 
 if TYPE_CHECKING:  # imported late, for speed
@@ -45,7 +45,7 @@ def run(
     """Train what FILE says on this machine, in the foreground. Ctrl-C saves a checkpoint; the same command goes on from it."""
     from rich.console import Console
 
-    from finetune_trainer import console as view
+    from finetune_trainer.commands import console as view
 
     console = Console(highlight=False)
     try:
@@ -92,12 +92,12 @@ def visible_gpus() -> int:
 
 def run_locally(config: RunConfig, console: "Console", debug: bool) -> int:
     """Launch, show the progress, show the result; returns the exit code."""
-    from finetune_trainer import console as view
-    from finetune_trainer import workers
-    from finetune_trainer.last_word import exit_code
-    from finetune_trainer.launch import Launcher, leave
-    from finetune_trainer.output import Output
-    from finetune_trainer.state import RunState
+    from finetune_trainer.commands import console as view
+    from finetune_trainer.output.directory import Output
+    from finetune_trainer.pod import processes as workers
+    from finetune_trainer.pod.launch import Launcher, leave
+    from finetune_trainer.pod.termination_message import exit_code
+    from finetune_trainer.runtime.state import RunState
 
     output = Output(pathlib.Path(config.output))
     log_file = output.directory / "train.log"

@@ -7,22 +7,22 @@ import shutil
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import SampleAnswer
 from finetune_api.wire import RunConfig
-from finetune_trainer import heartbeat
-from finetune_trainer.adapters import merged
-from finetune_trainer.card import write_model_card
 from finetune_trainer.checkpoints.keeper import Keeper
-from finetune_trainer.distributed import Control
-from finetune_trainer.fence import Fence
 from finetune_trainer.loops import Loop
 from finetune_trainer.loops.best import Evaluated
 from finetune_trainer.loops.evaluation import Evaluator
 from finetune_trainer.loops.watch import evaluation_status
-from finetune_trainer.models import save_model
-from finetune_trainer.output import Output
-from finetune_trainer.progress import Reporter
-from finetune_trainer.state import write_atomically
+from finetune_trainer.models.adapters import merged
+from finetune_trainer.models.load import save_model
+from finetune_trainer.models.weights import load_weights
+from finetune_trainer.monitoring.progress import Reporter
+from finetune_trainer.output.directory import Output
+from finetune_trainer.output.fence import Fence
+from finetune_trainer.publish.card import write_model_card
+from finetune_trainer.runtime import heartbeat
+from finetune_trainer.runtime.distributed import Control
+from finetune_trainer.runtime.state import write_atomically
 from finetune_trainer.tasks.base import Task
-from finetune_trainer.weights import load_weights
 
 log = logging.getLogger(__name__)
 

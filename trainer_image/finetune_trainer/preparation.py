@@ -3,19 +3,19 @@
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Resolved
 from finetune_api.wire import RunConfig
-from finetune_trainer import hub
-from finetune_trainer.arguments import find_model
-from finetune_trainer.batches import BatchPlan
+from finetune_trainer.commands.arguments import find_model
+from finetune_trainer.data.batches import BatchPlan
 from finetune_trainer.data.prepare import Prepared, prepare
 from finetune_trainer.data.rows import Rows
 from finetune_trainer.data.stream import Stream, StreamRows
-from finetune_trainer.distributed import Control
-from finetune_trainer.fence import Fence
-from finetune_trainer.fit import fit_pass
+from finetune_trainer.hub import client as hub
 from finetune_trainer.loops.arguments import precision_flags
-from finetune_trainer.models import ModelLocation, load_config, load_tokenizer
-from finetune_trainer.output import Output
-from finetune_trainer.state import RunState
+from finetune_trainer.models.load import ModelLocation, load_config, load_tokenizer
+from finetune_trainer.output.directory import Output
+from finetune_trainer.output.fence import Fence
+from finetune_trainer.plan.micro_batch import fit_pass
+from finetune_trainer.runtime.distributed import Control
+from finetune_trainer.runtime.state import RunState
 from finetune_trainer.tasks import task_class
 from finetune_trainer.tasks.base import Task
 

@@ -16,14 +16,9 @@ from finetune_api import metrics as declared
 from finetune_api import names
 from finetune_api.spec import DEFAULT_EPOCHS
 from finetune_api.wire import RunConfig, Timing
-from finetune_trainer import errors, logs
-from finetune_trainer.card import write_model_card
 from finetune_trainer.checkpoints.keeper import Keeper, find_resumption
 from finetune_trainer.checkpoints.store import Store
 from finetune_trainer.completion import answers_before, finish
-from finetune_trainer.distributed import Control, World, join
-from finetune_trainer.fence import Fence
-from finetune_trainer.lifeline import answer_for_stacks, end_with_launcher
 from finetune_trainer.loops.arguments import COLLECTIVE_TIMEOUT_SECONDS, check_arguments, training_arguments
 from finetune_trainer.loops.best import Evaluated
 from finetune_trainer.loops.evaluation import Evaluator
@@ -31,16 +26,21 @@ from finetune_trainer.loops.finite import LossGuard
 from finetune_trainer.loops.native import NativeLoop
 from finetune_trainer.loops.trainer import TrainerLoop
 from finetune_trainer.loops.watch import Watch
-from finetune_trainer.meter import Meter
-from finetune_trainer.metrics import WorkerMetrics
-from finetune_trainer.mfu import typical_length
-from finetune_trainer.models import load_model, save_model
-from finetune_trainer.output import Output
+from finetune_trainer.models.load import load_model, save_model
+from finetune_trainer.monitoring.device_stats import Meter
+from finetune_trainer.monitoring.history import record_start
+from finetune_trainer.monitoring.metrics import WorkerMetrics
+from finetune_trainer.monitoring.mfu import typical_length
+from finetune_trainer.monitoring.progress import Reporter
+from finetune_trainer.output.directory import Output
+from finetune_trainer.output.fence import Fence
 from finetune_trainer.preparation import load_data, locate_model, plan_batches, resolve, with_checkpointing
-from finetune_trainer.progress import Reporter
-from finetune_trainer.publish import BestPusher
-from finetune_trainer.record import record_start
-from finetune_trainer.state import RunState
+from finetune_trainer.publish.card import write_model_card
+from finetune_trainer.publish.push import BestPusher
+from finetune_trainer.runtime import errors, logs
+from finetune_trainer.runtime.distributed import Control, World, join
+from finetune_trainer.runtime.parent_watchdog import answer_for_stacks, end_with_launcher
+from finetune_trainer.runtime.state import RunState
 
 log = logging.getLogger(__name__)
 

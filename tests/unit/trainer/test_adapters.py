@@ -10,8 +10,9 @@ import torch
 import transformers
 
 from finetune_api.reasons import FineTuneError
-from finetune_trainer import adapters, models
-from finetune_trainer.models import ModelLocation
+from finetune_trainer.models import adapters
+from finetune_trainer.models import load as models
+from finetune_trainer.models.load import ModelLocation
 from finetune_trainer.tasks.base import DataInfo
 from finetune_trainer.tasks.causal_lm import CausalLanguageModeling
 from finetune_trainer.tasks.dpo import DirectPreference

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_api.reasons import FineTuneError
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.batches import BatchPlan
+from finetune_trainer.data.batches import BatchPlan
 from finetune_trainer.loops.arguments import check_arguments, training_arguments
 
 

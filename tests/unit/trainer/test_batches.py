@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.batches import BatchPlan, TrainBatches, epoch_order, evaluation_batches, evaluation_order
+from finetune_trainer.data.batches import BatchPlan, TrainBatches, epoch_order, evaluation_batches, evaluation_order
 
 SHAPES = st.tuples(st.integers(1, 90), st.integers(1, 33), st.integers(1, 5), st.integers(1, 12))
 

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from finetune_api import resource
 from finetune_api.status import Entity, Evaluation, Guess, Resolved, SampleAnswer
 from finetune_api.wire import Report, RunConfig
-from finetune_trainer.card import PIPELINES, escape, write_model_card
+from finetune_trainer.publish.card import PIPELINES, escape, write_model_card
 
 TASKS = list(PIPELINES)
 REVISIONS = Resolved(model_revision="c0ffee", dataset_revisions=["d0d0", ""], global_batch_size=32, processes=4)

@@ -15,8 +15,8 @@ from finetune_api.reasons import FineTuneError
 from finetune_trainer.checkpoints import content, store, tensors
 from finetune_trainer.checkpoints.store import Store
 from finetune_trainer.checkpoints.writer import HostCopy, Writer, free_memory
-from finetune_trainer.fence import Fence
-from finetune_trainer.state import RunState
+from finetune_trainer.output.fence import Fence
+from finetune_trainer.runtime.state import RunState
 
 
 def make_fence(output: pathlib.Path, pod: pathlib.Path, attempt: int = 1) -> Fence:

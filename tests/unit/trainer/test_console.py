@@ -8,8 +8,8 @@ from rich.console import Console
 
 from finetune_api.status import SampleAnswer
 from finetune_api.wire import Report
-from finetune_trainer import console as view
-from finetune_trainer.output import Output
+from finetune_trainer.commands import console as view
+from finetune_trainer.output.directory import Output
 
 
 def test_brackets_in_class_names_and_samples_are_shown_as_they_are(tmp_path: pathlib.Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from finetune_api.reasons import FineTuneError
-from finetune_trainer import adapters, models
+from finetune_trainer.models import adapters
+from finetune_trainer.models import load as models
 from finetune_trainer.tasks.base import IGNORED, DataInfo
 from finetune_trainer.tasks.dpo import DirectPreference
 from unit.trainer.tiny_models import (

@@ -6,8 +6,8 @@ import os
 import pytest
 
 from finetune_api.reasons import FineTuneError, Reason
-from finetune_trainer.disk import is_disk_full
-from finetune_trainer.errors import describe
+from finetune_trainer.runtime.disk import is_disk_full
+from finetune_trainer.runtime.errors import describe
 
 
 def full(number: int = errno.ENOSPC) -> OSError:

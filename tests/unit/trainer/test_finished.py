@@ -10,11 +10,14 @@ import transformers
 
 from finetune_api.status import Evaluation, Published
 from finetune_api.wire import Report, RunConfig
-from finetune_trainer import finished, models, publish, workers
-from finetune_trainer.launch import Launcher
-from finetune_trainer.models import ModelLocation
-from finetune_trainer.output import Output
-from finetune_trainer.state import RunState, write_atomically
+from finetune_trainer.commands import finished
+from finetune_trainer.models import load as models
+from finetune_trainer.models.load import ModelLocation
+from finetune_trainer.output.directory import Output
+from finetune_trainer.pod import processes as workers
+from finetune_trainer.pod.launch import Launcher
+from finetune_trainer.publish import push as publish
+from finetune_trainer.runtime.state import RunState, write_atomically
 from finetune_trainer.tasks.base import DataInfo
 from finetune_trainer.tasks.causal_lm import CausalLanguageModeling
 from unit.trainer.tiny_models import TEXTS, build_model, build_spec, build_tokenizer, save

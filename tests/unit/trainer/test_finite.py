@@ -8,10 +8,10 @@ import torch
 
 from finetune_api.reasons import FineTuneError
 from finetune_api.spec import Recovery
-from finetune_trainer import skipping
-from finetune_trainer.distributed import Control, World
+from finetune_trainer.loops import skipped_batches as skipping
 from finetune_trainer.loops.finite import LossGuard
-from finetune_trainer.output import Output
+from finetune_trainer.output.directory import Output
+from finetune_trainer.runtime.distributed import Control, World
 
 NAN = float("nan")
 

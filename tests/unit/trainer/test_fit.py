@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from finetune_trainer.fit import fit_pass
+from finetune_trainer.plan.micro_batch import fit_pass
 from finetune_trainer.tasks.base import DataInfo
 from unit.trainer.tiny_tasks import make_task
 
@@ -35,7 +35,7 @@ def test_a_model_with_a_fresh_head_is_fitted_to_the_gpu(name: Any, info: DataInf
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("checkpoints", [True, False])
 def test_activations_are_computed_again_only_where_the_model_can(monkeypatch: pytest.MonkeyPatch, checkpoints: bool) -> None:
-    monkeypatch.setattr("finetune_trainer.fit.choose_pass", lambda *_: (1, True))  # otherwise it does not fit
+    monkeypatch.setattr("finetune_trainer.plan.micro_batch.choose_pass", lambda *_: (1, True))  # otherwise it does not fit
     monkeypatch.setattr("transformers.BertPreTrainedModel.supports_gradient_checkpointing", checkpoints)
     task = make_task("text-classification", CLASSES)
     assert fit_pass(task, task.spec, world=1, micro=16, longest=512, half=True) == (1, checkpoints)

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from finetune_api import resource
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.status import Resolved
-from finetune_trainer import hub
+from finetune_trainer.hub import client as hub
 
 TOKEN = "hf_in_no_message"
 Answers = dict[str, tuple[int, dict[str, str]]]

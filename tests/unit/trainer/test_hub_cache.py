@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api import names
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.hub_cache import use_shared_cache
+from finetune_trainer.hub.cache import use_shared_cache
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SPEC = FineTuneJobSpec.model_validate(

@@ -13,12 +13,12 @@ from finetune_api import names, resource
 from finetune_api.reasons import FineTuneError
 from finetune_api.status import Failure, Guess, Resolved, SampleAnswer
 from finetune_api.wire import Report, RunConfig
-from finetune_trainer import workers
-from finetune_trainer.distributed import World, join
-from finetune_trainer.last_word import exit_code, termination_message
-from finetune_trainer.launch import Launcher
-from finetune_trainer.output import Output
-from finetune_trainer.state import RunState
+from finetune_trainer.output.directory import Output
+from finetune_trainer.pod import processes as workers
+from finetune_trainer.pod.launch import Launcher
+from finetune_trainer.pod.termination_message import exit_code, termination_message
+from finetune_trainer.runtime.distributed import World, join
+from finetune_trainer.runtime.state import RunState
 
 SPEC = {
     "task": "text-classification",
@@ -41,7 +41,7 @@ def config(nodes: int = 1, processes: int = 1, **spec: Any) -> RunConfig:
 
 
 def test_one_process_runs_without_torchrun() -> None:
-    agent = [sys.executable, "-m", "finetune_trainer.agent", "finetune_trainer.worker"]
+    agent = [sys.executable, "-m", "finetune_trainer.pod.agent", "finetune_trainer.pod.worker"]
     assert workers.command(config(), workers.Gang()) == agent
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from finetune_trainer.logs import JsonFormatter, Speaker, TextFormatter
+from finetune_trainer.runtime.logs import JsonFormatter, Speaker, TextFormatter
 
 RANK_3 = Speaker("rank 3", "news", 2, 3)
 LAUNCHER = Speaker("launcher", "news", 2)
@@ -54,7 +54,7 @@ def test_json_is_one_line_whatever_the_message_and_the_error_hold() -> None:
 
 SPEAK = """
 import logging, warnings
-from finetune_trainer import logs
+from finetune_trainer.runtime import logs
 for name in ("datasets", "transformers"):  # as these libraries do when they are imported
     logging.getLogger(name).addHandler(logging.StreamHandler())
 logging.getLogger("transformers").propagate = False

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer import meter
-from finetune_trainer.meter import ForwardClock, Meter
+from finetune_trainer.monitoring import device_stats as meter
+from finetune_trainer.monitoring.device_stats import ForwardClock, Meter
 from unit.trainer.tiny_models import build_model
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 import transformers
 
-from finetune_trainer.meter import measure
-from finetune_trainer.mfu import ModelSize, peak_flops, typical_length
+from finetune_trainer.monitoring.device_stats import measure
+from finetune_trainer.monitoring.mfu import ModelSize, peak_flops, typical_length
 from unit.trainer.tiny_models import build_model
 
 

@@ -15,9 +15,9 @@ import transformers
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RemoteEntryNotFoundError
 
 from finetune_api.reasons import FineTuneError, Reason
-from finetune_trainer import models
-from finetune_trainer.errors import describe
-from finetune_trainer.models import ModelLocation
+from finetune_trainer.models import load as models
+from finetune_trainer.models.load import ModelLocation
+from finetune_trainer.runtime.errors import describe
 from finetune_trainer.tasks.base import DataInfo
 from finetune_trainer.tasks.causal_lm import CausalLanguageModeling
 from finetune_trainer.tasks.sft import SupervisedFineTuning
@@ -54,7 +54,7 @@ def load(directory: pathlib.Path, kind: Any = CausalLanguageModeling, name: str 
 
 def test_neither_peft_nor_trl_is_imported_before_it_is_needed() -> None:
     code = (
-        "import sys, finetune_trainer.models, finetune_trainer.tasks.causal_lm, finetune_trainer.tasks.sft, "
+        "import sys, finetune_trainer.models.load, finetune_trainer.tasks.causal_lm, finetune_trainer.tasks.sft, "
         "finetune_trainer.tasks.dpo; sys.exit(bool({'peft', 'trl'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0

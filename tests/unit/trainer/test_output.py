@@ -10,8 +10,8 @@ import pytest
 from finetune_api import resource
 from finetune_api.reasons import FineTuneError
 from finetune_api.wire import RunConfig
-from finetune_trainer import output as outputs
-from finetune_trainer.output import Output
+from finetune_trainer.output import directory as outputs
+from finetune_trainer.output.directory import Output
 
 
 def config(directory: pathlib.Path) -> RunConfig:

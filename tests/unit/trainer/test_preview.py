@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from finetune_api import names
-from finetune_trainer.preview import preview
+from finetune_trainer.commands.preview import preview
 
 WORDS = ["[UNK]", "[PAD]", "[MASK]", "[CLS]", "[SEP]", "good", "bad", "film", "a", "EU", "rejects"]
 

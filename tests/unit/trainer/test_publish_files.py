@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.reasons import FineTuneError, Reason
-from finetune_trainer.shareable import is_weights, private_words, shareable_files, without_private
+from finetune_trainer.publish.upload_filter import is_weights, private_words, shareable_files, without_private
 
 SECRET = "hf_0123456789abcdefghij"
 

@@ -11,9 +11,9 @@ from finetune_api import resource
 from finetune_api.reasons import VERDICTS, Reason
 from finetune_api.status import Failure, Resolved
 from finetune_api.wire import Report, RunConfig
-from finetune_trainer import skipping
-from finetune_trainer.rounds import Cause, Judge, decide, describe_death
-from finetune_trainer.state import Ledger, RunState
+from finetune_trainer.loops import skipped_batches as skipping
+from finetune_trainer.pod.restart_policy import Cause, Judge, decide, describe_death
+from finetune_trainer.runtime.state import Ledger, RunState
 
 DIED = Cause(Failure(reason="WorkerDied", message="it died"))
 

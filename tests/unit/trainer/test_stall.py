@@ -9,11 +9,11 @@ import sys
 import pytest
 
 from finetune_api.wire import Report
-from finetune_trainer import heartbeat
-from finetune_trainer.distributed import Control, World
-from finetune_trainer.interruption import Interruption, usable_seconds
-from finetune_trainer.stall import Watchdog, autopsy, summarise
-from finetune_trainer.state import ENV_STATE_DIR, RunState
+from finetune_trainer.pod.interruption import Interruption, usable_seconds
+from finetune_trainer.pod.stall import Watchdog, autopsy, summarise
+from finetune_trainer.runtime import heartbeat
+from finetune_trainer.runtime.distributed import Control, World
+from finetune_trainer.runtime.state import ENV_STATE_DIR, RunState
 
 RUNNING = Report(attempt=1, phase="Running", step=10, total_steps=20, remaining_seconds=20.0)  # 2 s a step
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_api import resource
-from finetune_trainer import batches
-from finetune_trainer.batches import BatchPlan, Drawn, StreamBatches
+from finetune_trainer.data import batches
+from finetune_trainer.data.batches import BatchPlan, Drawn, StreamBatches
 from finetune_trainer.data.rows import Rows
 from finetune_trainer.data.stream import StreamRows
 

@@ -13,13 +13,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_api import metrics as declared
 from finetune_api.wire import Report
-from finetune_trainer import telemetry
-from finetune_trainer.state import RunState
+from finetune_trainer.pod import server as telemetry
+from finetune_trainer.runtime.state import RunState
 
 WORKER = """
 from finetune_api import metrics
-from finetune_trainer.meter import Reading
-from finetune_trainer.metrics import WorkerMetrics
+from finetune_trainer.monitoring.device_stats import Reading
+from finetune_trainer.monitoring.metrics import WorkerMetrics
 
 TOLD = (metrics.TRAINING_LOSS, metrics.TRAINING_EVAL_LOSS, metrics.TRAINING_MFU)
 
@@ -96,7 +96,7 @@ def test_every_declared_metric_of_the_trainer_is_served_with_its_type_help_and_l
 def test_what_was_never_measured_is_not_there(tmp_path: pathlib.Path) -> None:
     state = RunState(tmp_path)
     state.create()
-    worker = "from finetune_trainer.metrics import WorkerMetrics; WorkerMetrics('team', 'news', 0).logged()"
+    worker = "from finetune_trainer.monitoring.metrics import WorkerMetrics; WorkerMetrics('team', 'news', 0).logged()"
     environment = {"PROMETHEUS_MULTIPROC_DIR": str(state.metrics_dir), "PYTHONPATH": ":".join(sys.path)}
     subprocess.run([sys.executable, "-c", worker], env=environment, check=True)
     registry = telemetry.build_registry(state)

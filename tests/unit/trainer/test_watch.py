@@ -9,9 +9,9 @@ from unittest.mock import Mock
 import pytest
 
 from finetune_api.reasons import FineTuneError, Reason
-from finetune_trainer.distributed import Control, World
 from finetune_trainer.loops.watch import Watch
-from finetune_trainer.output import Output
+from finetune_trainer.output.directory import Output
+from finetune_trainer.runtime.distributed import Control, World
 from trainer.runner import same_again
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from finetune_trainer.weights import load_weights
+from finetune_trainer.models.weights import load_weights
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -11,18 +11,18 @@ import torch
 
 from finetune_api.status import CheckpointStatus
 from finetune_api.wire import Problem
-from finetune_trainer import heartbeat
 from finetune_trainer.checkpoints import content, tensors
 from finetune_trainer.checkpoints.content import Parts, Progress
 from finetune_trainer.checkpoints.store import Store, read_manifest
 from finetune_trainer.checkpoints.writer import HostCopy, Writer, free_memory
-from finetune_trainer.disk import is_full
-from finetune_trainer.distributed import Control
 from finetune_trainer.loops.evaluation import Evaluator
 from finetune_trainer.loops.finite import LossGuard
 from finetune_trainer.loops.watch import Watch
-from finetune_trainer.output import Output
-from finetune_trainer.progress import timestamp
+from finetune_trainer.monitoring.progress import timestamp
+from finetune_trainer.output.directory import Output
+from finetune_trainer.runtime import heartbeat
+from finetune_trainer.runtime.disk import is_full
+from finetune_trainer.runtime.distributed import Control
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from finetune_trainer.checkpoints import tensors
-from finetune_trainer.disk import sync
-from finetune_trainer.fence import Fence
+from finetune_trainer.output.fence import Fence
+from finetune_trainer.runtime.disk import sync
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import psutil
 import torch
 
-from finetune_trainer import heartbeat
 from finetune_trainer.checkpoints.tensors import Tensors
+from finetune_trainer.runtime import heartbeat
 
 # Rest after so much work, in terms of it: the processors are the training's, and what they do for us it can't do meanwhile.
 _REST = 1.0

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from finetune_api import names
-from finetune_trainer import heartbeat
-from finetune_trainer.disk import sync
+from finetune_trainer.runtime import heartbeat
+from finetune_trainer.runtime.disk import sync
 
 log = logging.getLogger(__name__)
 

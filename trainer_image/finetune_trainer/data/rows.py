@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import torch
 
-from finetune_trainer.batches import BatchPlan, Key, TrainBatches
+from finetune_trainer.data.batches import BatchPlan, Key, TrainBatches
 from finetune_trainer.tasks.base import Row, Task
 
 

@@ -11,12 +11,12 @@ from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import ClaimDataset, FineTuneJobSpec, HubDataset
 from finetune_api.spec import Dataset as DatasetSpec
 from finetune_api.wire import RunConfig
-from finetune_trainer import hub
 from finetune_trainer.data import readers, splits
 from finetune_trainer.data.files import Found, find_files
 from finetune_trainer.data.readers import Chunk
 from finetune_trainer.data.report import Tally
-from finetune_trainer.disk import is_disk_full
+from finetune_trainer.hub import client as hub
+from finetune_trainer.runtime.disk import is_disk_full
 
 if TYPE_CHECKING:
     import datasets

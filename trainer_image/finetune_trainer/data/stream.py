@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from finetune_api.wire import RunConfig
-from finetune_trainer.batches import BatchPlan, Drawn, StreamBatches
 from finetune_trainer.data import classes as labels
+from finetune_trainer.data.batches import BatchPlan, Drawn, StreamBatches
 from finetune_trainer.data.columns import Wanted, choose_layout
 from finetune_trainer.data.normalise import rows_of
 from finetune_trainer.data.rows import Rows

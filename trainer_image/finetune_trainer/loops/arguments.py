@@ -16,8 +16,8 @@ from transformers.utils.import_utils import is_torch_tf32_available
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, Training
-from finetune_trainer.batches import BatchPlan, warmup_steps
-from finetune_trainer.precision import choose_precision
+from finetune_trainer.data.batches import BatchPlan, warmup_steps
+from finetune_trainer.models.precision import choose_precision
 
 _MAX_GRADIENT_NORM = 1.0
 _WEIGHT_DECAY = 0.01

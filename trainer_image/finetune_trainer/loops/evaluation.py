@@ -13,13 +13,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from finetune_api.spec import EvaluationPlan
-from finetune_trainer import heartbeat
-from finetune_trainer.batches import BatchPlan, evaluation_batches
+from finetune_trainer.data.batches import BatchPlan, evaluation_batches
 from finetune_trainer.data.rows import Rows
-from finetune_trainer.distributed import Control
 from finetune_trainer.loops.best import Evaluated, Standing, is_due, standing, stops_early
 from finetune_trainer.loops.watch import Watch
-from finetune_trainer.output import Output
+from finetune_trainer.output.directory import Output
+from finetune_trainer.runtime import heartbeat
+from finetune_trainer.runtime.distributed import Control
 from finetune_trainer.tasks.base import Scores, Task
 
 log = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ import torch
 from finetune_api import metrics as declared
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import Recovery
-from finetune_trainer import skipping
-from finetune_trainer.distributed import Control
-from finetune_trainer.metrics import WorkerMetrics
-from finetune_trainer.output import Output
+from finetune_trainer.loops import skipped_batches as skipping
+from finetune_trainer.monitoring.metrics import WorkerMetrics
+from finetune_trainer.output.directory import Output
+from finetune_trainer.runtime.distributed import Control
 
 
 class LossGuard:

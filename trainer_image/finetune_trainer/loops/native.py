@@ -10,15 +10,15 @@ import transformers
 from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import get_parameter_names
 
-from finetune_trainer.batches import BatchPlan
 from finetune_trainer.checkpoints.content import Parts
 from finetune_trainer.checkpoints.keeper import Keeper
+from finetune_trainer.data.batches import BatchPlan
 from finetune_trainer.data.rows import Rows
 from finetune_trainer.data.stream import StreamRows
-from finetune_trainer.distributed import Control
 from finetune_trainer.loops.evaluation import Evaluator
 from finetune_trainer.loops.finite import LossGuard
 from finetune_trainer.loops.watch import Watch
+from finetune_trainer.runtime.distributed import Control
 from finetune_trainer.tasks.base import Batch, Task, count_tokens
 
 _NOT_DECAYING = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]

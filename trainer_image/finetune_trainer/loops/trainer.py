@@ -7,16 +7,16 @@ import torch
 import transformers
 from torch.utils.data import DataLoader
 
-from finetune_trainer.batches import BatchPlan, StreamBatches, TrainBatches
 from finetune_trainer.checkpoints.content import Parts
 from finetune_trainer.checkpoints.keeper import Keeper
+from finetune_trainer.data.batches import BatchPlan, StreamBatches, TrainBatches
 from finetune_trainer.data.rows import Rows
 from finetune_trainer.data.stream import StreamRows
-from finetune_trainer.distributed import Control
 from finetune_trainer.loops.arguments import refused_arguments
 from finetune_trainer.loops.evaluation import Evaluator
 from finetune_trainer.loops.finite import LossGuard
 from finetune_trainer.loops.watch import Watch
+from finetune_trainer.runtime.distributed import Control
 from finetune_trainer.tasks.base import Batch, Task, count_tokens
 
 

@@ -11,15 +11,15 @@ from typing import Any
 from finetune_api import metrics as declared
 from finetune_api.status import CheckpointStatus, Evaluation
 from finetune_api.wire import Problem, Timing
-from finetune_trainer import heartbeat
-from finetune_trainer.distributed import Control
-from finetune_trainer.fence import Fence
 from finetune_trainer.loops.best import Evaluated
 from finetune_trainer.loops.pace import Pace
-from finetune_trainer.metrics import WorkerMetrics
-from finetune_trainer.output import Output
-from finetune_trainer.progress import Reporter, timestamp
-from finetune_trainer.state import RunState
+from finetune_trainer.monitoring.metrics import WorkerMetrics
+from finetune_trainer.monitoring.progress import Reporter, timestamp
+from finetune_trainer.output.directory import Output
+from finetune_trainer.output.fence import Fence
+from finetune_trainer.runtime import heartbeat
+from finetune_trainer.runtime.distributed import Control
+from finetune_trainer.runtime.state import RunState
 from finetune_trainer.tasks.base import Batch
 
 log = logging.getLogger(__name__)

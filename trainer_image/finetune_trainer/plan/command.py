@@ -14,7 +14,7 @@ from finetune_api.files import read_job
 from finetune_api.quantities import parse_quantity
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.arguments import missing_claims, parse_claims
+from finetune_trainer.commands.arguments import missing_claims, parse_claims
 from finetune_trainer.plan.gpus import Gpu, asked_gpu
 
 if TYPE_CHECKING:

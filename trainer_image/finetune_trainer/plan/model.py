@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, Task
-from finetune_trainer.arguments import find_model
+from finetune_trainer.commands.arguments import find_model
 from finetune_trainer.plan.memory import Architecture
 
 _LARGEST_HEADER_BYTES = 100_000_000  # as safetensors itself

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from finetune_api.quantities import format_bytes
 from finetune_api.spec import DEFAULT_EPOCHS
-from finetune_trainer.batches import DEFAULT_MICRO_BATCH
+from finetune_trainer.data.batches import DEFAULT_MICRO_BATCH
 from finetune_trainer.plan.build import Plan
 from finetune_trainer.plan.gpus import gpus_with
 

@@ -4,8 +4,8 @@ import pathlib
 
 import click
 
-from finetune_trainer.commands import DEBUG, one_sentence
 from finetune_trainer.report import NAME
+from finetune_trainer.runtime.sentences import DEBUG, one_sentence
 
 
 @click.command(epilog="Example:  finetune report runs/news --output news.html")

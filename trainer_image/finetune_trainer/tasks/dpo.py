@@ -10,8 +10,8 @@ import torch
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import DirectPreference as Options
-from finetune_trainer import adapters
-from finetune_trainer.precision import choose_precision
+from finetune_trainer.models import adapters
+from finetune_trainer.models.precision import choose_precision
 from finetune_trainer.tasks import chat, figures
 from finetune_trainer.tasks.base import IGNORED, Batch, Row, Scores
 from finetune_trainer.tasks.generation import LanguageModel, log_probabilities, with_eos

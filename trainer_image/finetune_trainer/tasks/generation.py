@@ -14,8 +14,8 @@ from transformers.models.auto import modeling_auto
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, Sample
 from finetune_api.status import SampleAnswer
-from finetune_trainer import heartbeat
 from finetune_trainer.data.lengths import longest_input
+from finetune_trainer.runtime import heartbeat
 from finetune_trainer.tasks import chat, figures
 from finetune_trainer.tasks.base import IGNORED, TENSOR_CORE_MULTIPLE, Batch, DataInfo, Row, Scores, Task
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from finetune_api import names
 from finetune_api.wire import RunConfig
-from finetune_trainer import logs
-from finetune_trainer.output import Output
-from finetune_trainer.shareable import secret_words, shareable_spec
-from finetune_trainer.state import write_atomically
+from finetune_trainer.output.directory import Output
+from finetune_trainer.publish.upload_filter import secret_words, shareable_spec
+from finetune_trainer.runtime import logs
+from finetune_trainer.runtime.state import write_atomically
 from finetune_trainer.trackers.base import Point, Run, Tracker, point_of
 from finetune_trainer.trackers.deliver import Delivery
 from finetune_trainer.trackers.follow import Follower

@@ -14,7 +14,7 @@ from finetune_api import names
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import Logging, Tracker
 from finetune_api.wire import RunConfig
-from finetune_trainer.state import RunState, write_atomically
+from finetune_trainer.runtime.state import RunState, write_atomically
 
 log = logging.getLogger(__name__)
 

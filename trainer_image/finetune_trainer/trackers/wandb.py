@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import wandb
 
-from finetune_trainer.state import write_atomically
+from finetune_trainer.runtime.state import write_atomically
 from finetune_trainer.trackers.base import Point, Run
 
 _PROJECT = "finetune"

@@ -1,0 +1,137 @@
+"""What `finetune run` shows: a progress bar on a terminal, plain lines elsewhere, and the result at the end."""
+
+import json
+import pathlib
+import sys
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from finetune_api.durations import format_duration
+from finetune_api.status import SampleAnswer
+from finetune_api.wire import Report
+from finetune_trainer.output.directory import Output
+
+
+class ProgressView:
+    """Shows reports as they come. On a terminal one bar that moves; else one line per logged step, no carriage returns."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[figures]}", markup=False),
+            console=console,
+            transient=False,
+        )
+        self._task: TaskID | None = None
+        self._last_news: tuple[object, ...] = ()
+
+    def __enter__(self) -> "ProgressView":
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._progress.stop()
+
+    def show(self, report: Report) -> None:
+        """Show a report; called a few times a second."""
+        if report.phase in ("Succeeded", "Failed", "Interrupted"):
+            return  # whoever shows the result says it better
+        description = report.message or report.phase
+        if not self._console.is_terminal:
+            running = report.phase == "Running" and not report.message
+            # Step, rate and time left change all the time; these two only when a step is logged.
+            news = (report.phase, report.message, *((report.loss, report.learning_rate) if running else ()))
+            if news != self._last_news:
+                self._console.print(
+                    f"{report.phase}: {figures(report) if running else description}", markup=False, soft_wrap=True
+                )
+                self._last_news = news
+            return
+        if self._task is None:
+            self._task = self._progress.add_task(description, figures="")
+        self._progress.update(
+            self._task,
+            description=description,
+            total=report.total_steps,
+            completed=report.step,
+            figures=figures(report),
+        )
+
+
+def figures(report: Report) -> str:
+    """One line: step, percent, loss, rate, time left."""
+    if not report.total_steps or report.phase == "Initializing":
+        return ""
+    parts = [f"step {report.step}/{report.total_steps} ({100 * report.step // report.total_steps}%)"]
+    if report.loss is not None:
+        parts.append(f"loss {report.loss:.4f}")
+    if report.samples_per_second is not None:
+        parts.append(f"{report.samples_per_second:.1f} samples/s")
+    if report.remaining_seconds is not None:
+        parts.append(f"{format_duration(report.remaining_seconds)} left")
+    return "  ".join(parts)
+
+
+def show_result(console: Console, report: Report, output: Output) -> None:
+    """Figures, confusion between the classes, answers to the samples, and where the model lies."""
+    evaluation = json.loads(output.evaluation.read_text())
+    console.print()
+    metrics = "   ".join(f"{name} {value:.4f}" for name, value in evaluation["metrics"].items())
+    console.print(f"[bold]Held-out data:[/bold] {metrics}", soft_wrap=True)
+    if "confusion" in evaluation:
+        console.print(_confusion(evaluation["classes"], evaluation["confusion"]))
+    for sample in report.samples or []:
+        text = sample.text if len(sample.text) <= 90 else sample.text[:89] + "…"
+        console.print(f"{_answer(sample)}  {escape(' '.join(text.split()))}", highlight=False, soft_wrap=True)
+    if report.published:
+        console.print(f"Published: {report.published.url} (commit {report.published.commit[:12]})")
+    console.print(f"\nThe model: {output.model}", markup=False, soft_wrap=True)
+    console.print(f"  finetune predict {output.directory} TEXT", markup=False, soft_wrap=True)
+
+
+def _confusion(classes: list[str], confusion: list[list[int]]) -> Table:
+    table = Table(title="true class ↓  predicted →", title_justify="left", title_style="", box=None, pad_edge=False)
+    table.add_column()
+    for name in classes:
+        table.add_column(escape(name), justify="right")
+    for name, row in zip(classes, confusion, strict=True):
+        table.add_row(escape(name), *(str(count) if count else "·" for count in row))
+    return table
+
+
+def _answer(sample: SampleAnswer) -> str:
+    """What the model says of a sample, whatever the task."""
+    if sample.guesses is not None:
+        return _bold(", ".join(f"{guess.token.strip()} {guess.score:.2f}" for guess in sample.guesses))
+    if sample.entities is not None:
+        return _bold(", ".join(f"{entity.text} ({entity.label})" for entity in sample.entities) or "nothing found")
+    if sample.answer is not None:
+        return _bold(" ".join(sample.answer.split()))
+    return _bold(sample.label or "") + (f" {sample.score:.2f}" if sample.score is not None else "")
+
+
+def _bold(text: str) -> str:
+    return f"[bold]{escape(text)}[/bold]"
+
+
+def tail(path: pathlib.Path, lines: int = 20) -> str:
+    """The last lines of a log."""
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except FileNotFoundError:
+        return ""
+
+
+def fail(console: Console, message: str, hint: str | None = None) -> None:
+    """One clear sentence on standard error, and what to do."""
+    error = Console(stderr=True, highlight=False, soft_wrap=True) if console.file is sys.stdout else console
+    error.print(f"[bold red]error:[/bold red] {escape(message)}")
+    if hint:
+        error.print(hint, markup=False)

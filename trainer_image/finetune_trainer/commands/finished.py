@@ -1,0 +1,137 @@
+"""A finished model, loaded to be tried: its task, classes and problem come from its own configuration."""
+
+import json
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+
+from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.resource import parse_spec
+from finetune_api.spec import FineTuneJobSpec, ProblemType
+from finetune_api.spec import Task as TaskName
+from finetune_api.wire import RunConfig
+from finetune_trainer.commands.arguments import find_model
+from finetune_trainer.models.adapters import LOCAL_BASE, attach, merged
+from finetune_trainer.models.load import ModelLocation, load_config, load_model, load_tokenizer, save_model
+from finetune_trainer.output.directory import Output
+from finetune_trainer.publish.card import write_model_card
+from finetune_trainer.tasks import task_class
+from finetune_trainer.tasks.base import DataInfo, Task
+
+# The end of a class's name → the task that it is for; a language model that was taught to chat has a chat template.
+_TASKS: Mapping[str, TaskName] = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForMaskedLM": "masked-lm",
+    "ForCausalLM": "causal-lm",
+    "LMHeadModel": "causal-lm",
+}
+_TASKS_OF_ADAPTERS: Mapping[str, TaskName] = {
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "CAUSAL_LM": "causal-lm",
+}
+_PROBLEMS: Mapping[str, ProblemType] = {
+    "single_label_classification": "SingleLabel",
+    "multi_label_classification": "MultiLabel",
+    "regression": "Regression",
+}
+_LONGEST = 1_048_576  # of the field: the model's own limit holds
+
+
+def load_finished(directory: pathlib.Path, base: str | None = None, trust_remote_code: bool = False) -> Task:
+    """The task with its model, in evaluation mode, on the GPU where there is one.
+
+    base: repository or directory of the model that an adapter belongs to, where the adapter does not say. Raises FineTuneError.
+    """
+    transformers.logging.set_verbosity_error()  # that the head below an adapter is a fresh one is no news
+    location = ModelLocation(str(directory), None, "DIR", trust_remote_code)
+    tokenizer, config, adapter = load_tokenizer(location), load_config(location), _adapter(directory)
+    spec = finished_spec(config, adapter, chat=bool(tokenizer.chat_template))
+    task = task_class(spec.task)(spec, tokenizer, config, finished_info(spec.task, config, bool(tokenizer.chat_template)))
+    if adapter is None:
+        task.model = load_model(task, location, spec)
+    else:
+        # The base model's head is fresh: the adapter brings its own. It was trained on one commit, and is added to no other.
+        revision = None if base else adapter.get("revision")
+        model = load_model(task, ModelLocation(_base(adapter, base), revision, "--base", trust_remote_code), spec)
+        task.model = attach(model, str(directory))
+    task.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    task.prepare_model()
+    return task
+
+
+def merge_finished(config: RunConfig, output: Output) -> None:
+    """Put the whole model in the place of the adapters that a training left alone, as nobody asked for more then.
+
+    Raises FineTuneError.
+    """
+    source = config.spec.model
+    base = str(find_model(source.claim, config.claims)) if source.claim else None
+    task = load_finished(output.model, base, source.trust_remote_code)
+    written = output.directory / ".model"
+    shutil.rmtree(written, ignore_errors=True)
+    save_model(merged(task.model), task.tokenizer, written)
+    report = output.finished_report()
+    assert report is not None, "it is not finished"
+    write_model_card(written, config, report, json.loads(output.evaluation.read_text()))
+    output.commit_model(written)
+
+
+def finished_spec(config: Any, adapter: Mapping[str, Any] | None, chat: bool) -> FineTuneJobSpec:
+    """A spec that says no more than the task. config: of the model. adapter: its adapter_config.json."""
+    architecture = str((getattr(config, "architectures", None) or [""])[0])
+    task = _TASKS_OF_ADAPTERS.get((adapter or {}).get("task_type") or "") or next(
+        (task for ending, task in _TASKS.items() if architecture.endswith(ending)), None
+    )
+    if task is None:
+        raise FineTuneError(
+            Reason.CONFIGURATION_ERROR,
+            f"DIR: {architecture or 'a model without a named class'} was not made for any of the tasks; write the directory of a "
+            "fine-tuned model",
+        )
+    return parse_spec(
+        {
+            "task": "sft" if chat and task == "causal-lm" else task,
+            "model": {"claim": {"claimName": "model"}},
+            "datasets": [{"claim": {"claimName": "data"}}],
+            "training": {"maxTokens": _LONGEST},
+        }
+    )
+
+
+def finished_info(task: TaskName, config: Any, chat: bool) -> DataInfo:
+    """What the training data said, as far as the model remembers it."""
+    if task == "sft":
+        return DataInfo(format="messages" if chat else "text")
+    if task not in ("text-classification", "token-classification"):
+        return DataInfo()
+    classes = [config.id2label[number] for number in sorted(config.id2label)]
+    if task == "token-classification":
+        return DataInfo(classes=classes, counts=[1] * len(classes))
+    problem = _PROBLEMS.get(config.problem_type or "") or ("Regression" if len(classes) == 1 else "SingleLabel")
+    if problem == "Regression":
+        return DataInfo(problem=problem)
+    return DataInfo(classes=classes, counts=[1] * len(classes), problem=problem)
+
+
+def _adapter(directory: pathlib.Path) -> dict[str, Any] | None:
+    try:
+        loaded: dict[str, Any] = json.loads((directory / "adapter_config.json").read_text())
+    except FileNotFoundError:
+        return None
+    return loaded
+
+
+def _base(adapter: Mapping[str, Any], given: str | None) -> str:
+    named = adapter.get("base_model_name_or_path")
+    if given is None and named in (None, "", LOCAL_BASE):
+        raise FineTuneError(
+            Reason.CONFIGURATION_ERROR,
+            "DIR: it holds an adapter, whose base model was in a claim; write --base with the directory of that model",
+        )
+    return given or str(named)

@@ -1,0 +1,167 @@
+"""`finetune preview`: some rows as the model will see them, before anything is trained."""
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from finetune_api import names
+from finetune_api.files import read_job
+from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.wire import RunConfig
+from finetune_trainer.commands.arguments import find_model, missing_claims, parse_claims
+from finetune_trainer.runtime.sentences import DEBUG, one_sentence
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from finetune_trainer.models.load import ModelLocation
+    from finetune_trainer.tasks.base import Row, Task
+
+_TOKENS_SHOWN = 400
+# Around tokens that are learned, where there are no colours.
+_OPEN, _CLOSE = "⟦", "⟧"
+
+
+@click.command(epilog="Example:  finetune preview examples/news.yaml --claim minilm=./models/minilm --claim news=./data/news")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=pathlib.Path))
+@click.option("--claim", "claims", multiple=True, metavar="NAME=DIR", help="Directory that stands for a claim of the file.")
+@click.option("--rows", type=click.IntRange(0, 1000), default=3, show_default=True, help="How many rows to show.")
+@click.option("--model-dir", metavar="DIR", help="Directory with config.json and tokenizer, in place of the file's model.")
+@DEBUG
+def preview(file: pathlib.Path, claims: tuple[str, ...], rows: int, model_dir: str | None, debug: bool) -> None:
+    """Show some rows of FILE (- for standard input) as the model will see them: tokens, labels, and what is learned of them.
+
+    Also what was read and left out, how long the rows are, and how many are cut. Needs the tokenizer, not the weights.
+    """
+    with one_sentence(debug):
+        job = read_job(file)
+        given = parse_claims(claims)
+        if job.spec.hub.endpoint:
+            os.environ[names.ENV_HUB_ENDPOINT] = job.spec.hub.endpoint  # before the Hub's client is imported: it reads it once
+        _preview(job.metadata.name, job.spec, given, rows, model_dir)
+
+
+def _preview(name: str, spec: FineTuneJobSpec, claims: dict[str, str], rows: int, model_dir: str | None) -> None:
+    needed = sorted({dataset.claim.claim_name for dataset in spec.datasets if dataset.claim} if model_dir else spec.claim_names())
+    if missing := missing_claims(needed, claims):
+        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"the file reads from claims that are not given: add {missing}")
+
+    from rich.console import Console
+
+    from finetune_trainer.data.prepare import prepare
+    from finetune_trainer.models.load import load_config, load_tokenizer
+    from finetune_trainer.tasks import task_class
+
+    location, revisions = _locate(spec, claims, model_dir)
+    tokenizer, model_config, task_type = load_tokenizer(location), load_config(location), task_class(spec.task)
+    console = Console(highlight=False)
+    with tempfile.TemporaryDirectory(prefix="finetune-") as output:
+        config = RunConfig(name=name, namespace="default", spec=spec, nodes=1, processes_per_node=1, claims=claims, output=output)
+        prepared = prepare(config, revisions, tokenizer, model_config, task_type)
+        task = task_type(spec, tokenizer, model_config, prepared.info)
+        train, _ = prepared.open()
+        for index in range(min(rows, len(train))):
+            _show_row(console, task, index, train[index])
+    for line in prepared.report.lines():
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _locate(spec: FineTuneJobSpec, claims: dict[str, str], model_dir: str | None) -> "tuple[ModelLocation, list[str]]":
+    """Where the tokenizer lies, and the commit of each data set."""
+    from finetune_trainer.hub import client as hub
+    from finetune_trainer.models.load import ModelLocation
+
+    source = spec.model
+    model_revision: str | None = None
+    revisions = [""] * len(spec.datasets)
+    if any(dataset.hub for dataset in spec.datasets) or (source.hub and not model_dir):
+        resolved = hub.resolve(spec.model_copy(update={"publish": None}), None)
+        model_revision, revisions = resolved.model_revision, list(resolved.dataset_revisions or revisions)
+    if model_dir:
+        return ModelLocation(model_dir, None, "--model-dir", source.trust_remote_code), revisions
+    if source.hub:
+        return ModelLocation(source.hub.name, model_revision, "spec.model.hub", source.trust_remote_code), revisions
+    assert source.claim
+    return ModelLocation(str(find_model(source.claim, claims)), None, "spec.model.claim", source.trust_remote_code), revisions
+
+
+# --- one row ----------------------------------------------------------------------------------------------------------------
+
+
+def _show_row(console: "Console", task: "Task", index: int, row: "Row") -> None:
+    """The row as it is in the first epoch: its figures, and its tokens with those marked that are learned."""
+    import numpy as np
+    from rich.text import Text
+
+    length = row.pop("length")
+    cut = ", cut" if task.is_cut(row) else ""
+    row = task.vary(row, np.random.default_rng([task.spec.training.seed, 0, index]))
+    console.print(Text(f"Row {index + 1}: {length:,} tokens{cut}", style="bold"))
+    for name, ids in row.items():
+        if name in ("input_ids", "chosen_ids", "rejected_ids"):
+            learned = _learned(task, row, ids)
+            title = "" if name == "input_ids" else f"{name.removesuffix('_ids')}: "
+            text = Text(title).append_text(_marked(task.tokenizer, list(ids), learned, console.is_terminal))
+            console.print(text, soft_wrap=not console.is_terminal)
+    if (label := _label(task, row)) is not None:
+        console.print(Text(f"label: {label}", style="green"), soft_wrap=True)
+    console.print()
+
+
+def _learned(task: "Task", row: "Row", ids: Sequence[int]) -> list[bool]:
+    """Which tokens have a share in the loss themselves."""
+    from finetune_trainer.tasks.base import IGNORED
+
+    labels = row.get("labels")
+    if labels is not None and task.info.problem is None:  # else they are of the row
+        return [label != IGNORED for label in labels]
+    start = row.get("answer_start", len(ids))  # of a pair of answers
+    return [position >= start for position in range(len(ids))]
+
+
+def _marked(tokenizer: Any, ids: list[int], learned: list[bool], colours: bool) -> "Text":
+    from rich.text import Text
+
+    text = Text()
+    for run, is_learned in _runs(ids[:_TOKENS_SHOWN], learned):
+        words = tokenizer.decode(run, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if is_learned and not colours:
+            words = f"{_OPEN}{words}{_CLOSE}"
+        text.append(words + (" " if not tokenizer.is_fast or words.startswith(_OPEN) else ""), "green" if is_learned else "")
+    return text.append(f" … {len(ids) - _TOKENS_SHOWN:,} more" if len(ids) > _TOKENS_SHOWN else "", "dim")
+
+
+def _runs(ids: Sequence[int], learned: Sequence[bool]) -> Iterator[tuple[list[int], bool]]:
+    """Neighbours that are learned, or are not, together."""
+    run: list[int] = []
+    for position, token in enumerate(ids):
+        if run and learned[position] != learned[position - 1]:
+            yield run, learned[position - 1]
+            run = []
+        run.append(token)
+    if run:
+        yield run, learned[len(ids) - 1]
+
+
+def _label(task: "Task", row: "Row") -> str | None:
+    """Class or classes or number of the row, or the tags of its words; None for tasks without."""
+    from finetune_trainer.tasks.base import IGNORED
+
+    labels: Any = row.get("labels")
+    info = task.info
+    if info.problem == "Regression":
+        return f"{float(labels):g}"
+    if not info.classes:
+        return None
+    if isinstance(labels, int):
+        return str(info.classes[labels])
+    if info.problem == "MultiLabel":
+        return ", ".join(name for name, is_set in zip(info.classes, labels, strict=True) if is_set) or "none"
+    tokens = task.tokenizer.convert_ids_to_tokens(list(row["input_ids"]))
+    return " ".join(f"{token}/{info.classes[tag]}" for token, tag in zip(tokens, labels, strict=True) if tag != IGNORED)

@@ -1,0 +1,1 @@
+"""The Hub's client, with errors in plain words, and its cache."""

@@ -1,0 +1,1 @@
+"""What a training process measures of itself: metrics, progress, history, device statistics, MFU."""

@@ -1,0 +1,50 @@
+"""Each start of a training, written down in its output directory for those who look at it later."""
+
+import importlib.metadata
+import json
+import logging
+import pathlib
+import platform
+import time
+
+import torch
+
+from finetune_api import __version__
+from finetune_api.wire import RunConfig
+from finetune_trainer.monitoring.progress import timestamp
+
+log = logging.getLogger(__name__)
+
+_PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "peft", "trl")
+
+
+def record_start(path: pathlib.Path, config: RunConfig, step: int, total_steps: int) -> None:
+    """Append a line: an attempt, or a restart within one, begins after ``step`` optimizer steps."""
+    start = {
+        "time": timestamp(time.time()),
+        "attempt": config.attempt,
+        "fromStep": step,
+        "totalSteps": total_steps,
+        "nodes": config.nodes,
+        "processes": config.nodes * config.processes_per_node,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
+        "versions": versions(),
+    }
+    try:
+        with path.open("a") as stream:
+            stream.write(json.dumps(start) + "\n")
+    except OSError as error:  # of use to a report alone
+        log.warning("%s: this start could not be written down: %s", path, error.strerror)
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    found = {"finetune": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    return found

@@ -1,0 +1,1 @@
+"""The output directory of a job, and the fence that keeps a second writer out."""

@@ -1,0 +1,1 @@
+"""What a training pod runs: the launcher, the agent that starts the workers, and the supervision of both."""
