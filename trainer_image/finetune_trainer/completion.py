@@ -7,14 +7,13 @@ import shutil
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import SampleAnswer
 from finetune_api.wire import RunConfig
-from finetune_trainer.checkpoints.keeper import Keeper
 from finetune_trainer.loops import Loop
-from finetune_trainer.loops.best import Evaluated
+from finetune_trainer.loops.checkpointer import Keeper
 from finetune_trainer.loops.evaluation import Evaluator
-from finetune_trainer.loops.watch import evaluation_status
 from finetune_trainer.models.adapters import merged
 from finetune_trainer.models.load import save_model
 from finetune_trainer.models.weights import load_weights
+from finetune_trainer.monitoring.evaluation import Evaluated, evaluation_status
 from finetune_trainer.monitoring.progress import Reporter
 from finetune_trainer.output.directory import Output
 from finetune_trainer.output.fence import Fence

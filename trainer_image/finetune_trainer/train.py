@@ -9,18 +9,16 @@ import os
 import pathlib
 import sys
 
-import torch
 import transformers
 
 from finetune_api import metrics as declared
 from finetune_api import names
 from finetune_api.spec import DEFAULT_EPOCHS
 from finetune_api.wire import RunConfig, Timing
-from finetune_trainer.checkpoints.keeper import Keeper, find_resumption
 from finetune_trainer.checkpoints.store import Store
 from finetune_trainer.completion import answers_before, finish
 from finetune_trainer.loops.arguments import COLLECTIVE_TIMEOUT_SECONDS, check_arguments, training_arguments
-from finetune_trainer.loops.best import Evaluated
+from finetune_trainer.loops.checkpointer import Keeper, find_resumption
 from finetune_trainer.loops.evaluation import Evaluator
 from finetune_trainer.loops.finite import LossGuard
 from finetune_trainer.loops.native import NativeLoop
@@ -28,6 +26,7 @@ from finetune_trainer.loops.trainer import TrainerLoop
 from finetune_trainer.loops.watch import Watch
 from finetune_trainer.models.load import load_model, save_model
 from finetune_trainer.monitoring.device_stats import Meter
+from finetune_trainer.monitoring.evaluation import Evaluated
 from finetune_trainer.monitoring.history import record_start
 from finetune_trainer.monitoring.metrics import WorkerMetrics
 from finetune_trainer.monitoring.mfu import typical_length
@@ -38,6 +37,7 @@ from finetune_trainer.preparation import load_data, locate_model, plan_batches, 
 from finetune_trainer.publish.card import write_model_card
 from finetune_trainer.publish.push import BestPusher
 from finetune_trainer.runtime import errors, logs
+from finetune_trainer.runtime.device import has_gpu
 from finetune_trainer.runtime.distributed import Control, World, join
 from finetune_trainer.runtime.parent_watchdog import answer_for_stacks, end_with_launcher
 from finetune_trainer.runtime.state import RunState
@@ -55,7 +55,7 @@ def train(config: RunConfig, ranks: Control, state: RunState, reporter: Reporter
     """One training from the spec to the finished model in the output directory, or to an orderly stop."""
     spec, world, output = config.spec, ranks.world, Output(pathlib.Path(config.output))
     check_arguments(spec.training)
-    if spec.distributed.gpus_per_node and not torch.cuda.is_available():
+    if spec.distributed.gpus_per_node and not has_gpu():
         log.warning("spec.distributed.gpusPerNode asks for GPUs, but torch sees none in this pod: training on the CPU")
 
     reporter.update(message="looking up model and data")

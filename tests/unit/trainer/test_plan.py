@@ -16,9 +16,10 @@ from finetune_api.quantities import GIB, format_bytes, parse_quantity
 from finetune_trainer.plan.build import Facts, Plan, build_plan
 from finetune_trainer.plan.gpus import Gpu, find_gpu
 from finetune_trainer.plan.memory import Architecture
-from finetune_trainer.plan.model import ModelFacts, Tensor, describe_model
+from finetune_trainer.plan.model import ModelFacts, describe_model
 from finetune_trainer.plan.remote import _splits
 from finetune_trainer.plan.rows import Rows
+from finetune_trainer.plan.tensors import Tensor
 
 SPEC: dict[str, Any] = {
     "task": "text-classification",

@@ -10,8 +10,9 @@ from finetune_api import resource
 from finetune_trainer.plan.build import Facts, Plan, build_plan
 from finetune_trainer.plan.gpus import Gpu
 from finetune_trainer.plan.memory import Architecture, Pass, Weights, activation_bytes, estimate
-from finetune_trainer.plan.model import ModelFacts, Tensor, describe_model
+from finetune_trainer.plan.model import ModelFacts, describe_model
 from finetune_trainer.plan.rows import Rows, observe_rows
+from finetune_trainer.plan.tensors import Tensor
 from finetune_trainer.plan.weights import weigh
 
 CONFIG = {

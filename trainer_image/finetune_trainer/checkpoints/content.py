@@ -11,7 +11,8 @@ import torch
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.wire import Timing
 from finetune_trainer.checkpoints.tensors import Tensors
-from finetune_trainer.loops.best import Evaluated
+from finetune_trainer.monitoring.evaluation import Evaluated
+from finetune_trainer.runtime import device
 
 
 @dataclasses.dataclass
@@ -110,7 +111,7 @@ def random_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": [numpy_state[0], torch.from_numpy(np.asarray(numpy_state[1], dtype=np.int64)), *numpy_state[2:]],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "cuda": device.random_state(),
     }
 
 
@@ -120,5 +121,4 @@ def set_random_state(state: dict[str, Any]) -> None:
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    device.set_random_state(state["cuda"])

@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from finetune_trainer.checkpoints.tensors import Tensors
-from finetune_trainer.runtime import heartbeat
+from finetune_trainer.runtime import device, heartbeat
 
 # Rest after so much work, in terms of it: the processors are the training's, and what they do for us it can't do meanwhile.
 _REST = 1.0
@@ -37,7 +37,7 @@ class HostCopy:
             buffer.copy_(tensor, non_blocking=True)
             on_gpu = on_gpu or tensor.is_cuda
         if on_gpu:
-            torch.cuda.current_stream().synchronize()
+            device.synchronize()
         return {name: self._buffers[name] for name in tensors}
 
     def missing_bytes(self, tensors: Tensors) -> int:

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import transformers
 
 from finetune_api.reasons import FineTuneError, Reason
@@ -19,6 +18,7 @@ from finetune_trainer.models.adapters import LOCAL_BASE, attach, merged
 from finetune_trainer.models.load import ModelLocation, load_config, load_model, load_tokenizer, save_model
 from finetune_trainer.output.directory import Output
 from finetune_trainer.publish.card import write_model_card
+from finetune_trainer.runtime.device import current_device
 from finetune_trainer.tasks import task_class
 from finetune_trainer.tasks.base import DataInfo, Task
 
@@ -60,7 +60,7 @@ def load_finished(directory: pathlib.Path, base: str | None = None, trust_remote
         revision = None if base else adapter.get("revision")
         model = load_model(task, ModelLocation(_base(adapter, base), revision, "--base", trust_remote_code), spec)
         task.model = attach(model, str(directory))
-    task.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    task.model.to(current_device()).eval()
     task.prepare_model()
     return task
 

@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import pydantic
-import torch
 import transformers
 from transformers.utils.import_utils import is_torch_tf32_available
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, Training
 from finetune_trainer.data.batches import BatchPlan, warmup_steps
-from finetune_trainer.models.precision import choose_precision
+from finetune_trainer.runtime import device
 
 _MAX_GRADIENT_NORM = 1.0
 _WEIGHT_DECAY = 0.01
@@ -31,9 +30,8 @@ NATIVE_ARGUMENTS = (
 
 def precision_flags(asked: Literal["auto", "bf16", "fp16", "fp32"]) -> dict[str, bool]:
     """TrainingArguments for ``spec.training.precision``; raises FineTuneError for one that the device lacks."""
-    capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     try:
-        precision = choose_precision(asked, torch.cuda.is_available(), capable)
+        precision = device.resolve_precision(asked)
     except ValueError as error:
         raise FineTuneError(Reason.CONFIGURATION_ERROR, str(error)) from None
     return {"bf16": precision == "bf16", "fp16": precision == "fp16"}
@@ -91,7 +89,7 @@ def training_arguments(
 ) -> transformers.TrainingArguments:
     """Ours, and on top what users add; what the Trainer should not do on its own is switched off."""
     training = spec.training
-    on_gpu = torch.cuda.is_available()
+    on_gpu = device.has_gpu()
     ours: dict[str, Any] = {
         "output_dir": str(output),
         "per_device_train_batch_size": plan.micro,

@@ -1,24 +1,17 @@
 """Which evaluation is the best, and whether it is time to stop: pure, a function of the evaluations so far."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import Best, EvaluationPlan
+from finetune_trainer.monitoring.evaluation import Evaluated
 
 # Of these less is better.
 _LESS_IS_BETTER = ("loss", "perplexity", "mse", "rmse", "mae")
 # These may be left out of an evaluation: a correlation with a constant, the loss of a model that diverged.
 _SOMETIMES_UNDEFINED = ("loss", "perplexity", "f1", "precision", "recall", "pearson", "spearman", "r2")
 _CHANCES = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluated:
-    """Figures of the evaluation after ``step`` optimizer steps."""
-
-    step: int
-    figures: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 from finetune_api.spec import EvaluationPlan
 from finetune_trainer.data.batches import BatchPlan, evaluation_batches
 from finetune_trainer.data.rows import Rows
-from finetune_trainer.loops.best import Evaluated, Standing, is_due, standing, stops_early
+from finetune_trainer.loops.best import Standing, is_due, standing, stops_early
 from finetune_trainer.loops.watch import Watch
+from finetune_trainer.monitoring.evaluation import Evaluated
 from finetune_trainer.output.directory import Output
 from finetune_trainer.runtime import heartbeat
 from finetune_trainer.runtime.distributed import Control

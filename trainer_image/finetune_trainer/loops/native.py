@@ -11,13 +11,14 @@ from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import get_parameter_names
 
 from finetune_trainer.checkpoints.content import Parts
-from finetune_trainer.checkpoints.keeper import Keeper
 from finetune_trainer.data.batches import BatchPlan
 from finetune_trainer.data.rows import Rows
 from finetune_trainer.data.stream import StreamRows
+from finetune_trainer.loops.checkpointer import Keeper
 from finetune_trainer.loops.evaluation import Evaluator
 from finetune_trainer.loops.finite import LossGuard
 from finetune_trainer.loops.watch import Watch
+from finetune_trainer.runtime import device
 from finetune_trainer.runtime.distributed import Control
 from finetune_trainer.tasks.base import Batch, Task, count_tokens
 
@@ -59,7 +60,7 @@ class NativeLoop:
             rows,
             batch_sampler=self._sampler,
             collate_fn=task.collate,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=device.has_gpu(),
             num_workers=args.dataloader_num_workers,
             generator=torch.Generator(),  # its own, so that the numbers for dropout do not depend on when it is asked
         )

@@ -8,14 +8,15 @@ import transformers
 from torch.utils.data import DataLoader
 
 from finetune_trainer.checkpoints.content import Parts
-from finetune_trainer.checkpoints.keeper import Keeper
 from finetune_trainer.data.batches import BatchPlan, StreamBatches, TrainBatches
 from finetune_trainer.data.rows import Rows
 from finetune_trainer.data.stream import StreamRows
 from finetune_trainer.loops.arguments import refused_arguments
+from finetune_trainer.loops.checkpointer import Keeper
 from finetune_trainer.loops.evaluation import Evaluator
 from finetune_trainer.loops.finite import LossGuard
 from finetune_trainer.loops.watch import Watch
+from finetune_trainer.runtime.device import has_gpu
 from finetune_trainer.runtime.distributed import Control
 from finetune_trainer.tasks.base import Batch, Task, count_tokens
 
@@ -86,7 +87,7 @@ class TrainerLoop(transformers.Trainer):
             self._rows,
             batch_sampler=self._batches,
             collate_fn=self._task.collate,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=has_gpu(),
             num_workers=workers,
             persistent_workers=workers > 0,
         )

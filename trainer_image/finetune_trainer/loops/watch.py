@@ -9,10 +9,10 @@ from itertools import islice
 from typing import Any
 
 from finetune_api import metrics as declared
-from finetune_api.status import CheckpointStatus, Evaluation
+from finetune_api.status import CheckpointStatus
 from finetune_api.wire import Problem, Timing
-from finetune_trainer.loops.best import Evaluated
 from finetune_trainer.loops.pace import Pace
+from finetune_trainer.monitoring.evaluation import Evaluated, evaluation_status
 from finetune_trainer.monitoring.metrics import WorkerMetrics
 from finetune_trainer.monitoring.progress import Reporter, timestamp
 from finetune_trainer.output.directory import Output
@@ -26,11 +26,6 @@ log = logging.getLogger(__name__)
 
 # Lines of the history that wait for room on a disk that is full.
 _MOST_UNWRITTEN = 10_000
-
-
-def evaluation_status(done: Evaluated) -> Evaluation:
-    """As the status shows it: rounded."""
-    return Evaluation(step=done.step, metrics={name: round(value, 6) for name, value in done.figures.items()})
 
 
 class Watch:

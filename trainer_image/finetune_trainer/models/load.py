@@ -18,6 +18,7 @@ from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, ModelSource
 from finetune_trainer.hub import client as hub
 from finetune_trainer.models import adapters, embeddings
+from finetune_trainer.runtime import device
 from finetune_trainer.runtime.disk import is_disk_full
 from finetune_trainer.tasks.base import Task
 from finetune_trainer.tasks.generation import end_tokens
@@ -149,7 +150,7 @@ def checkpoint_activations(model: Any) -> None:
 def weights_dtype(source: ModelSource) -> torch.dtype:
     """Of the weights in memory: those that are trained stay fp32, as mixed precision needs them; frozen ones may be smaller."""
     if source.dtype == "auto":
-        small = source.lora and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        small = source.lora and device.computes_bf16()
         return torch.bfloat16 if small else torch.float32
     return torch.bfloat16 if source.dtype == "bfloat16" else torch.float32
 
@@ -175,7 +176,7 @@ def _quantization(source: ModelSource) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` for ``spec.model.quantization``."""
     if source.quantization == "none":
         return {}
-    if not torch.cuda.is_available():
+    if not device.has_gpu():
         raise FineTuneError(
             Reason.CONFIGURATION_ERROR,
             f"spec.model.quantization: {source.quantization} needs a CUDA GPU, and there is none here; write none, or ask for "
@@ -194,9 +195,9 @@ def _quantization(source: ModelSource) -> dict[str, Any]:
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16,
+            bnb_4bit_compute_dtype=device.half_dtype(),
         )
-    return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
+    return {"quantization_config": config, "device_map": {"": device.current_device()}}
 
 
 def _fit_tokenizer(model: Any, tokenizer: Any) -> None:

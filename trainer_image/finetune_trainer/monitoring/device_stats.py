@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from finetune_trainer.monitoring.mfu import ModelSize, peak_flops
+from finetune_trainer.runtime import device
 
 # Forward passes that are timed between two readings; the first ones, as more would tell nothing new.
 _MOST_TIMED = 32
@@ -32,7 +33,8 @@ class Meter:
 
     def __init__(self, model: Any, config: Any, length: float, compiled: bool = False) -> None:
         self._flops_per_token = measure(model, config).flops_per_token(length)
-        self._peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+        gpu = device.gpu_name()
+        self._peak = peak_flops(gpu) if gpu else None
         self.forward = ForwardClock()
         if not compiled:  # a clock in what is compiled would cut it in two
             self.forward.attach(model)
@@ -41,10 +43,10 @@ class Meter:
         """Since the last reading. tokens: that this process trained on, in so many seconds of steps."""
         mfu = tokens * self._flops_per_token / (seconds * self._peak) if self._peak and seconds > 0 else None
         forward = self.forward.read()
-        if not torch.cuda.is_available():
+        memory = device.gpu_memory()
+        if memory is None:
             return Reading(mfu, forward)
-        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        return Reading(mfu, forward, torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated(), total)
+        return Reading(mfu, forward, memory.allocated, memory.peak, memory.total)
 
 
 class ForwardClock:
@@ -75,11 +77,7 @@ class ForwardClock:
         self._started = None
         if not model.training or len(self._seconds) + len(self._events) >= _MOST_TIMED:
             return
-        if torch.cuda.is_available():
-            self._started = torch.cuda.Event(enable_timing=True)
-            self._started.record()
-        else:
-            self._started = time.perf_counter()
+        self._started = device.record_event() if device.has_gpu() else time.perf_counter()
 
     def end(self, *_: Any) -> None:
         """It is over: a hook."""
@@ -88,9 +86,7 @@ class ForwardClock:
         if isinstance(self._started, float):
             self._seconds.append(time.perf_counter() - self._started)
         else:
-            end = torch.cuda.Event(enable_timing=True)
-            end.record()
-            self._events.append((self._started, end))
+            self._events.append((self._started, device.record_event()))
         self._started = None
 
 

@@ -12,6 +12,7 @@ import torch
 from finetune_api import __version__
 from finetune_api.wire import RunConfig
 from finetune_trainer.monitoring.progress import timestamp
+from finetune_trainer.runtime import device
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def record_start(path: pathlib.Path, config: RunConfig, step: int, total_steps: 
         "totalSteps": total_steps,
         "nodes": config.nodes,
         "processes": config.nodes * config.processes_per_node,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
+        "device": device.device_name(),
         "versions": versions(),
     }
     try:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from finetune_api.quantities import GIB, format_bytes, parse_quantity
 from finetune_api.spec import DEFAULT_EPOCHS, FineTuneJobSpec, OutputVolume
 from finetune_trainer.data.batches import BatchPlan, warmup_steps
-from finetune_trainer.models.precision import Precision, choose_precision
 from finetune_trainer.plan.gpus import Gpu
 from finetune_trainer.plan.memory import MIB, Estimate, Weights
 from finetune_trainer.plan.model import ModelFacts
 from finetune_trainer.plan.passes import Device, choose_pass, estimate_pass, fitting_rows, longest_row
 from finetune_trainer.plan.rows import Rows
 from finetune_trainer.plan.weights import weigh
+from finetune_trainer.runtime.precision import Precision, choose_precision
 
 # Tokenizer, scheduler and states of the random numbers, beside weights and optimizer.
 _SMALL_FILES_BYTES = 16 * MIB

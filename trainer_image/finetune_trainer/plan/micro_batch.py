@@ -8,8 +8,10 @@ import torch
 import transformers
 
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.plan.model import Tensor, describe_model
+from finetune_trainer.plan.model import describe_model
 from finetune_trainer.plan.passes import Device, choose_pass, cpu_rows
+from finetune_trainer.plan.tensors import Tensor
+from finetune_trainer.runtime import device
 from finetune_trainer.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -24,7 +26,7 @@ def fit_pass(task: Task, spec: FineTuneJobSpec, world: int, micro: int, longest:
     longest: tokens of the longest row. half: whether it computes in half precision.
     """
     asked = spec.training.activation_checkpointing
-    if not torch.cuda.is_available():
+    if not device.has_gpu():
         return cpu_rows(spec, longest, micro), asked is True
     if asked is not None and spec.training.per_device_batch_size is not None:
         return micro, asked
@@ -35,9 +37,9 @@ def fit_pass(task: Task, spec: FineTuneJobSpec, world: int, micro: int, longest:
         return micro, asked is True  # a model that is not for this task: who loads it says so
     tensors = [Tensor(name, "F32", tuple(weight.shape)) for name, weight in model.named_parameters()]
     facts = describe_model(task.config.to_dict(), tensors, "spec.model", spec.task)
-    room = int(torch.cuda.mem_get_info()[1] * _SHARE_OF_MEMORY)
-    device = Device(gpu=True, half=half, bf16=torch.cuda.is_bf16_supported(including_emulation=False), room=room)
-    rows, again = choose_pass(spec, facts, device, world, micro)
+    room = int(device.total_gpu_memory() * _SHARE_OF_MEMORY)
+    gpu = Device(gpu=True, half=half, bf16=device.computes_bf16(), room=room)
+    rows, again = choose_pass(spec, facts, gpu, world, micro)
     if again and asked is None and not model.supports_gradient_checkpointing:
         again = False
     if rows < micro or again:

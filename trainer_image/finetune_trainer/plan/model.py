@@ -2,46 +2,23 @@
 
 import dataclasses
 import json
-import math
-import pathlib
 import re
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, Task
 from finetune_trainer.commands.arguments import find_model
 from finetune_trainer.plan.memory import Architecture
+from finetune_trainer.plan.tensors import Tensor, observe_tensors
 
-_LARGEST_HEADER_BYTES = 100_000_000  # as safetensors itself
 _CLASSIFIERS: tuple[Task, ...] = ("text-classification", "token-classification")
 # Heads of what a model was trained on before: a classifier does not load them, and its own head is small.
 _OTHER_HEADS = re.compile(
     r"^(cls|lm_head|classifier|score|pre_classifier|qa_outputs|vocab_transform|vocab_layer_norm|vocab_projector|generator_\w+"
     r"|discriminator_predictions|lm_predictions|mask_predictions|decoder|head)\."
 )
-_EMBEDDING = re.compile(r"embed|(^|\.)w[tp]e\.")
 _GATE = re.compile(r"gate_proj|\.Wi\.weight$|gate_up_proj")
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """One tensor of a file's header."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def numbers(self) -> int:
-        """How many it has."""
-        return math.prod(self.shape)
-
-    @property
-    def linear(self) -> bool:
-        """Whether it is the matrix of a linear layer."""
-        return len(self.shape) == 2 and not _EMBEDDING.search(self.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,42 +70,3 @@ def describe_model(config: Any, tensors: Sequence[Tensor], field: str, task: Tas
         return ModelFacts(parameters, linear_parameters, Architecture.from_config(config, gated), tensors=tuple(trained))
     except ValueError as error:
         return ModelFacts(parameters, linear_parameters, None, str(error), tuple(trained))
-
-
-def observe_tensors(directory: pathlib.Path) -> Iterator[Tensor]:
-    """Name, type and shape of every tensor of a model's directory, from the headers of its files. Raises FineTuneError."""
-    for file in _weight_files(directory):
-        try:
-            header = _read_header(file)
-        except (OSError, ValueError, struct.error) as error:
-            raise FineTuneError(Reason.CONFIGURATION_ERROR, f"spec.model.claim: {file} is no safetensors file: {error}") from None
-        for name, entry in header.items():
-            if name != "__metadata__":
-                yield Tensor(name, entry["dtype"], tuple(entry["shape"]))
-
-
-def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
-    """As transformers looks for them: one file, or those that the index names."""
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError):
-        raise FineTuneError(
-            Reason.CONFIGURATION_ERROR,
-            f"spec.model.claim: {directory} has no weights in the safetensors format (model.safetensors is missing)",
-        ) from None
-    return [directory / pathlib.Path(name).name for name in sorted(names)]
-
-
-def _read_header(file: pathlib.Path) -> dict[str, Any]:
-    """The JSON at the beginning of a file, behind its length as eight bytes."""
-    with file.open("rb") as stream:
-        [length] = struct.unpack("<Q", stream.read(8))
-        if length > _LARGEST_HEADER_BYTES:
-            raise ValueError("its header is too long")
-        header = json.loads(stream.read(length))
-    if not isinstance(header, dict):
-        raise ValueError("its header is no object")
-    return header

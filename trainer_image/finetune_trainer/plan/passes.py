@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Iterator
 
 from finetune_api.spec import FineTuneJobSpec, MaskedLM
-from finetune_trainer.data.lengths import longest_input
 from finetune_trainer.plan.memory import Estimate, Pass, estimate
 from finetune_trainer.plan.model import ModelFacts
 from finetune_trainer.plan.weights import weigh
+from finetune_trainer.tasks.lengths import longest_input
 
 # Of one forward pass on a CPU: more of them fall out of its caches. MiniLM on two cores, rows of 512 tokens: 2.5 samples/s with
 # passes of 4 rows, 1.1 with 32; of 128 tokens: 15.3 with 16, 14.7 with 32; of 32 tokens: the more the better.

@@ -12,7 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import HubDataset, HubModel
 from finetune_trainer.hub import client as hub
-from finetune_trainer.plan.model import Tensor
+from finetune_trainer.plan.tensors import Tensor
 
 
 def observe_hub_model(source: HubModel) -> tuple[Any, list[Tensor]]:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from finetune_api.spec import FineTuneJobSpec, LoRA
 from finetune_trainer.plan.memory import Weights
-from finetune_trainer.plan.model import ModelFacts, Tensor
+from finetune_trainer.plan.model import ModelFacts
+from finetune_trainer.plan.tensors import Tensor
 
 # Bytes per number of a quantized matrix, with the scales of its blocks (for nf4 quantized themselves).
 _QUANTIZED = {"nf4": 0.52, "int8": 1.0}

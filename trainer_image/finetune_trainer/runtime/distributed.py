@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from finetune_api.reasons import FineTuneError, Reason
-from finetune_trainer.runtime import heartbeat
+from finetune_trainer.runtime import device, heartbeat
 
 T = TypeVar("T")
 
@@ -37,15 +37,15 @@ def join(world: World, timeout_seconds: int) -> None:
     """
     if world.size == 1:
         return
-    if torch.cuda.is_available():
-        if world.local_rank >= torch.cuda.device_count():
+    if device.has_gpu():
+        if world.local_rank >= device.count_gpus():
             raise FineTuneError(
                 Reason.CONFIGURATION_ERROR,
-                f"spec.distributed.processesPerNode (or --processes): there are {torch.cuda.device_count()} GPU(s) here, and "
+                f"spec.distributed.processesPerNode (or --processes): there are {device.count_gpus()} GPU(s) here, and "
                 "each process needs one of its own; write as many processes, or more gpusPerNode",
             )
-        torch.cuda.set_device(world.local_rank)
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+        device.use_gpu(world.local_rank)
+    backend = "nccl" if device.has_gpu() else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds))
 
 

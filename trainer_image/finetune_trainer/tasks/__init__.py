@@ -1,9 +1,12 @@
 """Tasks: one module each, chosen by ``spec.task``. What a task is, is in base.py."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 from finetune_api.spec import Task as TaskName
-from finetune_trainer.tasks.base import Task
+
+if TYPE_CHECKING:  # imported late: a plan asks for lengths, and imports no torch
+    from finetune_trainer.tasks.base import Task
 
 # Imported late: some bring libraries that others never need.
 _TASKS: dict[TaskName, tuple[str, str]] = {
@@ -16,7 +19,7 @@ _TASKS: dict[TaskName, tuple[str, str]] = {
 }
 
 
-def task_class(name: TaskName) -> type[Task]:
+def task_class(name: TaskName) -> "type[Task]":
     """The class of a task."""
     module, attribute = _TASKS[name]
     found: type[Task] = getattr(importlib.import_module(f"finetune_trainer.tasks.{module}"), attribute)

@@ -16,7 +16,7 @@ import torch
 
 from finetune_api.spec import FineTuneJobSpec, ProblemType, Sample
 from finetune_api.status import SampleAnswer
-from finetune_trainer.data.lengths import longest_input
+from finetune_trainer.tasks.lengths import longest_input
 
 IGNORED = -100  # a label that weighs nothing; torch's cross-entropy leaves it out of the sum
 TENSOR_CORE_MULTIPLE = 8  # of tokens: what a GPU multiplies fastest

@@ -10,8 +10,7 @@ import torch
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import DirectPreference as Options
-from finetune_trainer.models import adapters
-from finetune_trainer.models.precision import choose_precision
+from finetune_trainer.runtime.device import resolve_precision
 from finetune_trainer.tasks import chat, figures
 from finetune_trainer.tasks.base import IGNORED, Batch, Row, Scores
 from finetune_trainer.tasks.generation import LanguageModel, log_probabilities, with_eos
@@ -67,7 +66,7 @@ class DirectPreference(LanguageModel):
         for name, module in self.model.named_modules():
             if isinstance(module, torch.nn.Dropout) and "lora_dropout" not in name:  # that one was asked for
                 module.p = 0.0
-        if not adapters.is_adapter(self.model):
+        if not hasattr(self.model, "disable_adapter"):  # as models with adapters have it
             self._reference = copy.deepcopy(self.model).eval().requires_grad_(False)
 
     # --- rows and batches ------------------------------------------------------------------------------------------------
@@ -137,8 +136,7 @@ class DirectPreference(LanguageModel):
     def _autocast(self, device: torch.device) -> torch.autocast:
         """The precision that the model is trained in: a copy of it is wrapped by nobody else, and in another one the two would
         differ from the first step on."""
-        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = choose_precision(self.spec.training.precision, torch.cuda.is_available(), bf16)
+        precision = resolve_precision(self.spec.training.precision)
         half = torch.float16 if precision == "fp16" else torch.bfloat16
         return torch.autocast(device.type, half, enabled=precision != "fp32")
 

@@ -14,10 +14,10 @@ from transformers.models.auto import modeling_auto
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, Sample
 from finetune_api.status import SampleAnswer
-from finetune_trainer.data.lengths import longest_input
-from finetune_trainer.runtime import heartbeat
+from finetune_trainer.runtime import device, heartbeat
 from finetune_trainer.tasks import chat, figures
 from finetune_trainer.tasks.base import IGNORED, TENSOR_CORE_MULTIPLE, Batch, DataInfo, Row, Scores, Task
+from finetune_trainer.tasks.lengths import longest_input
 
 FLASH_ATTENTION = "flash_attention_2"  # transformers' name for the one that takes rows of any length, in 16 bits
 _ANSWER_TOKENS = 64
@@ -52,7 +52,7 @@ class LanguageModel(Task):
             self._sample_ids(sample)  # one that the template refuses is to be known before the training, not after it
         self._keeps = False
         # Asked here and not where rows are padded: a loader's worker, forked off, may not ask the GPU anything.
-        self._multiple = TENSOR_CORE_MULTIPLE if torch.cuda.is_available() else 1
+        self._multiple = TENSOR_CORE_MULTIPLE if device.has_gpu() else 1
 
     def peft_task(self) -> str | None:
         return "CAUSAL_LM"
@@ -141,8 +141,9 @@ class LanguageModel(Task):
             pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=end_tokens(self.model, self.tokenizer),
         )
-        half = torch.bfloat16 if inputs.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        with torch.autocast(inputs.device.type, half, enabled=self.model.config._attn_implementation == FLASH_ATTENTION):
+        with torch.autocast(
+            inputs.device.type, device.half_dtype(), enabled=self.model.config._attn_implementation == FLASH_ATTENTION
+        ):
             output = self.model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=asked)
         return self.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True).strip()
 

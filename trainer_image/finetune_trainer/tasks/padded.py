@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.runtime import device
 from finetune_trainer.tasks.base import IGNORED, TENSOR_CORE_MULTIPLE, Batch, DataInfo, Row, Task
 
 # The mask is all ones before padding: it is made then, and not kept.
@@ -19,7 +20,7 @@ class PaddedTask(Task):
 
     def __init__(self, spec: FineTuneJobSpec, tokenizer: Any, config: Any, info: DataInfo) -> None:
         super().__init__(spec, tokenizer, config, info)
-        self._multiple = TENSOR_CORE_MULTIPLE if torch.cuda.is_available() else 1
+        self._multiple = TENSOR_CORE_MULTIPLE if device.has_gpu() else 1
         self._accepted: Sequence[str] = _INPUTS
 
     def prepare_model(self) -> None:
