@@ -1,8 +1,8 @@
-"""Pictures of the dashboards' panels, drawn with matplotlib from the panels' own queries: not Grafana, but the same data.
+"""Draws the dashboards' panels with matplotlib from the panels' own queries. The data is the same as in Grafana.
 
-`python docs/render_panels.py URL --namespace NAMESPACE --job JOB --minutes 30` asks the Prometheus at URL and writes
-docs/images/<dashboard>.png. With Prometheus in a cluster: `kubectl port-forward service/prometheus-operated 9090` and
-http://localhost:9090. Panels of one figure and tables are left out, as are panels without data.
+`python docs/render_panels.py URL --namespace NAMESPACE --job JOB --minutes 30` queries the Prometheus at URL and writes
+docs/images/<dashboard>.png. For a Prometheus in a cluster, run `kubectl port-forward service/prometheus-operated 9090` and
+use http://localhost:9090. The pictures omit panels with a single value, tables, and panels without data.
 """
 
 import argparse
@@ -24,17 +24,17 @@ import matplotlib.pyplot as plt
 ROOT = pathlib.Path(__file__).parents[1]
 DASHBOARDS = ROOT / "charts/finetune-operator/dashboards"
 COLUMNS = 3
-MOST_SERIES = 10  # in a legend
+MAX_SERIES = 10  # per panel
 UNITS = {"s": "seconds", "bytes": "GiB", "percentunit": "share", "reqps": "per second", "ops": "per second"}
 
 
 def main() -> None:
-    """Parse the command line, and draw one picture for each dashboard."""
+    """Parse the command line and draw one picture per dashboard."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url", help="of Prometheus, for example http://localhost:9090")
-    parser.add_argument("--namespace", default=".*", help="of the jobs")
-    parser.add_argument("--job", default=".+", help="the job of the dashboard Job")
-    parser.add_argument("--minutes", type=float, default=30, help="how far back")
+    parser.add_argument("url", help="address of Prometheus, for example http://localhost:9090")
+    parser.add_argument("--namespace", default=".*", help="namespace of the jobs")
+    parser.add_argument("--job", default=".+", help="job to show in the dashboard Job")
+    parser.add_argument("--minutes", type=float, default=30, help="length of the time range, up to now")
     parser.add_argument("--output", type=pathlib.Path, default=ROOT / "docs/images")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -42,15 +42,15 @@ def main() -> None:
         content = json.loads((DASHBOARDS / f"{name}.json").read_text(encoding="utf-8"))
         namespace = ".*" if name == "operator" else options.namespace
         drawn = [panel for panel in content["panels"] if panel["type"] in ("timeseries", "bargauge")]
-        asked = [(panel, ask_panel(options, panel, namespace)) for panel in drawn]
-        full = [(panel, series) for panel, series in asked if series]
-        if full:
-            draw(content["title"], full, options.output / f"dashboard-{name}.png")
-        print(f"{name}: {len(full)} of {len(drawn)} panels have data")
+        queried = [(panel, query_panel(options, panel, namespace)) for panel in drawn]
+        filled = [(panel, series) for panel, series in queried if series]
+        if filled:
+            draw(content["title"], filled, options.output / f"dashboard-{name}.png")
+        print(f"{name}: {len(filled)} of {len(drawn)} panels have data")
 
 
-def ask_panel(options: argparse.Namespace, panel: dict[str, Any], namespace: str) -> list[tuple[str, list[float], list[float]]]:
-    """Legend, Unix times and values of each series of a panel."""
+def query_panel(options: argparse.Namespace, panel: dict[str, Any], namespace: str) -> list[tuple[str, list[float], list[float]]]:
+    """Return legend, Unix times and values of each series of a panel."""
     end = time.time()
     start = end - options.minutes * 60
     step = max(5, round(options.minutes * 60 / 240))
@@ -64,8 +64,8 @@ def ask_panel(options: argparse.Namespace, panel: dict[str, Any], namespace: str
             expr = expr.replace(f"${variable}", value)
         expr = expr.replace('finetunejob="', 'finetunejob=~"')
         query = {"query": expr, "start": start, "end": end, "step": step}
-        with urllib.request.urlopen(f"{options.url}/api/v1/query_range?{urllib.parse.urlencode(query)}", timeout=30) as answer:
-            for series in json.load(answer)["data"]["result"]:
+        with urllib.request.urlopen(f"{options.url}/api/v1/query_range?{urllib.parse.urlencode(query)}", timeout=30) as response:
+            for series in json.load(response)["data"]["result"]:
                 legend = re.sub(
                     r"{{(\w+)}}", lambda match, labels=series["metric"]: labels.get(match[1], ""), target["legendFormat"]
                 )
@@ -77,7 +77,7 @@ def ask_panel(options: argparse.Namespace, panel: dict[str, Any], namespace: str
 
 
 def draw(title: str, panels: list[tuple[dict[str, Any], list[tuple[str, list[float], list[float]]]]], path: pathlib.Path) -> None:
-    """One picture with all panels of a dashboard."""
+    """Draw one picture with all panels of a dashboard."""
     rows = math.ceil(len(panels) / COLUMNS)
     figure, axes = plt.subplots(rows, COLUMNS, figsize=(5.2 * COLUMNS, 3.2 * rows), squeeze=False, layout="constrained")
     for axis in axes.flat[len(panels) :]:
@@ -90,9 +90,9 @@ def draw(title: str, panels: list[tuple[dict[str, Any], list[tuple[str, list[flo
             ordered = sorted(((values[-1] * scale, legend) for legend, _, values in series), reverse=True)
             axis.barh([legend for _, legend in ordered][::-1], [value for value, _ in ordered][::-1], color="tab:blue")
         else:
-            for legend, times, values in series[:MOST_SERIES]:
-                moments = [at / 86_400 for at in times]  # matplotlib counts days
-                axis.plot(moments, [value * scale for value in values], label=legend, linewidth=1.2)
+            for legend, times, values in series[:MAX_SERIES]:
+                days = [at / 86_400 for at in times]  # matplotlib counts days
+                axis.plot(days, [value * scale for value in values], label=legend, linewidth=1.2)
             axis.xaxis_date()
             axis.xaxis.set_major_formatter(dates.DateFormatter("%H:%M"))
             axis.legend(fontsize=7, loc="best")
@@ -104,7 +104,7 @@ def draw(title: str, panels: list[tuple[dict[str, Any], list[tuple[str, list[flo
             axis.set_ylim(bottom=defaults.get("min"), top=defaults.get("max"))
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
-    figure.suptitle(f"{title}: rendered from the panels' queries, not Grafana", fontsize=12)
+    figure.suptitle(f"{title}: rendered from the panels' queries, not by Grafana", fontsize=12)
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
