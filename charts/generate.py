@@ -1,6 +1,6 @@
-"""The chart's CRD template, generated from finetune_api: `python charts/generate.py` prints it.
+"""The chart's CRD template, generated from finetune_api. `python charts/generate.py` prints it.
 
-The CRD is a template and not in `crds/`, because Helm never upgrades what lies there.
+The CRD is a template and not in the chart's `crds/` folder, because Helm never upgrades the files in that folder.
 """
 
 import sys
@@ -25,7 +25,7 @@ _TAIL = """\
 
 
 def render() -> str:
-    """The template as text; Helm decides on the CRD at all and on the annotation that keeps it at an uninstall."""
+    """Return the template as text. Values decide whether Helm installs the CRD and whether an uninstall keeps it."""
     comment, start, body = crd.render().partition("apiVersion:")
     before, metadata, after = body.partition("\nmetadata:\n")
     if "{{" in body or not metadata:

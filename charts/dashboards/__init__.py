@@ -1,1 +1,1 @@
-"""The Grafana dashboards of the chart: a module each, whose ``build`` makes it. `make generate` writes their JSON."""
+"""The Grafana dashboards of the chart. Each has a module with a function ``build``. `make generate` writes their JSON."""

@@ -1,6 +1,6 @@
-"""What all dashboards have in common: variables, and panels with a unit, a description, thresholds and a word for no data.
+"""Functions that all dashboards use: variables, and panels with a unit, a description, thresholds and a text for missing data.
 
-Classic dashboards, as Grafana's sidecar takes no others; no data source is wired in.
+The dashboards have Grafana's classic format, because the sidecar supports no other. The user selects the data source.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models import prometheus as prometheus_models
 
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
-# Of 24 columns.
+# Widths, of 24 columns, and heights.
 FULL, HALF, THIRD, QUARTER, SIXTH = 24, 12, 8, 6, 4
 LOW, HIGH = 4, 8
 
@@ -24,84 +24,86 @@ JOB_LINK = (
 )
 
 Panel = timeseries.Panel | stat.Panel | bargauge.Panel | table.Panel
-# (value from which on, colour); the first has no value.
-Steps = Sequence[tuple[float | None, str]]
-CALM: Steps = ((None, "green"),)
-# Where more is worse.
-BAD_FROM_ONE: Steps = ((None, "green"), (1, "red"))
-# Of a share of which more is better.
-BETTER_IF_MORE: Steps = ((None, "red"), (0.5, "yellow"), (0.8, "green"))
+# Pairs of (lower bound, colour). The first has no bound.
+Thresholds = Sequence[tuple[float | None, str]]
+NO_THRESHOLDS: Thresholds = ((None, "green"),)
+RED_FROM_ONE: Thresholds = ((None, "green"), (1, "red"))
+# For a share from 0 to 1.
+HIGHER_IS_BETTER: Thresholds = ((None, "red"), (0.5, "yellow"), (0.8, "green"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """expr: PromQL with Grafana's variables. legend: what a series is called; in a table the column's title."""
+    """A query. expr: PromQL with Grafana's variables. legend: the name of a series, or the title of a table's column."""
 
     expr: str
     legend: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
-    """What every panel says of itself. empty: what it means that there is no data."""
+class PanelOptions:
+    """Options that every panel has. no_data: why the panel may have no data."""
 
     title: str
     description: str
     unit: str
-    empty: str
-    steps: Steps = CALM
+    no_data: str
+    thresholds: Thresholds = NO_THRESHOLDS
     width: int = HALF
     height: int = HIGH
 
 
-def lines(
-    shown: Shown,
+def time_series(
+    options: PanelOptions,
     *queries: Query,
     stacked: bool = False,
-    least: float | None = 0,
-    most: float | None = None,
+    minimum: float | None = 0,
+    maximum: float | None = None,
     logarithmic: bool = False,
 ) -> timeseries.Panel:
-    """Lines over time. Thresholds are drawn where there are some."""
-    panel = _dressed(timeseries.Panel(), shown, queries, instant=False)
+    """Return a panel of time series. It shows the thresholds if there is more than one."""
+    panel = _configure(timeseries.Panel(), options, queries, instant=False)
     legend = common.VizLegendOptions().display_mode(common_models.LegendDisplayMode.TABLE).placement(
         common_models.LegendPlacement.BOTTOM
     ).calcs(["lastNotNull", "max"]).show_legend(True)  # fmt: skip
     tooltip = common.VizTooltipOptions().mode(common_models.TooltipDisplayMode.MULTI).sort(common_models.SortOrder.DESCENDING)
     panel.legend(legend).tooltip(tooltip).fill_opacity(20 if stacked else 5).show_points(common_models.VisibilityMode.AUTO)
-    if least is not None and not logarithmic:
-        panel.min(least)
-    if most is not None:
-        panel.max(most)
+    if minimum is not None and not logarithmic:
+        panel.min(minimum)
+    if maximum is not None:
+        panel.max(maximum)
     if stacked:
         panel.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL))
     if logarithmic:
         panel.scale_distribution(common.ScaleDistributionConfig().type(common_models.ScaleDistribution.LOG).log(10))
-    if len(shown.steps) > 1:
+    if len(options.thresholds) > 1:
         mode = common_models.GraphThresholdsStyleMode.DASHED
         panel.thresholds_style(common.GraphThresholdsStyleConfig().mode(mode))
     return panel
 
 
-def number(shown: Shown, query: Query, name_instead: bool = False) -> stat.Panel:
-    """One figure, coloured by its thresholds. name_instead: show the series' name, and not its value."""
-    panel = _dressed(stat.Panel(), shown, [query], instant=True)
+def stat_panel(options: PanelOptions, query: Query, show_name: bool = False) -> stat.Panel:
+    """Return a panel with one value, coloured by its thresholds. show_name: show the name of the series instead of its value."""
+    panel = _configure(stat.Panel(), options, [query], instant=True)
     reduce = common.ReduceDataOptions().calcs(["lastNotNull"])
     panel.reduce_options(reduce).graph_mode(common_models.BigValueGraphMode.NONE)
     panel.color_mode(common_models.BigValueColorMode.VALUE)
-    return panel.text_mode(common_models.BigValueTextMode.NAME if name_instead else common_models.BigValueTextMode.AUTO)
+    return panel.text_mode(common_models.BigValueTextMode.NAME if show_name else common_models.BigValueTextMode.AUTO)
 
 
-def bars(shown: Shown, query: Query) -> bargauge.Panel:
-    """One bar for each series, of what is now, or was over the whole time that is looked at."""
-    panel = _dressed(bargauge.Panel(), shown, [query], instant=True)
+def bar_gauge(options: PanelOptions, query: Query) -> bargauge.Panel:
+    """Return a panel with one bar for each series of an instant query."""
+    panel = _configure(bargauge.Panel(), options, [query], instant=True)
     panel.orientation(common_models.VizOrientation.HORIZONTAL).display_mode(common_models.BarGaugeDisplayMode.BASIC)
     return panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"])).min(0)
 
 
-def rows(shown: Shown, *queries: Query, units: dict[str, str], sort_by: str) -> table.Panel:
-    """One row for each job, a column for each query; a click leads to the job. units: of the columns by title."""
-    panel = _dressed(table.Panel(), shown, queries, instant=True)
+def table_panel(options: PanelOptions, *queries: Query, units: dict[str, str], sort_by: str) -> table.Panel:
+    """Return a table with a row for each job and a column for each query. A row links to the dashboard of its job.
+
+    units: title of a column → its unit.
+    """
+    panel = _configure(table.Panel(), options, queries, instant=True)
     letters = [chr(ord("A") + index) for index in range(len(queries))]
     titles = {f"Value #{letter}": query.legend for letter, query in zip(letters, queries, strict=True)}
     renamed = {**titles, "namespace": "Namespace", "finetunejob": "Job"}
@@ -121,10 +123,10 @@ def rows(shown: Shown, *queries: Query, units: dict[str, str], sort_by: str) -> 
     return panel.sort_by([common.TableSortByFieldState().display_name(sort_by).desc(True)])
 
 
-def _dressed(panel: Panel, shown: Shown, queries: Sequence[Query], instant: bool) -> Panel:
-    panel.title(shown.title).description(f"{shown.description} No data: {shown.empty}").unit(shown.unit).no_value("–")
-    panel.datasource(SOURCE).span(shown.width).height(shown.height)
-    thresholds = [models.Threshold(value=value, color=color) for value, color in shown.steps]
+def _configure(panel: Panel, options: PanelOptions, queries: Sequence[Query], instant: bool) -> Panel:
+    panel.title(options.title).description(f"{options.description} No data: {options.no_data}").unit(options.unit).no_value("–")
+    panel.datasource(SOURCE).span(options.width).height(options.height)
+    thresholds = [models.Threshold(value=value, color=color) for value, color in options.thresholds]
     panel.thresholds(dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(thresholds))
     for index, query in enumerate(queries):
         target = prometheus.Dataquery().expr(query.expr).legend_format(query.legend).ref_id(chr(ord("A") + index))
@@ -135,26 +137,29 @@ def _dressed(panel: Panel, shown: Shown, queries: Sequence[Query], instant: bool
     return panel
 
 
-def begin(name: str, title: str, description: str, of_jobs: bool) -> dashboard.Dashboard:
-    """An empty dashboard with the variables that all have. of_jobs: its namespaces are those of jobs, not of the operator."""
+def new_dashboard(name: str, title: str, description: str, job_namespaces: bool) -> dashboard.Dashboard:
+    """Return a dashboard without panels, with the variables that all dashboards have.
+
+    job_namespaces: the variable namespace lists the namespaces of jobs, not of the operator.
+    """
     made = dashboard.Dashboard(title).uid(f"finetune-{name}").tags(["finetune"]).refresh("30s").time("now-3h", "now")
     made.description(f"Generated by `make generate` from charts/dashboards/{name}.py; do not edit. {description}")
     made.timezone("browser").editable().tooltip(models.DashboardCursorSync.CROSSHAIR)
     others = dashboard.DashboardLink("FineTune dashboards").type(models.DashboardLinkType.DASHBOARDS).tags(["finetune"])
     made.link(others.as_dropdown(True).include_vars(True).keep_time(True))
     made.with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
-    metric = "finetune_job_phase" if of_jobs else "finetune_operator_leader"
-    # Where many clusters report to one Prometheus there is such a label; elsewhere none, which .* matches, too.
+    metric = "finetune_job_phase" if job_namespaces else "finetune_operator_leader"
+    # The label cluster exists only if several clusters report to one Prometheus. The default .* also matches series without it.
     made.with_variable(variable("cluster", "Cluster", f"label_values({metric}, cluster)"))
     namespaces = f'label_values({metric}{{cluster=~"$cluster"}}, namespace)'
     return made.with_variable(variable("namespace", "Namespace", namespaces))
 
 
-def variable(name: str, label: str, query: str, several: bool = True) -> dashboard.QueryVariable:
-    """Values of a label. several: all of them at first; else one, at first the first."""
+def variable(name: str, label: str, query: str, multiple: bool = True) -> dashboard.QueryVariable:
+    """Return a variable with the values of a label. multiple: the user may select several, and all are the default."""
     chosen = dashboard.QueryVariable(name).label(label).query(query).definition(query).datasource(SOURCE)
     chosen.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(models.VariableSort.ALPHABETICAL_ASC)
-    if several:
+    if multiple:
         everything = models.VariableOption(text="All", value="$__all", selected=True)
         chosen.include_all(True).multi(True).all_value(".*").current(everything)
     return chosen
@@ -170,7 +175,7 @@ def with_rows(made: dashboard.Dashboard, content: dict[str, Sequence[Panel]]) ->
 
 
 def render(made: dashboard.Dashboard) -> str:
-    """As JSON; the description first, as it says where this comes from."""
+    """Return the JSON. The description is the first key, because it says how the file is generated."""
     content = json.loads(JSONEncoder(sort_keys=True).encode(made.build()))
     ordered = {"description": content.pop("description"), **content}
     return json.dumps(ordered, indent=1, ensure_ascii=False) + "\n"

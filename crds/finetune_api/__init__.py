@@ -1,7 +1,7 @@
-"""The contract between users, operator and trainer: the only thing the two programs share.
+"""The contract between users, operator and trainer. Operator and trainer share no other code.
 
-``spec`` and ``status`` are the FineTuneJob as people see it, ``wire`` is what operator and trainer tell each other,
-``reasons`` is why something failed and whether a retry heals it, ``names`` and ``metrics`` are the constants of both.
+``spec`` and ``status`` define the FineTuneJob that users see. ``wire`` defines the messages between operator and trainer.
+``reasons`` says why a job failed and whether a retry can help. ``names`` and ``metrics`` hold the constants of both programs.
 Nothing here does I/O except ``manifest``, ``files`` and ``cli``, which read the files of users.
 """
 

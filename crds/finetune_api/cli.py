@@ -1,7 +1,7 @@
-"""`finetune`: what can be done with a FineTuneJob file without a cluster.
+"""The command `finetune`, which works on FineTuneJob files without a cluster.
 
-`validate` needs nothing but this package. The other commands belong to the operator and the trainer, which never meet: they
-are found as entry points, and imported only when they are called for, so that `validate` answers at once.
+`validate` needs only this package. The other commands belong to the packages of the operator and the trainer, which do not import
+each other. They are entry points. `finetune` imports a command only when the user calls it, so `validate` starts fast.
 """
 
 import importlib.metadata
@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from finetune_api import __version__, names
-from finetune_api.files import ENDINGS, check_files, printable
+from finetune_api.files import SUFFIXES, check_files, printable
 from finetune_api.manifest import STANDARD_INPUT
 from finetune_api.reasons import FineTuneError
 
@@ -21,32 +21,32 @@ ENTRY_POINTS = "finetune.commands"
 
 
 class _MissingCommand(click.Command):
-    """Stands for a command whose packages are not installed, and says which extra brings them."""
+    """Replaces a command whose packages are not installed. Names the extra that installs them."""
 
     def __init__(self, point: importlib.metadata.EntryPoint, error: ModuleNotFoundError) -> None:
         super().__init__(point.name, help="Not installed.", add_help_option=False)
         self.context_settings = {"ignore_unknown_options": True, "allow_extra_args": True}
-        self._sentence = _missing_package(point, error)
+        self._message = _missing_package(point, error)
 
     def invoke(self, ctx: click.Context) -> None:
-        """Refuse, whatever the options."""
-        raise click.ClickException(self._sentence)
+        """Fail with any options."""
+        raise click.ClickException(self._message)
 
 
 def _missing_package(point: importlib.metadata.EntryPoint, error: ModuleNotFoundError) -> str:
     package = (error.name or str(error)).partition(".")[0]
-    return f"`finetune {point.name}` needs the package {package}: pip install 'finetune[{','.join(point.extras)}]'"
+    return f"`finetune {point.name}` needs the package {package}: pip install 'finetune-operator[{','.join(point.extras)}]'"
 
 
 class Commands(click.Group):
-    """The commands of this package, and those of the packages that are installed beside it."""
+    """The commands of this package and of the other installed packages."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, without an import."""
+        """Return all names without importing a command."""
         return sorted({*self.commands, *importlib.metadata.entry_points(group=ENTRY_POINTS).names})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name, imported now if it is another package's."""
+        """Return the command of that name; import it if it belongs to another package."""
         point = _entry_point(cmd_name)
         if cmd_name in self.commands or point is None:
             return self.commands.get(cmd_name)
@@ -58,7 +58,7 @@ class Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; a package that it imports only now, and that is not installed, is named as one of its extra."""
+        """Run the command; if a package that it imports is not installed, name the extra that installs it."""
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
@@ -81,31 +81,31 @@ def main() -> None:
 @main.command(epilog="Example:  finetune validate job.yaml deploy/")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=pathlib.Path))
 def validate(files: tuple[pathlib.Path, ...]) -> None:
-    """Say what a cluster would refuse, with file and line, and without a cluster.
+    """Report what a cluster would reject, with file and line. Needs no cluster.
 
-    FILE is a YAML or JSON file, a folder (every *.yaml, *.yml and *.json in it and below, hidden ones left out), or - for
-    standard input. Objects of other kinds are skipped.
+    FILE is a YAML or JSON file, a folder (every *.yaml, *.yml and *.json in it and its subfolders, except hidden files and
+    folders), or - for standard input. Objects of other kinds are skipped.
     """
     paths = list(dict.fromkeys(find_files(files)))
-    verdict = check_files(paths)
-    for problem in verdict.problems:
-        click.echo(f"{click.style(problem.place, bold=True)}: {click.style(printable(problem.sentence), fg='red')}")
-    skipped = f" ({_count(verdict.skipped, 'other object')} skipped)" if verdict.skipped else ""
-    counts = (len(paths), "file"), (verdict.found, "FineTuneJob"), (len(verdict.problems), "problem")
+    result = check_files(paths)
+    for problem in result.problems:
+        click.echo(f"{click.style(problem.location, bold=True)}: {click.style(printable(problem.message), fg='red')}")
+    skipped = f" ({_count(result.skipped, 'other object')} skipped)" if result.skipped else ""
+    counts = (len(paths), "file"), (result.found, "FineTuneJob"), (len(result.problems), "problem")
     summary = ", ".join(_count(number, noun) for number, noun in counts) + skipped
-    click.secho(summary, bold=True, fg="red" if verdict.problems else "green")
-    sys.exit(names.EXIT_REFUSED if verdict.problems else 0)
+    click.secho(summary, bold=True, fg="red" if result.problems else "green")
+    sys.exit(names.EXIT_REFUSED if result.problems else 0)
 
 
 def find_files(paths: Iterable[pathlib.Path]) -> Iterable[pathlib.Path]:
-    """Files as they are, folders as the files below them in the order of their names."""
+    """Yield each file of ``paths``, and for each folder the files below it, ordered by name."""
     for path in paths:
         if path == STANDARD_INPUT or not path.is_dir():
             yield path
             continue
         for entry in sorted(path.rglob("*")):
             hidden = any(part.startswith(".") for part in entry.relative_to(path).parts)
-            if not hidden and entry.suffix.lower() in ENDINGS and entry.is_file():
+            if not hidden and entry.suffix.lower() in SUFFIXES and entry.is_file():
                 yield entry
 
 
@@ -114,7 +114,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def refuse(error: FineTuneError) -> int:
-    """Print a refusal on standard error; the exit code for it."""
+    """Print the error on standard error and return its exit code."""
     click.echo(error.message, err=True)
     return names.EXIT_REFUSED
 

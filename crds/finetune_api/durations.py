@@ -1,8 +1,8 @@
-"""Durations for people: the same in kubectl's columns and on the terminal."""
+"""Formats durations for people, the same way in kubectl's columns and on the terminal."""
 
 
 def format_duration(seconds: float) -> str:
-    """A duration as kubectl shows ages: the two largest units, for example 45s, 2m10s, 1h05m, 3d4h."""
+    """Format a duration with its two largest units, as kubectl shows ages: 45s, 2m10s, 1h05m, 3d4h."""
     whole = max(0, round(seconds))
     minutes, rest = divmod(whole, 60)
     if not minutes:

@@ -1,4 +1,4 @@
-"""FineTuneJobs in files: each with the verdict of the API server, each problem with its line."""
+"""Reads FineTuneJobs from files and checks them as the API server does. Each problem names its line."""
 
 import dataclasses
 import pathlib
@@ -10,116 +10,127 @@ from finetune_api.manifest import STANDARD_INPUT, Document, parse_documents, rea
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.resource import FineTuneJob, InvalidManifestError, Metadata, parse_job
 
-ENDINGS = (".yaml", ".yml", ".json")
+SUFFIXES = (".yaml", ".yml", ".json")
 
 
 @dataclasses.dataclass(frozen=True)
 class FileProblem:
-    """What is wrong in a file. line: from 1; None where the file as a whole is meant."""
+    """A problem in a file. line: from 1; None if the problem concerns the whole file."""
 
     file: str
     line: int | None
-    sentence: str
+    message: str
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """File and line, as compilers write them."""
         return printable(f"{self.file}:{self.line}" if self.line else self.file)
 
     def __str__(self) -> str:
-        return f"{self.place}: {printable(self.sentence)}"
+        return f"{self.location}: {printable(self.message)}"
 
 
 def printable(text: str) -> str:
-    """The text on one line: names of files and keys stand in sentences, and none of them may end a line or steer a terminal."""
+    """Escape characters that are not printable.
+
+    Messages contain names of files and keys. None of them may end the line or control the terminal.
+    """
     return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text)
 
 
 @dataclasses.dataclass
-class Verdict:
-    """What a file, or several, came to. jobs: those without a problem. found: all of them. skipped: documents of other kinds."""
+class CheckResult:
+    """The result of a check of one or more files.
+
+    jobs: valid FineTuneJobs. found: number of FineTuneJobs, valid or not. skipped: number of documents of other kinds.
+    locations: (namespace, name) → file and line of the first FineTuneJob of that name.
+    """
 
     jobs: list[FineTuneJob] = dataclasses.field(default_factory=list)
     problems: list[FileProblem] = dataclasses.field(default_factory=list)
     found: int = 0
     skipped: int = 0
-    # Where each namespace and name stands first.
-    places: dict[tuple[str, str], str] = dataclasses.field(default_factory=dict)
+    locations: dict[tuple[str, str], str] = dataclasses.field(default_factory=dict)
 
 
-def check_files(paths: Sequence[pathlib.Path]) -> Verdict:
-    """The verdict on all files together; a name that is given twice is a problem of the second."""
-    verdict = Verdict()
+def check_files(paths: Sequence[pathlib.Path]) -> CheckResult:
+    """Check all files together. If a name occurs twice, the second FineTuneJob has a problem."""
+    result = CheckResult()
     for path in paths:
         try:
             text = read_text(path)
         except FineTuneError as error:
-            file = _shown(path)
-            verdict.problems.append(FileProblem(file, None, error.message.removeprefix(f"{path}: ")))
+            file = _display_name(path)
+            result.problems.append(FileProblem(file, None, error.message.removeprefix(f"{path}: ")))
             continue
-        _check_text(text, _shown(path), verdict)
-    return verdict
+        _check_text(text, _display_name(path), result)
+    return result
 
 
-def _shown(path: pathlib.Path) -> str:
+def _display_name(path: pathlib.Path) -> str:
     return "<stdin>" if path == STANDARD_INPUT else str(path)
 
 
-def _check_text(text: str, file: str, verdict: Verdict) -> None:
+def _check_text(text: str, file: str, result: CheckResult) -> None:
     for document in parse_documents(text):
         if not isinstance(document, Document):
-            verdict.problems.append(FileProblem(file, document.line, document.sentence))
+            result.problems.append(FileProblem(file, document.line, document.message))
             continue
         for item in document.items():
-            _check_document(item, file, verdict)
+            _check_document(item, file, result)
 
 
-def _check_document(document: Document, file: str, verdict: Verdict) -> None:
-    if not _is_ours(document.value):
-        verdict.skipped += 1
+def _check_document(document: Document, file: str, result: CheckResult) -> None:
+    if not _is_finetune_job(document.value):
+        result.skipped += 1
         return
-    verdict.found += 1
+    result.found += 1
     try:
-        verdict.jobs.append(parse_job(document.value))
+        result.jobs.append(parse_job(document.value))
     except InvalidManifestError as error:
-        found = [FileProblem(file, document.line(problem.location), problem.sentence) for problem in error.problems]
-        verdict.problems += sorted(found, key=lambda problem: problem.line or 0)
-    _check_twin(document, file, verdict)
+        found = [FileProblem(file, document.line(problem.location), problem.message) for problem in error.problems]
+        result.problems += sorted(found, key=lambda problem: problem.line or 0)
+    _check_duplicate(document, file, result)
 
 
-def _is_ours(value: Any) -> bool:
-    """Of our kind or of our group: a slip in one of the two is a problem, not another kind of object."""
+def _is_finetune_job(value: Any) -> bool:
+    """Return whether the kind or the API group is that of a FineTuneJob: a typo in one of the two is a problem of the file."""
     if not isinstance(value, Mapping):
         return False
     return value.get("kind") == names.KIND or str(value.get("apiVersion")).startswith(f"{names.GROUP}/")
 
 
-def _check_twin(document: Document, file: str, verdict: Verdict) -> None:
-    """Of two with one name the later would replace the earlier, or be refused because that has started."""
+def _check_duplicate(document: Document, file: str, result: CheckResult) -> None:
+    """Report a second FineTuneJob of the same name.
+
+    On a cluster it would replace the first. If the first has started, the API server would reject the second.
+    """
     metadata = document.value.get("metadata")
     if not isinstance(metadata, Mapping) or not isinstance(metadata.get("name"), str):
         return
     key = str(metadata.get("namespace", Metadata.model_fields["namespace"].default)), metadata["name"]
     line = document.line(("metadata", "name"))
-    if key in verdict.places:
-        sentence = f"metadata.name: FineTuneJob {'/'.join(key)} is in {verdict.places[key]} already; give one another name"
-        verdict.problems.append(FileProblem(file, line, sentence))
-    verdict.places.setdefault(key, f"{file}:{line}")
+    if key in result.locations:
+        message = f"metadata.name: FineTuneJob {'/'.join(key)} is in {result.locations[key]} already; give one another name"
+        result.problems.append(FileProblem(file, line, message))
+    result.locations.setdefault(key, f"{file}:{line}")
 
 
 def read_jobs(path: pathlib.Path) -> list[FineTuneJob]:
-    """The FineTuneJobs of a file, at least one; raise FineTuneError(InvalidSpec) with a line for each problem."""
-    verdict = check_files([path])
-    if not verdict.problems and not verdict.jobs:
-        verdict.problems.append(FileProblem(_shown(path), None, f"holds no FineTuneJob; write one, with kind: {names.KIND}"))
-    if verdict.problems:
-        raise FineTuneError(Reason.INVALID_SPEC, "\n".join(map(str, verdict.problems)))
-    return verdict.jobs
+    """Return the FineTuneJobs of a file, at least one; raise FineTuneError(InvalidSpec) with one line for each problem."""
+    result = check_files([path])
+    if not result.problems and not result.jobs:
+        result.problems.append(
+            FileProblem(_display_name(path), None, f"holds no FineTuneJob; write one, with kind: {names.KIND}")
+        )
+    if result.problems:
+        raise FineTuneError(Reason.INVALID_SPEC, "\n".join(map(str, result.problems)))
+    return result.jobs
 
 
 def read_job(path: pathlib.Path) -> FineTuneJob:
-    """The one FineTuneJob of a file; raise FineTuneError(InvalidSpec) with a line for each problem."""
+    """Return the only FineTuneJob of a file; raise FineTuneError(InvalidSpec) with one line for each problem."""
     jobs = read_jobs(path)
     if len(jobs) != 1:
-        raise FineTuneError(Reason.INVALID_SPEC, f"{_shown(path)}: holds {len(jobs)} FineTuneJobs; one is needed")
+        raise FineTuneError(Reason.INVALID_SPEC, f"{_display_name(path)}: holds {len(jobs)} FineTuneJobs; one is needed")
     return jobs[0]

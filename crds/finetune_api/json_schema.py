@@ -1,7 +1,7 @@
-"""The JSON Schema that editors check and complete a FineTuneJob file with: `python -m finetune_api.json_schema` prints it.
+"""The JSON Schema with which editors check and complete a FineTuneJob file. `python -m finetune_api.json_schema` prints it.
 
-Made from the CRD's schema, so that an editor says what the API server says; only the rules, which no JSON Schema can hold,
-stand in the descriptions.
+It is generated from the CRD's schema, so an editor reports what the API server reports. Only the CEL rules are missing, because
+JSON Schema can't express them. Their messages are appended to the descriptions.
 """
 
 import json
@@ -19,12 +19,12 @@ _BOUNDS = (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum"))
 
 
 def json_schema() -> Schema:
-    """JSON Schema (draft 7, which every editor knows) of the whole resource."""
+    """Return the JSON Schema of the whole resource. It is draft 7, which every editor supports."""
     root = resource_schema()
     properties = {name: _convert(root["properties"][name]) for name in ("spec", "status")}
     metadata = {
         "type": "object",
-        "description": "Name, namespace, labels and annotations, as of any object of Kubernetes.",
+        "description": "Name, namespace, labels and annotations, as in every Kubernetes object.",
         "required": ["name"],
         "properties": {
             "name": _convert(root["properties"]["metadata"]["properties"]["name"]),
@@ -51,7 +51,7 @@ def json_schema() -> Schema:
 
 
 def _convert(node: Schema) -> Schema:
-    """OpenAPI 3.0 as the CRD has it, said in JSON Schema; unknown fields refused, as the API server does."""
+    """Translate the CRD's OpenAPI 3.0 schema to JSON Schema. The result rejects unknown fields, as the API server does."""
     result: dict[str, Any] = {"description": _description(node)} if _description(node) else {}
     result |= {keyword: value for keyword, value in node.items() if keyword in _KEPT}
     if node.get("x-kubernetes-int-or-string"):
@@ -70,12 +70,12 @@ def _convert(node: Schema) -> Schema:
 
 
 def _description(node: Schema) -> str:
-    sentences = [f"Rule: {rule}." for rule in FieldSchema("", node, required=False).rules]
-    return " ".join([node.get("description", ""), *sentences]).strip()
+    rules = [f"Rule: {rule}." for rule in FieldSchema("", node, required=False).rules]
+    return " ".join([node.get("description", ""), *rules]).strip()
 
 
 def render() -> str:
-    """The schema as a file."""
+    """Return the schema as the text of a file."""
     return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -1,7 +1,7 @@
-"""Reading YAML as kubectl does, so that one file means the same on this machine and on a cluster.
+"""Reads YAML as kubectl does, so that a file means the same on this machine and on a cluster.
 
-PyYAML reads YAML 1.1 literally: `2e-5` is a string to it, `1:30` ninety, `2026-01-01` a date. kubectl's reader
-(sigs.k8s.io/yaml on go-yaml v2) has other rules; the resolvers below are those.
+PyYAML implements YAML 1.1 literally: it reads `2e-5` as a string, `1:30` as 90 and `2026-01-01` as a date. kubectl's reader
+(sigs.k8s.io/yaml on go-yaml v2) has other rules. The resolvers below implement them.
 """
 
 import dataclasses
@@ -21,16 +21,16 @@ STANDARD_INPUT = pathlib.Path("-")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of go-yaml v2, refusing keys that are given twice as kubectl does."""
+    """SafeLoader that reads scalars as go-yaml v2 does, and rejects duplicate keys as kubectl does."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - declared so in PyYAML
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML declares it this way
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is there already", key.start_mark)
+                    raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
                 seen.add(key.value)
         return cast(dict[Any, Any], super().construct_mapping(node, deep=deep))
 
@@ -44,7 +44,7 @@ class _Loader(yaml.SafeLoader):
         if re.fullmatch(r"[-+]?[0-9]+", text):
             return int(text)
         number = float(text)
-        # On its way to the API server a whole number loses its decimals: JSON as Go writes it has no 1.0.
+        # kubectl sends JSON to the API server, and Go writes 1.0 as 1 in JSON.
         return int(number) if number.is_integer() and abs(number) < _GO_EXPONENT_FROM else number
 
 
@@ -67,13 +67,13 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One YAML document: its value, and where its parts stand in the file."""
+    """One YAML document: its value, and its node, which knows the lines of the parts."""
 
     value: Any
     node: yaml.Node
 
     def line(self, path: Sequence[str | int] = ()) -> int:
-        """Line of the field at a path, from 1; of the nearest parent that is there where the field is not."""
+        """Return the line of the field at a path, from 1. If the field is missing, return the line of its nearest parent."""
         node, line = self.node, self.node.start_mark.line
         for part in path:
             found = _child(node, part)
@@ -83,7 +83,7 @@ class Document:
         return line + 1
 
     def items(self) -> "list[Document]":
-        """The objects of a List as `kubectl get -o yaml` writes it; of any other document itself."""
+        """Return the objects of a List, as `kubectl get -o yaml` writes it. For any other document, return only the document."""
         found = _child(self.node, "items")
         if not isinstance(self.value, dict) or self.value.get("kind") != "List" or found is None:
             return [self]
@@ -94,7 +94,7 @@ class Document:
 
 
 def _child(node: yaml.Node, part: str | int) -> tuple[int, yaml.Node] | None:
-    """Line, from 0, and value of a key or of an item. The line is that of the key: a block's value begins one further down."""
+    """Return the line, from 0, and the value of a key or an item. It is the line of the key: a block begins on the next line."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value == str(part):
@@ -107,24 +107,24 @@ def _child(node: yaml.Node, part: str | int) -> tuple[int, yaml.Node] | None:
 
 @dataclasses.dataclass(frozen=True)
 class SyntaxProblem:
-    """What is no YAML. line: from 1; None where the reader does not say."""
+    """A text that is not valid YAML. line: from 1; None if the reader does not report one."""
 
     line: int | None
-    sentence: str
+    message: str
 
 
 def read_text(path: pathlib.Path) -> str:
-    """The text of a file, or of standard input for `-`; raise FineTuneError(InvalidSpec) when it can't be read."""
+    """Return the text of a file, or of standard input for `-`; raise FineTuneError(InvalidSpec) if it can't be read."""
     try:
         return sys.stdin.read() if path == STANDARD_INPUT else path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise FineTuneError(Reason.INVALID_SPEC, f"{path}: can't be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
-        raise FineTuneError(Reason.INVALID_SPEC, f"{path}: can't be read: it is not text in UTF-8") from None
+        raise FineTuneError(Reason.INVALID_SPEC, f"{path}: can't be read: it is not UTF-8 text") from None
 
 
 def parse_documents(text: str) -> Iterator[Document | SyntaxProblem]:
-    """The documents of a text one after the other, empty ones left out, and what is wrong with those that are no YAML."""
+    """Yield the documents of a text, without empty ones. Yield a SyntaxProblem for a document that is not valid YAML."""
     try:
         loader = _Loader(_without_tabs(text))
     except yaml.YAMLError as error:
@@ -138,7 +138,7 @@ def parse_documents(text: str) -> Iterator[Document | SyntaxProblem]:
             assert node is not None
         except (yaml.YAMLError, RecursionError) as error:
             yield _problem(error)
-            return  # where the next document begins can't be known
+            return  # the reader can't find the beginning of the next document
         try:
             value = loader.construct_document(node)
         except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
@@ -159,7 +159,7 @@ def _problem(error: Exception) -> SyntaxProblem:
 
 
 def _without_tabs(text: str) -> str:
-    """JSON is YAML but for tabs between its parts; inside its strings there can be none."""
+    """Replace the tabs of a JSON text by spaces. Without tabs JSON is valid YAML. Strings in JSON contain no tab characters."""
     if not text.lstrip().startswith("{") or "\t" not in text:
         return text
     try:
@@ -170,11 +170,11 @@ def _without_tabs(text: str) -> str:
 
 
 def read_manifests(path: pathlib.Path) -> list[Any]:
-    """The YAML documents of a file; raise FineTuneError(InvalidSpec) with file and line when it can't be read."""
+    """Return the YAML documents of a file; raise FineTuneError(InvalidSpec) with file and line if it can't be read."""
     documents = []
     for document in parse_documents(read_text(path)):
         if isinstance(document, SyntaxProblem):
             line = f":{document.line}" if document.line else ""
-            raise FineTuneError(Reason.INVALID_SPEC, f"{path}{line}: {document.sentence}")
+            raise FineTuneError(Reason.INVALID_SPEC, f"{path}{line}: {document.message}")
         documents.append(document.value)
     return documents

@@ -1,4 +1,4 @@
-"""The base of every model in the contract, and the rules that stand in both the CRD (CEL) and the models."""
+"""The base class of every model in the contract, and helpers that write CEL rules into the CRD."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from pydantic.alias_generators import to_camel
 
 
 class Model(pydantic.BaseModel):
-    """Frozen, camelCase outside, strict as the API server: unknown fields and wrong types are refused."""
+    """Base model: frozen, camelCase in YAML and JSON. Rejects unknown fields and wrong types, as the API server does."""
 
     model_config = pydantic.ConfigDict(
         alias_generator=to_camel,
@@ -20,15 +20,15 @@ class Model(pydantic.BaseModel):
     )
 
     def to_wire(self) -> dict[str, Any]:
-        """The object as YAML and JSON have it: camelCase, without the fields that are unset."""
+        """Return the object as YAML and JSON hold it: camelCase, without unset fields."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def cel(rule: str, message: str) -> dict[str, str]:
-    """One entry of ``x-kubernetes-validations``; the message says what to write instead."""
+    """Return one entry of ``x-kubernetes-validations``. The message says what to write instead."""
     return {"rule": rule, "message": message}
 
 
 def validations(*rules: dict[str, str]) -> dict[str, Any]:
-    """``json_schema_extra`` that carries CEL rules into the CRD."""
+    """Return the ``json_schema_extra`` that writes CEL rules into the CRD."""
     return {"x-kubernetes-validations": list(rules)}

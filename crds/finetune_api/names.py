@@ -1,4 +1,4 @@
-"""Names that operator, trainer and chart must agree on: one constant, one place."""
+"""Names that operator, trainer and chart must agree on. Each is defined once, here."""
 
 from typing import Final
 
@@ -18,22 +18,22 @@ LABEL_JOB: Final = f"{GROUP}/finetunejob"
 LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "finetune-operator"
-# Who a retained output claim belonged to: it has no owner reference that would say so.
+# The uid of the FineTuneJob that a retained output claim belongs to. Such a claim has no owner reference.
 ANNOTATION_OWNER_UID: Final = f"{GROUP}/owner-uid"
 
-# Kueue: labels and annotations with this prefix go from the FineTuneJob to its Jobs and pods.
+# Kueue: the operator copies labels and annotations with this prefix from the FineTuneJob to its Jobs and pods.
 KUEUE_PREFIX: Final = "kueue.x-k8s.io/"
 LABEL_KUEUE_QUEUE: Final = f"{KUEUE_PREFIX}queue-name"
 
-# Environment of a training pod, set by the operator, read by the launcher.
-ENV_RUN_FILE: Final = "FINETUNE_RUN_FILE"  # path of the JSON of wire.RunConfig
+# Environment variables of a training pod. The operator sets them, the launcher reads them.
+ENV_RUN_FILE: Final = "FINETUNE_RUN_FILE"  # path of the JSON file with the wire.RunConfig
 ENV_NODE_INDEX: Final = "JOB_COMPLETION_INDEX"  # set by the Job controller in an Indexed Job
 ENV_RENDEZVOUS_HOST: Final = "FINETUNE_RENDEZVOUS_HOST"  # DNS name of the pod with index 0
 ENV_CACHE_DIR: Final = "FINETUNE_CACHE_DIR"  # where the claim of spec.cache is mounted
-ENV_NODE_NAME: Final = "NODE_NAME"  # downward API: the machine, named in failures
-ENV_POD_IP: Final = "POD_IP"  # downward API: the address that the pod serves telemetry on
-ENV_RESTARTS_LEFT: Final = "FINETUNE_RESTARTS_LEFT"  # failures that may still be healed by a restart in place
-ENV_HUB_TOKEN: Final = "HF_TOKEN"  # only ever filled by secretKeyRef
+ENV_NODE_NAME: Final = "NODE_NAME"  # downward API: the node, named in failures
+ENV_POD_IP: Final = "POD_IP"  # downward API: the address on which the pod serves telemetry
+ENV_RESTARTS_LEFT: Final = "FINETUNE_RESTARTS_LEFT"  # number of in-place restarts that are still allowed
+ENV_HUB_TOKEN: Final = "HF_TOKEN"  # set only by secretKeyRef
 ENV_HUB_ENDPOINT: Final = "HF_ENDPOINT"
 
 # Ports of a training pod.
@@ -46,44 +46,44 @@ PORT_OPERATOR: Final = 8080  # /metrics, /healthz, /readyz
 # Paths in a training pod.
 CONFIG_DIR: Final = "/etc/finetune"
 RUN_FILE_NAME: Final = "run.json"  # key of the ConfigMap, file in CONFIG_DIR
-CA_FILE_NAME: Final = "ca.crt"  # the same for the authorities that the site trusts
-CLAIMS_DIR: Final = "/finetune/claims"  # one folder per claim that the spec names
+CA_FILE_NAME: Final = "ca.crt"  # the same for the CA certificates of the operator defaults
+CLAIMS_DIR: Final = "/finetune/claims"  # one folder for each claim that the spec names
 OUTPUT_DIR: Final = "/finetune/output"
 CACHE_DIR: Final = "/finetune/cache"
 TERMINATION_LOG: Final = "/dev/termination-log"
-TERMINATION_LOG_LIMIT_BYTES: Final = 4096  # Kubernetes cuts there
+TERMINATION_LOG_LIMIT_BYTES: Final = 4096  # Kubernetes truncates longer messages
 
-# Exit codes of a training pod's launcher. The termination message says more; these survive without it.
+# Exit codes of a training pod's launcher. The termination message says more; the exit code is known even if there is none.
 EXIT_SUCCEEDED: Final = 0
-EXIT_FAILED: Final = 1  # a retry may heal it
-EXIT_REFUSED: Final = 64  # sysexits EX_USAGE: no retry heals it
-EXIT_INTERRUPTED: Final = 75  # sysexits EX_TEMPFAIL: asked to stop, saved, can go on
+EXIT_FAILED: Final = 1  # a retry may help
+EXIT_REFUSED: Final = 64  # sysexits EX_USAGE: no retry helps
+EXIT_INTERRUPTED: Final = 75  # sysexits EX_TEMPFAIL: stopped on request after a save; the job can resume
 
-# The longest FineTuneJob name for which every child fits: an Indexed Job takes 61 characters ("-<attempt>" counts,
-# attempts have up to four digits), its pods are host names with the index behind.
+# The longest FineTuneJob name for which the names of all children are valid. The name of an Indexed Job has at most 61
+# characters, including "-<attempt>" with up to four digits. The host names of its pods append the completion index.
 MAX_NAME_LENGTH: Final = 52
 
 
 def attempt_name(job: str, attempt: int) -> str:
-    """Name of the Job and the ConfigMap of one attempt."""
+    """Return the name of the Job and the ConfigMap of an attempt."""
     return f"{job}-{attempt}"
 
 
 def service_name(job: str) -> str:
-    """Name of the headless Service that gives the gang's pods their DNS names."""
+    """Return the name of the headless Service that gives the training pods their DNS names."""
     return f"{job}-gang"
 
 
 def output_claim_name(job: str) -> str:
-    """Name of the claim that ``spec.output.volume`` creates."""
+    """Return the name of the claim that ``spec.output.volume`` creates."""
     return f"{job}-output"
 
 
 def network_policy_name(job: str) -> str:
-    """Name of the NetworkPolicy around the gang's pods, where the site asks for one."""
+    """Return the name of the NetworkPolicy of the training pods, for operator defaults that enable one."""
     return f"{job}-gang"
 
 
 def pod_host_name(job: str, attempt: int, index: int) -> str:
-    """Host name that the Job controller gives the pod with that completion index."""
+    """Return the host name that the Job controller gives the pod with that completion index."""
     return f"{attempt_name(job, attempt)}-{index}"

@@ -1,4 +1,4 @@
-"""Quantities of Kubernetes: bytes as numbers, and numbers as people read them."""
+"""Parses Kubernetes quantities to bytes, and formats bytes for people."""
 
 import re
 
@@ -9,15 +9,15 @@ GIB = 1024**3
 
 
 def parse_quantity(text: int | str) -> int:
-    """Bytes of a quantity such as 80Gi, 1.5G, 1e9 or 1024, rounded up; raise ValueError when it is none."""
+    """Return the bytes of a quantity such as 80Gi, 1.5G, 1e9 or 1024, rounded up; raise ValueError if it is not a quantity."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:([eE][-+]?[0-9]{1,2})|([A-Za-z]{0,2}))", str(text).strip())
     if not match or (match[3] or "") not in _SUFFIXES:
-        raise ValueError(f"{text!r} is no size; write for example 80Gi")
+        raise ValueError(f"{text!r} is not a size; write for example 80Gi")
     return -int(-float(match[1] + (match[2] or "")) * _SUFFIXES[match[3] or ""] // 1)
 
 
 def format_bytes(count: float) -> str:
-    """For people, to three digits at most: 431 MiB, 1.7 GiB, 26 GiB, 1.2 TiB."""
+    """Format bytes for people, with at most three digits: 431 MiB, 1.7 GiB, 26 GiB, 1.2 TiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < (1024 if unit != "B" else 1000):
             return f"{count:.1f} {unit}" if unit == "GiB" and count < 10 else f"{count:.0f} {unit}"

@@ -1,6 +1,6 @@
-"""Why a job failed: one table holds reason → does a retry heal it → what counts it → what to do. docs/reasons.md shows it.
+"""The reasons of failures. A table says for each: can a retry help, which limit counts it, what to do. docs/reasons.md shows it.
 
-Reasons are part of the API: they are matched by alerts and scripts, so a name never changes its meaning.
+Reasons are part of the API: alerts and scripts match them, so a name never changes its meaning.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Literal
 
 
 class Reason(enum.StrEnum):
-    """Reasons of ``status.failure``; CamelCase as in Kubernetes conditions."""
+    """Reasons of ``status.failure``, in CamelCase as in Kubernetes conditions."""
 
     INVALID_SPEC = "InvalidSpec"
     CONFIGURATION_ERROR = "ConfigurationError"
@@ -43,13 +43,13 @@ class Reason(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What follows from a reason.
+class ReasonInfo:
+    """What a reason means and how the operator handles it.
 
     retry: another attempt can succeed without a change by the user. meaning: what happened, as one sentence.
-    hint: what the user can do, as one sentence. symptom: what the peers of a process that failed see; not a cause.
-    disruption: pods or machines were taken away, which is no failure: counted against recovery.maxPreemptions.
-    external: something outside of the job is away, so that the same again and again is no crash loop.
+    hint: what the user can do, as one sentence. symptom: the peers of a failed process see it; it is not a cause.
+    disruption: pods or nodes were taken away. This is not a failure of the job and counts against recovery.maxPreemptions.
+    external: something outside of the job is unavailable, so repeated failures are not a crash loop.
     """
 
     retry: bool
@@ -61,174 +61,175 @@ class Verdict:
 
     @property
     def budget(self) -> Literal["maxRestarts", "maxPreemptions"] | None:
-        """The field of spec.recovery that limits how often it may happen; None where once is the end."""
+        """The field of spec.recovery that limits how often it may happen. None if the first occurrence ends the job."""
         if not self.retry:
             return None
         return "maxPreemptions" if self.disruption else "maxRestarts"
 
 
-VERDICTS: dict[Reason, Verdict] = {
-    Reason.INVALID_SPEC: Verdict(
+REASONS: dict[Reason, ReasonInfo] = {
+    Reason.INVALID_SPEC: ReasonInfo(
         False,
-        "The spec can't be understood, or is refused by a rule that only the operator can check.",
+        "The spec can't be parsed, or it breaks a rule that only the operator can check.",
         "Correct the field that the message names and apply the file again under a new name.",
     ),
-    Reason.CONFIGURATION_ERROR: Verdict(
+    Reason.CONFIGURATION_ERROR: ReasonInfo(
         False,
-        "A field of the spec does not fit the model, the data, the image or another field, as the pods found out.",
+        "The pods found that a field of the spec does not fit the model, the data, the image or another field.",
         "Correct the field that the message names; a retry would end the same way.",
     ),
-    Reason.DATA_ERROR: Verdict(
+    Reason.DATA_ERROR: ReasonInfo(
         False,
         "The data can't be read, lacks a column, or holds values that the task can't train on.",
         "Correct the data, or the field of spec.datasets that the message names.",
     ),
-    Reason.MODEL_NOT_FOUND: Verdict(
+    Reason.MODEL_NOT_FOUND: ReasonInfo(
         False,
-        "The model is not where spec.model says, or may not be seen.",
+        "The model that spec.model names does not exist, or the job has no access to it.",
         "Correct spec.model; a private or gated model also needs spec.hub.tokenSecretRef.",
     ),
-    Reason.DATASET_NOT_FOUND: Verdict(
+    Reason.DATASET_NOT_FOUND: ReasonInfo(
         False,
-        "A data set is not where spec.datasets says, or may not be seen.",
+        "A data set that spec.datasets names does not exist, or the job has no access to it.",
         "Correct spec.datasets; a private or gated data set also needs spec.hub.tokenSecretRef.",
     ),
-    Reason.HUB_AUTHENTICATION: Verdict(
+    Reason.HUB_AUTHENTICATION: ReasonInfo(
         False,
         "The Hub refused the token, or the token lacks a right.",
         "Put a valid token with the needed rights into the Secret that spec.hub.tokenSecretRef names.",
     ),
-    Reason.HUB_UNAVAILABLE: Verdict(
+    Reason.HUB_UNAVAILABLE: ReasonInfo(
         True,
-        "The Hub does not answer, or answers with errors of its own.",
-        "Look whether spec.hub.endpoint can be reached from the cluster.",
+        "The Hub does not respond, or it responds with a server error.",
+        "Check that the cluster can reach spec.hub.endpoint.",
         external=True,
     ),
-    Reason.HUB_PUSH_FAILED: Verdict(
+    Reason.HUB_PUSH_FAILED: ReasonInfo(
         False,
-        "The training is through, and the finished model could not be pushed.",
-        "The finished model is kept in the output volume under model/; push it from there.",
+        "The training has finished, but the push of the model to the Hub failed.",
+        "The finished model is in the output volume under model/; push it from there.",
     ),
-    Reason.SECRET_NOT_FOUND: Verdict(
+    Reason.SECRET_NOT_FOUND: ReasonInfo(
         False,
-        "A Secret that the spec names, or its key, is not there.",
+        "A Secret that the spec names, or its key, does not exist.",
         "Create the Secret, with the key, in the namespace of the FineTuneJob.",
     ),
-    Reason.CLAIM_NOT_FOUND: Verdict(
+    Reason.CLAIM_NOT_FOUND: ReasonInfo(
         False,
-        "A PersistentVolumeClaim that the spec names is not there.",
+        "A PersistentVolumeClaim that the spec names does not exist.",
         "Create the PersistentVolumeClaim in the namespace of the FineTuneJob.",
     ),
-    Reason.OUTPUT_CONFLICT: Verdict(
+    Reason.OUTPUT_CONFLICT: ReasonInfo(
         False,
-        "The output belongs to another job, or holds what another spec has trained.",
-        "Choose another name or output path, or remove what the earlier job left if it is not needed.",
+        "The output belongs to another job, or holds the training of another spec.",
+        "Choose another name or output path, or remove the earlier output if it is not needed.",
     ),
-    Reason.IMAGE_PULL_FAILED: Verdict(
+    Reason.IMAGE_PULL_FAILED: ReasonInfo(
         False,
-        "A machine can't get the trainer image.",
+        "A node can't pull the trainer image.",
         "Correct spec.pod.image, or name a Secret in spec.pod.imagePullSecrets.",
     ),
-    Reason.POD_REJECTED: Verdict(
+    Reason.POD_REJECTED: ReasonInfo(
         False,
-        "The API server or an admission rule refuses the training pods.",
-        "Correct what the message names: the cluster refuses the training pods as they are.",
+        "The API server or an admission rule rejects the training pods.",
+        "Correct what the message names: the cluster rejects the training pods until then.",
     ),
-    Reason.OUT_OF_GPU_MEMORY: Verdict(
+    Reason.OUT_OF_GPU_MEMORY: ReasonInfo(
         False,
-        "A GPU's memory is not enough, not even for one row at a time where the micro-batch may shrink.",
-        "Lower spec.training.perDeviceBatchSize (the result stays the same; spec.recovery.onOutOfMemory: ShrinkMicroBatch does "
-        "so by itself) or spec.training.maxTokens.",
+        "A GPU ran out of memory, with ShrinkMicroBatch even at one row per forward pass.",
+        "Lower spec.training.perDeviceBatchSize (the result stays the same, and spec.recovery.onOutOfMemory: ShrinkMicroBatch "
+        "does it automatically) or spec.training.maxTokens.",
     ),
-    Reason.OUT_OF_MEMORY: Verdict(
+    Reason.OUT_OF_MEMORY: ReasonInfo(
         False,
         "A pod used more memory than its limit and was killed.",
         "Raise spec.pod.resources.limits.memory, or lower spec.training.perDeviceBatchSize.",
     ),
-    Reason.DISK_FULL: Verdict(
+    Reason.DISK_FULL: ReasonInfo(
         False,
-        "There is no room left where the job writes.",
-        "Give the output more room (spec.output.volume.size), or lower spec.checkpoint.keep; where spec.cache.claimName is full, "
-        "make room there.",
+        "A volume that the job writes to is full.",
+        "Give the output more space (spec.output.volume.size), or lower spec.checkpoint.keep; if spec.cache.claimName is full, "
+        "free space there.",
     ),
-    Reason.NON_FINITE_LOSS: Verdict(
+    Reason.NON_FINITE_LOSS: ReasonInfo(
         False,
-        "The loss is no number any more.",
+        "The loss became NaN or infinite.",
         "Lower spec.training.learningRate, or set spec.training.precision to fp32.",
     ),
-    Reason.COLLECTIVE_FAILED: Verdict(
+    Reason.COLLECTIVE_FAILED: ReasonInfo(
         True,
-        "A process lost the connection to another one, of which no cause is known.",
-        "Look in the logs of the other pods for the process that failed first.",
+        "A process lost the connection to another one, and no pod reports a cause.",
+        "Find the process that failed first in the logs of the other pods.",
         symptom=True,
     ),
-    Reason.COLLECTIVE_TIMEOUT: Verdict(
+    Reason.COLLECTIVE_TIMEOUT: ReasonInfo(
         True,
-        "A process waited in vain for the others to take part in a collective operation.",
-        "Look in the logs for the rank that was late; a slow or broken machine or network makes the others wait.",
+        "A collective operation timed out because a process did not take part in it.",
+        "Find the late rank in the logs; a slow or broken node or network makes the others wait.",
         symptom=True,
     ),
-    Reason.STALLED: Verdict(
+    Reason.STALLED: ReasonInfo(
         True,
         "No step ended for longer than spec.recovery.stallTimeoutSeconds allows.",
-        "Read the stacks of all threads in the pods' logs; raise spec.recovery.stallTimeoutSeconds if it was only slow.",
+        "Read the stacks of all threads in the pods' logs; if the training was only slow, raise "
+        "spec.recovery.stallTimeoutSeconds.",
     ),
-    Reason.WORKER_DIED: Verdict(
+    Reason.WORKER_DIED: ReasonInfo(
         True,
-        "A process ended without a word, as by a signal.",
-        "Read the pod's log; when memory ran out, raise spec.pod.resources.limits.memory.",
+        "A process ended without a report, for example by a signal.",
+        "Read the pod's log; if memory ran out, raise spec.pod.resources.limits.memory.",
     ),
-    Reason.EVICTED: Verdict(
+    Reason.EVICTED: ReasonInfo(
         True,
-        "The kubelet ended a pod because its machine ran short of memory, disk or processes.",
-        "Write requests for what the message names into spec.pod.resources: the pod then gets a machine that has enough of it.",
+        "The kubelet evicted a pod because its node ran short of memory, disk or processes.",
+        "Request what the message names in spec.pod.resources: the scheduler then chooses a node that has enough of it.",
     ),
-    Reason.NODE_LOST: Verdict(
+    Reason.NODE_LOST: ReasonInfo(
         True,
-        "A machine of the gang does not answer, shuts down, or was drained.",
-        "Nothing to do: the job goes on elsewhere from its last checkpoint.",
+        "A node of the attempt is unreachable, is shutting down, or was drained.",
+        "Nothing to do: the job resumes on other nodes from its last checkpoint.",
         disruption=True,
     ),
-    Reason.POD_LOST: Verdict(
+    Reason.POD_LOST: ReasonInfo(
         True,
-        "A pod of the gang, or its Job, was deleted or disappeared, or its machine refused it.",
-        "Nothing to do: the job goes on from its last checkpoint.",
+        "A pod of the attempt, or its Job, was deleted or disappeared, or the kubelet of its node rejected it.",
+        "Nothing to do: the job resumes from its last checkpoint.",
         disruption=True,
     ),
-    Reason.INTERRUPTED: Verdict(
+    Reason.INTERRUPTED: ReasonInfo(
         True,
-        "A pod was asked to stop, and nobody said why.",
-        "Nothing to do: the job saved a checkpoint and goes on from it.",
+        "A pod was asked to stop, and the cause is unknown.",
+        "Nothing to do: the job saved a checkpoint and resumes from it.",
         disruption=True,
     ),
-    Reason.PREEMPTED: Verdict(
+    Reason.PREEMPTED: ReasonInfo(
         True,
-        "A pod had to give way to one of a higher priority.",
-        "Nothing to do: the job goes on when there is room; spec.pod.priorityClassName decides who gives way.",
+        "A pod was preempted by a pod of a higher priority.",
+        "Nothing to do: the job resumes when there is room; spec.pod.priorityClassName decides which pods are preempted.",
         disruption=True,
     ),
-    Reason.START_TIMEOUT: Verdict(
+    Reason.START_TIMEOUT: ReasonInfo(
         False,
         "The pods of an attempt did not all start within spec.recovery.startTimeoutSeconds.",
-        "Mend what the message names, or raise spec.recovery.startTimeoutSeconds; 0 waits without end.",
+        "Fix what the message names, or raise spec.recovery.startTimeoutSeconds; 0 waits without a limit.",
     ),
-    Reason.DEADLINE_EXCEEDED: Verdict(
+    Reason.DEADLINE_EXCEEDED: ReasonInfo(
         False,
         "The pods ran for longer than spec.activeDeadlineSeconds, over all attempts.",
-        "Raise spec.activeDeadlineSeconds in a new job on the same output: it goes on from the last checkpoint.",
+        "Raise spec.activeDeadlineSeconds in a new job on the same output: it resumes from the last checkpoint.",
     ),
-    Reason.CODE_ERROR: Verdict(
+    Reason.CODE_ERROR: ReasonInfo(
         True,
-        "The training code raised an error that has no name of its own.",
-        "Read the traceback in the pod's log; report it if it is ours.",
+        "The training code raised an error that has no other reason.",
+        "Read the traceback in the pod's log; report it if it is a bug of the trainer.",
     ),
 }
 
 
 class FineTuneError(Exception):
-    """An end that has a name. Everything that is the user's to mend is raised as this, with one clear sentence.
+    """A failure with a reason. Every error that the user can fix is raised as this, with one clear sentence.
 
-    reason: the key into ``VERDICTS``. message: what is wrong, where, and what to write instead; never holds a token.
+    reason: the key in ``REASONS``. message: what is wrong, where, and what to write instead. It never contains a token.
     """
 
     def __init__(self, reason: Reason, message: str) -> None:

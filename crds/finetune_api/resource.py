@@ -1,4 +1,4 @@
-"""The FineTuneJob as a whole, for files that users write."""
+"""The whole FineTuneJob, as users write it in files."""
 
 import copy
 import dataclasses
@@ -16,7 +16,7 @@ from finetune_api.spec import FineTuneJobSpec
 
 
 class Metadata(Model):
-    """The part of ObjectMeta that matters here; other fields pass."""
+    """The fields of ObjectMeta that this package reads. Ignores other fields."""
 
     model_config = pydantic.ConfigDict(extra="ignore")
 
@@ -27,7 +27,7 @@ class Metadata(Model):
 
 
 class FineTuneJob(Model):
-    """A FineTuneJob in a file: metadata and spec; a status that somebody exported along is ignored."""
+    """A FineTuneJob in a file: metadata and spec. A status is accepted and not written back."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
@@ -40,57 +40,57 @@ class FineTuneJob(Model):
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is wrong with one field. location: keys and indices from the document's root. sentence: begins with the path."""
+    """A problem of one field. location: keys and indices from the document's root. message: begins with the path."""
 
     location: tuple[str | int, ...]
-    sentence: str
+    message: str
 
 
 class InvalidManifestError(FineTuneError):
-    """A file that is refused: each wrong field with its own sentence; the message joins them."""
+    """An invalid file, with one problem for each wrong field. The error's message joins the messages of the problems."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__(Reason.INVALID_SPEC, "; ".join(dict.fromkeys(problem.sentence for problem in problems)))
+        super().__init__(Reason.INVALID_SPEC, "; ".join(dict.fromkeys(problem.message for problem in problems)))
         self.problems = tuple(problems)
 
 
 def find_problems(error: pydantic.ValidationError, prefix: tuple[str, ...] = ()) -> list[Problem]:
-    """One problem per wrong field, with its path as it stands in the file. Values are not repeated."""
+    """Return one problem for each wrong field, with the path of the field in the file. A message never contains a value."""
     problems: dict[str, Problem] = {}
     for item in error.errors(include_url=False, include_input=False, include_context=False):
         location = prefix + item["loc"]
         path = ""
         for part in location:
             path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-        message = {
+        description = {
             "extra_forbidden": "unknown field; correct its name or remove it",
             "missing": "required field is missing",
         }.get(item["type"], item["msg"].removeprefix("Value error, "))
-        sentence = f"{path}: {message}" if path else message
-        problems.setdefault(sentence, Problem(location, sentence))
+        message = f"{path}: {description}" if path else description
+        problems.setdefault(message, Problem(location, message))
     return list(problems.values())
 
 
 def describe_errors(error: pydantic.ValidationError, prefix: str = "") -> str:
-    """One sentence per wrong field, joined by '; '. Values are not repeated."""
-    return "; ".join(problem.sentence for problem in find_problems(error, (prefix,) if prefix else ()))
+    """Return one message for each wrong field, joined by '; '. A message never contains a value."""
+    return "; ".join(problem.message for problem in find_problems(error, (prefix,) if prefix else ()))
 
 
 def validate_name(name: str) -> None:
-    """Raise InvalidSpec unless every child of a FineTuneJob of that name gets a valid name of its own."""
+    """Raise FineTuneError(InvalidSpec) unless the names of all children of a FineTuneJob of that name are valid."""
     if len(name) > names.MAX_NAME_LENGTH or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
         raise FineTuneError(
             Reason.INVALID_SPEC,
-            f"metadata.name: write at most {names.MAX_NAME_LENGTH} characters, lower-case letters, digits and '-' only, "
-            "beginning with a letter and without dots, as the names of pods and of their DNS entries follow from it",
+            f"metadata.name: write at most {names.MAX_NAME_LENGTH} characters, lower-case letters, digits and '-' only, no dots, "
+            "and begin with a letter: the names of pods and of their DNS entries are derived from it",
         )
 
 
 def parse_job(manifest: Any) -> FineTuneJob:
-    """Parse a FineTuneJob; raise FineTuneError(InvalidSpec) with a sentence that names the fields."""
+    """Parse a FineTuneJob; raise InvalidManifestError with a message that names the fields."""
     if not isinstance(manifest, Mapping) or manifest.get("kind") != names.KIND or manifest.get("apiVersion") != names.API_VERSION:
-        sentence = f"not a FineTuneJob: write apiVersion: {names.API_VERSION}, kind: {names.KIND}"
-        raise InvalidManifestError([Problem((), sentence)])
+        message = f"not a FineTuneJob: write apiVersion: {names.API_VERSION}, kind: {names.KIND}"
+        raise InvalidManifestError([Problem((), message)])
     problems = _name_problems(manifest.get("metadata"))
     try:
         job = FineTuneJob.model_validate(manifest, by_alias=True, by_name=False)
@@ -112,7 +112,7 @@ def _name_problems(metadata: Any) -> list[Problem]:
 
 
 def parse_spec(spec: Any) -> FineTuneJobSpec:
-    """Parse the ``spec`` of an object of the API server; raise FineTuneError(InvalidSpec)."""
+    """Parse a ``spec``; raise FineTuneError(InvalidSpec)."""
     try:
         return FineTuneJobSpec.model_validate(spec, by_alias=True, by_name=False)
     except pydantic.ValidationError as error:
@@ -122,8 +122,8 @@ def parse_spec(spec: Any) -> FineTuneJobSpec:
 def read_spec(spec: Any) -> FineTuneJobSpec:
     """Parse the ``spec`` of an object that the API server has accepted; raise FineTuneError(InvalidSpec).
 
-    The server refuses what nobody knows. So a field that is unknown here is one of a later version, as while an upgrade is on
-    its way or after one was taken back, and is left out.
+    The API server rejects fields that the CRD does not know. So a field that is unknown here belongs to a later version, for
+    example during an upgrade or after a rollback. This function ignores such fields.
     """
     try:
         return FineTuneJobSpec.model_validate(spec, by_alias=True, by_name=False)

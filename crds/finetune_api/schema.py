@@ -1,4 +1,4 @@
-"""What the generated texts for people and editors have in common: a walk over the CRD's schema, with what it can't hold."""
+"""The schema that docs/api.md and the JSON schema for editors are generated from: the CRD's, with examples and all enums."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ Schema = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class FieldSchema:
-    """A field of the resource. path: for example spec.datasets[].hub.name. node: its part of the CRD's schema."""
+    """A field of the resource. path: for example spec.datasets[].hub.name. node: the field's schema in the CRD."""
 
     path: str
     node: Schema
@@ -23,31 +23,31 @@ class FieldSchema:
 
     @property
     def rules(self) -> list[str]:
-        """Sentences of the rules about what a file may hold."""
-        return self._sentences(on_change=False)
+        """Messages of the rules that apply to every write."""
+        return self._messages(on_change=False)
 
     @property
     def rules_on_change(self) -> list[str]:
-        """Sentences of the rules about what may be changed."""
-        return self._sentences(on_change=True)
+        """Messages of the rules that compare an update with the old object."""
+        return self._messages(on_change=True)
 
-    def _sentences(self, on_change: bool) -> list[str]:
+    def _messages(self, on_change: bool) -> list[str]:
         rules = self.node.get("x-kubernetes-validations", ())
         return [rule["message"] for rule in rules if ("oldSelf" in rule["rule"]) == on_change]
 
 
 def resource_schema() -> Schema:
-    """The schema of the whole resource, as the CRD has it, with the ``examples`` and every ``enum`` of the models."""
+    """Return the CRD's schema of the whole resource, with the ``examples`` and every ``enum`` of the models."""
     [version] = crd.custom_resource_definition()["spec"]["versions"]
     root: Schema = version["schema"]["openAPIV3Schema"]
-    more: dict[str, Schema] = {}
+    keywords: dict[str, Schema] = {}
     for name, model in (("spec", FineTuneJobSpec), ("status", FineTuneJobStatus)):
-        more |= _more(model, name)
-    return _with_more(root, "", more)
+        keywords |= _examples_and_enums(model, name)
+    return _merge(root, "", keywords)
 
 
 def fields_below(node: Schema, path: str) -> Iterator[FieldSchema]:
-    """Every field below a node, depth first, in the order of the models; keys of maps are no fields."""
+    """Yield every field below a node, depth first, in the order of the models. Keys of maps are not fields."""
     required = node.get("required", ())
     for name, child in node.get("properties", {}).items():
         field = FieldSchema(f"{path}.{name}" if path else name, child, name in required)
@@ -56,21 +56,22 @@ def fields_below(node: Schema, path: str) -> Iterator[FieldSchema]:
         yield from fields_below(child.get("items", {}), f"{field.path}[]")
 
 
-def _with_more(node: Schema, path: str, more: Mapping[str, Schema]) -> Schema:
-    result = {**node, **more.get(path, {})}
+def _merge(node: Schema, path: str, keywords: Mapping[str, Schema]) -> Schema:
+    """Return the schema with the keywords of each path. keywords: path → keyword → value."""
+    result = {**node, **keywords.get(path, {})}
     if "example" in result:
         result["examples"] = [result.pop("example")]
     if "properties" in node:
         result["properties"] = {
-            name: _with_more(child, f"{path}.{name}" if path else name, more) for name, child in node["properties"].items()
+            name: _merge(child, f"{path}.{name}" if path else name, keywords) for name, child in node["properties"].items()
         }
     if "items" in node:
-        result["items"] = _with_more(node["items"], f"{path}[]", more)
+        result["items"] = _merge(node["items"], f"{path}[]", keywords)
     return result
 
 
-def _more(model: type[pydantic.BaseModel], path: str) -> dict[str, Schema]:
-    """Path → examples and enum, of everything below a model."""
+def _examples_and_enums(model: type[pydantic.BaseModel], path: str) -> dict[str, Schema]:
+    """Return path → examples and enum for every field below a model."""
     schema = model.model_json_schema(by_alias=True)
     found: dict[str, Schema] = {}
 

@@ -1,4 +1,4 @@
-"""``FineTuneJob.status``: what the operator says of a job."""
+"""``FineTuneJob.status``: what the operator reports about a job."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
@@ -21,69 +21,71 @@ class Condition(Model):
     """metav1.Condition."""
 
     type: ConditionType = Field(
-        description="Blocked (something keeps it from starting), CheckpointFailing (the training goes on, its state can't be "
-        "saved), Complete, Failed, Published, Suspended or TrainingStalled (no step for too long)."
+        description="Blocked (something keeps the job from starting), CheckpointFailing (checkpoints can't be saved, the "
+        "training continues), Complete, Failed, Published, Suspended or TrainingStalled (no step for too long)."
     )
     status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown.")
-    reason: str = Field(description="Why, in one CamelCase word.")
-    message: str = Field(description="Why, for people.")
+    reason: str = Field(description="The cause, in one CamelCase word.")
+    message: str = Field(description="The cause, as a sentence for people.")
     last_transition_time: Time = Field(description="When status changed last.")
-    observed_generation: int = Field(description="metadata.generation that this was said of.")
+    observed_generation: int = Field(description="metadata.generation that the condition is about.")
 
 
 class Progress(Model):
-    """How far the training is. Numbers are rounded, and never NaN."""
+    """Progress of the training. Numbers are rounded, and never NaN."""
 
     step: int = Field(description="Optimizer steps done.")
-    total_steps: int | None = Field(default=None, description="Optimizer steps in all.")
-    percent: int | None = Field(default=None, description="Share of the steps done, in percent, rounded down.")
-    display: str | None = Field(default=None, description="The percent as the column shows it, for example 37%.")
+    total_steps: int | None = Field(default=None, description="Total number of optimizer steps.")
+    percent: int | None = Field(default=None, description="Completed share of the steps, in percent, rounded down.")
+    display: str | None = Field(default=None, description="The percentage as the column Progress shows it, for example 37%.")
     epoch: float | None = Field(default=None, description="Passes over the training data done.")
-    loss: float | None = Field(default=None, description="Training loss, mean since the last log line.")
+    loss: float | None = Field(default=None, description="Training loss, averaged since the last log line.")
     learning_rate: float | None = Field(default=None, description="Learning rate of the last step.")
     samples_per_second: float | None = Field(default=None, description="Rows trained on per second, over all processes.")
     tokens_per_second: float | None = Field(
-        default=None, description="Tokens trained on per second, padding left out, over all processes."
+        default=None, description="Tokens trained on per second, without padding, over all processes."
     )
     furthest_step: int | None = Field(
-        default=None, description="The furthest step so far, where that is beyond step: what lies between is done again."
+        default=None, description="The furthest step so far, if it is beyond step: the job repeats the steps in between."
     )
     last_step_time: Time | None = Field(default=None, description="When the last step ended.")
-    remaining: str | None = Field(default=None, description="Time left at the present rate, for example 2m10s.")
-    estimated_completion_time: Time | None = Field(default=None, description="When the training will be through.")
+    remaining: str | None = Field(default=None, description="Time left at the current rate, for example 2m10s.")
+    estimated_completion_time: Time | None = Field(default=None, description="When the training will end at the current rate.")
 
 
 class Evaluation(Model):
-    """Figures of the last evaluation on the held-out data."""
+    """Metrics of an evaluation on the held-out data."""
 
     step: int = Field(description="Optimizer step of the evaluation.")
-    metrics: Mapping[str, float] = Field(description="Figures by name, for example accuracy, macroF1, loss.")
+    metrics: Mapping[str, float] = Field(description="Metrics by name, for example accuracy, macroF1, loss.")
 
 
 class Guess(Model):
-    """One of the words that a hidden one could be."""
+    """A predicted token for a mask."""
 
-    token: str = Field(description="The word, or part of a word.")
-    score: float = Field(description="Its probability, 0 to 1.")
+    token: str = Field(description="The token: a word or a part of a word.")
+    score: float = Field(description="Probability of the token, 0 to 1.")
 
 
 class Entity(Model):
-    """A part of a text that token-classification found."""
+    """An entity that token-classification found in a text."""
 
-    text: str = Field(description="The words.")
-    label: str = Field(description="What it is.")
+    text: str = Field(description="The words of the entity.")
+    label: str = Field(description="Class of the entity.")
 
 
 class SampleAnswer(Model):
-    """What the finished model says of one of spec.samples."""
+    """Prediction of the finished model for one of spec.samples."""
 
     text: str = Field(description="The text, or the last message, cut to 200 characters.")
-    label: str | None = Field(default=None, description="The class; of several, those that are true.")
-    score: float | None = Field(default=None, description="Its probability, 0 to 1; of a regression the number itself.")
-    entities: Sequence[Entity] | None = Field(default=None, description="What token-classification found.")
-    guesses: Sequence[Guess] | None = Field(default=None, description="The five best fillings of the first [MASK].")
-    guesses_before: Sequence[Guess] | None = Field(default=None, description="The same before the training.")
-    answer: str | None = Field(default=None, description="What the model goes on with, cut to 400 characters.")
+    label: str | None = Field(default=None, description="The predicted class. For MultiLabel: all predicted classes.")
+    score: float | None = Field(
+        default=None, description="Probability of the class, 0 to 1. For Regression: the predicted number."
+    )
+    entities: Sequence[Entity] | None = Field(default=None, description="The entities that token-classification found.")
+    guesses: Sequence[Guess] | None = Field(default=None, description="The five most probable tokens for the first [MASK].")
+    guesses_before: Sequence[Guess] | None = Field(default=None, description="The same, before the training.")
+    answer: str | None = Field(default=None, description="The text that the model generated, cut to 400 characters.")
 
 
 class CheckpointStatus(Model):
@@ -94,7 +96,7 @@ class CheckpointStatus(Model):
 
 
 class Resolved(Model):
-    """What names and defaults came to; the same for every attempt."""
+    """Resolved commits and defaults, the same for every attempt."""
 
     model_revision: str | None = Field(default=None, description="Commit of spec.model.hub.")
     dataset_revisions: Sequence[str] | None = Field(
@@ -103,7 +105,7 @@ class Resolved(Model):
     image: str | None = Field(default=None, description="Trainer image.")
     global_batch_size: int | None = Field(default=None, description="Rows per optimizer step.")
     per_device_batch_size: int | None = Field(default=None, description="Rows per forward pass of one process.")
-    nodes: int | None = Field(default=None, description="Pods of the gang.")
+    nodes: int | None = Field(default=None, description="Number of pods.")
     processes: int | None = Field(default=None, description="Training processes over all pods.")
 
 
@@ -114,102 +116,108 @@ class Failure(Model):
     message: str = Field(description="What is wrong, where, and what to write instead.")
     hint: str | None = Field(default=None, description="What to do.")
     rank: int | None = Field(default=None, description="Rank of the process that failed first.")
-    node: str | None = Field(default=None, description="Machine of that process.")
+    node: str | None = Field(default=None, description="Node of that process.")
     exit_code: int | None = Field(default=None, description="Exit code of its pod.")
-    traceback: str | None = Field(default=None, description="Last lines of its traceback, where the cause is not the user's.")
+    traceback: str | None = Field(
+        default=None, description="Last lines of its traceback. Left out for an error that the user can fix."
+    )
 
 
 class Published(Model):
     """Where the finished model was pushed."""
 
-    url: str = Field(description="Address of the repository.")
+    url: str = Field(description="URL of the repository.")
     commit: str = Field(description="Commit of the push.")
 
 
 class Restarts(Model):
-    """How often the job was restarted, over its whole life."""
+    """Number of restarts over the whole life of the job."""
 
-    total: int = Field(default=0, description="All of them: failures, inPlace and preemptions.")
-    failures: int = Field(default=0, description="Of the whole gang, because of failures.")
-    in_place: int = Field(default=0, description="Of processes in pods that stayed, because of failures.")
+    total: int = Field(default=0, description="All restarts: failures + inPlace + preemptions.")
+    failures: int = Field(default=0, description="New attempts because of failures.")
+    in_place: int = Field(default=0, description="Restarts of processes in their pods because of failures.")
     preemptions: int = Field(
         default=0,
-        description="Of the whole gang, because pods or machines were taken away; what recovery.maxPreemptions limits.",
+        description="New attempts because pods or nodes were taken away. recovery.maxPreemptions limits this number.",
     )
     charged: int = Field(
         default=0,
-        description="Failures and restarts in place since an attempt last got beyond the checkpoint that it had started from; "
-        "what recovery.maxRestarts limits.",
+        description="failures + inPlace since an attempt last got beyond the checkpoint that it started from. "
+        "recovery.maxRestarts limits this number.",
     )
 
 
 class Goodput(Model):
-    """What became of the time since the first attempt was created, suspended time left out."""
+    """How the time since the creation of the first attempt was spent, without suspended time."""
 
-    ratio: float = Field(description="Share of the time that was spent on steps that were kept, 0 to 1.")
-    productive_seconds: int = Field(default=0, description="Steps that were kept.")
-    queued_seconds: int = Field(default=0, description="Waiting in a queue.")
-    starting_seconds: int = Field(default=0, description="From the creation of pods, or the loss of old ones, to the next step.")
-    evaluation_seconds: int = Field(default=0, description="Evaluations.")
-    checkpoint_seconds: int = Field(default=0, description="Standing still for checkpoints.")
-    stalled_seconds: int = Field(default=0, description="Without a step, until that was noticed.")
-    redone_seconds: int = Field(default=0, description="Steps that were lost and done again, and what fits nowhere else.")
-    publishing_seconds: int = Field(default=0, description="Pushing the finished model.")
-    since: Time = Field(description="Since when the job has been in its present phase.")
-    until: Time | None = Field(default=None, description="Up to when this is accounted for.")
+    ratio: float = Field(description="Share of the time spent on steps that were not lost, 0 to 1.")
+    productive_seconds: int = Field(default=0, description="Time of steps that were not lost.")
+    queued_seconds: int = Field(default=0, description="Time in a queue.")
+    starting_seconds: int = Field(
+        default=0, description="Time from the creation of pods, or from the loss of the earlier pods, to the next step."
+    )
+    evaluation_seconds: int = Field(default=0, description="Time of evaluations.")
+    checkpoint_seconds: int = Field(default=0, description="Time in which checkpoints blocked the training.")
+    stalled_seconds: int = Field(default=0, description="Time without a step until the stall was detected.")
+    redone_seconds: int = Field(
+        default=0, description="Time of steps that were lost and repeated, and all time without another cause."
+    )
+    publishing_seconds: int = Field(default=0, description="Time of the push of the finished model.")
+    since: Time = Field(description="When the job entered its current phase.")
+    until: Time | None = Field(default=None, description="End of the time that these numbers cover.")
 
 
 class Attempt(Model):
-    """One attempt: a gang of pods, from its Job's creation to its end."""
+    """One attempt to train, with its own Job and pods."""
 
     number: int = Field(description="Number of the attempt, from 1.")
     start_time: Time = Field(description="When its Job was created.")
-    completion_time: Time | None = Field(default=None, description="When it ended; left out while it is the present one.")
-    nodes: int = Field(description="Pods of the gang.")
+    completion_time: Time | None = Field(default=None, description="When it ended. Left out for the current attempt.")
+    nodes: int = Field(description="Number of its pods.")
     from_step: int | None = Field(
-        default=None, description="Step of the newest checkpoint at its start; left out if there was none."
+        default=None, description="Step of the newest checkpoint at its start. Left out if there was none."
     )
     step: int | None = Field(default=None, description="The furthest optimizer step that the job had done at its end.")
-    in_place: int | None = Field(default=None, description="Restarts of processes in its pods, because of failures.")
+    in_place: int | None = Field(default=None, description="Restarts of processes in its pods because of failures.")
     placed: int | None = Field(
-        default=None, description="Pods that found a machine, where it was given up because the others found none."
+        default=None, description="Number of pods that had a node when the attempt was withdrawn because the others found none."
     )
     skipped_checkpoints: Sequence[str] | None = Field(
-        default=None, description="Checkpoints that it found damaged and left out, at most ten of them."
+        default=None, description="Damaged checkpoints that it skipped, at most ten."
     )
     reason: str | None = Field(default=None, description="Why it ended, in one CamelCase word.")
 
 
 class FineTuneJobStatus(Model):
-    """What the operator says of the job. Succeeded and Failed are final."""
+    """What the operator reports about the job. Succeeded and Failed are final."""
 
     observed_generation: int | None = Field(default=None, description="metadata.generation that this status is about.")
-    phase: Phase | None = Field(default=None, description="Where the job is. Succeeded and Failed are final.")
-    reason: str | None = Field(default=None, description="Why it is there, in one CamelCase word.")
-    message: str | None = Field(default=None, description="Why it is there, for people.")
+    phase: Phase | None = Field(default=None, description="Phase of the job. Succeeded and Failed are final.")
+    reason: str | None = Field(default=None, description="Why it is in this phase, in one CamelCase word.")
+    message: str | None = Field(default=None, description="Why it is in this phase, as a sentence for people.")
     conditions: Sequence[Condition] | None = Field(
         default=None,
         description="Blocked, CheckpointFailing, Complete, Failed, Published, Suspended, TrainingStalled.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    attempt: int | None = Field(default=None, description="Number of the present attempt, from 1.")
-    restarts: Restarts | None = Field(default=None, description="How often the job was restarted.")
-    attempts: Sequence[Attempt] | None = Field(default=None, description="The last ten attempts, the present one last.")
-    progress: Progress | None = Field(default=None, description="How far the training is.")
-    evaluation: Evaluation | None = Field(default=None, description="Figures of the last evaluation.")
-    best: Evaluation | None = Field(
-        default=None, description="Figures of the best evaluation so far, where evaluation.best says what is better."
+    attempt: int | None = Field(default=None, description="Number of the current attempt, from 1.")
+    restarts: Restarts | None = Field(default=None, description="Number of restarts of the job.")
+    attempts: Sequence[Attempt] | None = Field(default=None, description="The last ten attempts, the current one last.")
+    progress: Progress | None = Field(default=None, description="Progress of the training.")
+    evaluation: Evaluation | None = Field(default=None, description="Metrics of the last evaluation.")
+    best: Evaluation | None = Field(default=None, description="Metrics of the best evaluation so far, if evaluation.best is set.")
+    samples: Sequence[SampleAnswer] | None = Field(
+        default=None, description="Predictions of the finished model for spec.samples."
     )
-    samples: Sequence[SampleAnswer] | None = Field(default=None, description="Answers of the finished model to spec.samples.")
     checkpoint: CheckpointStatus | None = Field(default=None, description="The newest complete checkpoint.")
-    resolved: Resolved | None = Field(default=None, description="What names and defaults came to.")
+    resolved: Resolved | None = Field(default=None, description="Resolved commits and defaults.")
     failure: Failure | None = Field(default=None, description="Why the job, or its last attempt, failed.")
     published: Published | None = Field(default=None, description="Where the finished model was pushed.")
-    goodput: Goodput | None = Field(default=None, description="What became of the time since the start.")
+    goodput: Goodput | None = Field(default=None, description="How the time since the start was spent.")
     running_seconds: int | None = Field(
         default=None,
-        description="Seconds that pods ran, over all attempts up to runningSince; what activeDeadlineSeconds limits.",
+        description="Seconds that pods ran, over all attempts up to runningSince. activeDeadlineSeconds limits this number.",
     )
-    running_since: Time | None = Field(default=None, description="Since when the pods of the present attempt run.")
+    running_since: Time | None = Field(default=None, description="When the pods of the current attempt started to run.")
     start_time: Time | None = Field(default=None, description="When the first attempt was created.")
     completion_time: Time | None = Field(default=None, description="When the job ended.")

@@ -1,7 +1,7 @@
-"""What operator and trainer tell each other: the ConfigMap's run file, /progress, the termination message.
+"""The messages between operator and trainer: the run file in the ConfigMap, /progress, the termination message.
 
-The trainer is the trusted side for neither: the operator parses what it reads through these models, which refuse unknown
-fields, wrong types and NaN.
+The operator does not trust the trainer. It parses each report with these models, which reject unknown fields, wrong types and
+NaN.
 """
 
 import hashlib
@@ -17,12 +17,13 @@ from finetune_api.status import CheckpointStatus, Evaluation, Failure, Published
 
 
 class RunConfig(Model):
-    """Everything an attempt needs to know, without any secret: the JSON in its ConfigMap.
+    """The configuration of an attempt: the JSON in its ConfigMap. Holds no secret.
 
-    claims: claim name → directory where it is mounted. output: directory for checkpoints, model, history and report.
-    resolved: what the first attempt resolved; later ones use the same commits. adopted: the output was left by an earlier
-    FineTuneJob of the same name: a finished model of the same spec in it ends the job, an unfinished training is refused
-    untouched. job_uid: of this FineTuneJob, where the output is adopted: it tells whose training lies there by now.
+    claims: claim name → directory where it is mounted. output: directory for checkpoints, model, history and report. resolved:
+    commits and defaults that the first attempt resolved; later attempts use the same. adopted: an earlier FineTuneJob of the same
+    name left the output. A finished model of the same spec in it ends the job; the trainer rejects an unfinished training and
+    leaves it unchanged. job_uid: uid of this FineTuneJob, set only for an adopted output; it says which job the training in the
+    output belongs to.
     """
 
     name: str
@@ -39,9 +40,11 @@ class RunConfig(Model):
 
 
 class Timing(Model):
-    """Seconds of a job so far, of all attempts, as far as their outcome was kept: a checkpoint holds those up to its step.
+    """Seconds that the job spent so far, over all attempts.
 
-    steps: of optimizer steps. evaluation: of evaluations. checkpoint: that the training stood still for saving.
+    Lost work does not count: each checkpoint holds the timing up to its step.
+
+    steps: for optimizer steps. evaluation: for evaluations. checkpoint: while a save blocked the training.
     """
 
     steps: float = 0.0
@@ -50,20 +53,20 @@ class Timing(Model):
 
 
 class Problem(Model):
-    """Something that is wrong while the training goes on. reason: one CamelCase word; message: for people."""
+    """A problem that does not stop the training. reason: one CamelCase word. message: a sentence for people."""
 
     reason: str
     message: str
 
 
 class Report(Model):
-    """What a training pod says of itself: at /progress while it runs, in the termination message at its end.
+    """The report of a training pod: at /progress while it runs, in the termination message at its end.
 
-    phase: Initializing until the first step, Running, Publishing; Succeeded, Failed and Interrupted are its last word
-    (Interrupted: asked to stop, saved a checkpoint, can go on). remaining_seconds: at the present rate. in_place: restarts of
-    processes of this pod in this attempt that count as failures; in_place_elsewhere: of the other pods', as far as this one has
-    heard. stalled: why the pod takes the training for stalled. checkpoint_problem:
-    why the last save failed, until one succeeds. skipped_checkpoints: names of those that were found damaged at the start.
+    phase: Initializing until the first step, then Running, Publishing; Succeeded, Failed and Interrupted occur in the final
+    report (Interrupted: the pod stopped on request, saved a checkpoint, and can resume). remaining_seconds: at the current rate.
+    in_place: restarts of this pod's processes in this attempt that count as failures. in_place_elsewhere: the same for the other
+    pods, as far as this pod knows. stalled: why the pod considers the training stalled. checkpoint_problem: why the last save
+    failed, until a save succeeds. skipped_checkpoints: names of the checkpoints that were damaged when the training started.
     """
 
     attempt: int
@@ -93,9 +96,9 @@ class Report(Model):
     timing: Timing | None = None
 
 
-# By block: fields that came after the first version, at their defaults. They are left out of the digest, and so are blocks of
-# which nothing is left: it stays the same for specs of before, and for a default that is written out.
-_LATER: dict[str, dict[str, Any]] = {
+# Block → fields that were added after the first version, with their defaults. The digest leaves out a field at its default, and a
+# block without other fields. So the digest of a spec from before the field is the same as with the default written out.
+_ADDED_FIELDS: dict[str, dict[str, Any]] = {
     "model": {"dtype": "auto", "quantization": "none"},
     "training": {"loop": "trainer"},
     "classification": Classification().to_wire(),
@@ -106,12 +109,12 @@ _LATER: dict[str, dict[str, Any]] = {
 
 
 def training_digest(spec: FineTuneJobSpec) -> str:
-    """Hash of what decides which model comes out: two specs with the same digest train the same model.
+    """Return a hash of the fields that decide which model is trained: two specs with the same digest train the same model.
 
-    Batch split and where the job runs do not belong to it, so a restart on other machines goes on from the same checkpoints.
+    It leaves out how the batch is split and where the job runs, so a restart on other nodes resumes from the same checkpoints.
     """
     included = {"task", "model", "datasets", "training", "classification", "masked_lm", "sft", "dpo"}
-    if spec.evaluation.best is not None:  # else nothing follows from an evaluation
+    if spec.evaluation.best is not None:  # otherwise an evaluation does not change the model
         included.add("evaluation")
     decisive = spec.model_dump(
         mode="json",
@@ -124,14 +127,14 @@ def training_digest(spec: FineTuneJobSpec) -> str:
             "sft": {"packing"},
         },
     )
-    for block, later in _LATER.items():
+    for block, defaults in _ADDED_FIELDS.items():
         written = decisive.pop(block, {})
-        if kept := {key: value for key, value in written.items() if (key, value) not in later.items()}:
+        if kept := {key: value for key, value in written.items() if (key, value) not in defaults.items()}:
             decisive[block] = kept
     for dataset in decisive["datasets"]:
         if not dataset["streaming"]:
             del dataset["streaming"]
     if spec.task == "text-classification":
-        for dataset in decisive["datasets"]:  # the names that the first version wrote into every spec
+        for dataset in decisive["datasets"]:  # the first version wrote these names into every spec
             dataset["columns"] = {"text": "text", "label": "label"} | dataset["columns"]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Nothing here runs without helm."""
+"""Skips the tests in this folder if helm is not installed."""
 
 import pytest
 
@@ -6,6 +6,6 @@ from chart.rendering import HELM
 
 
 def pytest_runtest_setup() -> None:
-    """Skip where there is no helm. As a hook, and not a fixture, it is one line in pytest's summary."""
+    """Skip a test if helm is not on the PATH. A hook gives one line in pytest's summary, a fixture would give more."""
     if HELM is None:
         pytest.skip("helm is not on the PATH")

@@ -1,4 +1,4 @@
-"""The chart as Helm renders it."""
+"""Functions that render the chart with Helm."""
 
 import pathlib
 import shutil
@@ -17,7 +17,7 @@ NAMESPACE = "finetune-system"
 
 
 def helm(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run helm; with check, raise with its own words when it fails."""
+    """Run helm; with ``check``, raise AssertionError with its error message if it fails."""
     done = subprocess.run([str(HELM), *arguments], check=False, capture_output=True, text=True)
     if check and done.returncode:
         raise AssertionError(f"helm {' '.join(arguments)}: {done.stderr.strip()}")
@@ -25,34 +25,34 @@ def helm(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str
 
 
 def render(*arguments: str) -> list[Object]:
-    """Every object of the chart; arguments as of `helm template`."""
+    """Return every object of the chart. arguments: those of `helm template`."""
     text = helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *arguments).stdout
     return [document for document in yaml.safe_load_all(text) if document]
 
 
 def installed(*arguments: str) -> list[Object]:
-    """The same without what only `helm test` makes."""
+    """Return the same objects without those that only `helm test` creates."""
     return [document for document in render(*arguments) if "helm.sh/hook" not in document["metadata"].get("annotations", {})]
 
 
 def only(objects: list[Object], kind: str, name: str | None = None) -> Object:
-    """The one object of a kind, or of a kind and a name."""
+    """Return the only object of a kind, or of a kind and a name."""
     [found] = [document for document in objects if document["kind"] == kind and name in (None, document["metadata"]["name"])]
     return found
 
 
 def pod_of(objects: list[Object]) -> Object:
-    """spec of the operator's pod."""
+    """Return the spec of the operator's pod."""
     spec: Object = only(objects, "Deployment")["spec"]["template"]["spec"]
     return spec
 
 
-def site_text(objects: list[Object]) -> str:
-    """The file of site defaults that the operator gets."""
+def defaults_text(objects: list[Object]) -> str:
+    """Return the operator's defaults file as text."""
     return str(only(objects, "ConfigMap")["data"]["site.yaml"])
 
 
 def refusal(*arguments: str) -> str:
-    """What Helm says where it refuses to render; empty where it renders."""
+    """Return Helm's error message if it does not render the chart, else an empty string."""
     done = helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *arguments, check=False)
     return done.stderr if done.returncode else ""

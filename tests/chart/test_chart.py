@@ -1,4 +1,4 @@
-"""The chart: it lints, installs with no values and safely, its CRD is the generated one, every toggle toggles."""
+"""The chart: lint, safe installation without values, the generated CRD, and the effect of each value."""
 
 import pathlib
 import subprocess
@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 import finetune_api
-from chart.rendering import CHART, NAMESPACE, ROOT, helm, installed, only, pod_of, render, site_text
+from chart.rendering import CHART, NAMESPACE, ROOT, defaults_text, helm, installed, only, pod_of, render
 from finetune_api import crd, names
-from finetune_operator.site import Site, read_site
+from finetune_operator.defaults import OperatorDefaults, read_defaults
 
 RESTRICTED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 
@@ -19,11 +19,11 @@ def kinds(*arguments: str) -> list[str]:
     return sorted(document["kind"] for document in installed(*arguments))
 
 
-def read(tmp_path: pathlib.Path, *arguments: str) -> Site:
-    """The rendered file of site defaults as the operator itself understands it."""
+def read(tmp_path: pathlib.Path, *arguments: str) -> OperatorDefaults:
+    """Render the operator's defaults file and parse it with the operator's own function."""
     file = tmp_path / "site.yaml"
-    file.write_text(site_text(installed(*arguments)), encoding="utf-8")
-    return read_site(file, "the operator's own default")
+    file.write_text(defaults_text(installed(*arguments)), encoding="utf-8")
+    return read_defaults(file, "the operator's own default")
 
 
 def test_it_lints() -> None:
@@ -43,14 +43,14 @@ def test_its_crd_template_is_the_generated_one() -> None:
     assert (CHART / "templates/crd.yaml").read_text(encoding="utf-8") == generated, "run make generate"
 
 
-def test_its_crd_is_the_generated_one_and_stays_when_the_chart_goes() -> None:
+def test_its_crd_is_the_generated_one_and_an_uninstall_keeps_it() -> None:
     rendered = only(render(), "CustomResourceDefinition")
     assert rendered["spec"] == crd.custom_resource_definition()["spec"]
     assert rendered["metadata"]["name"] == f"{names.PLURAL}.{names.GROUP}"
     assert rendered["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
 
 
-def test_its_crd_can_be_given_up_and_left_out() -> None:
+def test_values_delete_its_crd_at_an_uninstall_or_leave_it_out() -> None:
     assert "annotations" not in only(render("--set", "crds.keep=false"), "CustomResourceDefinition")["metadata"]
     assert "CustomResourceDefinition" not in kinds("--set", "crds.enabled=false")
 
@@ -72,7 +72,7 @@ def test_only_pods_that_need_a_token_have_one() -> None:
     assert pod_of(render())["automountServiceAccountToken"] is True
 
 
-def test_it_tells_the_operator_its_lease_its_site_and_its_pod() -> None:
+def test_it_passes_the_operator_its_lease_its_defaults_file_and_its_pod() -> None:
     [container] = pod_of(render("--set", "watchNamespaces={team-a,team-b}"))["containers"]
     assert container["args"] == [
         "run",
@@ -87,7 +87,7 @@ def test_it_tells_the_operator_its_lease_its_site_and_its_pod() -> None:
     }
 
 
-def test_a_rollout_goes_through_with_any_number_of_replicas() -> None:
+def test_the_rollout_strategy_is_the_same_for_any_number_of_replicas() -> None:
     for replicas in ("1", "2"):
         strategy = only(render("--set", f"replicas={replicas}"), "Deployment")["spec"]["strategy"]
         assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
@@ -112,7 +112,7 @@ def test_one_replica_has_no_disruption_budget_and_two_have_one_and_are_spread() 
     ] == own  # fmt: skip
 
 
-def test_what_is_said_of_the_operator_s_pod_reaches_it() -> None:
+def test_the_values_for_the_operator_s_pod_are_in_its_template() -> None:
     template = only(
         render(
             "--set", "priorityClassName=high", "--set", "podAnnotations.a=b", "--set", "podLabels.team=ml",
@@ -124,20 +124,22 @@ def test_what_is_said_of_the_operator_s_pod_reaches_it() -> None:
     )["spec"]["template"]  # fmt: skip
     assert template["metadata"]["annotations"]["a"] == "b"
     assert template["metadata"]["labels"]["team"] == "ml"
-    assert template["metadata"]["labels"]["app.kubernetes.io/name"] == "finetune-operator", "the selector's labels stay"
+    assert template["metadata"]["labels"]["app.kubernetes.io/name"] == "finetune-operator", (
+        "podLabels do not override the selector's labels"
+    )
     pod = template["spec"]
     assert pod["containers"][0]["env"][-1] == {"name": "TZ", "value": "UTC"}
     assert (pod["priorityClassName"], pod["nodeSelector"]) == ("high", {"pool": "system"})
     assert (pod["affinity"], pod["tolerations"]) == ({"nodeAffinity": {}}, [{"key": "system", "operator": "Exists"}])
 
 
-def test_its_images_are_those_of_its_version_unless_a_value_says_otherwise() -> None:
+def test_its_images_have_its_version_unless_a_value_overrides_it() -> None:
     version = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))["appVersion"]
     digest = "sha256:" + "0" * 64
 
     def images(*arguments: str) -> tuple[str, str]:
         objects = installed(*arguments)
-        return pod_of(objects)["containers"][0]["image"], yaml.safe_load(site_text(objects))["trainerImage"]
+        return pod_of(objects)["containers"][0]["image"], yaml.safe_load(defaults_text(objects))["trainerImage"]
 
     assert images() == (f"finetunedev/finetune-operator:{version}", f"finetunedev/finetune-trainer:{version}")
     assert images(
@@ -149,22 +151,22 @@ def test_its_images_are_those_of_its_version_unless_a_value_says_otherwise() -> 
     )
 
 
-def test_its_version_is_the_program_s() -> None:
+def test_its_version_is_that_of_the_python_package() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
     assert chart["appVersion"] == chart["version"] == finetune_api.__version__
 
 
-def test_site_defaults_that_are_empty_are_left_out() -> None:
-    site = yaml.safe_load(site_text(render_site()))
-    assert set(site) == {"trainerImage", "securityContext"}
-    assert site["securityContext"] == {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
+def test_empty_defaults_are_left_out() -> None:
+    defaults = yaml.safe_load(defaults_text(render_defaults()))
+    assert set(defaults) == {"trainerImage", "securityContext"}
+    assert defaults["securityContext"] == {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
 
 
-def render_site(*arguments: str) -> list[dict[str, Any]]:
+def render_defaults(*arguments: str) -> list[dict[str, Any]]:
     return installed("--show-only", "templates/site.yaml", *arguments)
 
 
-def test_the_operator_understands_all_site_defaults(tmp_path: pathlib.Path) -> None:
+def test_the_operator_reads_all_defaults(tmp_path: pathlib.Path) -> None:
     bundle = tmp_path / "ca.pem"
     bundle.write_text("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n", encoding="utf-8")
     peer = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
@@ -179,8 +181,8 @@ def test_the_operator_understands_all_site_defaults(tmp_path: pathlib.Path) -> N
         "networkPolicy": {"enabled": True, "metricsFrom": [peer]},
     }
     values.write_text(yaml.safe_dump({"site": content}), encoding="utf-8")
-    site = read(tmp_path, "--values", str(values), "--set-file", f"site.caBundle={bundle}")
-    wire = site.to_wire()
+    defaults = read(tmp_path, "--values", str(values), "--set-file", f"site.caBundle={bundle}")
+    wire = defaults.to_wire()
     assert wire.pop("trainerImage").startswith("finetunedev/finetune-trainer:")
     assert wire.pop("securityContext") == {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
     assert wire.pop("caBundle") == bundle.read_text(encoding="utf-8")
@@ -190,7 +192,7 @@ def test_the_operator_understands_all_site_defaults(tmp_path: pathlib.Path) -> N
     assert wire == {key: value for key, value in content.items() if key != "networkPolicy"}
 
 
-def test_ids_can_be_left_to_the_cluster_and_long_ones_stay_whole(tmp_path: pathlib.Path) -> None:
+def test_ids_can_be_left_to_the_cluster_and_large_ids_stay_integers(tmp_path: pathlib.Path) -> None:
     null = ("--set", "site.securityContext.runAsUser=null", "--set", "site.securityContext.runAsGroup=null")
     assert read(tmp_path, *null, "--set", "site.securityContext.fsGroup=1000660000").security_context.to_wire() == {
         "fsGroup": 1000660000
@@ -198,7 +200,7 @@ def test_ids_can_be_left_to_the_cluster_and_long_ones_stay_whole(tmp_path: pathl
     assert read(tmp_path, "--set", "site.securityContext=null").security_context.to_wire() == {}
 
 
-def test_a_change_of_the_site_s_defaults_starts_new_pods() -> None:
+def test_a_change_of_the_defaults_starts_new_pods() -> None:
     def checksum(*arguments: str) -> str:
         template = only(render(*arguments), "Deployment")["spec"]["template"]
         return str(template["metadata"]["annotations"]["checksum/site"])
@@ -207,7 +209,7 @@ def test_a_change_of_the_site_s_defaults_starts_new_pods() -> None:
     assert checksum() != checksum("--set", "site.cacheClaim=cache")
 
 
-def test_the_operator_s_own_network_policy_lets_through_what_it_needs() -> None:
+def test_the_operator_s_network_policy_allows_the_traffic_that_it_needs() -> None:
     assert "NetworkPolicy" not in kinds()
     spec = only(installed("--set", "networkPolicy.enabled=true"), "NetworkPolicy")["spec"]
     assert spec["podSelector"] == only(render(), "Deployment")["spec"]["selector"]
@@ -222,7 +224,7 @@ def test_the_operator_s_own_network_policy_lets_through_what_it_needs() -> None:
     assert only(narrowed, "NetworkPolicy")["spec"]["ingress"][0]["from"] == [{"podSelector": {}}]
 
 
-def test_its_names_are_the_release_s_or_those_asked_for() -> None:
+def test_its_names_come_from_the_release_or_from_values() -> None:
     def name(release: str, *arguments: str) -> str:
         text = helm("template", release, str(CHART), "--show-only", "templates/deployment.yaml", *arguments).stdout
         return str(yaml.safe_load(text)["metadata"]["name"])
@@ -233,7 +235,7 @@ def test_its_names_are_the_release_s_or_those_asked_for() -> None:
     assert name("ml", "--set", "fullnameOverride=trainer") == "trainer"
 
 
-def test_a_service_account_of_one_s_own_is_taken() -> None:
+def test_an_existing_service_account_can_be_used() -> None:
     objects = installed("--set", "serviceAccount.create=false,serviceAccount.name=mine")
     assert "ServiceAccount" not in {document["kind"] for document in objects}
     assert pod_of(objects)["serviceAccountName"] == "mine"
@@ -241,7 +243,7 @@ def test_a_service_account_of_one_s_own_is_taken() -> None:
     assert subjects == ["mine", "mine"]
 
 
-def test_the_notes_say_the_next_command_of_this_very_installation() -> None:
+def test_the_notes_name_the_next_command_for_this_release() -> None:
     def notes(*arguments: str) -> str:
         options = ("--namespace", "ml-system", "--dry-run=client", *arguments)
         return helm("install", "ml", str(CHART), *options).stdout.partition("NOTES:")[2]

@@ -1,4 +1,4 @@
-"""A release on a real cluster, from the install to the second install: nothing of it disturbs the jobs."""
+"""A release on a real cluster: install, upgrade, uninstall and a second install do not disturb the jobs."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ pytestmark = [
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """The chart in one namespace, watching another; both take only pods that pass Pod Security "restricted"."""
+    """The chart in one namespace, with an operator that watches another. Both enforce Pod Security "restricted"."""
 
     system: Namespace
     jobs: Namespace
@@ -43,7 +43,7 @@ class Release:
 
 def make_namespace(name: str) -> Namespace:
     namespace = Namespace(name)
-    # warn: the API server says of a Deployment too that its pods would not pass.
+    # warn: the API server also warns about a Deployment whose pods would not pass.
     labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
     namespace.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     namespace.wait_for("its service account", lambda: namespace.get("serviceaccount", "default"), 30)
@@ -51,7 +51,7 @@ def make_namespace(name: str) -> Namespace:
 
 
 @pytest.fixture(scope="module")
-def release() -> Iterator[Release]:
+def release(without_crd: None) -> Iterator[Release]:
     run = secrets.token_hex(3)
     system, jobs = make_namespace(f"chart-{run}-system"), make_namespace(f"chart-{run}-jobs")
     images = {
@@ -78,7 +78,7 @@ def release() -> Iterator[Release]:
 
 @pytest.fixture(scope="module")
 def waiting(release: Release) -> Object:
-    """The Job of a FineTuneJob whose pod waits for a machine that there is not: it must stay what it is, whatever Helm does."""
+    """Return the Job of a FineTuneJob whose pod waits for a node that does not exist. No Helm command may change it."""
     spec = {
         "task": "text-classification",
         "model": {"hub": {"name": "example/model"}},
@@ -93,7 +93,7 @@ def waiting(release: Release) -> Object:
 
 
 def identities(release: Release) -> set[tuple[str, str]]:
-    """Kind and uid of what the FineTuneJob has for children."""
+    """Return kind and uid of the children of the FineTuneJob."""
     children = release.jobs.objects("jobs,pods,services,configmaps,persistentvolumeclaims", "finetune.dev/finetunejob=waiting")
     return {(child["kind"], child["metadata"]["uid"]) for child in children}
 
@@ -105,7 +105,7 @@ def test_both_replicas_are_ready_and_one_of_them_acts(release: Release) -> None:
     assert any(name in leader for name in names)
 
 
-def test_helm_test_trains_a_tiny_model_and_leaves_nothing(release: Release) -> None:
+def test_helm_test_trains_a_tiny_model_and_deletes_its_objects(release: Release) -> None:
     said = release.helm("test", "--logs", "--timeout=300s")
     assert "FineTuneJob: Succeeded" in said
     assert "the operator trained a tiny model in" in said
@@ -119,7 +119,7 @@ def test_an_upgrade_has_no_conflicts_and_leaves_jobs_alone(release: Release, wai
     before, pods = identities(release), {pod["metadata"]["uid"] for pod in release.replicas()}
     release.helm("upgrade", "--set=site.cacheClaim=cache", "--set=podLabels.round=two")
     after = {pod["metadata"]["uid"] for pod in release.replicas() if "deletionTimestamp" not in pod["metadata"]}
-    assert not pods & after, "a change of the site's defaults starts new pods"
+    assert not pods & after, "a change of the defaults starts new pods"
     assert identities(release) == before
 
 
@@ -141,14 +141,14 @@ def test_an_uninstall_leaves_jobs_and_a_new_install_takes_them_up(release: Relea
     assert identities(release) == before
     release.helm("install")
     release.system.wait_for("a leader", release.leader, 30)
-    # It acts on it: suspended, the job gives its pod up.
+    # The new operator handles the job: after a suspension it deletes the pod.
     release.jobs.kubectl("patch", "finetunejob", "waiting", "--type=merge", "--patch", '{"spec":{"suspend":true}}')
     release.jobs.wait_for("its pod to go", lambda: not release.jobs.pods("waiting"), 60, "waiting")
     assert release.jobs.status("waiting")["phase"] == "Suspended"
 
 
 @pytest.mark.parametrize(("role", "verbs"), [("view", {"get", "list"}), ("edit", {"get", "list", "create", "patch", "delete"})])
-def test_people_have_rights_by_the_roles_of_the_cluster(release: Release, role: str, verbs: set[str]) -> None:
+def test_users_have_rights_by_the_roles_of_the_cluster(release: Release, role: str, verbs: set[str]) -> None:
     release.jobs.kubectl("create", "rolebinding", role, f"--clusterrole={role}", f"--user=chart-{role}")
 
     def may(verb: str) -> bool:
@@ -159,7 +159,7 @@ def test_people_have_rights_by_the_roles_of_the_cluster(release: Release, role: 
 
 
 def test_everything_passes_the_api_server_s_own_checks(release: Release, tmp_path: pathlib.Path) -> None:
-    """With every toggle the other way: dry run, in a namespace that takes only pods that pass "restricted"."""
+    """Apply the chart with the opposite of each toggle as a dry run, in a namespace that enforces "restricted"."""
     values = ("watchNamespaces=null", "replicas=1", "policy.namespaceSelector.matchLabels.a=b", "userRoles.enabled=true")
     options = [*release.values, *(f"--set={value}" for value in values), "--set=crds.enabled=true"]
     rendered = tmp_path / "all.yaml"

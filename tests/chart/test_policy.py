@@ -1,4 +1,4 @@
-"""Site rules as the API server applies them: each refusal is a sentence that says what to write, and who set the limit."""
+"""The admission policy on an API server: each message says what to write, and where the limit is set."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from chart.rendering import CHART, helm, installed, only
-from cluster.kube import Namespace, Object, custom_resource_definition, kubectl
+from cluster.kube import Namespace, Object, kubectl
 
 CRD = "finetunejobs.finetune.dev"
 VALUES = (
@@ -23,13 +23,13 @@ VALUES = (
     "trainerImage.repository=example.com/site-trainer,trainerImage.tag=v2",
 )
 ALLOWED = "registry.example.com/ml, ghcr.io/team/trainer:1, example.com/site-trainer:v2"
-# The API server compiles a new policy after a moment, a second or two as a rule.
+# The API server usually needs a second or two to compile a new policy.
 ACTIVE_SECONDS = 60
 on_a_cluster = pytest.mark.skipif(not os.environ.get("KUBECONFIG"), reason="needs a cluster: set KUBECONFIG")
 
 
 def job(name: str = "news", **spec: Any) -> Object:
-    """A FineTuneJob that nothing is wrong with."""
+    """Return a valid FineTuneJob."""
     content = {
         "task": "text-classification",
         "model": {"hub": {"name": "example/model"}},
@@ -39,8 +39,8 @@ def job(name: str = "news", **spec: Any) -> Object:
     return {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": name}, "spec": content}
 
 
-def verdict(namespace: Namespace, manifest: Object) -> str:
-    """What the API server says against creating or changing an object; empty if nothing."""
+def rejection(namespace: Namespace, manifest: Object) -> str:
+    """Create or change an object as a dry run. Return the API server's error, or an empty string if it accepts the object."""
     done = namespace.kubectl("apply", "--dry-run=server", "--filename", "-", stdin=json.dumps(manifest), check=False)
     return done.stderr if done.returncode else ""
 
@@ -60,15 +60,8 @@ def make_namespace(name: str, annotations: dict[str, str] | None = None) -> Name
     return namespace
 
 
-@pytest.fixture(scope="module")
-def crd() -> Iterator[None]:
-    """The CRD: the cluster's, or this test's own as long as it runs."""
-    with custom_resource_definition():
-        yield
-
-
-class Site:
-    """Namespaces with the rules in force: one plain, one whose annotations allow other things, one with a wrong annotation."""
+class Environment:
+    """Three namespaces with the policy: one without annotations, one with other limits, one with an invalid annotation."""
 
     def __init__(self, run: str) -> None:
         allowed = {"finetune.dev/max-gpus-per-job": "16", "finetune.dev/allowed-images": "other.example.com/, example.org/x"}
@@ -78,7 +71,7 @@ class Site:
         self.namespaces = (self.plain, self.annotated, self.broken)
 
     def apply(self, run: str) -> None:
-        """Put the rules in force, and wait until they are."""
+        """Install the policy and wait until it is in force."""
         names = ",".join(namespace.name for namespace in self.namespaces)
         values = [f"--set={value}" for value in (*VALUES, f"watchNamespaces={{{names}}}")]
         options = ("--namespace", self.plain.name, "--show-only", "templates/policy.yaml", *values)
@@ -86,7 +79,7 @@ class Site:
         self.objects = [document for document in yaml.safe_load_all(text) if document]
         kubectl("apply", "--filename", "-", stdin=text)
         end = time.monotonic() + ACTIVE_SECONDS
-        while not verdict(self.plain, image("elsewhere.example.com/x")):
+        while not rejection(self.plain, image("elsewhere.example.com/x")):
             assert time.monotonic() < end, "the policy is not in force"
             time.sleep(0.5)
 
@@ -98,25 +91,25 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(crd: None) -> Iterator[Site]:
+def environment(custom_resource_definition: None) -> Iterator[Environment]:
     run = secrets.token_hex(3)
-    site = Site(run)
+    environment = Environment(run)
     try:
-        # Older than the rules, and against each of them.
+        # This job exists before the policy and breaks each of its rules.
         old = {"pod": {"image": "elsewhere.example.com/x"}, "distributed": {"nodes": 4, "gpusPerNode": 8}}
-        site.plain.apply(job("old", model={"hub": {"name": "example/model"}, "trustRemoteCode": True}, **old))
-        site.apply(f"policy-{run}")
-        yield site
+        environment.plain.apply(job("old", model={"hub": {"name": "example/model"}, "trustRemoteCode": True}, **old))
+        environment.apply(f"policy-{run}")
+        yield environment
     finally:
-        site.remove()
+        environment.remove()
 
 
 @on_a_cluster
-def test_the_api_server_finds_nothing_wrong_with_the_rules(site: Site) -> None:
-    name = only(site.objects, "ValidatingAdmissionPolicy")["metadata"]["name"]
+def test_the_api_server_finds_no_type_error_in_the_rules(environment: Environment) -> None:
+    name = only(environment.objects, "ValidatingAdmissionPolicy")["metadata"]["name"]
     end = time.monotonic() + ACTIVE_SECONDS
     while not (status := json.loads(kubectl("get", "validatingadmissionpolicy", name, "-o", "json").stdout).get("status")):
-        assert time.monotonic() < end, "the types of the rules are not checked"
+        assert time.monotonic() < end, "the API server has not checked the types of the rules"
         time.sleep(0.5)
     assert status["typeChecking"] == {}
 
@@ -139,8 +132,8 @@ def test_the_api_server_finds_nothing_wrong_with_the_rules(site: Site) -> None:
         job(model={"hub": {"name": "example/model"}, "trustRemoteCode": False}),
     ],
 )
-def test_what_is_allowed_passes(site: Site, manifest: Object) -> None:
-    assert verdict(site.plain, manifest) == ""
+def test_an_allowed_job_is_accepted(environment: Environment, manifest: Object) -> None:
+    assert rejection(environment.plain, manifest) == ""
 
 
 @on_a_cluster
@@ -148,65 +141,69 @@ def test_what_is_allowed_passes(site: Site, manifest: Object) -> None:
     "name",
     ["registry.example.com/mlevil/x", "registry.example.com", "evil.com/registry.example.com/ml", "ghcr.io/team/trainer:10"],
 )
-def test_another_image_is_refused(site: Site, name: str) -> None:
-    said = verdict(site.plain, image(name))
-    assert f"spec.pod.image: {name} is not allowed here; leave it out to use the site's image, or write one" in said
+def test_another_image_is_refused(environment: Environment, name: str) -> None:
+    message = rejection(environment.plain, image(name))
+    assert f"spec.pod.image: {name} is not allowed here; remove it to use the default image, or write one" in message
     assert (
-        "registry.example.com/ml, ghcr.io/team/trainer:1, example.com/site-trainer:v2. The limit is policy.allowedImages" in said
+        "registry.example.com/ml, ghcr.io/team/trainer:1, example.com/site-trainer:v2. The limit is policy.allowedImages"
+        in message
     )
-    assert f"in namespace {site.plain.name}" in said
+    assert f"in namespace {environment.plain.name}" in message
 
 
 @on_a_cluster
-def test_more_gpus_are_refused(site: Site) -> None:
-    said = verdict(site.plain, gpus(2, 8))
-    assert "nodes × gpusPerNode = 2 × 8 = 16 GPUs, and a job may have 8 here; write fewer nodes or gpusPerNode" in said
-    assert "The limit is policy.maxGPUsPerJob of the Helm release" in said
+def test_more_gpus_are_refused(environment: Environment) -> None:
+    message = rejection(environment.plain, gpus(2, 8))
+    assert "nodes × gpusPerNode = 2 × 8 = 16 GPUs, and a job may have 8 here; write fewer nodes or gpusPerNode" in message
+    assert "The limit is policy.maxGPUsPerJob of the Helm release" in message
 
 
 @on_a_cluster
 @pytest.mark.parametrize("resource", ["nvidia.com/gpu", "nvidia.com/mig-1g.5gb", "amd.com/gpu", "example.com/gpu"])
-def test_gpus_that_are_not_counted_are_refused(site: Site, resource: str) -> None:
-    said = verdict(site.plain, job(pod={"resources": {"limits": {resource: 8, "memory": "1Gi"}}}))
-    assert f"spec.pod.resources: {resource} can't be asked for here" in said
-    assert "write spec.distributed.gpusPerNode" in said
+def test_gpus_that_are_not_counted_are_refused(environment: Environment, resource: str) -> None:
+    message = rejection(environment.plain, job(pod={"resources": {"limits": {resource: 8, "memory": "1Gi"}}}))
+    assert f"spec.pod.resources: {resource} is not allowed here" in message
+    assert "write spec.distributed.gpusPerNode" in message
 
 
 @on_a_cluster
-def test_remote_code_is_refused(site: Site) -> None:
-    said = verdict(site.plain, job(model={"hub": {"name": "example/model"}, "trustRemoteCode": True}))
-    assert "spec.model.trustRemoteCode: code of a model's repository may not run here; leave it out" in said
-    assert "The limit is policy.allowTrustRemoteCode of the Helm release" in said
+def test_remote_code_is_refused(environment: Environment) -> None:
+    message = rejection(environment.plain, job(model={"hub": {"name": "example/model"}, "trustRemoteCode": True}))
+    assert "spec.model.trustRemoteCode: code of a model's repository may not run here; remove it" in message
+    assert "The limit is policy.allowTrustRemoteCode of the Helm release" in message
 
 
 @on_a_cluster
-def test_an_annotation_of_the_namespace_comes_before_the_site_s_limit(site: Site) -> None:
-    assert verdict(site.annotated, gpus(2, 8)) == ""
-    assert verdict(site.annotated, image("other.example.com/any")) == ""
-    assert verdict(site.annotated, image("example.org/x:1")) == ""
-    owner = f"the annotation finetune.dev/max-gpus-per-job of the namespace {site.annotated.name}"
-    assert f"3 × 8 = 24 GPUs, and a job may have 16 here; write fewer nodes or gpusPerNode. The limit is {owner}" in verdict(
-        site.annotated, gpus(3, 8)
+def test_an_annotation_of_the_namespace_overrides_the_limit_of_the_values(environment: Environment) -> None:
+    assert rejection(environment.annotated, gpus(2, 8)) == ""
+    assert rejection(environment.annotated, image("other.example.com/any")) == ""
+    assert rejection(environment.annotated, image("example.org/x:1")) == ""
+    owner = f"the annotation finetune.dev/max-gpus-per-job of the namespace {environment.annotated.name}"
+    assert f"3 × 8 = 24 GPUs, and a job may have 16 here; write fewer nodes or gpusPerNode. The limit is {owner}" in rejection(
+        environment.annotated, gpus(3, 8)
     )
-    owner = f"the annotation finetune.dev/allowed-images of the namespace {site.annotated.name}"
-    assert f"one of: other.example.com/, example.org/x. The limit is {owner}" in verdict(
-        site.annotated, image("registry.example.com/ml")
+    owner = f"the annotation finetune.dev/allowed-images of the namespace {environment.annotated.name}"
+    assert f"one of these or one below them: other.example.com/, example.org/x. The limit is {owner}" in rejection(
+        environment.annotated, image("registry.example.com/ml")
     )
 
 
 @on_a_cluster
-def test_an_annotation_that_is_no_number_is_named(site: Site) -> None:
-    said = verdict(site.broken, gpus(1, 1))
-    assert f'finetune.dev/max-gpus-per-job of the namespace {site.broken.name} is "eight", which is no whole number' in said
-    assert 'to write one, for example "8", or to remove it' in said
-    assert verdict(site.broken, gpus(4, 0)) == "", "a job without GPUs needs no limit"
+def test_an_annotation_that_is_not_a_number_is_named_in_the_message(environment: Environment) -> None:
+    message = rejection(environment.broken, gpus(1, 1))
+    assert (
+        f'finetune.dev/max-gpus-per-job of the namespace {environment.broken.name} is "eight", which is not a whole number'
+        in message
+    )
+    assert 'to write one, for example "8", or to remove it' in message
+    assert rejection(environment.broken, gpus(4, 0)) == "", "a job without GPUs needs no limit"
 
 
 @on_a_cluster
-def test_a_job_that_is_older_than_the_rules_can_still_be_changed_elsewhere(site: Site) -> None:
+def test_other_fields_of_a_job_from_before_the_rules_can_still_be_changed(environment: Environment) -> None:
     def patched(spec: Object) -> subprocess.CompletedProcess[str]:
         options = ("--type=merge", "--patch", json.dumps({"spec": spec}), "--dry-run=server")
-        return site.plain.kubectl("patch", "finetunejob", "old", *options, check=False)
+        return environment.plain.kubectl("patch", "finetunejob", "old", *options, check=False)
 
     assert patched({"suspend": True}).returncode == 0
     assert patched({"distributed": {"nodes": 2}}).returncode == 0, "fewer GPUs than before"
@@ -218,12 +215,12 @@ def policy(*values: str) -> list[Object]:
     return installed("--set=policy.enabled=true", *(f"--set={value}" for value in values))
 
 
-def test_there_are_no_rules_unless_asked_for() -> None:
+def test_there_is_no_policy_by_default() -> None:
     assert not [document for document in installed() if document["kind"].startswith("ValidatingAdmission")]
     assert "matchResources" not in only(policy(), "ValidatingAdmissionPolicyBinding")["spec"]
 
 
-def test_the_rules_hold_where_the_operator_watches_and_where_they_are_asked_for() -> None:
+def test_the_rules_apply_in_the_watched_and_selected_namespaces() -> None:
     values = ("watchNamespaces={team-a}", "policy.namespaceSelector.matchLabels.tier=prod", "policy.actions={Warn,Audit}")
     spec = only(policy(*values), "ValidatingAdmissionPolicyBinding")["spec"]
     assert spec["validationActions"] == ["Warn", "Audit"]

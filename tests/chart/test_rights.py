@@ -1,4 +1,4 @@
-"""Who may do what: the operator, `helm test`, and people."""
+"""The RBAC rights of the operator, of `helm test`, and of users."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ JOBS = ("finetune.dev", "finetunejobs")
 
 
 def granted(role: Object) -> dict[tuple[str, str], set[str]]:
-    """(group, resource) → verbs of a role."""
+    """Return (group, resource) → verbs of a role, without the rules for named objects."""
     return {
         (group, resource): set(rule["verbs"])
         for rule in role["rules"]
@@ -42,7 +42,7 @@ def test_the_operator_may_do_exactly_this() -> None:
     assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "finetune-operator", "namespace": NAMESPACE}]
 
 
-def test_rights_come_with_what_needs_them() -> None:
+def test_optional_rights_depend_on_the_values_that_need_them() -> None:
     def rights(*values: str) -> dict[tuple[str, str], set[str]]:
         return granted(only(installed(*values), "ClusterRole", f"finetune-operator-{NAMESPACE}"))
 
@@ -69,7 +69,7 @@ def test_the_lease_is_the_only_one_it_may_change() -> None:
 def test_it_has_rights_in_the_watched_namespaces_only() -> None:
     objects = installed("--set", "watchNamespaces={team-a,team-b}")
     cluster = [document for document in objects if document["kind"].startswith("ClusterRole")]
-    assert [role["metadata"]["name"].rpartition("-")[2] for role in cluster] == ["view", "edit"], "those are for people"
+    assert [role["metadata"]["name"].rpartition("-")[2] for role in cluster] == ["view", "edit"], "those are for users"
     roles = {
         document["metadata"]["namespace"]: granted(document)
         for document in objects
@@ -89,7 +89,7 @@ def test_it_has_rights_in_the_watched_namespaces_only() -> None:
 @pytest.mark.parametrize(
     "values", [(), ("--set", "watchNamespaces={team-a},site.networkPolicy.enabled=true,policy.enabled=true")]
 )
-def test_nothing_of_the_chart_gives_a_verb_on_secrets_or_nodes_or_by_wildcard(values: tuple[str, ...]) -> None:
+def test_no_role_of_the_chart_has_a_verb_on_secrets_or_nodes_or_a_wildcard(values: tuple[str, ...]) -> None:
     rules = [rule for document in render(*values) if document["kind"] in {"ClusterRole", "Role"} for rule in document["rules"]]
     assert rules
     for rule in rules:
@@ -98,7 +98,7 @@ def test_nothing_of_the_chart_gives_a_verb_on_secrets_or_nodes_or_by_wildcard(va
         assert "*" not in rule["apiGroups"]
 
 
-def test_people_get_rights_through_the_roles_of_the_cluster() -> None:
+def test_users_get_rights_through_the_roles_of_the_cluster() -> None:
     roles = {
         document["metadata"]["name"].rpartition("-")[2]: document
         for document in installed("--show-only", "templates/userroles.yaml")
@@ -108,17 +108,17 @@ def test_people_get_rights_through_the_roles_of_the_cluster() -> None:
         "view": {"get", "list", "watch"},
         "edit": {"create", "update", "patch", "delete", "deletecollection"},
     }
-    taken_in = {
+    aggregated = {
         kind: {label.rpartition("-")[2] for label in role["metadata"]["labels"] if "aggregate-to-" in label}
         for kind, role in roles.items()
     }
-    assert taken_in == {"view": {"view", "edit", "admin"}, "edit": {"edit", "admin"}}
+    assert aggregated == {"view": {"view", "edit", "admin"}, "edit": {"edit", "admin"}}
     without = installed("--set", "userRoles.enabled=false")
     assert [role["metadata"]["name"] for role in without if role["kind"] == "ClusterRole"] == [f"finetune-operator-{NAMESPACE}"]
 
 
-def test_two_releases_of_one_name_meet_nowhere() -> None:
-    """Each in a namespace of its own, with namespaces of its own; only the CRD is one."""
+def test_two_releases_of_one_name_share_no_object() -> None:
+    """Each release has its own namespace and its own watched namespaces. Only the CRD is shared."""
 
     def names(namespace: str) -> set[tuple[str, str, str]]:
         values = ("--namespace", namespace, "--set", f"watchNamespaces={{{namespace}}},policy.enabled=true,crds.enabled=false")
@@ -127,7 +127,7 @@ def test_two_releases_of_one_name_meet_nowhere() -> None:
     assert not names("team-a") & names("team-b")
 
 
-def test_helm_test_may_do_only_what_it_does_where_the_operator_watches() -> None:
+def test_helm_test_has_only_the_rights_that_it_needs_in_a_watched_namespace() -> None:
     objects = render("--set", "watchNamespaces={team-a,team-b}")
     hooks = [document for document in objects if "helm.sh/hook" in document["metadata"].get("annotations", {})]
     assert {(hook["kind"], hook["metadata"]["namespace"]) for hook in hooks} == {

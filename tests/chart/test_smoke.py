@@ -1,4 +1,4 @@
-"""What `helm test` makes: pods that pass Pod Security "restricted", a FineTuneJob that trains with no Hub."""
+"""The objects of `helm test`: pods that pass Pod Security "restricted", and a FineTuneJob that trains without the Hub."""
 
 import json
 import os
@@ -11,9 +11,9 @@ import pytest
 
 from chart.rendering import ROOT
 from finetune_operator import smoke
-from finetune_operator.site import Site
+from finetune_operator.defaults import OperatorDefaults
 
-SITE = Site.model_validate(
+DEFAULTS = OperatorDefaults.model_validate(
     {
         "trainerImage": "example.com/trainer:1",
         "imagePullSecrets": [{"name": "registry"}],
@@ -26,8 +26,8 @@ SITE = Site.model_validate(
 )
 
 
-def test_the_writer_runs_where_training_pods_do_and_passes_restricted() -> None:
-    pod = smoke.build_writer("smoke", SITE, {"requests": {"cpu": "100m"}})["spec"]
+def test_the_writer_runs_on_the_nodes_of_training_pods_and_passes_restricted() -> None:
+    pod = smoke.build_writer("smoke", DEFAULTS, {"requests": {"cpu": "100m"}})["spec"]
     assert (pod["nodeSelector"], pod["imagePullSecrets"]) == ({"pool": "gpu"}, [{"name": "registry"}])
     assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
     assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}, "fsGroup": 2000}
@@ -93,7 +93,7 @@ def test_a_pod_is_described_with_what_it_waits_for(status: dict[str, Any], line:
     assert smoke.describe_pod({"status": status}) == line
 
 
-def test_the_job_trains_on_what_the_writer_writes_with_no_hub(tmp_path: pathlib.Path) -> None:
+def test_the_job_trains_on_the_writer_s_files_without_the_hub(tmp_path: pathlib.Path) -> None:
     packages = os.pathsep.join(str(ROOT / folder) for folder in ("crds", "operator", "trainer_image"))
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "huggingface")}
     environment = {**os.environ, **nowhere, "PYTHONPATH": packages}

@@ -1,4 +1,4 @@
-"""Values: each is in the README and in the schema, and a wrong one is refused with a sentence."""
+"""Each value is in the README and in the schema, and a wrong value is rejected with a clear message."""
 
 import json
 import re
@@ -13,15 +13,15 @@ from chart.rendering import CHART, refusal
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
 README = (CHART / "README.md").read_text(encoding="utf-8")
-# Where Kubernetes' own words end and the chart knows no more; maps whose keys are anyone's.
-FREE = {"resources", "test.resources"}
+# Values that the chart copies to the pod. The schema does not list each of their keys.
+COPIED = {"resources", "test.resources"}
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that can be set: its path, and its default."""
+    """Yield the path and the default of every value that can be set."""
     for key, value in values.items():
         path = f"{prefix}{key}"
-        if isinstance(value, dict) and value and path not in FREE:
+        if isinstance(value, dict) and value and path not in COPIED:
             yield from leaves(value, f"{path}.")
         else:
             yield path, value
@@ -33,7 +33,7 @@ def resolve(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def objects(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every part of the schema that is about a map, with its path."""
+    """Yield every part of the schema that describes a map, with its path."""
     schema = resolve(schema)
     if "object" in schema.get("type", ""):
         yield path, schema
@@ -44,7 +44,7 @@ def objects(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, 
 
 
 def table() -> dict[str, str]:
-    """The README's table of values: path → default."""
+    """Return the README's table of values: path → default."""
     return dict(re.findall(r"^\| `([^`]+)` \| `([^`]*)` \| .+ \|$", README, re.MULTILINE))
 
 
@@ -57,7 +57,7 @@ def test_the_schema_knows_every_value_and_no_other() -> None:
     def known(schema: dict[str, Any], prefix: str = "") -> Iterator[str]:
         for key, part in resolve(schema).get("properties", {}).items():
             path = f"{prefix}{key}"
-            if "properties" in resolve(part) and path not in FREE and path in nested:
+            if "properties" in resolve(part) and path not in COPIED and path in nested:
                 yield from known(part, f"{path}.")
             else:
                 yield path
@@ -66,7 +66,7 @@ def test_the_schema_knows_every_value_and_no_other() -> None:
     assert set(known(SCHEMA)) - {"global"} == {path for path, _ in leaves(VALUES)}
 
 
-def test_the_schema_refuses_unknown_keys_wherever_it_is_not_kubernetes_that_knows_them() -> None:
+def test_the_schema_refuses_unknown_keys_except_in_kubernetes_types() -> None:
     open_maps = {path for path, schema in objects(SCHEMA, "") if "additionalProperties" not in schema}
     kubernetes = {
         ".affinity.nodeAffinity", ".affinity.podAffinity", ".affinity.podAntiAffinity", ".env[].valueFrom",
@@ -78,7 +78,7 @@ def test_the_schema_refuses_unknown_keys_wherever_it_is_not_kubernetes_that_know
 
 
 @pytest.mark.parametrize(
-    ("value", "sentence"),
+    ("value", "message"),
     [
         ("image.tga=1", "at '/image': additional properties 'tga' not allowed"),
         ("trainerimage.tag=1", "at '': additional properties 'trainerimage' not allowed"),
@@ -95,12 +95,12 @@ def test_the_schema_refuses_unknown_keys_wherever_it_is_not_kubernetes_that_know
         ("site.proxy.https=x", "at '/site/proxy': additional properties 'https' not allowed"),
         ("site.securityContext.runAsUser=0", "at '/site/securityContext/runAsUser': minimum: got 0, want 1"),
         ("site.securityContext.privileged=true", "at '/site/securityContext': additional properties 'privileged' not allowed"),
-        ("site.caBundle=x", "site.caBundle is no PEM text of certificates: it must contain -----BEGIN CERTIFICATE-----"),
+        ("site.caBundle=x", "site.caBundle is not PEM text with certificates: it must contain -----BEGIN CERTIFICATE-----"),
         (
             "site.caBundle=-----BEGIN CERTIFICATE----- -----BEGIN PRIVATE KEY-----",
-            "site.caBundle holds a private key, and everyone could read it: leave only certificates in it",
+            "site.caBundle contains a private key, and every user could read it: leave only certificates in it",
         ),
-        ("serviceAccount.create=false", "write the name of a ServiceAccount that is there into serviceAccount.name"),
+        ("serviceAccount.create=false", "write the name of an existing ServiceAccount into serviceAccount.name"),
         ("policy.maxGpusPerJob=8", "at '/policy': additional properties 'maxGpusPerJob' not allowed"),
         ("policy.failurePolicy=Maybe", "at '/policy/failurePolicy': value must be one of 'Fail', 'Ignore'"),
         ("policy.allowedImages={a*}", "at '/policy/allowedImages/0': 'a*' does not match pattern"),
@@ -108,13 +108,13 @@ def test_the_schema_refuses_unknown_keys_wherever_it_is_not_kubernetes_that_know
         ("resources.request.cpu=1", "at '/resources': additional properties 'request' not allowed"),
     ],
 )
-def test_a_wrong_value_is_refused_with_a_sentence(value: str, sentence: str) -> None:
-    assert sentence in refusal("--set", value)
+def test_a_wrong_value_is_refused_with_a_clear_message(value: str, message: str) -> None:
+    assert message in refusal("--set", value)
 
 
 @pytest.mark.parametrize(
     "values",
     ["policy.enabled=true,policy.maxGPUsPerJob=0", "site.securityContext=null", "resources.limits=null", "replicas=0"],
 )
-def test_what_is_meant_is_not_refused(values: str) -> None:
+def test_a_valid_value_is_not_refused(values: str) -> None:
     assert refusal("--set", values) == ""

@@ -1,4 +1,4 @@
-"""A real Prometheus, the chart with monitors and alerts, and one small training on the CPU that it watched."""
+"""Fixtures: a real Prometheus, the chart with monitors and alerts, and one small training on the CPU that Prometheus scraped."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from chart.rendering import CHART
-from cluster.kube import CRD_NAME, Namespace, kubectl
+from cluster.kube import Namespace, kubectl
 from finetune_operator import smoke
-from finetune_operator.site import Site
+from finetune_operator.defaults import OperatorDefaults
 from observability.jobs import RESOURCES, SCRAPE_SECONDS, STALLED_SECONDS, WATCHED, Watched, build_job, make_namespace
 from observability.prometheus import Prometheus, find_prometheus, monitor_labels
 
@@ -22,7 +22,7 @@ RELEASE = "finetune-operator"
 
 @pytest.fixture(scope="module")
 def prometheus() -> Prometheus:
-    """Skips where there is no cluster, no Prometheus operator or no Prometheus."""
+    """Return the Prometheus of the cluster. Skip if there is no cluster, no Prometheus operator or no Prometheus."""
     if not os.environ.get("KUBECONFIG"):
         pytest.skip("these tests need a cluster: set KUBECONFIG")
     if kubectl("get", "crd", "podmonitors.monitoring.coreos.com", check=False).returncode:
@@ -34,10 +34,9 @@ def prometheus() -> Prometheus:
 
 
 @pytest.fixture(scope="module")
-def system(prometheus: Prometheus) -> Iterator[Namespace]:
-    """The operator's namespace, with the chart and everything to be seen in it."""
+def system(prometheus: Prometheus, crd_of_the_chart: None) -> Iterator[Namespace]:
+    """Install the chart with monitors, alerts and dashboards. Yield the operator's namespace."""
     namespace = make_namespace(f"finetune-seen-{secrets.token_hex(3)}")
-    brought_crd = not kubectl("get", "crd", CRD_NAME, "--ignore-not-found").stdout.strip()
     images = {
         "image": os.environ.get("OPERATOR_IMAGE", "localhost/finetune-operator:dev"),
         "trainerImage": os.environ.get("TRAINER_IMAGE", "localhost/finetune-trainer:dev"),
@@ -64,25 +63,23 @@ def system(prometheus: Prometheus) -> Iterator[Namespace]:
     finally:
         subprocess.run(["helm", "uninstall", RELEASE, "--namespace", namespace.name, "--wait"], capture_output=True, check=False)
         kubectl("delete", "namespace", namespace.name, "--wait=false")
-        if brought_crd:
-            kubectl("delete", "crd", CRD_NAME, "--ignore-not-found", "--wait=false")
 
 
 @pytest.fixture(scope="module")
 def claim(system: Namespace) -> Iterator[tuple[Namespace, str]]:
-    """A namespace for jobs, with a claim that holds a tiny model and data: those of `helm test`."""
+    """Yield a namespace for jobs, and the name of a claim in it that holds the tiny model and the data of `helm test`."""
     jobs = make_namespace(f"{system.name}-jobs")
     try:
-        site = Site(trainer_image=os.environ.get("TRAINER_IMAGE", "localhost/finetune-trainer:dev"))
+        defaults = OperatorDefaults(trainer_image=os.environ.get("TRAINER_IMAGE", "localhost/finetune-trainer:dev"))
         jobs.apply({**smoke.build_claim("1Gi", ""), "metadata": {"name": "smoke"}})
-        jobs.apply({**smoke.build_writer("smoke", site, RESOURCES), "metadata": {"name": "writer"}})
+        jobs.apply({**smoke.build_writer("smoke", defaults, RESOURCES), "metadata": {"name": "writer"}})
 
         def written() -> bool:
             pod = jobs.get("pod", "writer") or {}
             assert pod.get("status", {}).get("phase") != "Failed", jobs.describe(None)
             return bool(pod.get("status", {}).get("phase") == "Succeeded")
 
-        jobs.wait_for("model and data are on the claim", written, 180)
+        jobs.wait_for("model and data on the claim", written, 180)
         yield jobs, "smoke"
     finally:
         kubectl("delete", "namespace", jobs.name, "--wait=false")
@@ -90,11 +87,11 @@ def claim(system: Namespace) -> Iterator[tuple[Namespace, str]]:
 
 @pytest.fixture(scope="module")
 def watched(prometheus: Prometheus, claim: tuple[Namespace, str]) -> Watched:
-    """One training that lasts for some scrapes, seen to its end."""
+    """Run one training that lasts for several scrapes, and wait for its end."""
     jobs, volume = claim
     start = time.time()
     during = 0.0
-    # Steps of this model take milliseconds: as many as it takes until it has been asked a few times.
+    # Steps of this model take milliseconds. Try more steps until Prometheus has scraped the training at least six times.
     for steps in (2_000, 20_000, 100_000):
         name = f"{WATCHED}-{steps}"
         jobs.apply(build_job(name, volume, steps, distributed={"processesPerNode": 2}))
@@ -104,9 +101,11 @@ def watched(prometheus: Prometheus, claim: tuple[Namespace, str]) -> Watched:
         if asked and max(asked) >= 6:
             during = time.time() - SCRAPE_SECONDS
             break
-    assert during, "Prometheus never asked a training pod often enough: is the PodMonitor chosen, and the pod reached?"
+    assert during, (
+        "Prometheus did not scrape the training pods often enough: does it select the PodMonitor, and can it reach the pods?"
+    )
     ended = f'finetune_job_final_loss{{namespace="{jobs.name}",finetunejob="{name}"}}'
-    jobs.wait_for("its end is told, too", lambda: prometheus.instant(ended), 90, name)
-    # Queries over time look every 15 s, from the start on: so that one look, at least, comes after it.
+    jobs.wait_for("the metrics of its end", lambda: prometheus.instant(ended), 90, name)
+    # Queries over time evaluate every 15 s, beginning at the start. At least one evaluation must come after the end.
     time.sleep(SCRAPE_SECONDS + 15)
     return Watched(jobs, start, during, time.time())

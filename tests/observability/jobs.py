@@ -1,4 +1,4 @@
-"""The jobs that a Prometheus watches in the tests."""
+"""The jobs that Prometheus scrapes in the tests."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,7 @@ from cluster.kube import Namespace, Object
 from finetune_operator import smoke
 
 WATCHED, STALLED = "watched", "stalled"
-# Low, so that a test need not wait for ten minutes.
+# Low, so a test does not wait for ten minutes.
 STALLED_SECONDS = 45
 SCRAPE_SECONDS = 5
 RESOURCES = {"requests": {"cpu": "250m", "memory": "1Gi"}, "limits": {"cpu": "1"}}
@@ -15,7 +15,7 @@ RESOURCES = {"requests": {"cpu": "250m", "memory": "1Gi"}, "limits": {"cpu": "1"
 
 @dataclasses.dataclass(frozen=True)
 class Watched:
-    """A training that Prometheus watched from ``start`` to ``end``, Unix time. during: while it trained."""
+    """A training that Prometheus scraped from ``start`` to ``end``, Unix time. during: a time while it trained."""
 
     jobs: Namespace
     start: float
@@ -32,7 +32,7 @@ def make_namespace(name: str) -> Namespace:
 
 
 def build_job(name: str, claim: str, steps: int, **changes: Any) -> Object:
-    """A training of a model of a few thousand weights that evaluates and saves now and then. changes: fields of spec."""
+    """Return a job that trains a model of a few thousand weights, with evaluations and checkpoints. changes: fields of spec."""
     job = smoke.build_job(claim, RESOURCES)
     spec = job["spec"] | changes
     spec["training"] = {"globalBatchSize": 8, "maxTokens": 16, "maxSteps": steps}

@@ -1,4 +1,4 @@
-"""The dashboards' panels, and their queries with Grafana's variables put in, as Prometheus gets them."""
+"""The dashboards' panels, and their queries as Grafana sends them to Prometheus, with values for the variables."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ _LABEL_VALUES = re.compile(r"label_values\((?:(?P<selector>.+), )?(?P<label>\w+)
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """instant: asked for now alone, and not over time."""
+    """A query of a panel. instant: for one time only, not over time."""
 
     dashboard: str
     panel: str
@@ -27,18 +27,18 @@ class Query:
 
 
 def load(name: str) -> dict[str, Any]:
-    """A dashboard of the chart."""
+    """Return a dashboard of the chart."""
     content: dict[str, Any] = json.loads((DASHBOARDS / f"{name}.json").read_text(encoding="utf-8"))
     return content
 
 
 def panels(name: str) -> list[dict[str, Any]]:
-    """Its panels, without the titles of rows."""
+    """Return the panels of a dashboard, without row headers."""
     return [panel for panel in load(name)["panels"] if panel["type"] != "row"]
 
 
 def queries() -> Iterator[Query]:
-    """Every query of every panel, and of annotations."""
+    """Yield every query of all panels and annotations."""
     for name in NAMES:
         for panel in panels(name):
             for target in panel["targets"]:
@@ -48,7 +48,7 @@ def queries() -> Iterator[Query]:
 
 
 def variables(name: str) -> dict[str, tuple[str, str]]:
-    """Name of each variable that is asked of Prometheus → selector and label of its label_values."""
+    """Return the name of each variable that queries Prometheus → selector and label of its label_values()."""
     found = {}
     for variable in load(name)["templating"]["list"]:
         if variable["type"] == "query":
@@ -58,10 +58,10 @@ def variables(name: str) -> dict[str, tuple[str, str]]:
     return found
 
 
-def put_in(expr: str, **values: str) -> str:
-    """The query as Grafana sends it. values: of variables; what is left out is all of them."""
+def substitute(expr: str, **values: str) -> str:
+    """Return the query as Grafana sends it. values: of the variables. A missing variable matches all values."""
     chosen = {"cluster": ".*", "namespace": ".*", "job": ".*", **values}
     for name, value in {"__rate_interval": "2m", "__interval": "30s", "__range": "1h", **chosen}.items():
         expr = re.sub(rf"\${name}\b|\${{{name}}}", value, expr)
-    assert "$" not in expr, f"a variable that is not known: {expr}"
+    assert "$" not in expr, f"unknown variable: {expr}"
     return expr

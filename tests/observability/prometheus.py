@@ -1,4 +1,4 @@
-"""A Prometheus in the cluster, as the API server's proxy reaches it."""
+"""A client for a Prometheus in the cluster. It sends requests through the API server's proxy."""
 
 import dataclasses
 import json
@@ -13,13 +13,13 @@ Series = list[dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Prometheus:
-    """namespace, service: where it is."""
+    """A Prometheus server. namespace, service: its Kubernetes Service."""
 
     namespace: str
     service: str
 
     def ask(self, path: str, **parameters: str) -> Any:
-        """``data`` of an answer of its API; raise AssertionError with its own words if it refuses."""
+        """Return ``data`` of a response of its API; raise AssertionError with its error message if it fails."""
         proxy = f"/api/v1/namespaces/{self.namespace}/services/{self.service}:9090/proxy/api/v1/{path}"
         answer = kubectl("get", "--raw", f"{proxy}?{urllib.parse.urlencode(parameters)}", check=False)
         assert answer.returncode == 0, f"{path} {parameters}: {answer.stdout}{answer.stderr}"
@@ -28,19 +28,19 @@ class Prometheus:
         return content["data"]
 
     def instant(self, query: str, at: float | None = None) -> Series:
-        """The series of a query now, or at a Unix time."""
+        """Return the series of a query now, or at a Unix time."""
         found: Series = self.ask("query", query=query, **({"time": f"{at:.0f}"} if at is not None else {}))["result"]
         return found
 
     def over(self, query: str, start: float, end: float, step_seconds: int = 15) -> Series:
-        """The series of a query over time, as a panel asks for them."""
+        """Return the series of a query over time, as a panel requests them."""
         found: Series = self.ask("query_range", query=query, start=f"{start:.0f}", end=f"{end:.0f}", step=str(step_seconds))[
             "result"
         ]
         return found
 
     def label_values(self, selector: str, label: str, since: float) -> list[str]:
-        """What Grafana's label_values() gives."""
+        """Return the values of a label, as Grafana's label_values() does."""
         found: list[str] = self.ask(
             f"label/{label}/values", **{"match[]": selector, "start": f"{since:.0f}", "end": f"{time.time():.0f}"}
         )
@@ -48,7 +48,7 @@ class Prometheus:
 
 
 def find_prometheus() -> Prometheus | None:
-    """The Prometheus of an operator (its service is labelled so), or any service with its port; None where there is none."""
+    """Return the Prometheus of an operator by its Service's label, else any Service with port 9090. None if there is none."""
     for selector in ("operated-prometheus=true", "app.kubernetes.io/name=prometheus", ""):
         found = kubectl("get", "services", "--all-namespaces", "--selector", selector, "--output", "json", check=False)
         items = json.loads(found.stdout)["items"] if found.returncode == 0 else []
@@ -59,7 +59,7 @@ def find_prometheus() -> Prometheus | None:
 
 
 def monitor_labels() -> dict[str, str]:
-    """Labels by which the Prometheus of an operator chooses its monitors; none where it takes all, or there is no such object."""
+    """Return the labels by which the operator's Prometheus selects monitors. Empty if it selects all, or if there is none."""
     found = kubectl("get", "prometheuses.monitoring.coreos.com", "--all-namespaces", "--output", "json", check=False)
     items = json.loads(found.stdout)["items"] if found.returncode == 0 else []
     chosen: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Alerts: each fires when it should and is silent when not, as Prometheus' own tool evaluates them; each has its page."""
+"""Alerts: promtool evaluates that each fires when it should and only then. Each has a page in docs/runbooks."""
 
 import json
 import pathlib
@@ -22,14 +22,14 @@ needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool, which co
 
 
 def alerts(*arguments: str) -> list[dict[str, Any]]:
-    """The rules of the chart, as it renders them."""
+    """Return the alert rules that the chart renders."""
     rule = only(render("--set", "alerts.enabled=true", *arguments), "PrometheusRule")
     return [alert for group in rule["spec"]["groups"] for alert in group["rules"]]
 
 
 @pytest.fixture(scope="module")
 def rules(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The file that the Prometheus operator makes of the PrometheusRule."""
+    """Return the file that the Prometheus operator creates from the PrometheusRule."""
     file = tmp_path_factory.mktemp("rules") / "rules.yaml"
     file.write_text(yaml.safe_dump(only(render("--set", "alerts.enabled=true"), "PrometheusRule")["spec"]), encoding="utf-8")
     return file
@@ -41,7 +41,7 @@ def promtool(*arguments: str) -> None:
 
 
 @needs_promtool
-def test_prometheus_takes_them(rules: pathlib.Path) -> None:
+def test_prometheus_accepts_them(rules: pathlib.Path) -> None:
     promtool("check", "rules", "--lint=all", "--lint-fatal", str(rules))
 
 
@@ -73,42 +73,42 @@ def test_an_alert_fires_when_it_should(case: Case, rules: pathlib.Path, tmp_path
     promtool("test", "rules", str(file))
 
 
-# What people read where a template does more than put in labels: the alert, a case of it, and the description.
-SAID = [
-    ("JobGPUIdle", "an idle GPU", "The GPUs of pod news-1-0-x of team/news were used 2.0 % on average."),
+# Descriptions whose template formats a value: the alert, one of its cases, and a part of the description.
+DESCRIPTIONS = [
+    ("JobGPUIdle", "an idle GPU", "The average utilisation of the GPUs of pod news-1-0-x of team/news was 2.0 %."),
     ("JobPendingTooLong", "half an hour of both", "team/news has been Pending or Initializing for too long."),
-    ("JobCheckpointStale", "there never was one", "team/news would lose 2h 40m 0s of work if a pod were lost now."),
-    ("JobStraggler", "one of four is slow", "Forward passes of rank 3 on node node-3 take 150ms, clearly more"),
+    ("JobCheckpointStale", "there never was one", "If a pod were lost now, team/news would lose 2h 40m 0s of work."),
+    ("JobStraggler", "one of four is slow", "Forward passes of rank 3 on node node-3 take 150ms, clearly longer"),
     ("JobCrashLoop", "three failures in half an hour", "team/news was restarted 3 times after failures within an hour."),
-    ("OperatorWatchStale", "nothing heard for six minutes", "told finetune-operator-7d-x of FineTuneJobs for 7m 0s."),
+    ("OperatorWatchStale", "no event for six minutes", "finetune-operator-7d-x has received no FineTuneJob for 7m 0s,"),
 ]
 
 
 @needs_promtool
-@pytest.mark.parametrize(("what", "name", "sentence"), SAID, ids=[what for what, _, _ in SAID])
-def test_a_description_is_a_sentence_with_figures(
-    what: str, name: str, sentence: str, rules: pathlib.Path, tmp_path: pathlib.Path
+@pytest.mark.parametrize(("short_name", "name", "text"), DESCRIPTIONS, ids=[short_name for short_name, _, _ in DESCRIPTIONS])
+def test_a_description_formats_its_value(
+    short_name: str, name: str, text: str, rules: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    [case] = [case for case in CASES if (case.what, case.name) == (what, name)]
+    [case] = [case for case in CASES if (case.short_name, case.name) == (short_name, name)]
     test = {
         "interval": "1m",
         "input_series": [{"series": series, "values": values} for series, values in case.series],
-        # Nothing is expected, so that the tool complains, and says what there is.
+        # The test expects no alert, so promtool fails and prints the alert that fires.
         "alert_rule_test": [{"eval_time": f"{case.minute}m", "alertname": case.alert, "exp_alerts": []}],
     }
     file = tmp_path / "test.yaml"
     file.write_text(yaml.safe_dump({"rule_files": [str(rules)], "evaluation_interval": "1m", "tests": [test]}), encoding="utf-8")
     done = subprocess.run([str(PROMTOOL), "test", "rules", str(file)], capture_output=True, text=True, check=False)
-    said = done.stdout + done.stderr
-    assert sentence in said
-    assert "<error" not in said
+    output = done.stdout + done.stderr
+    assert text in output
+    assert "<error" not in output
 
 
 def alerts_of(rules: pathlib.Path) -> list[dict[str, Any]]:
     return [alert for group in yaml.safe_load(rules.read_text(encoding="utf-8"))["groups"] for alert in group["rules"]]
 
 
-def test_every_alert_is_tried_both_ways(rules: pathlib.Path) -> None:
+def test_every_alert_has_a_case_that_fires_and_one_that_does_not(rules: pathlib.Path) -> None:
     names = {alert["alert"] for alert in alerts_of(rules)}
     assert names == {case.alert for case in CASES if case.firing is not None}
     assert names == {case.alert for case in CASES if case.firing is None}
@@ -130,18 +130,18 @@ def test_every_alert_says_what_to_do_and_has_a_page(rules: pathlib.Path) -> None
             assert ("{{ $labels.namespace }}/{{ $labels.finetunejob }}" in text) is of_a_job, f"{name}: which job?"
 
 
-def test_every_page_is_of_an_alert() -> None:
+def test_every_page_belongs_to_an_alert() -> None:
     assert {page.stem for page in RUNBOOKS.glob("*.md")} - {"README"} == {case.alert for case in CASES}
 
 
-def test_every_metric_that_an_alert_asks_for_is_declared(rules: pathlib.Path) -> None:
+def test_every_metric_of_an_alert_is_declared(rules: pathlib.Path) -> None:
     declared = {metric.name for metric in (*metrics.TRAINER_METRICS, *metrics.OPERATOR_METRICS)}
     for alert in alerts_of(rules):
-        asked = {name.removesuffix("_bucket") for name in re.findall(r"\bfinetune_[a-z_]+[a-z]\b", alert["expr"])}
+        found = {name.removesuffix("_bucket") for name in re.findall(r"\bfinetune_[a-z_]+[a-z]\b", alert["expr"])}
         patterns = re.findall(r'__name__=~"([^"]+)"', alert["expr"])
         for pattern in patterns:
             assert [name for name in declared if re.fullmatch(pattern, name)], pattern
-        assert asked - {re.match(r"[a-z_]+[a-z]", pattern)[0] for pattern in patterns} <= declared, alert["alert"]  # type: ignore[index]
+        assert found - {re.match(r"[a-z_]+[a-z]", pattern)[0] for pattern in patterns} <= declared, alert["alert"]  # type: ignore[index]
         phases = set(re.findall(r'phase=~?"([^"]+)"', alert["expr"]))
         assert {phase for several in phases for phase in several.split("|")} <= set(Phase.__args__)
 
@@ -160,7 +160,7 @@ def test_thresholds_severities_and_labels_come_from_the_values() -> None:
     assert by_name["FineTuneJobPendingTooLong"]["for"] == "1h"
 
 
-def test_an_alert_can_be_left_out_and_one_that_is_not_there_is_refused() -> None:
+def test_an_alert_can_be_left_out_and_an_unknown_name_is_refused() -> None:
     left = {alert["alert"] for alert in alerts("--set", "alerts.disabled={FineTuneJobGPUIdle,FineTuneOperatorDown}")}
     assert left == {case.alert for case in CASES} - {"FineTuneJobGPUIdle", "FineTuneOperatorDown"}
     schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
@@ -168,5 +168,5 @@ def test_an_alert_can_be_left_out_and_one_that_is_not_there_is_refused() -> None
     assert set(names) == {case.alert for case in CASES}
 
 
-def test_where_no_operator_is_wanted_none_is_missed() -> None:
+def test_with_zero_replicas_there_is_no_alert_for_a_missing_operator() -> None:
     assert "FineTuneOperatorDown" not in {alert["alert"] for alert in alerts("--set", "replicas=0")}

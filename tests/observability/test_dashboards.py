@@ -1,4 +1,4 @@
-"""Dashboards: what is committed is what is generated, queries can be read, metrics exist, panels explain themselves."""
+"""Dashboards: the committed files are the generated ones, queries are valid, metrics exist, panels have descriptions."""
 
 import importlib
 import json
@@ -12,15 +12,15 @@ import yaml
 from chart.rendering import CHART, HELM, helm, only, render
 from finetune_api import metrics
 from finetune_api.status import Condition, Goodput, Phase
-from observability.panels import DASHBOARDS, NAMES, Query, load, panels, put_in, queries, variables
+from observability.panels import DASHBOARDS, NAMES, Query, load, panels, queries, substitute, variables
 
 DECLARED = {metric.name: metric for metric in (*metrics.TRAINER_METRICS, *metrics.OPERATOR_METRICS)}
-# Of prometheus-client's own, and of Prometheus.
-FROM_ELSEWHERE = {"process_resident_memory_bytes", "process_cpu_seconds_total"}
-# Labels that Prometheus, or the PodMonitor, adds.
-ADDED = {"cluster", "namespace", "pod", "node"}
-# What a label can be, where that is a closed list.
-CLOSED = {
+# Metrics of prometheus-client.
+OTHER_METRICS = {"process_resident_memory_bytes", "process_cpu_seconds_total"}
+# Labels that Prometheus or the PodMonitor adds.
+ADDED_LABELS = {"cluster", "namespace", "pod", "node"}
+# Allowed values of labels with a closed list of values.
+LABEL_VALUES = {
     "phase": set(get_args(Phase)),
     "cause": {name.removesuffix("_seconds") for name in Goodput.model_fields if name.endswith("_seconds")},
     "condition": set(get_args(Condition.model_fields["type"].annotation)),
@@ -44,7 +44,7 @@ def test_there_is_no_other_file() -> None:
 
 
 def selectors(node: Any) -> list[Any]:
-    """Every selector of a query that was parsed."""
+    """Return all selectors of a parsed query."""
     if isinstance(node, promql_parser.MatrixSelector):
         return [node.vector_selector]
     if isinstance(node, promql_parser.VectorSelector):
@@ -55,45 +55,45 @@ def selectors(node: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("query", list(queries()), ids=str)
-def test_every_query_can_be_read_and_asks_for_metrics_and_labels_that_exist(query: Query) -> None:
-    parsed = promql_parser.parse(put_in(query.expr))
+def test_every_query_is_valid_and_its_metrics_and_labels_exist(query: Query) -> None:
+    parsed = promql_parser.parse(substitute(query.expr))
     found = selectors(parsed)
-    assert found, "a query asks for something"
+    assert found, "a query selects at least one metric"
     for selector in found:
         name = re.sub(r"_(bucket|sum|count)$", "", selector.name) if "duration_seconds_" in selector.name else selector.name
-        assert name in DECLARED.keys() | FROM_ELSEWHERE
-        known = {*DECLARED[name].labels, *ADDED, "le"} if name in DECLARED else ADDED
+        assert name in DECLARED.keys() | OTHER_METRICS
+        known = {*DECLARED[name].labels, *ADDED_LABELS, "le"} if name in DECLARED else ADDED_LABELS
         for matcher in selector.matchers.matchers:
             assert matcher.name in known, f"{name} has no label {matcher.name}"
-            if matcher.name in CLOSED:
-                assert set(matcher.value.split("|")) <= CLOSED[matcher.name], matcher.value
+            if matcher.name in LABEL_VALUES:
+                assert set(matcher.value.split("|")) <= LABEL_VALUES[matcher.name], matcher.value
 
 
 def test_every_metric_of_a_job_is_shown_somewhere() -> None:
     shown = {re.sub(r"_(bucket|sum|count)$", "", word) for query in queries() for word in re.findall(r"\w+", query.expr)}
     left_out = {
-        metrics.TRAINING_STEP, metrics.TRAINING_MAX_STEPS, metrics.TRAINING_INFO,  # as a share, from the operator
-        metrics.LAST_STEP, metrics.CHECKPOINT_LAST_SUCCESS,  # the operator's outlive the pods
-        metrics.HUB_PUSH_DURATION, metrics.HUB_PUSH_FAILURES,  # of the last moments of a pod; alerts look at them
+        metrics.TRAINING_STEP, metrics.TRAINING_MAX_STEPS, metrics.TRAINING_INFO,  # shown as a share, from the operator's metrics
+        metrics.LAST_STEP, metrics.CHECKPOINT_LAST_SUCCESS,  # the operator's metrics outlive the pods
+        metrics.HUB_PUSH_DURATION, metrics.HUB_PUSH_FAILURES,  # they exist only shortly before the end of a pod; alerts use them
         metrics.JOB_INFO, metrics.JOB_CREATED, metrics.JOB_START, metrics.JOB_COMPLETION, metrics.JOB_FINAL_LOSS,
     }  # fmt: skip
     assert {metric for metric in DECLARED.values() if metric.name not in shown} == left_out
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_panel_has_a_unit_a_description_thresholds_and_a_word_for_no_data(name: str) -> None:
+def test_every_panel_has_a_unit_a_description_thresholds_and_a_text_for_no_data(name: str) -> None:
     for panel in panels(name):
         defaults, title = panel["fieldConfig"]["defaults"], panel["title"]
         assert defaults["unit"], title
         assert defaults["thresholds"]["steps"][0]["value"] is None, title
         assert defaults["noValue"], title
         assert re.fullmatch(r".+ No data: .+\.", panel["description"]), title
-        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}, "no data source is wired in"
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}, "the user selects the data source"
         assert panel["targets"], title
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_two_panels_lie_on_each_other_or_outside(name: str) -> None:
+def test_no_two_panels_overlap_and_none_is_outside(name: str) -> None:
     taken: set[tuple[int, int]] = set()
     for panel in load(name)["panels"]:
         place = panel["gridPos"]
@@ -110,18 +110,18 @@ def test_rates_are_over_grafana_s_own_interval(name: str) -> None:
             assert set(re.findall(r"\[([^]]+)\](?!\.)", query.expr)) <= {"$__rate_interval"}, query
 
 
-def test_all_have_the_same_variables_and_that_of_a_job_has_its_job() -> None:
+def test_all_have_the_same_variables_and_only_job_has_the_variable_job() -> None:
     for name in NAMES:
         listed = [variable["name"] for variable in load(name)["templating"]["list"]]
         assert listed[:3] == ["datasource", "cluster", "namespace"]
         assert ("job" in listed) is (name == "job")
         for selector, label in variables(name).values():
-            parsed = selectors(promql_parser.parse(put_in(selector)))
+            parsed = selectors(promql_parser.parse(substitute(selector)))
             assert [found.name in DECLARED for found in parsed] == [True]
-            assert label in {*DECLARED[parsed[0].name].labels, *ADDED}
+            assert label in {*DECLARED[parsed[0].name].labels, *ADDED_LABELS}
 
 
-def test_a_row_of_the_fleet_leads_to_its_job() -> None:
+def test_a_row_of_the_fleet_links_to_its_job() -> None:
     [table] = [panel for panel in panels("fleet") if panel["type"] == "table"]
     links = [item["value"][0]["url"] for override in table["fieldConfig"]["overrides"] for item in override["properties"]
              if item["id"] == "links"]  # fmt: skip
@@ -130,7 +130,7 @@ def test_a_row_of_the_fleet_leads_to_its_job() -> None:
 
 
 @needs_helm
-def test_the_chart_brings_them_for_the_sidecar() -> None:
+def test_the_chart_installs_them_for_the_sidecar() -> None:
     values = (
         "dashboards.enabled=true", "dashboards.folder=ML", "dashboards.annotations.a=b", "dashboards.additionalLabels.c=d",
         "dashboards.namespace=grafana",
@@ -148,7 +148,7 @@ def test_the_chart_brings_them_for_the_sidecar() -> None:
 
 
 @needs_helm
-def test_they_and_monitors_and_alerts_are_off_unless_asked_for() -> None:
+def test_dashboards_monitors_and_alerts_are_off_by_default() -> None:
     kinds = {document["kind"] for document in render()}
     assert not kinds & {"PodMonitor", "PrometheusRule"}
     assert [document["metadata"]["name"] for document in render() if document["kind"] == "ConfigMap"] == [
@@ -157,7 +157,7 @@ def test_they_and_monitors_and_alerts_are_off_unless_asked_for() -> None:
 
 
 @needs_helm
-def test_the_monitors_ask_every_pod_of_a_job_and_believe_none() -> None:
+def test_the_monitors_scrape_every_pod_of_a_job_and_do_not_trust_its_labels() -> None:
     from finetune_api import names
 
     objects = render("--set", "podMonitors.enabled=true,podMonitors.additionalLabels.release=prometheus")
@@ -178,7 +178,7 @@ def test_the_monitors_ask_every_pod_of_a_job_and_believe_none() -> None:
 
 
 @needs_helm
-def test_the_monitor_of_jobs_looks_where_the_operator_does() -> None:
+def test_the_monitor_of_jobs_selects_the_namespaces_of_the_operator() -> None:
     objects = render("--set", "podMonitors.enabled=true,watchNamespaces={team-a,team-b}")
     jobs = only(objects, "PodMonitor", "finetune-operator-jobs")
     assert jobs["spec"]["namespaceSelector"] == {"matchNames": ["team-a", "team-b"]}
@@ -186,12 +186,12 @@ def test_the_monitor_of_jobs_looks_where_the_operator_does() -> None:
 
 
 @needs_helm
-def test_the_notes_warn_where_a_network_policy_keeps_prometheus_out() -> None:
+def test_the_notes_warn_if_a_network_policy_blocks_prometheus() -> None:
     def notes(*values: str) -> str:
         arguments = [argument for value in values for argument in ("--set", value)]
         return helm("install", "ml", str(CHART), "--dry-run=client", *arguments).stdout.partition("NOTES:")[2]
 
-    shut = ("podMonitors.enabled=true", "site.networkPolicy.enabled=true")
-    assert "site.networkPolicy.metricsFrom" in notes(*shut)
-    assert "metricsFrom" not in notes(shut[0])
-    assert "metricsFrom" not in notes(*shut, "site.networkPolicy.metricsFrom[0].podSelector.matchLabels.app=prometheus")
+    blocked = ("podMonitors.enabled=true", "site.networkPolicy.enabled=true")
+    assert "site.networkPolicy.metricsFrom" in notes(*blocked)
+    assert "metricsFrom" not in notes(blocked[0])
+    assert "metricsFrom" not in notes(*blocked, "site.networkPolicy.metricsFrom[0].podSelector.matchLabels.app=prometheus")

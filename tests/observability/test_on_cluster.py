@@ -1,4 +1,4 @@
-"""With a real Prometheus: every metric arrives, every panel and variable has data, and an alert fires.
+"""Tests with a real Prometheus: every metric arrives, every panel and variable has data, and an alert fires.
 
 Needs KUBECONFIG, a cluster with the Prometheus operator and a Prometheus, and the two images; no Hub, no GPU.
 """
@@ -10,12 +10,12 @@ import pytest
 from cluster.kube import Namespace
 from finetune_api import metrics
 from observability.jobs import STALLED, STALLED_SECONDS, WATCHED, Watched, build_job
-from observability.panels import NAMES, Query, put_in, queries, variables
+from observability.panels import NAMES, Query, queries, substitute, variables
 from observability.prometheus import Prometheus
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-# What a job that goes well on CPUs does not have, and why.
+# Metrics that a successful job on CPUs does not have, and why.
 NOT_OF_THIS_JOB = {
     metrics.TRAINING_MFU: "a CPU has no known peak",
     metrics.GPU_MEMORY_ALLOCATED: "no GPU",
@@ -28,8 +28,8 @@ EMPTY_PANELS = {
     "Model FLOPs utilisation": "a CPU has no known peak",
     "GPU memory": "no GPU",
     "Failures by reason": "nothing failed",
-    "Longest waits": "no job waits any more",
-    "Requests that failed": "no request failed, as a rule",
+    "Longest waits": "no job waits",
+    "Requests that failed": "usually no request failed",
     "Restarts annotation": "the job was not restarted",
     "MFU": "a CPU has no known peak",
 }
@@ -45,7 +45,7 @@ def test_every_metric_of_a_training_on_cpus_arrives(prometheus: Prometheus, watc
     assert missing == []
 
 
-def test_what_is_excepted_is_really_not_there(prometheus: Prometheus, watched: Watched) -> None:
+def test_the_excepted_metrics_do_not_exist(prometheus: Prometheus, watched: Watched) -> None:
     for metric in NOT_OF_THIS_JOB:
         assert not prometheus.over(f'{metric.name}{{namespace="{watched.jobs.name}"}}', watched.start, watched.end), metric.name
 
@@ -63,21 +63,21 @@ def test_labels_of_training_pods_are_those_of_kubernetes(prometheus: Prometheus,
 def test_every_panel_has_data(prometheus: Prometheus, watched: Watched, system: Namespace, query: Query) -> None:
     job = prometheus.label_values(f'finetune_job_phase{{namespace="{watched.jobs.name}"}}', "finetunejob", watched.start)[-1]
     namespace = system.name if query.dashboard == "operator" else watched.jobs.name
-    expr = put_in(query.expr, job=job, namespace=namespace)
-    found = prometheus.over(expr, watched.start, watched.end)  # an instant panel had its value at some time, too
+    expr = substitute(query.expr, job=job, namespace=namespace)
+    found = prometheus.over(expr, watched.start, watched.end)  # an instant panel also had a value at some time
     name = f"{query.panel} annotation" if query.legend == "annotation" else query.panel
     if name in EMPTY_PANELS or query.legend in EMPTY_PANELS:
-        return  # it was understood, which is all that can be asked here
+        return  # Prometheus accepted the query, and no data is expected
     assert found, expr
-    assert any(value not in ("NaN", "+Inf") for series in found for _, value in series["values"]), "nothing but NaN"
+    assert any(value not in ("NaN", "+Inf") for series in found for _, value in series["values"]), "all values are NaN or +Inf"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_variable_has_values(prometheus: Prometheus, watched: Watched, name: str) -> None:
     for variable, (selector, label) in variables(name).items():
-        found = prometheus.label_values(put_in(selector), label, watched.start)
+        found = prometheus.label_values(substitute(selector), label, watched.start)
         if variable == "cluster":
-            continue  # only where many clusters report to one Prometheus
+            continue  # the label exists only if several clusters report to one Prometheus
         assert found, selector
         if variable == "job":
             assert any(job.startswith(WATCHED) for job in found)
@@ -98,16 +98,18 @@ def test_the_alerts_are_loaded_and_none_has_an_error(prometheus: Prometheus, sys
     assert set(loaded().values()) == {"ok"}
 
 
-def test_an_alert_fires_for_a_job_that_stands_still(prometheus: Prometheus, claim: tuple[Namespace, str]) -> None:
+def test_an_alert_fires_for_a_stalled_job(prometheus: Prometheus, claim: tuple[Namespace, str]) -> None:
     jobs, volume = claim
-    # The trainer would find the stall, and end it, too: it is to take longer than the alert.
+    # The trainer also detects the stall and ends the attempt. Its timeout must be longer than the alert's.
     recovery = {"maxRestarts": 0, "stallTimeoutSeconds": 3600}
     jobs.apply(build_job(STALLED, volume, 1_000_000, recovery=recovery))
     try:
         jobs.wait_for_phase(STALLED, "Running", timeout=240)
         [pod] = jobs.pods(STALLED)
         selector = f'namespace="{jobs.name}",finetunejob="{STALLED}"'
-        jobs.wait_for("its steps are told", lambda: prometheus.instant(f"finetune_training_step{{{selector}}}"), 90, STALLED)
+        jobs.wait_for(
+            "the metrics of its steps", lambda: prometheus.instant(f"finetune_training_step{{{selector}}}"), 90, STALLED
+        )
         _stop_training(jobs, str(pod["metadata"]["name"]))
         started = time.monotonic()
         firing = f'ALERTS{{alertname="FineTuneJobStalled",alertstate="firing",{selector}}}'
@@ -118,7 +120,7 @@ def test_an_alert_fires_for_a_job_that_stands_still(prometheus: Prometheus, clai
 
 
 def _stop_training(jobs: Namespace, pod: str) -> None:
-    """SIGSTOP for the training process; the launcher beside it goes on answering."""
+    """Send SIGSTOP to the training process. The launcher continues to respond."""
     script = (
         "import os, pathlib, signal\n"
         "found = [int(path.parent.name) for path in pathlib.Path('/proc').glob('[0-9]*/cmdline')\n"

@@ -1,4 +1,4 @@
-{{/* Name of every object: the release's, which already says what it is in most cases. */}}
+{{/* Name of every object: <release>-<chart>, or only the release if its name contains the chart's name. */}}
 {{- define "finetune-operator.name" -}}
 {{- $chart := .Values.nameOverride | default .Chart.Name }}
 {{- $name := printf "%s-%s" .Release.Name $chart }}
@@ -6,7 +6,7 @@
 {{- .Values.fullnameOverride | default $name | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
-{{/* Name of what belongs to no namespace: two releases of one name in two namespaces don't meet there. */}}
+{{/* Name of cluster-scoped objects. The namespace in it keeps two releases of the same name apart. */}}
 {{- define "finetune-operator.clusterName" -}}
 {{- printf "%s-%s" (include "finetune-operator.name" .) .Release.Namespace }}
 {{- end }}
@@ -15,11 +15,11 @@
 {{- if .Values.serviceAccount.create -}}
 {{- .Values.serviceAccount.name | default (include "finetune-operator.name" .) }}
 {{- else -}}
-{{- required "serviceAccount.create is false: write the name of a ServiceAccount that is there into serviceAccount.name" .Values.serviceAccount.name }}
+{{- required "serviceAccount.create is false: write the name of an existing ServiceAccount into serviceAccount.name" .Values.serviceAccount.name }}
 {{- end }}
 {{- end }}
 
-{{/* Of one of the values image and trainerImage, given as (list $ value). */}}
+{{/* Image reference of the value image or trainerImage. The argument is (list $ value). */}}
 {{- define "finetune-operator.image" -}}
 {{- $root := index . 0 }}{{ $image := index . 1 -}}
 {{- if $image.digest }}{{ $image.repository }}@{{ $image.digest }}
@@ -38,23 +38,23 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
-{{/* Of what `helm test` makes: no selector of the operator's pods matches them. */}}
+{{/* Labels of the objects that `helm test` creates. No selector of the operator's pods matches them. */}}
 {{- define "finetune-operator.testLabels" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}-test
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
-{{/* The file of site defaults, as the operator reads it; what is empty is left out. Ids are written out even where they are
-null: to leave an id to the cluster is a choice too. */}}
+{{/* The file with the defaults for training pods, which the operator reads. Empty values are left out. IDs are written even if they
+are null, because null means that the cluster assigns the ID. */}}
 {{- define "finetune-operator.site" -}}
 {{- $site := dict "trainerImage" (include "finetune-operator.image" (list . .Values.trainerImage)) }}
 {{- range $key := list "imagePullSecrets" "tolerations" "nodeSelector" "cacheClaim" "hubEndpoint" "caBundle" }}
 {{- with index $.Values.site $key }}{{ $_ := set $site $key . }}{{ end }}
 {{- end }}
 {{- with .Values.site.caBundle }}
-{{- if contains "PRIVATE KEY" . }}{{ fail "site.caBundle holds a private key, and everyone could read it: leave only certificates in it" }}{{ end }}
-{{- if not (contains "-----BEGIN CERTIFICATE-----" .) }}{{ fail "site.caBundle is no PEM text of certificates: it must contain -----BEGIN CERTIFICATE-----; give it the file with --set-file site.caBundle=ca.pem" }}{{ end }}
+{{- if contains "PRIVATE KEY" . }}{{ fail "site.caBundle contains a private key, and every user could read it: leave only certificates in it" }}{{ end }}
+{{- if not (contains "-----BEGIN CERTIFICATE-----" .) }}{{ fail "site.caBundle is not PEM text with certificates: it must contain -----BEGIN CERTIFICATE-----; set it from a file with --set-file site.caBundle=ca.pem" }}{{ end }}
 {{- end }}
 {{- $proxy := dict }}
 {{- range $key, $value := .Values.site.proxy }}{{ with $value }}{{ $_ := set $proxy $key . }}{{ end }}{{ end }}

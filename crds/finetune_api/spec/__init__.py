@@ -1,4 +1,4 @@
-"""``FineTuneJob.spec``: what a user asks for. Every field is implemented; descriptions are what `kubectl explain` shows."""
+"""``FineTuneJob.spec``: what a user asks for. `kubectl explain` shows the descriptions of the fields."""
 
 from finetune_api.spec.common import Claim
 from finetune_api.spec.job import FineTuneJobSpec

@@ -1,15 +1,15 @@
-"""Which of transformers' TrainingArguments ``spec.training.arguments`` may not hold, and what to write instead.
+"""Which of transformers' TrainingArguments ``spec.training.arguments`` may not contain, and what to write instead.
 
-The API server can't refuse them, as no rule of a CRD sees the keys of a free object: `finetune validate`, the operator and the
-trainer do.
+The API server can't reject them, because a rule of a CRD can't see the keys of an object without a schema. `finetune validate`,
+the operator and the trainer reject them.
 """
 
 import fnmatch
 from collections.abc import Mapping
 from typing import Any
 
-# Name, or names with * in them → the field of the spec that says the same.
-_FIELDS = {
+# Name of an argument, or a pattern with * → the field of the spec that replaces it.
+_REPLACED_BY = {
     "learning_rate": "training.learningRate",
     "lr_scheduler_type": "training.scheduler",
     "warmup_steps": "training.warmupSteps",
@@ -33,8 +33,9 @@ _FIELDS = {
     "hub_*": "publish",
     "use_cpu": "distributed.gpusPerNode",
 }
-# What the trainer sets itself: another value would lose checkpoints, break the invariance, or do nothing.
-_OWN = (
+# Arguments that the trainer sets. Another value would lose checkpoints, make the model depend on the number of processes, or have
+# no effect.
+_SET_BY_TRAINER = (
     "output_dir", "do_*", "local_rank", "resume_from_checkpoint", "ignore_data_skip", "restore_callback_states_from_checkpoint",
     "enable_jit_checkpoint", "full_determinism", "train_sampling_strategy", "length_column_name", "remove_unused_columns",
     "label_names", "dataloader_drop_last", "average_tokens_across_devices", "include_num_input_tokens_seen",
@@ -44,11 +45,11 @@ _OWN = (
 )  # fmt: skip
 
 
-def refuse_arguments(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The arguments as they are; raise ValueError for the first that is not the user's to set."""
+def reject_reserved_arguments(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the arguments unchanged; raise ValueError for the first argument that a user may not set."""
     for name in arguments:
-        if field := next((field for pattern, field in _FIELDS.items() if fnmatch.fnmatchcase(name, pattern)), None):
+        if field := next((field for pattern, field in _REPLACED_BY.items() if fnmatch.fnmatchcase(name, pattern)), None):
             raise ValueError(f"{name}: write spec.{field} instead")
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in _OWN):
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in _SET_BY_TRAINER):
             raise ValueError(f"{name} is set by the trainer itself: remove it")
     return arguments

@@ -1,4 +1,4 @@
-"""``FineTuneJob.spec`` as a whole."""
+"""The whole ``FineTuneJob.spec``."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -17,20 +17,21 @@ from finetune_api.spec.training import Checkpoint, Distributed, EvaluationPlan, 
 
 
 class FineTuneJobSpec(Model):
-    """What to train, on what, how, and where the result goes."""
+    """The model, the data, how to train, and where the result goes."""
 
-    model_config = pydantic.ConfigDict(json_schema_extra=validations(*(cel(rule.cel, rule.sentence) for rule in RULES)))
+    model_config = pydantic.ConfigDict(json_schema_extra=validations(*(cel(rule.cel, rule.message) for rule in RULES)))
 
     task: Task = Field(
-        description="What the model learns. text-classification: the class of a text. token-classification: the tag of each "
-        "word. masked-lm: hidden words. causal-lm: to go on with a text. sft: to answer prompts and chats; also for question "
-        "answering, translation and summarization, as prompt and completion. dpo: which of two answers is the better.",
+        description="What the model learns. text-classification: to predict the class of a text. token-classification: to "
+        "predict the tag of each word. masked-lm: to predict masked tokens. causal-lm: to continue a text. sft: to answer "
+        "prompts and chats; also for question answering, translation and summarization, as prompt and completion. dpo: to "
+        "prefer the better of two answers.",
         examples=["text-classification"],
         json_schema_extra=validations(cel(f"self in {list(TASKS)}", UNKNOWN_TASK)),
     )
     model: ModelSource = Field(description="The model to start from.")
     datasets: Annotated[Sequence[Dataset], Field(min_length=1, max_length=16)] = Field(
-        description="Data to train and evaluate on; several are concatenated, or mixed by weight."
+        description="Data to train and evaluate on. Several data sets are concatenated, or mixed by weight."
     )
     classification: Classification | None = Field(
         default=None, description="Options of text-classification and token-classification."
@@ -40,16 +41,18 @@ class FineTuneJobSpec(Model):
     dpo: DirectPreference | None = Field(default=None, description="Options of dpo.")
     training: Training = Field(default_factory=Training, description="How to train.", json_schema_extra={"default": {}})
     evaluation: EvaluationPlan = Field(
-        default_factory=EvaluationPlan, description="When to evaluate, and what is the best.", json_schema_extra={"default": {}}
+        default_factory=EvaluationPlan,
+        description="When to evaluate, and which model is the best.",
+        json_schema_extra={"default": {}},
     )
     distributed: Distributed = Field(
         default_factory=Distributed,
-        description="On how many machines, GPUs and processes.",
+        description="Number of pods, GPUs and processes.",
         json_schema_extra={"default": {}},
     )
     checkpoint: Checkpoint = Field(
         default_factory=Checkpoint,
-        description="How often the state of the training is saved.",
+        description="How often to save the state of the training.",
         json_schema_extra={"default": {}},
     )
     output: Output = Field(
@@ -59,13 +62,13 @@ class FineTuneJobSpec(Model):
     )
     recovery: Recovery = Field(
         default_factory=Recovery,
-        description="What happens after a failure that a retry can heal.",
+        description="How to recover from failures.",
         json_schema_extra={"default": {}},
     )
     hub: Hub = Field(default_factory=Hub, description="Access to the Hub.", json_schema_extra={"default": {}})
     publish: Publish | None = Field(default=None, description="Push the finished model to the Hub.")
     samples: Annotated[Sequence[Sample], Field(max_length=16)] | None = Field(
-        default=None, description="Inputs that the finished model is tried on; its answers are in status.samples."
+        default=None, description="Inputs for the finished model. Its predictions are in status.samples."
     )
     logging: Logging = Field(
         default_factory=Logging,
@@ -78,38 +81,39 @@ class FineTuneJobSpec(Model):
 
     cache: Cache | None = Field(
         default=None,
-        description="Models and data sets of the Hub, fetched once for all jobs that name the same claim. Without it each pod "
-        "fetches its own.",
+        description="Cache for models and data sets of the Hub. Jobs that name the same claim download each of them once. "
+        "Without a cache, each pod downloads its own copy.",
     )
     suspend: bool = Field(
         default=False,
-        description="Stop after a checkpoint and give the machines back; false goes on from there. May be changed at any time.",
+        description="true: save a checkpoint and delete the pods. false: run, or resume from the checkpoint. May be changed at "
+        "any time.",
     )
     active_deadline_seconds: Annotated[int, Field(ge=1, le=315_360_000)] | None = Field(
         default=None,
-        description="Seconds that the job's pods may run in all, over all attempts, before it fails; time in a queue or "
-        "suspended does not count. May be changed at any time.",
+        description="Seconds that the job's pods may run, over all attempts, before the job fails. Time in a queue and suspended "
+        "time do not count. May be changed at any time.",
         examples=[86400],
     )
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315_360_000)] | None = Field(
         default=None,
-        description="Delete the FineTuneJob this many seconds after its end; never where its volume, which would go with it, "
-        "holds the only copy of the model. Kept if left out. May be changed at any time.",
+        description="Delete the FineTuneJob this many seconds after its end. If its output volume would be deleted with it and "
+        "holds the only copy of the model, the job stays. If left out: it is not deleted. May be changed at any time.",
         examples=[604800],
     )
 
     @pydantic.field_validator("task", mode="before")
     @classmethod
-    def _known(cls, task: Any) -> Any:
+    def _check_task(cls, task: Any) -> Any:
         if isinstance(task, str) and task not in TASKS:
             raise ValueError(UNKNOWN_TASK)
         return task
 
     @pydantic.model_validator(mode="after")
-    def _rules(self) -> "FineTuneJobSpec":
+    def _check_rules(self) -> "FineTuneJobSpec":
         for rule in RULES:
             if not rule.holds(self):
-                raise ValueError(rule.sentence)
+                raise ValueError(rule.message)
         return self
 
     @property
@@ -119,14 +123,14 @@ class FineTuneJobSpec(Model):
 
     @property
     def streaming(self) -> bool:
-        """Whether the training data is read while training: of all data sets or of none."""
+        """Whether the training data is streamed. Either all data sets are streamed or none is."""
         return any(dataset.streaming for dataset in self.datasets)
 
     def claim_names(self) -> list[str]:
-        """Every claim that the job reads from, each once, sorted; without the output's."""
+        """Return the names of the claims of model and datasets, sorted and without duplicates."""
         sources: list[Any] = [self.model.claim, *(dataset.claim for dataset in self.datasets)]
         return sorted({source.claim_name for source in sources if source is not None})
 
     def uses_hub(self) -> bool:
-        """Whether anything is pulled from or pushed to the Hub; if not, the training needs no network."""
+        """Return whether the job pulls from the Hub or pushes to it. If not, the training needs no network."""
         return self.model.hub is not None or any(dataset.hub for dataset in self.datasets) or self.publish is not None

@@ -1,4 +1,4 @@
-"""``spec.pod``: how the training pods run on the cluster, and what they may never be."""
+"""``spec.pod``: how the training pods run on the cluster, and what they may not do."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from pydantic import Field
 from finetune_api.model import Model, cel, validations
 from finetune_api.spec.common import Claim, LocalObjectReference, Name, ObjectName, require_exactly_one
 
-# Variables by which a job could turn the pods into something else, or that are ours. CEL and Python both read it.
+# Variables that the operator sets, or that change which program runs in the pods. CEL and Python both use the pattern.
 RESERVED_VARIABLES = (
     "^(LD_|PYTHON|PET_|MASTER_|FINETUNE_|TORCHELASTIC_|JOB_COMPLETION_|KUBERNETES_|NVIDIA_)"
     "|^(PATH|HOME|RANK|LOCAL_RANK|GROUP_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|HF_ENDPOINT|HF_TOKEN|HF_HOME|HF_HUB_CACHE|POD_IP|NODE_NAME"
@@ -19,18 +19,18 @@ RESERVED_VARIABLES = (
     "|HTTP_PROXY|HTTPS_PROXY|NO_PROXY|http_proxy|https_proxy|no_proxy)$"
 )
 RESERVED_VARIABLES_MESSAGE = (
-    "this variable is the operator's own or changes what program runs: the Hub's address and token are spec.hub.endpoint and "
-    "spec.hub.tokenSecretRef, processes and nodes are spec.distributed"
+    "the operator sets this variable, or it changes which program runs: use spec.hub.endpoint and spec.hub.tokenSecretRef for "
+    "the Hub, and spec.distributed for processes and nodes"
 )
-# Keys by which controllers find pods, and ours: a job must not pass its pods off as something else.
+# Keys by which controllers and this operator select pods. A job must not make its pods look like other pods.
 RESERVED_KEYS = r"(^|[.])(finetune[.]dev|kubernetes[.]io|k8s[.]io|kueue[.]x-k8s[.]io)/|^(job-name|controller-uid)$"
 RESERVED_KEYS_MESSAGE = (
-    "keys of finetune.dev, kubernetes.io, k8s.io and kueue.x-k8s.io, job-name and controller-uid are not free: remove them "
-    "(labels and annotations of Kueue belong to the metadata of the FineTuneJob)"
+    "keys of finetune.dev, kubernetes.io, k8s.io and kueue.x-k8s.io, job-name and controller-uid are reserved: remove them "
+    "(write Kueue's labels and annotations into the metadata of the FineTuneJob)"
 )
 
 
-LARGEST_OBJECT_BYTES = 65_536
+MAX_OBJECT_BYTES = 65_536
 
 
 class Toleration(Model):
@@ -40,46 +40,48 @@ class Toleration(Model):
     operator: Literal["Exists", "Equal"] | None = Field(default=None, description="Exists or Equal.")
     value: str | None = Field(default=None, description="Taint value.", examples=["true"])
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(default=None, description="Taint effect.")
-    toleration_seconds: int | None = Field(default=None, description="For NoExecute: seconds to stay.", examples=[30])
+    toleration_seconds: int | None = Field(default=None, description="For NoExecute: seconds that the pod stays.", examples=[30])
 
 
 Quantity = Annotated[int | str, Field(json_schema_extra={"x-kubernetes-int-or-string": True})]
 
 
 class Resources(Model):
-    """Resources of the trainer container, as in a pod; GPUs are asked for by distributed.gpusPerNode."""
+    """Resources of the trainer container, as in a pod. distributed.gpusPerNode requests the GPUs."""
 
     requests: Annotated[dict[str, Quantity], Field(max_length=32)] | None = Field(
-        default=None, description="What the scheduler sets aside."
+        default=None, description="Resources that the scheduler reserves."
     )
     limits: Annotated[dict[str, Quantity], Field(max_length=32)] | None = Field(
-        default=None, description="What the pod may use at most."
+        default=None, description="Resources that the pod may use at most."
     )
 
 
 class SpreadConstraint(Model):
-    """How the gang is spread over failure domains; its label selector is always the gang itself."""
+    """How the job's pods are spread over failure domains. The operator sets the label selector to the pods of the attempt."""
 
-    max_skew: Annotated[int, Field(ge=1)] = Field(default=1, description="By how many pods two domains may differ.")
+    max_skew: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="Maximum difference between the numbers of pods of two domains."
+    )
     topology_key: Name = Field(
-        description="Label of the machines that names the domain.", examples=["topology.kubernetes.io/zone"]
+        description="Label of the nodes whose value names the domain.", examples=["topology.kubernetes.io/zone"]
     )
     when_unsatisfiable: Literal["ScheduleAnyway", "DoNotSchedule"] = Field(
-        default="ScheduleAnyway", description="What happens where it can't be kept."
+        default="ScheduleAnyway", description="What the scheduler does if it can't satisfy the constraint."
     )
 
 
 class PodSecurity(Model):
-    """User and groups of the training processes. Everything else of Pod Security "restricted" is fixed."""
+    """User and groups of the training processes. The other settings are fixed to Pod Security "restricted"."""
 
     run_as_user: Annotated[int, Field(ge=1, le=2_147_483_647)] | None = Field(
-        default=None, description="User id of the processes; the operator's default if left out. Never 0.", examples=[1000]
+        default=None, description="User ID of the processes, never 0. If left out: the operator's default.", examples=[1000]
     )
     run_as_group: Annotated[int, Field(ge=1, le=2_147_483_647)] | None = Field(
-        default=None, description="Group id of the processes; the operator's default if left out. Never 0.", examples=[1000]
+        default=None, description="Group ID of the processes, never 0. If left out: the operator's default.", examples=[1000]
     )
     fs_group: Annotated[int, Field(ge=1, le=2_147_483_647)] | None = Field(
-        default=None, description="Group that the volumes belong to; the operator's default if left out.", examples=[1000]
+        default=None, description="Group ID of the volumes. If left out: the operator's default.", examples=[1000]
     )
 
 
@@ -87,7 +89,7 @@ class KeyReference(Model):
     """A key of a Secret or a ConfigMap in the namespace of the job."""
 
     name: ObjectName = Field(description="Name of the Secret or the ConfigMap.", examples=["wandb"])
-    key: Name = Field(description="Its key.", examples=["api-key"])
+    key: Name = Field(description="Key in it.", examples=["api-key"])
 
 
 class EnvironmentSource(Model):
@@ -99,7 +101,7 @@ class EnvironmentSource(Model):
         )
     )
 
-    secret_key_ref: KeyReference | None = Field(default=None, description="A key of a Secret; only the pod ever sees it.")
+    secret_key_ref: KeyReference | None = Field(default=None, description="A key of a Secret. Only the pod reads it.")
     config_map_key_ref: KeyReference | None = Field(default=None, description="A key of a ConfigMap.")
 
     @pydantic.model_validator(mode="after")
@@ -123,10 +125,10 @@ class EnvironmentVariable(Model):
     )
     value: Annotated[str, Field(max_length=4096)] | None = Field(
         default=None,
-        description="Its value, which everybody can read who reads the job: no place for a password.",
+        description="Value of the variable. Everyone who can read the job can read it, so do not write a password here.",
         examples=["news"],
     )
-    value_from: EnvironmentSource | None = Field(default=None, description="Where its value comes from.")
+    value_from: EnvironmentSource | None = Field(default=None, description="Source of the value.")
 
     @pydantic.model_validator(mode="after")
     def _alternatives(self) -> "EnvironmentVariable":
@@ -137,18 +139,18 @@ class EnvironmentVariable(Model):
 
 
 class PodVolume(Model):
-    """One more volume of the trainer container: exactly one of claim, configMap."""
+    """An additional volume of the trainer container: exactly one of claim, configMap."""
 
     model_config = pydantic.ConfigDict(
         json_schema_extra=validations(cel("has(self.claim) != has(self.configMap)", "write exactly one of claim and configMap"))
     )
 
     mount_path: Annotated[str, Field(max_length=512, pattern=r"^/mnt(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+$")] = Field(
-        description="Where it is mounted: a path below /mnt.", examples=["/mnt/reference"]
+        description="Mount path, below /mnt.", examples=["/mnt/reference"]
     )
     claim: Claim | None = Field(default=None, description="A claim, or a directory of it.")
-    config_map: LocalObjectReference | None = Field(default=None, description="A ConfigMap: one file per key.")
-    read_only: bool = Field(default=True, description="Whether the pods may not write to it.")
+    config_map: LocalObjectReference | None = Field(default=None, description="A ConfigMap, mounted with one file per key.")
+    read_only: bool = Field(default=True, description="Whether the volume is mounted read-only.")
 
     @pydantic.model_validator(mode="after")
     def _union(self) -> "PodVolume":
@@ -160,21 +162,21 @@ LabelKey = Annotated[str, Field(max_length=317)]
 LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$")]
 
 
-def _refuse_reserved_keys(mapping: dict[str, str] | None) -> dict[str, str] | None:
+def _reject_reserved_keys(mapping: dict[str, str] | None) -> dict[str, str] | None:
     if any(re.search(RESERVED_KEYS, key) for key in mapping or ()):
         raise ValueError(RESERVED_KEYS_MESSAGE)
     return mapping
 
 
 def _limit_size(value: dict[str, Any]) -> dict[str, Any]:
-    if len(json.dumps(value)) > LARGEST_OBJECT_BYTES:
-        raise ValueError(f"write at most {LARGEST_OBJECT_BYTES // 1024} KiB: every pod of the gang carries it")
+    if len(json.dumps(value)) > MAX_OBJECT_BYTES:
+        raise ValueError(f"write at most {MAX_OBJECT_BYTES // 1024} KiB: it is copied to every pod of the job")
     return value
 
 
-_KEYS_ARE_FREE = validations(cel(f"self.all(key, !key.matches('{RESERVED_KEYS}'))", RESERVED_KEYS_MESSAGE))
-# What no rule of ours looks into: the API server checks it when the pods are created.
-FreeObject = Annotated[
+_NO_RESERVED_KEYS = validations(cel(f"self.all(key, !key.matches('{RESERVED_KEYS}'))", RESERVED_KEYS_MESSAGE))
+# An object whose fields this package does not check. The API server checks it when the pods are created.
+UncheckedObject = Annotated[
     dict[str, Any],
     Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True}),
     pydantic.AfterValidator(_limit_size),
@@ -182,11 +184,11 @@ FreeObject = Annotated[
 
 
 class Pod(Model):
-    """How the training pods run on the cluster; means nothing to `finetune run`."""
+    """How the training pods run on the cluster. `finetune run` ignores it."""
 
     image: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
         default=None,
-        description="Trainer image; the operator's default if left out.",
+        description="Trainer image. If left out: the operator's default.",
         examples=["registry.example.com/finetune-trainer:0.1.0"],
     )
     image_pull_secrets: Annotated[Sequence[LocalObjectReference], Field(max_length=16)] | None = Field(
@@ -194,51 +196,51 @@ class Pod(Model):
     )
     resources: Resources | None = Field(default=None, description="CPU and memory of each pod.")
     node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] | None = Field(
-        default=None, description="Labels of the machines that may be used."
+        default=None, description="Labels that the nodes of the pods must have."
     )
     tolerations: Annotated[Sequence[Toleration], Field(max_length=64)] | None = Field(
-        default=None, description="Taints of machines that may be used all the same."
+        default=None, description="Taints of nodes that the pods tolerate."
     )
-    affinity: FreeObject | None = Field(
+    affinity: UncheckedObject | None = Field(
         default=None,
         description="Affinity, as in a pod.",
         examples=[{"nodeAffinity": {}}],
     )
     topology_spread_constraints: Annotated[Sequence[SpreadConstraint], Field(max_length=8)] | None = Field(
-        default=None, description="How the gang is spread; over machines where possible if left out."
+        default=None, description="How the pods are spread over nodes. If left out: evenly, where possible."
     )
     priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pods.", examples=["batch-low"])
     scheduler_name: ObjectName | None = Field(
         default=None,
-        description="Scheduler of the pods, for one that starts gangs as a whole; the cluster's default if left out.",
+        description="Scheduler of the pods, for instance one with gang scheduling. If left out: the cluster's default.",
         examples=["volcano"],
     )
     runtime_class_name: ObjectName | None = Field(
-        default=None, description="RuntimeClass of the pods, where GPUs need one.", examples=["nvidia"]
+        default=None, description="RuntimeClass of the pods, if GPUs need one.", examples=["nvidia"]
     )
     security_context: PodSecurity | None = Field(default=None, description="User and groups of the training processes.")
     termination_grace_period_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
-        default=60, description="Seconds that a pod has for a checkpoint when it is asked to stop."
+        default=60, description="Seconds that a pod has to save a checkpoint after it was asked to stop."
     )
     env: Annotated[Sequence[EnvironmentVariable], Field(max_length=64)] | None = Field(
-        default=None, description="More variables of the trainer container, for example keys of tracking services."
+        default=None, description="Additional variables of the trainer container, for example keys of tracking services."
     )
     volumes: Annotated[Sequence[PodVolume], Field(max_length=16)] | None = Field(
-        default=None, description="More volumes of the trainer container: claims and ConfigMaps only."
+        default=None, description="Additional volumes of the trainer container: only claims and ConfigMaps."
     )
     labels: (
         Annotated[
             dict[LabelKey, LabelValue],
-            Field(max_length=32, json_schema_extra=_KEYS_ARE_FREE),
-            pydantic.AfterValidator(_refuse_reserved_keys),
+            Field(max_length=32, json_schema_extra=_NO_RESERVED_KEYS),
+            pydantic.AfterValidator(_reject_reserved_keys),
         ]
         | None
-    ) = Field(default=None, description="More labels of the pods.", examples=[{"team": "search"}])
+    ) = Field(default=None, description="Additional labels of the pods.", examples=[{"team": "search"}])
     annotations: (
         Annotated[
             dict[LabelKey, Annotated[str, Field(max_length=4096)]],
-            Field(max_length=32, json_schema_extra=_KEYS_ARE_FREE),
-            pydantic.AfterValidator(_refuse_reserved_keys),
+            Field(max_length=32, json_schema_extra=_NO_RESERVED_KEYS),
+            pydantic.AfterValidator(_reject_reserved_keys),
         ]
         | None
-    ) = Field(default=None, description="More annotations of the pods.", examples=[{"sidecar.istio.io/inject": "false"}])
+    ) = Field(default=None, description="Additional annotations of the pods.", examples=[{"sidecar.istio.io/inject": "false"}])

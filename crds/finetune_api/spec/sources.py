@@ -1,4 +1,4 @@
-"""``spec.model`` and ``spec.datasets``: what to start from, and what to learn from."""
+"""``spec.model`` and ``spec.datasets``: the base model and the data."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -16,28 +16,29 @@ class HubModel(Model):
     name: HubName = Field(description="Repository of the model on the Hub, for example google-bert/bert-base-uncased.")
     revision: Revision | None = Field(
         default=None,
-        description="Branch, tag or commit; the default branch if left out. Resolved once to a commit, kept in status.resolved.",
+        description="Branch, tag or commit. If left out: the default branch. The first attempt resolves it to a commit in "
+        "status.resolved.",
         examples=["v1.0"],
     )
 
 
 class LoRA(Model):
-    """Low-rank adapters: the model's own weights stay as they are, small matrices beside them are trained."""
+    """Low-rank adapters: the base model's weights are frozen, and small matrices beside them are trained."""
 
     rank: Annotated[int, Field(ge=1, le=1024)] = Field(default=16, description="Rank of the matrices.")
     alpha: Annotated[float, Field(gt=0, le=4096)] = Field(
-        default=32.0, description="What the adapters add is multiplied by alpha ÷ rank."
+        default=32.0, description="The output of the adapters is multiplied by alpha ÷ rank."
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.05, description="Dropout before the adapters.")
     target_modules: Annotated[Sequence[Name], Field(min_length=1, max_length=64)] = Field(
         default_factory=lambda: ["all-linear"],
-        description="Modules that get adapters, by the end of their names; all-linear: all linear layers but the head.",
+        description="Modules that get adapters, by the end of their names. all-linear: all linear layers except the head.",
         json_schema_extra={"default": ["all-linear"]},
         examples=[["q_proj", "v_proj"]],
     )
     modules_to_save: Annotated[Sequence[Name], Field(min_length=1, max_length=64)] | None = Field(
         default=None,
-        description="Modules that are trained and saved whole, beside the adapters; a fresh head always is.",
+        description="Modules that are trained and saved in full, beside the adapters. A newly initialized head always is.",
         examples=[["embed_tokens"]],
     )
 
@@ -50,7 +51,7 @@ class ModelSource(Model):
             HUB_OR_CLAIM,
             cel(
                 "!has(self.quantization) || self.quantization == 'none' || has(self.lora)",
-                "quantization: quantized weights can't be trained themselves: add lora: {}, or write none",
+                "quantization: quantized weights can't be trained: add lora: {}, or write none",
             ),
         )
     )
@@ -59,23 +60,23 @@ class ModelSource(Model):
     claim: Claim | None = Field(default=None, description="A directory of a claim that holds a model and its tokenizer.")
     trust_remote_code: bool = Field(
         default=False,
-        description="Run Python code that the model's repository carries. It runs with everything that the training pods may do.",
+        description="Run Python code from the model's repository. The code has all the rights of the training pods.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
-        description="Type of the weights in memory. auto: float32 where they are trained; under adapters bfloat16 where the GPU "
-        "has it. bfloat16 halves the memory of full fine-tuning, and loses small updates.",
+        description="Type of the weights in memory. auto: float32 if they are trained, bfloat16 under adapters if the GPU "
+        "supports it. bfloat16 halves the memory of full fine-tuning, but loses small updates.",
     )
     quantization: Literal["none", "nf4", "int8"] = Field(
-        default="none", description="Keep the model's own weights in 4 or 8 bits, under lora; needs a CUDA GPU."
+        default="none", description="Keep the base model's weights in 4 or 8 bits, under lora. Needs a CUDA GPU."
     )
-    lora: LoRA | None = Field(default=None, description="Train low-rank adapters instead of all weights; {} for the defaults.")
+    lora: LoRA | None = Field(default=None, description="Train low-rank adapters instead of all weights. {} takes the defaults.")
 
     @pydantic.model_validator(mode="after")
     def _union(self) -> "ModelSource":
         require_exactly_one(self, "hub", "claim")
         if self.quantization != "none" and self.lora is None:
-            raise ValueError("quantization: quantized weights can't be trained themselves: add lora: {}, or write none")
+            raise ValueError("quantization: quantized weights can't be trained: add lora: {}, or write none")
         return self
 
 
@@ -84,11 +85,12 @@ class HubDataset(Model):
 
     name: HubName = Field(description="Repository of the data set on the Hub, for example stanfordnlp/imdb.")
     config: Name | None = Field(
-        default=None, description="Configuration (subset) of the data set, where it has several.", examples=["en"]
+        default=None, description="Configuration (subset) of the data set, if it has several.", examples=["en"]
     )
     revision: Revision | None = Field(
         default=None,
-        description="Branch, tag or commit; the default branch if left out. Resolved once to a commit, kept in status.resolved.",
+        description="Branch, tag or commit. If left out: the default branch. The first attempt resolves it to a commit in "
+        "status.resolved.",
         examples=["v1.0"],
     )
 
@@ -98,66 +100,68 @@ class ClaimDataset(Claim):
 
     path: ClaimPath | None = Field(
         default=None,
-        description="File or directory below the claim's root with the training data, for example news/train.csv. "
-        "The root if left out.",
+        description="File or directory below the claim's root with the training data, for example news/train.csv. If left out: "
+        "the root.",
     )
     eval_path: ClaimPath | None = Field(
         default=None, description="File or directory below the claim's root with the evaluation data.", examples=["news/test.csv"]
     )
     format: Literal["csv", "tsv", "jsonl", "parquet", "text", "folders"] | None = Field(
         default=None,
-        description="Format of the files; by their ending if left out (a .gz or .zst behind it is looked through). text: one "
-        "row per line; for token-classification, words and tags in columns with blank lines between sentences. folders: one "
-        "folder per class, one text file per example (columns text and label).",
+        description="Format of the files. If left out: by their suffix, which .gz or .zst may follow. text: one row per line; "
+        "for token-classification, words and tags in columns with blank lines between sentences. folders: one folder per class, "
+        "one text file per example (columns text and label).",
     )
 
 
 class Columns(Model):
-    """Which columns hold what; each task looks at its own."""
+    """Names of the columns. Each task reads its own columns."""
 
     model_config = pydantic.ConfigDict(
         json_schema_extra=validations(
             cel("!(has(self.label) && has(self.labels))", "write label or labels, not both"),
             cel(
                 "!(has(self.text) && has(self.prompt)) && !(has(self.messages) && (has(self.text) || has(self.prompt)))",
-                "a row has one of text, prompt and messages: write one of them",
+                "write only one of text, prompt and messages",
             ),
         )
     )
 
-    text: Name | None = Field(default=None, description="Column with the text; text if left out.", examples=["review"])
+    text: Name | None = Field(default=None, description="Column with the text. If left out: text.", examples=["review"])
     text_pair: Name | None = Field(
         default=None, description="Column with the second text, for classification of pairs of texts.", examples=["hypothesis"]
     )
     label: Name | None = Field(
         default=None,
-        description="Column with the class, a name or a number, or for a regression with the number; label if left out.",
+        description="Column with the class, as a name or a number, or with the number of a regression. If left out: label.",
         examples=["sentiment"],
     )
     labels: Name | None = Field(
         default=None,
-        description="Column with the list of classes of a text, for MultiLabel; in tables, names with commas between them. "
-        "labels if left out.",
+        description="Column with the list of classes of a text, for MultiLabel. In tables: names separated by commas. If left "
+        "out: labels.",
         examples=["genres"],
     )
     tokens: Name | None = Field(
-        default=None, description="Column with the list of words of a sentence; tokens if left out.", examples=["words"]
+        default=None, description="Column with the list of words of a sentence. If left out: tokens.", examples=["words"]
     )
     tags: Name | None = Field(
-        default=None, description="Column with the list of tags, one per word; tags if left out.", examples=["ner_tags"]
+        default=None, description="Column with the list of tags, one per word. If left out: tags.", examples=["ner_tags"]
     )
-    prompt: Name | None = Field(default=None, description="Column with the prompt; prompt if left out.", examples=["question"])
+    prompt: Name | None = Field(default=None, description="Column with the prompt. If left out: prompt.", examples=["question"])
     completion: Name | None = Field(
-        default=None, description="Column with the completion of the prompt; completion if left out.", examples=["answer"]
+        default=None, description="Column with the completion of the prompt. If left out: completion.", examples=["answer"]
     )
     messages: Name | None = Field(
-        default=None, description="Column with a chat: a list of role and content; messages if left out.", examples=["chat"]
+        default=None,
+        description="Column with a chat: a list of messages with role and content. If left out: messages.",
+        examples=["chat"],
     )
     chosen: Name | None = Field(
-        default=None, description="Column with the better answer to the prompt; chosen if left out.", examples=["better"]
+        default=None, description="Column with the better answer to the prompt. If left out: chosen.", examples=["better"]
     )
     rejected: Name | None = Field(
-        default=None, description="Column with the worse answer to the prompt; rejected if left out.", examples=["worse"]
+        default=None, description="Column with the worse answer to the prompt. If left out: rejected.", examples=["worse"]
     )
 
     @pydantic.model_validator(mode="after")
@@ -165,14 +169,12 @@ class Columns(Model):
         if self.label is not None and self.labels is not None:
             raise ValueError("write label or labels, not both")
         if sum(name is not None for name in (self.text, self.prompt, self.messages)) > 1:
-            raise ValueError("a row has one of text, prompt and messages: write one of them")
+            raise ValueError("write only one of text, prompt and messages")
         return self
 
 
-_STREAM_HOLDS_NOTHING_OUT = (
-    "evalFraction: data that is streamed is never seen as a whole, so nothing can be held out: write evalSplit, or claim.evalPath"
-)
-_STREAM_HAS_NO_WEIGHT = "weight: data sets that are streamed give their rows in turn: leave it out"
+_STREAMING_EVAL_FRACTION = "evalFraction: with streaming, no rows can be held out: write evalSplit, or claim.evalPath"
+_STREAMING_WEIGHT = "weight: with streaming, the data sets take turns, one row each: remove it"
 
 
 class Dataset(Model):
@@ -187,54 +189,55 @@ class Dataset(Model):
             ),
             cel(
                 "!(has(self.claim) && has(self.claim.evalPath) && (has(self.evalFraction) || has(self.evalSplit)))",
-                "claim.evalPath is the evaluation data already: leave out evalFraction and evalSplit",
+                "claim.evalPath already names the evaluation data: remove evalFraction and evalSplit",
             ),
-            cel("!self.streaming || !has(self.evalFraction)", _STREAM_HOLDS_NOTHING_OUT),
-            cel("!self.streaming || !has(self.weight)", _STREAM_HAS_NO_WEIGHT),
+            cel("!self.streaming || !has(self.evalFraction)", _STREAMING_EVAL_FRACTION),
+            cel("!self.streaming || !has(self.weight)", _STREAMING_WEIGHT),
         )
     )
 
     hub: HubDataset | None = Field(default=None, description="A data set repository of the Hub.")
     claim: ClaimDataset | None = Field(default=None, description="Files of a claim.")
-    columns: Columns = Field(default_factory=Columns, description="Which columns hold what.", json_schema_extra={"default": {}})
-    train_split: Name = Field(default="train", description="Split to train on, for data sets that have splits.")
+    columns: Columns = Field(default_factory=Columns, description="Names of the columns.", json_schema_extra={"default": {}})
+    train_split: Name = Field(default="train", description="Split to train on, for data sets with splits.")
     eval_split: Name | None = Field(
         default=None,
-        description="Split to evaluate on. If left out: validation, else test, where there is one; else evalFraction of the "
+        description="Split to evaluate on. If left out: the first that exists of validation and test, else evalFraction of the "
         "training data.",
         examples=["test"],
     )
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None,
-        description="Share of the training data that is held out for evaluation, the same rows for the same seed, stratified by "
-        "class; 0.1 if nothing else says what to evaluate on.",
+        description="Share of the training data that is held out for evaluation, stratified by class. The same seed holds out "
+        "the same rows. If left out: 0.1 if there is no other evaluation data.",
         examples=[0.1],
     )
     max_train_samples: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="Train on this many rows only, drawn at random (training.seed); with streaming, on the first ones.",
+        description="Train on only this many rows, drawn at random with training.seed. With streaming: on the first ones.",
         examples=[10_000],
     )
     max_eval_samples: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="Evaluate on this many rows only, drawn at random (training.seed); with streaming 1000 if left out, drawn "
-        "from the first 100,000.",
+        description="Evaluate on only this many rows, drawn at random with training.seed. With streaming: drawn from the first "
+        "100,000 rows, and 1000 rows if left out.",
         examples=[1000],
     )
     streaming: bool = Field(
         default=False,
-        description="Read the training data while training instead of before it, for data that fits neither disk nor memory; "
-        "the data begins again when it ends. Needs training.maxSteps, evaluation data of its own (and evaluation.everySteps to "
-        "be evaluated on the way), and for classes their names (classification.labels, unless the data declares them). Rows are "
-        "shuffled among 10,000 that follow one another: shuffle data that is sorted once before. Of a text of more than "
-        "maxTokens causal-lm learns one piece, another each time. A restart reads again what was trained on, without training "
-        "on it.",
+        description="Read the training data during the training instead of before it, for data that fits neither on disk nor in "
+        "memory. When the data ends, it is read again from its beginning. Needs training.maxSteps, separate evaluation data, "
+        "evaluation.everySteps for evaluations during the training, and for classification classification.labels, unless the "
+        "data declares the classes. Rows are shuffled within blocks of 10,000 rows: if the data is sorted, shuffle it "
+        "beforehand. From a text longer than maxTokens causal-lm trains on one piece, on another piece each time. A restart "
+        "reads the rows before the checkpoint again, without training on them.",
     )
 
     weight: Annotated[float, Field(gt=0, le=1_000_000)] | None = Field(
         default=None,
-        description="Share of this data set among several that are mixed: write it for each of them. An epoch then has as many "
-        "rows as all together, drawn by weight; small data sets are repeated. If left out, all rows of all are there once.",
+        description="Share of this data set in a mix of several. Write it for each of them. An epoch then has as many rows as "
+        "all data sets together, drawn by weight, and small data sets are repeated. If left out: an epoch has each row of each "
+        "data set once.",
         examples=[2.0],
     )
 
@@ -244,9 +247,9 @@ class Dataset(Model):
         if self.eval_split is not None and self.eval_fraction is not None:
             raise ValueError("write evalSplit or evalFraction, not both")
         if self.claim is not None and self.claim.eval_path is not None and (self.eval_fraction or self.eval_split):
-            raise ValueError("claim.evalPath is the evaluation data already: leave out evalFraction and evalSplit")
+            raise ValueError("claim.evalPath already names the evaluation data: remove evalFraction and evalSplit")
         if self.streaming and self.eval_fraction is not None:
-            raise ValueError(_STREAM_HOLDS_NOTHING_OUT)
+            raise ValueError(_STREAMING_EVAL_FRACTION)
         if self.streaming and self.weight is not None:
-            raise ValueError(_STREAM_HAS_NO_WEIGHT)
+            raise ValueError(_STREAMING_WEIGHT)
         return self

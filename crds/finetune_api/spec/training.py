@@ -1,4 +1,4 @@
-"""``spec.training``, ``distributed``, ``checkpoint`` and ``recovery``: how to train, and on what."""
+"""``spec.training``, ``evaluation``, ``distributed``, ``checkpoint`` and ``recovery``: how to train, and on which hardware."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -7,7 +7,7 @@ import pydantic
 from pydantic import Field
 
 from finetune_api.model import Model, cel, validations
-from finetune_api.spec.arguments import refuse_arguments
+from finetune_api.spec.arguments import reject_reserved_arguments
 from finetune_api.spec.common import Name
 
 DEFAULT_EPOCHS = 3.0
@@ -15,7 +15,7 @@ DEFAULT_WARMUP_RATIO = 0.06
 
 
 class Training(Model):
-    """How to train. Every field has a default that a newcomer need not know."""
+    """How to train. Every field has a default."""
 
     model_config = pydantic.ConfigDict(
         json_schema_extra=validations(
@@ -30,67 +30,71 @@ class Training(Model):
 
     epochs: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
         default=None,
-        description=f"Passes over the training data; {DEFAULT_EPOCHS:g} if neither epochs nor maxSteps is given.",
+        description=f"Passes over the training data. {DEFAULT_EPOCHS:g} if neither epochs nor maxSteps is set.",
         examples=[3],
     )
     max_steps: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="Optimizer steps, instead of epochs; the data is gone through again as often as needed.",
+        description="Optimizer steps, instead of epochs. The data is repeated as often as needed.",
         examples=[1000],
     )
     global_batch_size: Annotated[int, Field(ge=1, le=1_048_576)] = Field(
         default=32,
-        description="Rows per optimizer step over all processes together. Accumulation follows from it, so that the same model "
-        "comes out on any number of GPUs.",
+        description="Rows per optimizer step over all processes. The trainer derives gradient accumulation from it, so any "
+        "number of GPUs trains the same model.",
     )
     per_device_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = Field(
         default=None,
-        description="Rows per forward pass of one process (micro-batch). Changes memory and speed, not the result. If left out: "
-        "the process's share of globalBatchSize, at most 32, halved until it fits the GPU; on a CPU at most 2048 tokens.",
+        description="Rows per forward pass of one process (micro-batch). It changes memory and speed, not the result. If left "
+        "out: the process's share of globalBatchSize, at most 32 rows, halved until it fits the GPU. On a CPU: at most 2048 "
+        "tokens.",
         examples=[16],
     )
     max_tokens: Annotated[int, Field(ge=8, le=1_048_576)] = Field(
-        default=512, description="Longest text in tokens, special ones included; longer texts are cut."
+        default=512, description="Maximum length of a text in tokens, including special tokens. Longer texts are truncated."
     )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(default=2e-5, description="Peak learning rate of AdamW.")
     scheduler: Literal["linear", "cosine", "constant"] = Field(
-        default="linear", description="Course of the learning rate after the warm-up: down to 0, or constant."
+        default="linear",
+        description="Learning rate schedule after the warm-up: linear and cosine decay to 0, constant does not change.",
     )
     warmup_steps: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="Steps over which the learning rate rises from 0.", examples=[100]
+        default=None, description="Warm-up: steps over which the learning rate rises from 0.", examples=[100]
     )
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None,
-        description=f"Share of all steps over which the learning rate rises from 0; {DEFAULT_WARMUP_RATIO:g} if neither "
-        "warmupRatio nor warmupSteps is given.",
+        description=f"Warm-up: share of all steps over which the learning rate rises from 0. {DEFAULT_WARMUP_RATIO:g} if neither "
+        "warmupRatio nor warmupSteps is set.",
         examples=[0.06],
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         default="auto",
-        description="Precision of the computation; weights stay fp32. auto: bf16 where the GPU has it, else fp16 on a GPU, else "
-        "fp32.",
+        description="Precision of the computation. The weights stay fp32. auto: bf16 if the GPU supports it, else fp16 on a GPU, "
+        "else fp32.",
     )
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = Field(
-        default=42, description="Seed of everything random: new layers, order of the data, dropout, held-out rows."
+        default=42, description="Random seed for new layers, order of the data, dropout and held-out rows."
     )
 
     loop: Literal["trainer", "native"] = Field(
         default="trainer",
-        description="trainer: the Hugging Face Trainer. native: a plain PyTorch loop in one file, to be read and learned from; "
-        "for text-classification, token-classification and masked-lm. Both take the same steps.",
+        description="trainer: the Hugging Face Trainer. native: a plain PyTorch loop in one file, written to be read, for "
+        "text-classification, token-classification and masked-lm. Both do the same optimizer steps.",
     )
     activation_checkpointing: bool | None = Field(
         default=None,
-        description="Compute activations again in the backward pass instead of keeping them: less memory, a fifth slower. If "
-        "left out: only where the training would not fit the GPU otherwise.",
+        description="Recompute activations in the backward pass instead of storing them: less memory, a fifth slower. If left "
+        "out: only if the training would not fit the GPU otherwise.",
         examples=[True],
     )
-    arguments: Annotated[Mapping[str, Any], Field(max_length=100), pydantic.AfterValidator(refuse_arguments)] | None = Field(
-        default=None,
-        description="Any other field of transformers.TrainingArguments of the trainer image, by its own name, for example "
-        "{weight_decay: 0.1}; refused where another field of the job says the same.",
-        examples=[{"weight_decay": 0.1, "adam_beta2": 0.95}],
-        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+    arguments: Annotated[Mapping[str, Any], Field(max_length=100), pydantic.AfterValidator(reject_reserved_arguments)] | None = (
+        Field(
+            default=None,
+            description="Other fields of transformers.TrainingArguments of the trainer image, by their own names, for example "
+            "{weight_decay: 0.1}. An argument that another field of the job sets is rejected.",
+            examples=[{"weight_decay": 0.1, "adam_beta2": 0.95}],
+            json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+        )
     )
 
     @pydantic.model_validator(mode="after")
@@ -105,154 +109,158 @@ class Training(Model):
 
 
 _MIN_NODES = "minNodes must not be larger than nodes"
-_EVERY = "write everySteps or everyMinutes, not both"
+_EVERY_STEPS_OR_MINUTES = "write everySteps or everyMinutes, not both"
 DEFAULT_CHECKPOINT_STEPS = 500
 
 
 class Best(Model):
-    """Which evaluation is the best."""
+    """Which evaluation is the best one."""
 
     metric: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]{0,62}$")] = Field(
-        default="loss", description="Figure of status.evaluation.metrics to go by, for example accuracy, macroF1, f1, loss."
+        default="loss", description="Metric of status.evaluation.metrics to compare, for example accuracy, macroF1, f1, loss."
     )
     mode: Literal["Min", "Max"] | None = Field(
         default=None,
-        description="Whether less or more is better. If left out: Min for loss, perplexity and errors, else Max.",
+        description="Min: a lower value is better. Max: a higher value is better. If left out: Min for loss, perplexity and "
+        "errors, else Max.",
         examples=["Max"],
     )
 
 
 class EarlyStopping(Model):
-    """When to stop because it gets no better."""
+    """When to stop because the model no longer improves."""
 
     patience: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=3, description="Stop after so many evaluations in a row that are no better than the best."
+        default=3, description="Stop after this many evaluations in a row that are not better than the best."
     )
     min_delta: Annotated[float, Field(ge=0, le=1_000_000)] = Field(
-        default=0.0, description="An evaluation counts as better only if it is so by more than this."
+        default=0.0, description="An evaluation counts as better only if it is better by more than this."
     )
 
 
 class EvaluationPlan(Model):
-    """When to evaluate on the held-out data. It is always done before the first and after the last step."""
+    """When to evaluate on the held-out data. The trainer always evaluates before the first and after the last step."""
 
     model_config = pydantic.ConfigDict(
         json_schema_extra=validations(
             cel("!(has(self.everySteps) && has(self.everyEpochs))", "write everySteps or everyEpochs, not both"),
-            cel("!has(self.earlyStopping) || has(self.best)", "earlyStopping needs best: {metric: …}, which says what is better"),
+            cel("!has(self.earlyStopping) || has(self.best)", "earlyStopping needs best: {metric: …}"),
         )
     )
 
     every_steps: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Evaluate every so many optimizer steps.", examples=[200]
+        default=None, description="Evaluate each time after this many optimizer steps.", examples=[200]
     )
     every_epochs: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
-        default=None, description="Evaluate every so many passes over the training data; 1 if neither is given.", examples=[0.5]
+        default=None,
+        description="Evaluate each time after this many passes over the training data. 1 if neither field is set.",
+        examples=[0.5],
     )
-    best: Best | None = Field(
-        default=None, description="Keep the best model of all evaluations as the finished one, instead of the last."
-    )
-    early_stopping: EarlyStopping | None = Field(default=None, description="Stop when it gets no better.")
+    best: Best | None = Field(default=None, description="The finished model is the best of all evaluations, instead of the last.")
+    early_stopping: EarlyStopping | None = Field(default=None, description="Stop when the model no longer improves.")
 
     @pydantic.model_validator(mode="after")
     def _alternatives(self) -> "EvaluationPlan":
         if self.every_steps is not None and self.every_epochs is not None:
             raise ValueError("write everySteps or everyEpochs, not both")
         if self.early_stopping is not None and self.best is None:
-            raise ValueError("earlyStopping needs best: {metric: …}, which says what is better")
+            raise ValueError("earlyStopping needs best: {metric: …}")
         return self
 
 
 class Distributed(Model):
-    """On how many machines, GPUs and processes."""
+    """Number of pods, GPUs and processes."""
 
     model_config = pydantic.ConfigDict(
         json_schema_extra=validations(cel("!has(self.minNodes) || self.minNodes <= self.nodes", _MIN_NODES))
     )
 
     nodes: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=1, description="Pods that train together, spread over machines where possible."
+        default=1, description="Number of pods that train together. They are spread over the cluster's nodes where possible."
     )
     min_nodes: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         default=None,
-        description="Go on with fewer pods, at least so many, when a machine that was lost finds no substitute; the global batch "
-        "stays what it is, and the next restart tries all of them again. As many as nodes if left out.",
+        description="Minimum number of pods. If a node was lost and the cluster has no replacement, the job continues with fewer "
+        "pods. The global batch size does not change, and the next restart tries the full number of pods again. If left out: "
+        "the same as nodes.",
         examples=[2],
     )
     gpus_per_node: Annotated[int, Field(ge=0, le=64)] = Field(
-        default=0, description="GPUs that each pod asks for; 0 trains on the CPU."
+        default=0, description="GPUs that each pod requests. 0 trains on the CPU."
     )
     gpu_resource_name: Name = Field(
-        default="nvidia.com/gpu", description="Extended resource that a GPU is, for example amd.com/gpu."
+        default="nvidia.com/gpu", description="Name of the extended resource for GPUs, for example amd.com/gpu."
     )
     processes_per_node: Annotated[int, Field(ge=1, le=64)] | None = Field(
-        default=None, description="Training processes in each pod; one per GPU, or one on the CPU, if left out.", examples=[8]
+        default=None, description="Training processes in each pod. If left out: one per GPU, or one on the CPU.", examples=[8]
     )
 
     @pydantic.model_validator(mode="after")
-    def _fewer(self) -> "Distributed":
+    def _check_min_nodes(self) -> "Distributed":
         if self.min_nodes is not None and self.min_nodes > self.nodes:
             raise ValueError(_MIN_NODES)
         return self
 
 
 class Checkpoint(Model):
-    """How often the state of the training is saved, to go on from after a failure. It is written while the training goes on."""
+    """How often to save the state of the training. The job resumes from it after a failure. A save runs beside the training."""
 
     model_config = pydantic.ConfigDict(
-        json_schema_extra=validations(cel("!(has(self.everySteps) && has(self.everyMinutes))", _EVERY))
+        json_schema_extra=validations(cel("!(has(self.everySteps) && has(self.everyMinutes))", _EVERY_STEPS_OR_MINUTES))
     )
 
     every_steps: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Save every so many optimizer steps; 500 if neither is given.", examples=[500]
+        default=None, description="Save each time after this many optimizer steps. 500 if neither field is set.", examples=[500]
     )
     every_minutes: Annotated[float, Field(gt=0, le=10_080)] | None = Field(
-        default=None, description="Save every so many minutes instead.", examples=[10]
+        default=None, description="Save each time after this many minutes instead.", examples=[10]
     )
-    keep: Annotated[int, Field(ge=1, le=1000)] = Field(default=2, description="Keep so many of the newest checkpoints.")
+    keep: Annotated[int, Field(ge=1, le=1000)] = Field(default=2, description="Number of checkpoints to keep, the newest ones.")
 
     @pydantic.model_validator(mode="after")
     def _alternatives(self) -> "Checkpoint":
         if self.every_steps is not None and self.every_minutes is not None:
-            raise ValueError(_EVERY)
+            raise ValueError(_EVERY_STEPS_OR_MINUTES)
         return self
 
     @property
     def steps(self) -> int | None:
-        """Save every so many optimizer steps; None where the clock decides."""
+        """Number of optimizer steps between saves. None if ``every_minutes`` is set."""
         return self.every_steps or (DEFAULT_CHECKPOINT_STEPS if self.every_minutes is None else None)
 
 
 class Recovery(Model):
-    """What happens after a failure that a retry can heal."""
+    """How to recover from failures."""
 
     max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
         default=3,
-        description="Go on from the last checkpoint after so many failures before the job fails: restarts of processes in their "
-        "pods and of the whole gang count alike. Counted anew when an attempt got beyond the checkpoint that it started from.",
+        description="Maximum number of restarts after failures. Restarts of processes in their pods and new attempts both count. "
+        "The count starts again at 0 when an attempt gets beyond the checkpoint that it started from.",
     )
     max_preemptions: Annotated[int, Field(ge=0, le=100_000)] = Field(
         default=100,
-        description="The same for what is nobody's failure: drained and lost machines, preempted and deleted pods. Counted over "
-        "the whole life of the job.",
+        description="Maximum number of restarts after disruptions: drained and lost nodes, preempted and deleted pods. Counted "
+        "over the whole life of the job.",
     )
     start_timeout_seconds: Annotated[int, Field(ge=0, le=31_536_000)] = Field(
         default=3600,
-        description="Seconds that an attempt's pods have to start (images, volumes, Secrets, free machines) before the job "
-        "fails. 0 waits without end. Time in a queue does not count.",
+        description="Seconds that an attempt's pods have to start (images, volumes, Secrets, free nodes) before the job fails. 0 "
+        "waits without a limit. Time in a queue does not count.",
     )
     stall_timeout_seconds: Annotated[int, Field(ge=0, le=31_536_000)] = Field(
         default=600,
-        description="Restart from the last checkpoint when no step ended for so many seconds, or for ten times as long as a "
-        "step usually takes, if that is longer. Loading, evaluating and saving have as long for each part. 0 waits without end.",
+        description="Restart from the last checkpoint if no step ended for this many seconds, or for ten times the usual "
+        "duration of a step, if that is longer. Each part of loading, evaluating and saving has the same limit. 0 waits without "
+        "a limit.",
     )
     on_out_of_memory: Literal["Fail", "ShrinkMicroBatch"] = Field(
         default="ShrinkMicroBatch",
-        description="What to do when a GPU's memory is not enough. ShrinkMicroBatch: go on from the last checkpoint with half as "
-        "many rows per forward pass, which trains the same model more slowly; it fails at one row.",
+        description="What to do if a GPU runs out of memory. Fail: the job fails. ShrinkMicroBatch: resume from the last "
+        "checkpoint with half as many rows per forward pass, which trains the same model more slowly. The job fails if one row "
+        "does not fit.",
     )
     on_non_finite_loss: Literal["Fail", "SkipBatch"] = Field(
         default="Fail",
-        description="What to do when the loss is no number. SkipBatch: go back to the last checkpoint and leave out the batch "
-        "that did it, a few times at most.",
+        description="What to do if the loss is NaN or infinite. Fail: the job fails. SkipBatch: resume from the last checkpoint "
+        "and skip the batch that caused it, at most a few times.",
     )

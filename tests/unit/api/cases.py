@@ -1,4 +1,4 @@
-"""What a case is, and the specs that cases change."""
+"""The class of a case, and the specs from which the cases are made."""
 
 import copy
 import dataclasses
@@ -103,7 +103,7 @@ LEFT_OUT = object()
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A spec. field: what the refusal names, None where the spec is accepted. message: the sentence of a rule of ours."""
+    """A spec. field: the field that the error names, None if the spec is accepted. message: the message of the CEL rule."""
 
     name: str
     spec: dict[str, Any]
@@ -112,7 +112,7 @@ class Case:
 
 
 def changed(path: str, value: Any, base: dict[str, Any] = MINIMAL) -> dict[str, Any]:
-    """A copy of base with the field at a path such as ``datasets.0.columns`` set, or left out."""
+    """Return a copy of ``base`` in which the field at a path such as ``datasets.0.columns`` is set, or left out."""
     spec = copy.deepcopy(base)
     *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
     target: Any = spec

@@ -1,7 +1,7 @@
-"""Specs that must be accepted, and specs that must be refused, by the models and by the API server alike.
+"""Specs that the models and the API server must accept, and specs that both must reject.
 
-A refused case names the field that the refusal must speak of, and, where the rule is one of ours and not the schema's,
-the sentence that both must say.
+A rejected case has the field that the error must name. If a CEL rule rejects it, and not the schema, the case also has the
+message of the rule.
 """
 
 from finetune_api.spec.pod import RESERVED_KEYS_MESSAGE, RESERVED_VARIABLES_MESSAGE
@@ -12,7 +12,7 @@ from unit.api.cases import FULL, LEFT_OUT, MINIMAL, Case, changed
 ACCEPTED = [
     Case("minimal", MINIMAL),
     Case("full", FULL),
-    Case("integer where a number is asked for", changed("training.epochs", 2)),
+    Case("integer for a number", changed("training.epochs", 2)),
     Case("paths with dots inside names", changed("datasets.0", {"claim": {"claimName": "c", "path": ".cache/v1.0/train..csv"}})),
     Case("hub model without an owner", changed("model.hub.name", "gpt2")),
     Case("one pod with any access mode", changed("output.volume", {"accessMode": "ReadWriteOncePod"})),
@@ -22,8 +22,8 @@ ACCEPTED = [
     ),
     Case("micro-batch as large as the batch", changed("training", {"globalBatchSize": 8, "perDeviceBatchSize": 8})),
     Case("micro-batch as large as the default batch", changed("training.perDeviceBatchSize", 32)),
-    Case("warm-up of no step", changed("training.warmupSteps", 0)),
-    Case("resources of a number", changed("pod.resources", {"limits": {"cpu": 4}})),
+    Case("warm-up of 0 steps", changed("training.warmupSteps", 0)),
+    Case("number as a quantity", changed("pod.resources", {"limits": {"cpu": 4}})),
     Case("empty output", changed("output", {})),
     Case(
         "log lines as JSON, and trackers", changed("logging", {"format": "JSON", "reportTo": ["tensorboard", "wandb", "mlflow"]})
@@ -32,7 +32,7 @@ ACCEPTED = [
     *stream_cases.ACCEPTED,
 ]
 
-_PATH_CLIMBS = [".", "..", "../x", "a/../b", "/a", "a/", "a//b", "a/..", "./a"]
+_PATHS_OUTSIDE = [".", "..", "../x", "a/../b", "/a", "a/", "a//b", "a/..", "./a"]
 
 REFUSED = [
     Case("unknown field at the top", changed("epochs", 3), "spec.epochs"),
@@ -48,9 +48,11 @@ REFUSED = [
     Case("number for a task", changed("task", 1), "spec.task"),
     Case("no model", changed("model", LEFT_OUT), "spec.model"),
     Case("no data set", changed("datasets", []), "spec.datasets"),
-    Case("model of nothing", changed("model", {}), "spec.model", "write exactly one of hub and claim"),
-    Case("model of two", changed("model.claim", {"claimName": "c"}), "spec.model", "write exactly one of hub and claim"),
-    Case("data set of nothing", changed("datasets.0", {}), "spec.datasets[0]", "write exactly one of hub and claim"),
+    Case("model without a source", changed("model", {}), "spec.model", "write exactly one of hub and claim"),
+    Case(
+        "model with two sources", changed("model.claim", {"claimName": "c"}), "spec.model", "write exactly one of hub and claim"
+    ),
+    Case("data set without a source", changed("datasets.0", {}), "spec.datasets[0]", "write exactly one of hub and claim"),
     Case(
         "split and fraction",
         changed("datasets.0", {"hub": {"name": "a/b"}, "evalSplit": "test", "evalFraction": 0.1}),
@@ -61,14 +63,14 @@ REFUSED = [
         "evaluation path and fraction",
         changed("datasets.0", {"claim": {"claimName": "c", "evalPath": "test.csv"}, "evalFraction": 0.1}),
         "spec.datasets[0]",
-        "claim.evalPath is the evaluation data already: leave out evalFraction and evalSplit",
+        "claim.evalPath already names the evaluation data: remove evalFraction and evalSplit",
     ),
-    Case("fraction of nothing", changed("datasets.0.evalFraction", 0), "spec.datasets[0].evalFraction"),
-    Case("fraction of everything", changed("datasets.0.evalFraction", 1), "spec.datasets[0].evalFraction"),
-    Case("learning rate of nothing", changed("training.learningRate", 0), "spec.training.learningRate"),
-    Case("warm-up all the time", changed("training.warmupRatio", 1), "spec.training.warmupRatio"),
+    Case("fraction of 0", changed("datasets.0.evalFraction", 0), "spec.datasets[0].evalFraction"),
+    Case("fraction of 1", changed("datasets.0.evalFraction", 1), "spec.datasets[0].evalFraction"),
+    Case("learning rate of 0", changed("training.learningRate", 0), "spec.training.learningRate"),
+    Case("warm-up ratio of 1", changed("training.warmupRatio", 1), "spec.training.warmupRatio"),
     Case("seed too large", changed("training.seed", 4_294_967_296), "spec.training.seed"),
-    Case("seed below nothing", changed("training.seed", -1), "spec.training.seed"),
+    Case("negative seed", changed("training.seed", -1), "spec.training.seed"),
     Case(
         "epochs and steps",
         changed("training", {"epochs": 1, "maxSteps": 5}),
@@ -94,25 +96,25 @@ REFUSED = [
         "perDeviceBatchSize must not be larger than globalBatchSize",
     ),
     Case(
-        "output of two",
+        "output with claim and volume",
         changed("output", {"claim": {"claimName": "c"}, "volume": {}}),
         "spec.output",
         "write claim or volume, not both",
     ),
     Case(
-        "retention of a claim of the user's",
+        "retention with the user's own claim",
         changed("output", {"claim": {"claimName": "c"}, "retention": {"whenDeleted": "Delete"}}),
         "spec.output",
-        "retention is about output.volume: a claim of your own always stays",
+        "retention is for output.volume: your own claim is never deleted",
     ),
     Case(
-        "several pods on a volume for one",
+        "several pods on a ReadWriteOnce volume",
         {**MINIMAL, "distributed": {"nodes": 2}, "output": {"volume": {"accessMode": "ReadWriteOnce"}}},
         "spec",
         "with distributed.nodes > 1 all pods write to the output volume: output.volume.accessMode must be ReadWriteMany",
     ),
-    Case("size that is none", changed("output.volume", {"size": "large"}), "spec.output.volume.size"),
-    Case("no node", changed("distributed.nodes", 0), "spec.distributed.nodes"),
+    Case("size that is not a quantity", changed("output.volume", {"size": "large"}), "spec.output.volume.size"),
+    Case("zero nodes", changed("distributed.nodes", 0), "spec.distributed.nodes"),
     Case("endpoint without a scheme", changed("hub.endpoint", "hub.example.com"), "spec.hub.endpoint"),
     Case("token in the file", changed("hub.token", "hf_x"), "spec.hub.token"),
     Case(
@@ -122,16 +124,19 @@ REFUSED = [
     ),
     Case("repository without an owner", changed("publish", {"repository": "model"}), "spec.publish.repository"),
     Case(
-        "volume to delete, and no other copy",
+        "deletion of the volume without publishing",
         changed("output", {"retention": {"whenFinished": "Delete"}}),
         "spec",
         "output.retention.whenFinished: Delete would delete the only copy of the model: add publish, or write Retain",
     ),
     Case(
-        "variable of nothing", changed("pod.env", [{"name": "A"}]), "spec.pod.env[0]", "write exactly one of value and valueFrom"
+        "variable without a value",
+        changed("pod.env", [{"name": "A"}]),
+        "spec.pod.env[0]",
+        "write exactly one of value and valueFrom",
     ),
     Case(
-        "variable from nothing",
+        "valueFrom without a source",
         changed("pod.env", [{"name": "A", "valueFrom": {}}]),
         "spec.pod.env[0].valueFrom",
         "write exactly one of secretKeyRef and configMapKeyRef",
@@ -148,14 +153,14 @@ REFUSED = [
     Case("unknown format of the log", changed("logging.format", "XML"), "spec.logging.format"),
     Case("unknown tracker", changed("logging.reportTo", ["mlflow", "comet"]), "spec.logging.reportTo[1]"),
     Case("no tracker in the list", changed("logging.reportTo", []), "spec.logging.reportTo"),
-    Case("variable that is no name", changed("pod.env", [{"name": "A-B", "value": "x"}]), "spec.pod.env[0].name"),
+    Case("variable with an invalid name", changed("pod.env", [{"name": "A-B", "value": "x"}]), "spec.pod.env[0].name"),
     Case(
-        "volume of nothing",
+        "volume without a source",
         changed("pod.volumes", [{"mountPath": "/mnt/a"}]),
         "spec.pod.volumes[0]",
         "write exactly one of claim and configMap",
     ),
-    Case("volume of the host", changed("pod.volumes", [{"mountPath": "/mnt/a", "hostPath": {"path": "/"}}]), "hostPath"),
+    Case("hostPath volume", changed("pod.volumes", [{"mountPath": "/mnt/a", "hostPath": {"path": "/"}}]), "hostPath"),
     *(
         Case(
             f"mount at {path}",
@@ -165,7 +170,7 @@ REFUSED = [
         for path in ("/opt/venv", "/mnt", "/mnt/", "/mnt/../etc", "mnt/a", "/mnt/a/.", "/dev/shm")
     ),
     Case(
-        "label of ours",
+        "label of this operator",
         changed("pod.labels", {"finetune.dev/finetunejob": "another"}),
         "spec.pod.labels",
         RESERVED_KEYS_MESSAGE,
@@ -180,17 +185,17 @@ REFUSED = [
         for key in ("batch.kubernetes.io/job-completion-index", "container.apparmor.security.beta.kubernetes.io/trainer")
     ),
     Case("label value with a space", changed("pod.labels", {"team": "a b"}), "spec.pod.labels.team"),
-    Case("root", changed("pod.securityContext", {"runAsUser": 0}), "spec.pod.securityContext.runAsUser"),
+    Case("root user", changed("pod.securityContext", {"runAsUser": 0}), "spec.pod.securityContext.runAsUser"),
     Case("privileged", changed("pod.securityContext", {"privileged": True}), "spec.pod.securityContext.privileged"),
     Case("another service account", changed("pod.serviceAccountName", "admin"), "spec.pod.serviceAccountName"),
-    Case("host's network", changed("pod.hostNetwork", True), "spec.pod.hostNetwork"),
+    Case("host network", changed("pod.hostNetwork", True), "spec.pod.hostNetwork"),
     Case("a million nodes", changed("distributed.nodes", 1_000_000), "spec.distributed.nodes"),
     Case("claim with a control character", changed("cache", {"claimName": "a\u0007"}), "spec.cache.claimName"),
-    Case("deadline of nothing", changed("activeDeadlineSeconds", 0), "spec.activeDeadlineSeconds"),
-    Case("time to live below nothing", changed("ttlSecondsAfterFinished", -1), "spec.ttlSecondsAfterFinished"),
+    Case("deadline of 0", changed("activeDeadlineSeconds", 0), "spec.activeDeadlineSeconds"),
+    Case("negative time to live", changed("ttlSecondsAfterFinished", -1), "spec.ttlSecondsAfterFinished"),
     *(
         Case(f"path {path}", changed("model", {"claim": {"claimName": "c", "path": path}}), "spec.model.claim.path")
-        for path in _PATH_CLIMBS
+        for path in _PATHS_OUTSIDE
     ),
     *task_cases.REFUSED,
     *stream_cases.REFUSED,

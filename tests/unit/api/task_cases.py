@@ -1,4 +1,4 @@
-"""Cases about tasks: what each of them has, and what belongs to another."""
+"""Cases about tasks: the fields of each task, and fields of other tasks."""
 
 from typing import Any
 
@@ -10,44 +10,41 @@ CHAT = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user"
 
 
 def of(task: str, **more: Any) -> dict[str, Any]:
-    """A spec of another task."""
+    """Return the minimal spec with this task."""
     return {**MINIMAL, "task": task, **more}
 
 
 def data(*sets: dict[str, Any]) -> list[dict[str, Any]]:
-    """Data sets of the Hub, with what is given."""
+    """Return data sets of the Hub with the given fields."""
     return [{"hub": {"name": "owner/data"}, **given} for given in sets]
 
 
 def columns(task: str, **names: str) -> dict[str, Any]:
-    """A spec of a task with these columns."""
+    """Return a spec of a task with these columns."""
     return of(task, datasets=data({"columns": names}))
 
 
 def files(task: str, file_format: str) -> dict[str, Any]:
-    """A spec of a task with files of a format."""
+    """Return a spec of a task with files of a format."""
     return of(task, datasets=[{"claim": {"claimName": "data", "format": file_format}}])
 
 
-_CLASSES = "labels, classWeights and balanced are about classes, and a Regression has none: remove them"
-_PROBLEM = "classification.problemType: MultiLabel and Regression are for text-classification: leave it out"
-_LABELS = (
-    "datasets: columns.labels holds the lists of classes of a MultiLabel problem: write columns.label, or "
-    "classification.problemType: MultiLabel"
-)
-_ONE_OF_THREE = "a row has one of text, prompt and messages: write one of them"
+_CLASSES = "labels, classWeights and balanced are for classes, and a Regression has none: remove them"
+_PROBLEM = "classification.problemType: MultiLabel and Regression are for text-classification: remove it"
+_LABELS = "datasets: columns.labels is for MultiLabel problems: write columns.label, or classification.problemType: MultiLabel"
+_ONE_OF_THREE = "write only one of text, prompt and messages"
 _WEIGHT = "datasets: write weight for each data set, or for none"
 _FORMAT = (
-    "datasets: claim.format: folders is for text-classification, masked-lm and causal-lm, text for token-classification, "
+    "datasets: claim.format: folders is for text-classification, masked-lm and causal-lm, text is for token-classification, "
     "masked-lm, causal-lm and sft: write another format"
 )
 _NATIVE = (
     "training.loop: native is for text-classification, token-classification and masked-lm, without model.lora: write trainer"
 )
-_QUANTIZED = "quantization: quantized weights can't be trained themselves: add lora: {}, or write none"
-_MERGE = "publish.mergeAdapter: there is no adapter without model.lora: add it, or write false"
-_BEST = "publish.when: OnBestCheckpoint needs evaluation.best: {metric: …}, which says what is better"
-_SAMPLES = "samples: textPair is for text-classification, messages are for sft and dpo: write text alone"
+_QUANTIZED = "quantization: quantized weights can't be trained: add lora: {}, or write none"
+_MERGE = "publish.mergeAdapter: without model.lora there is no adapter: add model.lora, or write false"
+_BEST = "publish.when: OnBestCheckpoint needs evaluation.best: {metric: …}"
+_SAMPLES = "samples: textPair is for text-classification, messages are for sft and dpo: write only text"
 _OWN_COLUMNS = {
     "text-classification": "datasets: the columns of text-classification are text, textPair, label and labels: remove the others "
     "from columns",
@@ -62,20 +59,21 @@ ACCEPTED = [
     *(Case(task, of(task)) for task in TASK_COLUMNS),
     *(Case(f"{task} with adapters", of(task, model=LORA)) for task in TASK_COLUMNS),
     *(
-        Case(f"{task} by the native loop", of(task, training={"loop": "native"}))
+        Case(f"{task} with the native loop", of(task, training={"loop": "native"}))
         for task in ("text-classification", "token-classification", "masked-lm")
     ),
     Case(
         "tags", of("token-classification", classification={"labels": ["O", "B-PER"]}, datasets=data({"columns": {"tags": "ner"}}))
     ),
-    Case("multi-label of the usual column", changed("classification.problemType", "MultiLabel")),
-    Case("multi-label of one of two", of("text-classification", datasets=data({"columns": {"labels": "a"}}, {}))),
-    Case("multi-label by its columns", columns("text-classification", labels="genres")),
+    Case("multi-label with the default column", changed("classification.problemType", "MultiLabel")),
+    Case("multi-label in one of two data sets", of("text-classification", datasets=data({"columns": {"labels": "a"}}, {}))),
+    Case("multi-label by the column", columns("text-classification", labels="genres")),
     Case(
-        "multi-label by its name", {**columns("text-classification", labels="g"), "classification": {"problemType": "MultiLabel"}}
+        "multi-label by the problem type",
+        {**columns("text-classification", labels="g"), "classification": {"problemType": "MultiLabel"}},
     ),
     Case("regression", of("text-classification", classification={"problemType": "Regression"})),
-    Case("regression that says what it has not", changed("classification", {"problemType": "Regression", "balanced": False})),
+    Case("regression with balanced: false", changed("classification", {"problemType": "Regression", "balanced": False})),
     Case("masked-lm in chunks", of("masked-lm", maskedLM={"probability": 0.3, "chunk": True}, samples=[{"text": "A [MASK]."}])),
     Case("sft on chats", {**columns("sft", messages="chat"), "sft": {"packing": True}, "samples": [CHAT]}),
     Case("sft on prompts", columns("sft", prompt="question", completion="answer")),
@@ -83,17 +81,17 @@ ACCEPTED = [
         "dpo",
         {**columns("dpo", prompt="q", chosen="a", rejected="b"), "dpo": {"beta": 0.5, "lossType": "ipo"}, "samples": [CHAT]},
     ),
-    Case("weights for all", of("sft", datasets=data({"weight": 0.5}, {"weight": 2}))),
+    Case("weights for all data sets", of("sft", datasets=data({"weight": 0.5}, {"weight": 2}))),
     *(Case(f"folders of {task}", files(task, "folders")) for task in ("text-classification", "masked-lm", "causal-lm")),
-    *(Case(f"lines of {task}", files(task, "text")) for task in ("token-classification", "masked-lm", "causal-lm", "sft")),
-    Case("four bits", of("sft", model={**LORA, "quantization": "nf4"})),
+    *(Case(f"text files of {task}", files(task, "text")) for task in ("token-classification", "masked-lm", "causal-lm", "sft")),
+    Case("4-bit weights", of("sft", model={**LORA, "quantization": "nf4"})),
     Case("adapters merged", of("dpo", model=LORA, publish={"repository": "a/b", "mergeAdapter": True})),
     Case(
-        "each best",
+        "push of each best model",
         changed("evaluation", {"best": {}}, {**MINIMAL, "publish": {"repository": "a/b", "when": "OnBestCheckpoint"}}),
     ),
-    Case("best by a figure", changed("evaluation", {"best": {"metric": "macroF1"}, "earlyStopping": {}, "everyEpochs": 0.5})),
-    Case("arguments of the user's", changed("training.arguments", {"weight_decay": 0.1, "adam_beta2": 0.95, "optim": "sgd"})),
+    Case("best by a metric", changed("evaluation", {"best": {"metric": "macroF1"}, "earlyStopping": {}, "everyEpochs": 0.5})),
+    Case("TrainingArguments", changed("training.arguments", {"weight_decay": 0.1, "adam_beta2": 0.95, "optim": "sgd"})),
 ]
 
 REFUSED = [
@@ -111,7 +109,12 @@ REFUSED = [
         for task, sentence in _OWN_COLUMNS.items()
         for name in sorted({*sum(TASK_COLUMNS.values(), ())} - {*TASK_COLUMNS[task]})
     ),
-    Case("wrong column of the second", of("sft", datasets=data({}, {"columns": {"tags": "x"}})), "spec", _OWN_COLUMNS["sft"]),
+    Case(
+        "wrong column in the second data set",
+        of("sft", datasets=data({}, {"columns": {"tags": "x"}})),
+        "spec",
+        _OWN_COLUMNS["sft"],
+    ),
     Case("regression of tags", of("token-classification", classification={"problemType": "Regression"}), "spec", _PROBLEM),
     *(
         Case(
@@ -123,7 +126,7 @@ REFUSED = [
         for name, value in (("labels", ["a", "b"]), ("classWeights", {"a": 2}), ("balanced", True))
     ),
     Case("one class", changed("classification.labels", ["a"]), "spec.classification.labels"),
-    Case("weight of nothing", changed("classification.classWeights", {"a": 0}), "spec.classification.classWeights.a"),
+    Case("class weight of 0", changed("classification.classWeights", {"a": 0}), "spec.classification.classWeights.a"),
     Case(
         "label and labels",
         columns("text-classification", label="a", labels="b"),
@@ -132,7 +135,7 @@ REFUSED = [
     ),
     *(
         Case(
-            f"lists for {name}",
+            f"labels for {name}",
             changed("classification.problemType", name, columns("text-classification", labels="a")),
             "spec",
             _LABELS,
@@ -143,63 +146,71 @@ REFUSED = [
         Case(f"{first} and {second}", columns("sft", **{first: "a", second: "b"}), "spec.datasets[0].columns", _ONE_OF_THREE)
         for first, second in (("text", "prompt"), ("text", "messages"), ("prompt", "messages"))
     ),
-    Case("weight for one of two", of("sft", datasets=data({"weight": 1}, {})), "spec", _WEIGHT),
+    Case("weight for one of two data sets", of("sft", datasets=data({"weight": 1}, {})), "spec", _WEIGHT),
     *(Case(f"folders of {task}", files(task, "folders"), "spec", _FORMAT) for task in ("token-classification", "sft", "dpo")),
-    *(Case(f"lines of {task}", files(task, "text"), "spec", _FORMAT) for task in ("text-classification", "dpo")),
+    *(Case(f"text files of {task}", files(task, "text"), "spec", _FORMAT) for task in ("text-classification", "dpo")),
     *(
-        Case(f"{task} by the native loop", of(task, training={"loop": "native"}), "spec", _NATIVE)
+        Case(f"{task} with the native loop", of(task, training={"loop": "native"}), "spec", _NATIVE)
         for task in ("causal-lm", "sft", "dpo")
     ),
-    Case("adapters by the native loop", of("masked-lm", model=LORA, training={"loop": "native"}), "spec", _NATIVE),
-    Case("four bits without adapters", changed("model.quantization", "nf4"), "spec.model", _QUANTIZED),
-    Case("merging nothing", changed("publish", {"repository": "a/b", "mergeAdapter": True}), "spec", _MERGE),
-    Case("best of nothing", changed("publish", {"repository": "a/b", "when": "OnBestCheckpoint"}), "spec", _BEST),
+    Case("adapters with the native loop", of("masked-lm", model=LORA, training={"loop": "native"}), "spec", _NATIVE),
+    Case("4-bit weights without adapters", changed("model.quantization", "nf4"), "spec.model", _QUANTIZED),
+    Case("merging without adapters", changed("publish", {"repository": "a/b", "mergeAdapter": True}), "spec", _MERGE),
     Case(
-        "stopping early without a best",
-        changed("evaluation.earlyStopping", {}),
-        "spec.evaluation",
-        "earlyStopping needs best: {metric: …}, which says what is better",
+        "push of the best model without a metric",
+        changed("publish", {"repository": "a/b", "when": "OnBestCheckpoint"}),
+        "spec",
+        _BEST,
     ),
     Case(
-        "two plans of saving",
+        "early stopping without a metric",
+        changed("evaluation.earlyStopping", {}),
+        "spec.evaluation",
+        "earlyStopping needs best: {metric: …}",
+    ),
+    Case(
+        "two checkpoint intervals",
         changed("checkpoint", {"everySteps": 1, "everyMinutes": 1}),
         "spec.checkpoint",
         "write everySteps or everyMinutes, not both",
     ),
     Case(
-        "fewer pods that are more",
+        "minNodes larger than nodes",
         changed("distributed", {"nodes": 2, "minNodes": 3}),
         "spec.distributed",
         "minNodes must not be larger than nodes",
     ),
     Case(
-        "two plans of evaluation",
+        "two evaluation intervals",
         changed("evaluation", {"everySteps": 1, "everyEpochs": 1}),
         "spec.evaluation",
         "write everySteps or everyEpochs, not both",
     ),
-    Case("sample of nothing", changed("samples", [{}]), "spec.samples[0]", "write exactly one of text and messages"),
+    Case("sample without an input", changed("samples", [{}]), "spec.samples[0]", "write exactly one of text and messages"),
     Case(
-        "sample of two", of("sft", samples=[{"text": "a", **CHAT}]), "spec.samples[0]", "write exactly one of text and messages"
+        "sample with two inputs",
+        of("sft", samples=[{"text": "a", **CHAT}]),
+        "spec.samples[0]",
+        "write exactly one of text and messages",
     ),
     Case(
-        "second text without a first",
+        "second text without a first one",
         of("sft", samples=[{"textPair": "a", **CHAT}]),
         "spec.samples[0]",
-        "textPair is the second text: write text, too",
+        "textPair is the second text: write text as well",
     ),
-    Case("pair for masked-lm", of("masked-lm", samples=[{"text": "a", "textPair": "b"}]), "spec", _SAMPLES),
+    Case("text pair for masked-lm", of("masked-lm", samples=[{"text": "a", "textPair": "b"}]), "spec", _SAMPLES),
     Case("chat for a classifier", changed("samples", [CHAT]), "spec", _SAMPLES),
     Case(
-        "role that nobody has",
+        "unknown role",
         of("sft", samples=[{"messages": [{"role": "tool", "content": "a"}]}]),
         "spec.samples[0].messages[0].role",
     ),
-    Case("probability of everything", of("masked-lm", maskedLM={"probability": 1}), "spec.maskedLM.probability"),
-    Case("five bits", of("sft", model={**LORA, "quantization": "nf5"}), "spec.model.quantization"),
+    Case("probability of 1", of("masked-lm", maskedLM={"probability": 1}), "spec.maskedLM.probability"),
+    Case("5-bit weights", of("sft", model={**LORA, "quantization": "nf5"}), "spec.model.quantization"),
 ]
 
-# Refused by the models alone, as no rule of a CRD sees the keys of a free object. Argument → what the refusal says.
+# Only the models reject these arguments: a rule of a CRD can't see the keys of an object without a schema. Argument → message.
 ARGUMENTS = {
     "learning_rate": "learning_rate: write spec.training.learningRate instead",
     "save_steps": "save_steps: write spec.checkpoint instead",

@@ -1,4 +1,4 @@
-"""What operator and trainer tell each other, the names they agree on, and the conventions that hold for them."""
+"""The messages between operator and trainer, their shared names, and the conventions for both."""
 
 import json
 import math
@@ -15,7 +15,7 @@ def digest(**changes: object) -> str:
     return wire.training_digest(resource.parse_spec({**spec_cases.MINIMAL, **changes}))
 
 
-def test_the_digest_does_not_see_how_the_batch_is_split_nor_where_the_job_runs() -> None:
+def test_the_digest_ignores_how_the_batch_is_split_and_where_the_job_runs() -> None:
     assert digest() == digest(
         distributed={"nodes": 2, "gpusPerNode": 4},
         training={"perDeviceBatchSize": 4},
@@ -30,7 +30,7 @@ def test_the_digest_does_not_see_how_the_batch_is_split_nor_where_the_job_runs()
         evaluation={"everySteps": 5},
         publish={"repository": "a/b", "visibility": "Public"},
     )
-    assert digest(task="sft") == digest(task="sft", sft={"packing": True}), "packed and padded rows weigh the same"
+    assert digest(task="sft") == digest(task="sft", sft={"packing": True}), "packed and padded rows give the same model"
 
 
 @pytest.mark.parametrize(
@@ -57,11 +57,11 @@ def test_the_digest_does_not_see_how_the_batch_is_split_nor_where_the_job_runs()
     ],
     ids=str,
 )
-def test_the_digest_sees_what_decides_which_model_comes_out(changes: dict[str, object]) -> None:
+def test_the_digest_changes_with_each_field_that_decides_the_model(changes: dict[str, object]) -> None:
     assert digest(**changes) != digest()
 
 
-def test_no_two_of_what_the_digest_sees_are_the_same() -> None:
+def test_specs_of_different_models_have_different_digests() -> None:
     best: list[dict[str, object]] = [{}, {"everySteps": 5}, {"earlyStopping": {}}, {"earlyStopping": {"patience": 4}}]
     assert len({digest(evaluation={"best": {}} | more) for more in best}) == len(best)
     imdb, steps = {"hub": {"name": "stanfordnlp/imdb"}}, {"maxSteps": 9}
@@ -75,7 +75,7 @@ def test_no_two_of_what_the_digest_sees_are_the_same() -> None:
     assert len({digest(**changes) for changes in blocks}) == len(blocks)
 
 
-def test_the_digest_takes_a_default_that_is_written_out_for_the_default() -> None:
+def test_the_digest_is_the_same_with_a_default_written_out() -> None:
     assert digest() == digest(training={"seed": 42, "globalBatchSize": 32, "loop": "trainer"})
     assert digest() == digest(model={**spec_cases.MINIMAL["model"], "dtype": "auto", "quantization": "none"})
     assert digest() == digest(classification={"balanced": False})
@@ -85,7 +85,7 @@ def test_the_digest_takes_a_default_that_is_written_out_for_the_default() -> Non
 
 
 def test_the_digest_stays_the_same_across_versions() -> None:
-    # Checkpoints of an earlier version are found by it: a change here makes them be left behind.
+    # The trainer finds checkpoints of an earlier version by the digest. If it changed, those checkpoints would be ignored.
     assert digest() == "96ed70e2ec752887"
 
 
@@ -103,7 +103,7 @@ def test_a_run_file_reads_back_the_same() -> None:
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_a_report_never_holds_a_number_that_json_has_not(number: float) -> None:
+def test_a_report_never_holds_nan_or_infinity(number: float) -> None:
     with pytest.raises(pydantic.ValidationError):
         wire.Report(attempt=1, phase="Running", loss=number)
     with pytest.raises(pydantic.ValidationError):
@@ -115,17 +115,17 @@ def test_a_report_with_an_unknown_field_is_refused() -> None:
         wire.Report.model_validate_json('{"attempt": 1, "phase": "Running", "token": "x"}')
 
 
-def test_every_reason_has_a_verdict_with_a_hint_of_one_sentence() -> None:
-    assert set(reasons.VERDICTS) == set(reasons.Reason)
-    for reason, verdict in reasons.VERDICTS.items():
+def test_every_reason_has_an_entry_with_a_hint_of_one_sentence() -> None:
+    assert set(reasons.REASONS) == set(reasons.Reason)
+    for reason, info in reasons.REASONS.items():
         assert re.fullmatch(r"[A-Z][A-Za-z]+", reason)
-        assert verdict.hint.endswith(".")
+        assert info.hint.endswith(".")
 
 
 def test_the_longest_name_leaves_room_for_every_child() -> None:
     job = "a" * names.MAX_NAME_LENGTH
-    assert len(names.attempt_name(job, 9999)) <= 61, "an Indexed Job takes 61 characters"
-    assert len(names.pod_host_name(job, 9999, 999)) <= 63, "a host name takes 63"
+    assert len(names.attempt_name(job, 9999)) <= 61, "the name of an Indexed Job has at most 61 characters"
+    assert len(names.pod_host_name(job, 9999, 999)) <= 63, "a host name has at most 63 characters"
     assert len(names.service_name(job)) <= 63
     assert len(names.output_claim_name(job)) <= 63
 
@@ -142,7 +142,9 @@ def test_a_metric_is_named_as_prometheus_wants_it(metric: metrics.Metric) -> Non
     assert bool(metric.buckets) == (metric.kind == "histogram")
     assert list(metric.buckets) == sorted(metric.buckets)
     assert metric.help.endswith(".")
-    assert not {"job", "job_name", "pod", "uid", "step"} & set(metric.labels), "labels that are somebody else's, or have no end"
+    assert not {"job", "job_name", "pod", "uid", "step"} & set(metric.labels), (
+        "labels of others, or without a limit on their values"
+    )
     assert "rank" not in metric.labels or metric in metrics.TRAINER_METRICS
 
 

@@ -1,4 +1,4 @@
-"""The CRD is a structural schema, and what is committed is what is generated."""
+"""The CRD is a structural schema, and the committed file is the generated one."""
 
 import pathlib
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ KEYWORDS = {
 
 
 def nodes(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every schema below a node, with its path."""
+    """Yield a node and every schema below it, each with its path."""
     yield path, node
     for name, child in node.get("properties", {}).items():
         yield from nodes(child, f"{path}.{name}")
@@ -76,7 +76,7 @@ def test_every_value_that_a_user_writes_has_an_example() -> None:
     assert [path for path, node in values if not {"default", "enum"} & set(node) and "xample" not in node["description"]] == []
 
 
-def test_what_may_change_after_the_start_is_all_that_has_no_rule() -> None:
+def test_only_the_mutable_fields_have_no_immutability_rule() -> None:
     [rule] = [rule for rule in SCHEMA["x-kubernetes-validations"] if "oldSelf" in rule["rule"]]
     free = [name for name in SCHEMA["properties"]["spec"]["properties"] if f"self.spec.{name})" not in rule["rule"]]
     named = [name for name in SCHEMA["properties"]["spec"]["properties"] if f"'{name}'" in rule["messageExpression"]]
@@ -111,8 +111,8 @@ def test_conditions_are_a_map_by_type() -> None:
     assert (conditions["x-kubernetes-list-type"], conditions["x-kubernetes-list-map-keys"]) == ("map", ["type"])
 
 
-def test_where_a_rule_looks_there_is_a_default() -> None:
-    # CEL stops with "no such key" at a missing parent: these are always there.
+def test_every_field_that_a_rule_reads_without_has_has_a_default() -> None:
+    # CEL fails with "no such key" if a parent is missing. Defaults ensure that these exist.
     spec = SCHEMA["properties"]["spec"]["properties"]
     assert (spec["distributed"]["default"], spec["distributed"]["properties"]["nodes"]["default"]) == ({}, 1)
     assert (spec["training"]["default"], spec["training"]["properties"]["globalBatchSize"]["default"]) == ({}, 32)

@@ -1,4 +1,4 @@
-"""`finetune validate`: the API server's verdict on files, each problem with the line of its field."""
+"""`finetune validate` checks files as the API server does, and reports each problem with the line of its field."""
 
 import json
 import pathlib
@@ -36,14 +36,14 @@ def write(path: pathlib.Path, text: str) -> pathlib.Path:
 
 
 def validate(*arguments: object, text: str | None = None) -> tuple[int, list[str]]:
-    """Exit code and lines."""
+    """Run `finetune validate` and return its exit code and the lines of its output."""
     result = CliRunner().invoke(main, ["validate", *map(str, arguments)], input=text)
     assert result.exception is None or isinstance(result.exception, SystemExit)
     return result.exit_code, result.output.splitlines()
 
 
 def problems(text: str) -> list[str]:
-    """What is wrong in a text on standard input, without the summary."""
+    """Return the problems of a text on standard input, without the summary."""
     return [line.removeprefix("<stdin>:") for line in validate("-", text=text)[1][:-1]]
 
 
@@ -83,7 +83,7 @@ def test_a_value_in_a_flow_mapping_and_behind_an_anchor_has_its_own_line() -> No
     assert [line.partition(" ")[0] for line in problems(text)] == ["12:", "14:"]
 
 
-def test_several_documents_are_judged_each_and_other_kinds_are_counted() -> None:
+def test_each_document_is_checked_and_other_kinds_are_counted() -> None:
     text = "kind: ConfigMap\n---\n" + job("a") + "---\n# nothing\n---\n" + job("b", "suspended: true\n")
     code, lines = validate("-", text=text)
     assert code == 64
@@ -96,11 +96,11 @@ def test_several_documents_are_judged_each_and_other_kinds_are_counted() -> None
 @pytest.mark.parametrize(
     "text", [job().replace("kind: FineTuneJob", "kind: FinetuneJob"), job().replace("v1alpha1", "v1")], ids=["kind", "version"]
 )
-def test_a_slip_in_kind_or_version_is_no_other_kind_of_object(text: str) -> None:
+def test_a_typo_in_kind_or_version_is_a_problem(text: str) -> None:
     assert problems(text) == ["1: not a FineTuneJob: write apiVersion: finetune.dev/v1alpha1, kind: FineTuneJob"]
 
 
-def test_the_items_of_a_list_are_judged_each() -> None:
+def test_each_item_of_a_list_is_checked() -> None:
     items = textwrap.indent(job("a", "typo: 1\n"), "  ")
     assert problems(f"apiVersion: v1\nkind: List\nitems:\n-{items[1:]}") == [
         "14: spec.typo: unknown field; correct its name or remove it"
@@ -122,7 +122,7 @@ def test_a_file_that_is_given_twice_is_read_once(tmp_path: pathlib.Path) -> None
     assert validate(file, tmp_path, file) == (0, ["1 file, 1 FineTuneJob, 0 problems"])
 
 
-def test_a_folder_is_searched_to_its_depth_and_hidden_files_are_left_out(tmp_path: pathlib.Path) -> None:
+def test_a_folder_is_searched_recursively_without_hidden_files(tmp_path: pathlib.Path) -> None:
     for number, name in enumerate(("a.yaml", "deep/er/b.yml", "c.JSON", "d.txt", ".hidden/e.yaml", "deep/.f.yaml")):
         write(tmp_path / name, job(f"job-{number}"))
     assert validate(tmp_path) == (0, ["3 files, 3 FineTuneJobs, 0 problems"])
@@ -135,46 +135,46 @@ def test_json_is_read_with_its_tabs_and_lines() -> None:
     assert problems(text)[0] == "5: spec.task: required field is missing"
 
 
-def test_what_is_no_yaml_has_its_line_and_the_documents_before_it_are_judged_all_the_same() -> None:
+def test_invalid_yaml_has_its_line_and_the_documents_before_it_are_still_checked() -> None:
     assert problems(job("B") + "---\na: [1\nb: 2\n")[1].startswith("13: not valid YAML: ")
     assert len(problems(job("B") + "---\na: 1\na: 2\n---\n" + job("C"))) == 3, (
-        "after a key given twice the next one is judged too"
+        "the document after one with a duplicate key is checked too"
     )
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, "a: \x01", "!!python/object:os.system x", "a: " + "1" * 5000])
-def test_nothing_in_a_file_ends_in_a_traceback(text: str) -> None:
+def test_no_file_causes_a_traceback(text: str) -> None:
     code, lines = validate("-", text=text)
     assert code == 64
     assert "not valid YAML" in lines[0]
 
 
-def test_a_key_can_neither_end_the_line_nor_steer_the_terminal() -> None:
+def test_a_key_can_neither_end_the_line_nor_control_the_terminal() -> None:
     [problem] = problems(job(more='"a\\e[31m\\nb": 1\n'))
     assert problem == r"11: spec.a\u001b[31m\u000ab: unknown field; correct its name or remove it"
 
 
-def test_files_that_are_not_there_or_no_text_are_problems_and_the_others_are_judged(tmp_path: pathlib.Path) -> None:
+def test_missing_and_binary_files_are_problems_and_the_others_are_checked(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
     code, lines = validate(tmp_path / "none.yaml", tmp_path / "a.yaml", write(tmp_path / "b.yaml", job()))
     assert code == 64
     assert lines == [
         f"{tmp_path}/none.yaml: can't be read: No such file or directory",
-        f"{tmp_path}/a.yaml: can't be read: it is not text in UTF-8",
+        f"{tmp_path}/a.yaml: can't be read: it is not UTF-8 text",
         "3 files, 1 FineTuneJob, 2 problems",
     ]
 
 
 @pytest.mark.parametrize("case", [*spec_cases.ACCEPTED, *spec_cases.REFUSED], ids=lambda case: case.name)
-def test_the_verdict_is_that_of_the_models(case: spec_cases.Case, tmp_path: pathlib.Path) -> None:
+def test_the_result_is_that_of_the_models(case: spec_cases.Case, tmp_path: pathlib.Path) -> None:
     manifest = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "a"}, "spec": case.spec}
     file = tmp_path / "job.yaml"
     file.write_text(json.dumps(manifest))
-    found = [problem.sentence for problem in files.check_files([file]).problems]
+    found = [problem.message for problem in files.check_files([file]).problems]
     if case.field is None:
         assert found == []
     else:
-        assert any(f"{case.field}: {case.message or ''}" in sentence for sentence in found)
+        assert any(f"{case.field}: {case.message or ''}" in message for message in found)
 
 
 def test_one_file_with_one_job_is_read_and_any_other_number_is_refused(tmp_path: pathlib.Path) -> None:
@@ -217,5 +217,5 @@ def test_a_command_whose_extra_is_not_installed_says_which(
     monkeypatch.setitem(sys.modules, module, None)
     result = CliRunner().invoke(main, [command, str(write(tmp_path / "job.yaml", job()))])
     assert result.exit_code == 1
-    assert result.output == f"Error: `finetune {command}` needs the package {package}: pip install 'finetune[{extra}]'\n"
+    assert result.output == f"Error: `finetune {command}` needs the package {package}: pip install 'finetune-operator[{extra}]'\n"
     assert "validate" in CliRunner().invoke(main, ["--help"]).output

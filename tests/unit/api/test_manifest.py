@@ -1,4 +1,4 @@
-"""A file means the same to `finetune run` as to kubectl."""
+"""`finetune run` reads a file as kubectl does."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 from finetune_api.manifest import read_manifests
 from finetune_api.reasons import FineTuneError, Reason
 
-# As kubectl reads them (sigs.k8s.io/yaml); the second test asks kubectl itself.
+# The values that kubectl reads (sigs.k8s.io/yaml). The second test runs kubectl to check them.
 SCALARS: dict[str, Any] = {
     "2e-5": 2e-5, "1e-7": 1e-7, "3.14e+2": 314, "2E5": 200_000, "1e3": 1000, "1.0": 1, "5.": 5, ".5": 0.5, "-.5": -0.5,
     "1_000": 1000, "0": 0, "-1": -1, "+1": 1, "017": 15, "08": 8, "0o17": 15, "0x1F": 31, "-0x10": -16, "0b11": 3,
@@ -27,7 +27,7 @@ SCALARS: dict[str, Any] = {
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal and of the same type all the way down: True is not 1 here, and a whole number is an integer."""
+    """Return whether two values are equal and of the same types, recursively: True is not 1, and 1.0 is not 1."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
@@ -52,7 +52,7 @@ def test_a_scalar_is_read_as_kubectl_reads_it(tmp_path: pathlib.Path, scalar: st
 
 
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not on the PATH")
-def test_kubectl_itself_reads_these_scalars_so(tmp_path: pathlib.Path) -> None:
+def test_kubectl_reads_the_scalars_in_the_same_way(tmp_path: pathlib.Path) -> None:
     path = write(tmp_path / "job.yaml", all_scalars())
     command = ["kubectl", "label", "--local", "--filename", str(path), "a=b", "--output", "json"]
     read = subprocess.run(command, check=True, capture_output=True, env={"PATH": os.environ["PATH"], "KUBECONFIG": os.devnull})
@@ -69,34 +69,34 @@ def test_several_documents_are_read_and_empty_ones_left_out(tmp_path: pathlib.Pa
     assert read_manifests(write(tmp_path / "job.yaml", "---\na: 1\n---\n---\nb: &x 2\nc: *x\n")) == [{"a": 1}, {"b": 2, "c": 2}]
 
 
-def test_a_block_is_taken_over_by_a_merge_key(tmp_path: pathlib.Path) -> None:
+def test_a_merge_key_copies_a_block(tmp_path: pathlib.Path) -> None:
     assert read_manifests(write(tmp_path / "job.yaml", "a: &x {b: 1}\nc: {<<: *x, d: 2}\n")) == [
         {"a": {"b": 1}, "c": {"b": 1, "d": 2}}
     ]
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3\n", "job.yaml:3: not valid YAML: key 'a' is there already"),
+        ("a: 1\nb: 2\na: 3\n", "job.yaml:3: not valid YAML: duplicate key 'a'"),
         ("a: [1\nb: 2\n", "job.yaml:2: not valid YAML: "),
         ("a:\n\t- 1\n", "job.yaml:2: not valid YAML: "),
         ("a: !!python/object:os.system x\n", "job.yaml:1: not valid YAML: could not determine a constructor"),
     ],
 )
-def test_what_is_no_yaml_is_refused_with_file_and_line(tmp_path: pathlib.Path, text: str, sentence: str) -> None:
+def test_invalid_yaml_is_refused_with_file_and_line(tmp_path: pathlib.Path, text: str, message: str) -> None:
     with pytest.raises(FineTuneError) as refusal:
         read_manifests(write(tmp_path / "job.yaml", text))
     assert refusal.value.reason == Reason.INVALID_SPEC
-    assert sentence in refusal.value.message
+    assert message in refusal.value.message
 
 
-def test_a_file_that_is_not_there_is_refused_with_its_name(tmp_path: pathlib.Path) -> None:
+def test_a_missing_file_is_refused_with_its_name(tmp_path: pathlib.Path) -> None:
     with pytest.raises(FineTuneError, match=r"nowhere\.yaml: can't be read"):
         read_manifests(tmp_path / "nowhere.yaml")
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path: pathlib.Path) -> None:
+def test_a_binary_file_is_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "job.yaml").write_bytes(b"a: \xff\xfe\n")
     with pytest.raises(FineTuneError, match=r"job\.yaml: can't be read"):
         read_manifests(tmp_path / "job.yaml")

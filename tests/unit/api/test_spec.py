@@ -1,4 +1,4 @@
-"""The models accept and refuse what the CRD does; the API server's own verdict on the same cases is in tests/cluster."""
+"""The models accept and reject the same specs as the CRD. tests/cluster runs the same cases on an API server."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def job(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("case", spec_cases.ACCEPTED, ids=lambda case: case.name)
 def test_a_good_spec_is_accepted(case: spec_cases.Case) -> None:
     spec = resource.parse_spec(case.spec)
-    assert resource.parse_spec(spec.to_wire()) == spec, "what is written must read back the same"
+    assert resource.parse_spec(spec.to_wire()) == spec, "the written spec must parse to the same spec"
 
 
 @pytest.mark.parametrize("case", spec_cases.REFUSED, ids=lambda case: case.name)
@@ -32,7 +32,7 @@ def test_a_wrong_spec_is_refused_with_the_field_s_path(case: spec_cases.Case) ->
 
 
 def crd_rules(node: Any) -> set[str]:
-    """Messages of every CEL rule below a node of the CRD."""
+    """Return the messages of all CEL rules below a node of the CRD."""
     if isinstance(node, list):
         return set().union(*map(crd_rules, node)) if node else set()
     if not isinstance(node, dict):
@@ -41,21 +41,21 @@ def crd_rules(node: Any) -> set[str]:
     return own.union(*map(crd_rules, node.values())) if node else own
 
 
-def test_every_rule_of_the_crd_has_a_twin_in_the_models_that_says_the_same() -> None:
+def test_every_rule_of_the_crd_is_in_the_models_with_the_same_message() -> None:
     schema = crd.custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     assert crd_rules(schema["properties"]["spec"]) == {case.message for case in spec_cases.REFUSED if case.message}
 
 
-@pytest.mark.parametrize(("name", "sentence"), task_cases.ARGUMENTS.items())
-def test_an_argument_that_another_field_says_is_refused_with_its_name(name: str, sentence: str) -> None:
+@pytest.mark.parametrize(("name", "message"), task_cases.ARGUMENTS.items())
+def test_an_argument_that_another_field_sets_is_refused_with_its_name(name: str, message: str) -> None:
     with pytest.raises(FineTuneError) as refusal:
         resource.parse_spec({**spec_cases.MINIMAL, "training": {"arguments": {"weight_decay": 0.1, name: 1}}})
-    assert refusal.value.message == f"spec.training.arguments: {sentence}"
+    assert refusal.value.message == f"spec.training.arguments: {message}"
 
 
-def test_every_field_that_an_argument_is_refused_for_is_there() -> None:
+def test_every_field_that_replaces_an_argument_exists() -> None:
     schema = crd.structural_schema(FineTuneJobSpec)
-    for field in arguments._FIELDS.values():
+    for field in arguments._REPLACED_BY.values():
         node = schema
         for part in field.split("."):
             node = node["properties"][part]
@@ -68,12 +68,12 @@ def test_the_number_of_processes_follows_from_the_gpus() -> None:
     assert (processes(), processes(gpusPerNode=4), processes(gpusPerNode=4, processesPerNode=2)) == (1, 4, 2)
 
 
-def test_the_claims_of_a_job_are_named_once_each() -> None:
+def test_each_claim_of_a_job_is_named_once() -> None:
     spec = resource.parse_spec(spec_cases.FULL)
     assert spec.claim_names() == ["data", "models"]
 
 
-def test_a_job_of_a_file_takes_what_kubectl_get_adds() -> None:
+def test_a_job_in_a_file_may_have_the_fields_that_kubectl_get_adds() -> None:
     parsed = resource.parse_job(
         job(metadata={"name": "x", "namespace": "y", "uid": "1", "labels": {}, "generation": 3}, status={"phase": "Running"})
     )
@@ -82,7 +82,7 @@ def test_a_job_of_a_file_takes_what_kubectl_get_adds() -> None:
 
 
 @pytest.mark.parametrize("manifest", [None, [], "text", {}, {"kind": "Job"}, job(apiVersion="finetune.dev/v1"), job(kind="Pod")])
-def test_what_is_no_finetunejob_is_refused(manifest: Any) -> None:
+def test_another_object_than_a_finetunejob_is_refused(manifest: Any) -> None:
     with pytest.raises(FineTuneError, match=r"not a FineTuneJob: write apiVersion: finetune\.dev/v1alpha1, kind: FineTuneJob"):
         resource.parse_job(manifest)
 
@@ -93,7 +93,7 @@ def test_a_good_name_is_accepted(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "A", "1a", "a.b", "a_b", "-a", "a-", "a\n", "a" * 53])
-def test_a_name_whose_children_would_get_wrong_names_is_refused(name: str) -> None:
+def test_a_name_that_gives_children_invalid_names_is_refused(name: str) -> None:
     with pytest.raises(FineTuneError, match=r"metadata\.name: write at most 52 characters"):
         resource.parse_job(job(metadata={"name": name}))
 
