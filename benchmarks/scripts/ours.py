@@ -1,4 +1,4 @@
-"""Our worker on one run configuration, with the time of each step: `ours.py FILE`."""
+"""Run our worker on a run configuration, and record the time of each step: `ours.py FILE`."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from typing import Any
 
 from finetune_api.wire import RunConfig
 from finetune_trainer.monitoring.progress import Reporter
-from finetune_trainer.runtime.distributed import Control, World, join
+from finetune_trainer.runtime.distributed import Coordinator, World, init_process_group
 from finetune_trainer.runtime.state import RunState
 
 
-class Clock(Reporter):
-    """A reporter that remembers when each step ended."""
+class TimedReporter(Reporter):
+    """A reporter that records the time at which each step ends."""
 
     ends: list[float]
 
@@ -33,13 +33,13 @@ def main() -> None:
         from finetune_trainer.train import train
 
         world = World.from_environment()
-        join(world, 300)
-        ranks = Control(world)
-        reporter = Clock(state, 1, writes=True)
+        init_process_group(world, 300)
+        coordinator = Coordinator(world)
+        reporter = TimedReporter(state, 1, writes=True)
         reporter.ends = []
-        train(config, ranks, state, reporter)
+        train(config, coordinator, state, reporter)
         report = reporter.report
-        ranks.close()
+        coordinator.close()
     batch = report.resolved.global_batch_size if report.resolved else 0
     rate = (batch or 0) * (len(reporter.ends) - 1) / (reporter.ends[-1] - reporter.ends[0])
     accuracy = report.evaluation.metrics.get("accuracy") if report.evaluation else None

@@ -1,4 +1,4 @@
-"""FineTuneJobs from Python, as in a notebook.
+"""The Python client for FineTuneJobs, for example in a notebook.
 
 from finetune_client import FineTune
 

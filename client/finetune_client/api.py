@@ -1,4 +1,4 @@
-"""Requests to the API server in its own JSON; each refusal becomes an error with one sentence."""
+"""Send requests to the API server, as plain JSON. An error response becomes a ClientError with one sentence."""
 
 import contextlib
 import json
@@ -12,15 +12,15 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.stream.ws_client import ERROR_CHANNEL, STDERR_CHANNEL, STDOUT_CHANNEL, create_websocket
 
 from finetune_api import names
+from finetune_client.api_errors import build_error
 from finetune_client.errors import PullError, UnreachableError
-from finetune_client.refusals import build_error
 
 Manifest = dict[str, Any]
 
 _TIMEOUT_SECONDS = 30
 _PAGE_SIZE = 500
-# A log or a transfer that is silent for longer may be a connection that is gone.
-SILENCE_SECONDS = 60
+# A log or a transfer that sends nothing for longer may have lost its connection.
+IDLE_TIMEOUT_SECONDS = 60
 
 PATHS = {
     names.PLURAL: f"/apis/{names.GROUP}/{names.VERSION}/namespaces/{{}}/{names.PLURAL}",
@@ -28,69 +28,70 @@ PATHS = {
     "events": "/api/v1/namespaces/{}/events",
     "persistentvolumeclaims": "/api/v1/namespaces/{}/persistentvolumeclaims",
 }
-# How RBAC calls the methods.
+# The RBAC verb of each HTTP method.
 _VERBS = {"GET": "get", "POST": "create", "PATCH": "patch", "DELETE": "delete"}
 
 
 class Api:
-    """Get, list, create, patch, delete, logs and exec; raises ClientError.
+    """Gets, lists, creates, patches and deletes objects, streams logs, and runs commands in pods. Raises ClientError.
 
-    namespace: of a list None for all of them. Plurals are the keys of ``PATHS``. silence_seconds: after so long without a
-    byte a stream is taken for broken.
+    plural: a key of ``PATHS``. namespace: None lists the objects of all namespaces. idle_timeout_seconds: a stream that sends no
+    byte for this long counts as broken.
     """
 
-    def __init__(self, client: ApiClient, silence_seconds: float = SILENCE_SECONDS) -> None:
+    def __init__(self, client: ApiClient, idle_timeout_seconds: float = IDLE_TIMEOUT_SECONDS) -> None:
         self._client = client
-        self.silence_seconds = silence_seconds
+        self.idle_timeout_seconds = idle_timeout_seconds
 
     def get(self, plural: str, namespace: str, name: str) -> Manifest:
-        """The object; NotFoundError if there is none."""
-        return self._ask("GET", plural, namespace, name)
+        """Return the object; NotFoundError if it does not exist."""
+        return self._request("GET", plural, namespace, name)
 
     def list(self, plural: str, namespace: str | None, **query: str) -> list[Manifest]:
-        """The objects that match."""
-        found: list[Manifest] = []
-        following: str | None = None
-        while following != "":
-            more = {"limit": str(_PAGE_SIZE), **({"continue": following} if following else {})}
-            page = self._ask("GET", plural, namespace, query={**query, **more})
-            following = page["metadata"].get("continue", "")
-            found += page["items"]
-        return found
+        """Return the objects that match, read page by page."""
+        objects: list[Manifest] = []
+        token: str | None = None
+        while token != "":
+            paging = {"limit": str(_PAGE_SIZE), **({"continue": token} if token else {})}
+            page = self._request("GET", plural, namespace, query={**query, **paging})
+            token = page["metadata"].get("continue", "")
+            objects += page["items"]
+        return objects
 
     def create(self, plural: str, namespace: str, manifest: Manifest) -> Manifest:
-        """Create an object; NameTakenError if there is one of that name."""
-        return self._ask("POST", plural, namespace, body=manifest)
+        """Create an object; NameTakenError if the name is taken."""
+        return self._request("POST", plural, namespace, body=manifest)
 
     def patch(self, plural: str, namespace: str, name: str, change: Manifest) -> Manifest:
-        """Merge a change into an object."""
-        return self._ask("PATCH", plural, namespace, name, body=change, content_type="application/merge-patch+json")
+        """Apply a JSON merge patch to an object."""
+        return self._request("PATCH", plural, namespace, name, body=change, content_type="application/merge-patch+json")
 
     def delete(self, plural: str, namespace: str, name: str, uid: str, grace_seconds: int | None = None) -> None:
-        """Delete that very object, what it owns in the background; NotFoundError if it is gone."""
+        """Delete the object with this uid, and its dependents in the background; NotFoundError if it does not exist."""
         options: Manifest = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         if grace_seconds is not None:
             options["gracePeriodSeconds"] = grace_seconds
-        self._ask("DELETE", plural, namespace, name, body=options)
+        self._request("DELETE", plural, namespace, name, body=options)
 
     def stream_log(self, namespace: str, pod: str, **query: str) -> Iterator[str]:
-        """Lines of a pod's log, without their ends; UnreachableError where the connection breaks.
+        """Yield the lines of a pod's log, without line ends; UnreachableError if the connection breaks.
 
-        query: as of the API server. With follow it may end before the log does: after a minute without a line.
+        query: query parameters of the API server. With ``follow``, the stream may end before the log does: after
+        ``idle_timeout_seconds`` without a line.
         """
-        where = f"{PATHS['pods'].format(namespace)}/{pod}/log"
-        response = self._send("GET", where, query, timeout=(_TIMEOUT_SECONDS, self.silence_seconds))
+        path = f"{PATHS['pods'].format(namespace)}/{pod}/log"
+        response = self._send("GET", path, query, timeout=(_TIMEOUT_SECONDS, self.idle_timeout_seconds))
         if response.status != 200:
             raise build_error(response.status, response.data, "get", "pods/log", namespace, pod)
         rest = b""
         try:
-            for piece in response.stream(2**16):
-                *lines, rest = (rest + piece).split(b"\n")
+            for chunk in response.stream(2**16):
+                *lines, rest = (rest + chunk).split(b"\n")
                 yield from (line.decode(errors="replace") for line in lines)
         except urllib3.exceptions.ReadTimeoutError as error:
             if "follow" in query:
-                return  # nobody writes; or the connection is gone, which whoever follows finds out when it asks again
-            raise UnreachableError(f"the log of {pod} does not come: no answer for {self.silence_seconds:g} s") from error
+                return  # The pod writes nothing, or the connection is lost. The caller finds out with its next request.
+            raise UnreachableError(f"the log of {pod} can't be read: no answer for {self.idle_timeout_seconds:g} s") from error
         except urllib3.exceptions.HTTPError as error:
             raise UnreachableError(f"the connection to the log of {pod} broke: {type(error).__name__}") from error
         finally:
@@ -99,10 +100,10 @@ class Api:
             yield rest.decode(errors="replace")
 
     def execute(self, namespace: str, pod: str, container: str, command: Sequence[str]) -> Iterator[tuple[int, bytes]]:
-        """Run a command in a container: (STDOUT_CHANNEL or STDERR_CHANNEL, bytes) as they come.
+        """Run a command in a container and yield its output as (STDOUT_CHANNEL or STDERR_CHANNEL, bytes).
 
-        Not through kubernetes.stream: it keeps all that ever came in memory, and copies it for each frame. Raises PullError when
-        the command fails and UnreachableError when the connection ends before the command.
+        It does not use kubernetes.stream, which keeps all output in memory and copies it for each frame. Raises PullError if the
+        command fails, and UnreachableError if the connection ends before the command.
         """
         query = [("command", word) for word in command]
         query += [("container", container), ("stdout", "true"), ("stderr", "true")]
@@ -116,11 +117,11 @@ class Api:
             raise build_error(error.status_code, error.resp_body or b"", "create", "pods/exec", namespace, pod) from error
         except (websocket.WebSocketException, OSError) as error:
             raise self._unreachable(error) from error
-        socket.settimeout(self.silence_seconds)
+        socket.settimeout(self.idle_timeout_seconds)
         with contextlib.closing(socket):
             yield from _read_frames(socket)
 
-    def _ask(
+    def _request(
         self,
         method: str,
         plural: str,
@@ -173,23 +174,23 @@ class Api:
 
 
 def _read_frames(socket: websocket.WebSocket) -> Iterator[tuple[int, bytes]]:
-    """What a command writes, until the server says how it ended."""
-    complaint = b""
+    """Yield the output of a command until the server reports its exit status."""
+    stderr = b""
     while True:
         try:
             opcode, frame = socket.recv_data_frame(True)
         except (websocket.WebSocketException, OSError) as error:
             raise UnreachableError(f"the connection to the pod broke: {type(error).__name__}") from error
         if opcode == websocket.ABNF.OPCODE_CLOSE:
-            raise UnreachableError("the connection to the pod was closed before the end")
+            raise UnreachableError("the connection to the pod was closed before the command ended")
         if opcode not in (websocket.ABNF.OPCODE_BINARY, websocket.ABNF.OPCODE_TEXT) or not frame.data:
             continue
         channel, content = frame.data[0], frame.data[1:]
         if channel == ERROR_CHANNEL and content:
             status = json.loads(content)
             if status.get("status") != "Success":
-                raise PullError(complaint.decode(errors="replace").strip() or status.get("message", "the command failed"))
+                raise PullError(stderr.decode(errors="replace").strip() or status.get("message", "the command failed"))
             return
         if channel in (STDOUT_CHANNEL, STDERR_CHANNEL) and content:
-            complaint += content if channel == STDERR_CHANNEL else b""
+            stderr += content if channel == STDERR_CHANNEL else b""
             yield channel, content

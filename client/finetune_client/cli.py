@@ -1,4 +1,4 @@
-"""`kubectl finetune`: what kubectl does not do with FineTuneJobs."""
+"""The commands of `kubectl finetune`, the kubectl plugin for FineTuneJobs."""
 
 import json
 import pathlib
@@ -19,9 +19,12 @@ from finetune_client.client import FineTune, Job
 from finetune_client.errors import ClientError, RefusedError
 from finetune_client.options import EXIT_FAILED, EXIT_INTERRUPTED, Command, cluster_options
 
-_WIDE = 240
-_CURVE_LINES = 10_000
-_LOG_LINES = 15  # of a pod that failed
+# Columns of the output if it does not go to a terminal.
+_WIDTH_WITHOUT_TERMINAL = 240
+# Lines of a log that are read for the loss curve, and for the end of a failed process.
+_READ_LINES = 10_000
+# Lines that are shown of the log of a failed process.
+_SHOWN_LINES = 15
 _PROGRAM = "kubectl finetune"
 
 
@@ -30,7 +33,7 @@ _PROGRAM = "kubectl finetune"
 def cli() -> None:
     """Submit FineTuneJobs to a cluster, watch them, find out why they wait or failed, and fetch their models.
 
-    The namespace is that of the kubeconfig's context, as with kubectl.
+    The default namespace is that of the kubeconfig's context, as with kubectl.
     """
 
 
@@ -39,38 +42,40 @@ cli.command_class = Command
 
 @cli.command(epilog="Example:  kubectl finetune submit job.yaml --watch")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=pathlib.Path))
-@click.option("--name", metavar="NAME", help="Create it under this name; of one job only.")
-@click.option("--watch", "watches", is_flag=True, help="Go on watching it; of one job only.")
+@click.option("--name", metavar="NAME", help="Name of the job, in place of metadata.name; for a single job.")
+@click.option("--watch", "watch_after", is_flag=True, help="Watch the job after it is created; for a single job.")
 @cluster_options
-def submit(cluster: FineTune, files: tuple[pathlib.Path, ...], name: str | None, watches: bool) -> None:
-    """Create FineTuneJobs, once all of them are valid.
+def submit(cluster: FineTune, files: tuple[pathlib.Path, ...], name: str | None, watch_after: bool) -> None:
+    """Create FineTuneJobs if all of them are valid.
 
-    FILE is a YAML or JSON file, a folder of them, or - for standard input. What is wrong is said with file and line, as
-    `finetune validate` does, before anything is created.
+    FILE is a YAML or JSON file, a folder of such files, or - for standard input. Before it creates anything, the command checks
+    all files as `finetune validate` does, and prints each error with file and line.
     """
-    verdict = check_files(list(dict.fromkeys(find_files(files))))
-    if not verdict.problems and not verdict.jobs:
+    checked = check_files(list(dict.fromkeys(find_files(files))))
+    if not checked.problems and not checked.jobs:
         raise FineTuneError(Reason.INVALID_SPEC, "no FineTuneJob in " + ", ".join(map(str, files)))
-    if verdict.problems:
-        raise FineTuneError(Reason.INVALID_SPEC, "\n".join(map(str, verdict.problems)))
-    if (name or watches) and len(verdict.jobs) > 1:
-        raise FineTuneError(Reason.INVALID_SPEC, f"--name and --watch are for one job, and there are {len(verdict.jobs)}")
-    manifests = [cluster.prepare(given, name) for given in verdict.jobs]
+    if checked.problems:
+        raise FineTuneError(Reason.INVALID_SPEC, "\n".join(map(str, checked.problems)))
+    if (name or watch_after) and len(checked.jobs) > 1:
+        raise FineTuneError(Reason.INVALID_SPEC, f"--name and --watch need a single job, but there are {len(checked.jobs)}")
+    manifests = [cluster.prepare(given, name) for given in checked.jobs]
     for manifest in manifests:
         job = cluster.submit(manifest)
         click.echo(f"{click.style('created', fg='green')} finetunejob {job.name} in namespace {job.namespace}")
-        if not watches:
-            click.echo(f"  {_PROGRAM} watch {job.name}{job.place}")
-    if watches:
+        if not watch_after:
+            click.echo(f"  {_PROGRAM} watch {job.name}{job.flags}")
+    if watch_after:
         sys.exit(_watch(job))
 
 
 @cli.command("list", epilog="Example:  kubectl finetune list -A")
-@click.option("--all-namespaces", "-A", is_flag=True, help="The jobs of all namespaces.")
-@click.option("--output", "-o", type=click.Choice(["table", "json"]), default="table", help="table, or json for programs.")
+@click.option("--all-namespaces", "-A", is_flag=True, help="List the jobs of all namespaces.")
+@click.option(
+    "--output", "-o", type=click.Choice(["table", "json"]), default="table", help="Output format: table, or json for programs."
+)
 @cluster_options
 def list_jobs(cluster: FineTune, all_namespaces: bool, output: str) -> None:
-    """List FineTuneJobs: those that go on first, then those that ended, the latest first."""
+    """List FineTuneJobs: unfinished jobs first, then finished jobs, the most recent first."""
     jobs = listing.sort_jobs(cluster.list(all_namespaces))
     if output == "json":
         click.echo(json.dumps([job.manifest for job in jobs], indent=2))
@@ -85,44 +90,44 @@ def list_jobs(cluster: FineTune, all_namespaces: bool, output: str) -> None:
 @click.argument("name")
 @cluster_options
 def watch_job(cluster: FineTune, name: str) -> None:
-    """Show a job as it goes on, until it has ended: with 0 when it succeeded, with 1 when it failed."""
+    """Show the progress of a job until it ends. Exits with 0 if the job succeeded, with 1 if it failed."""
     sys.exit(_watch(cluster.job(name)))
 
 
 def _watch(job: Job) -> int:
     console = Console(highlight=False)
     try:
-        record = watch.show(job.follow(), console, lambda: _losses_so_far(job))
+        record = watch.show(job.follow(), console, lambda: _past_losses(job))
     except KeyboardInterrupt:
-        click.echo(f"\n{job.name} goes on; to watch it again:  {_PROGRAM} watch {job.name}{job.place}", err=True)
+        click.echo(f"\n{job.name} continues; to watch it again:  {_PROGRAM} watch {job.name}{job.flags}", err=True)
         return EXIT_INTERRUPTED
     return 0 if record.status.phase == "Succeeded" else EXIT_FAILED
 
 
-def _losses_so_far(job: Job) -> list[tuple[int, float]]:
-    """What the log of rank 0 tells of the time before somebody watched. A courtesy: whoever may not read logs has none."""
+def _past_losses(job: Job) -> list[tuple[int, float]]:
+    """Return (step, loss) from the log of rank 0, for the time before the watch; empty if the log can't be read."""
     try:
-        return logs.read_losses(job.logs(tail=_CURVE_LINES))
+        return logs.read_losses(job.logs(tail=_READ_LINES))
     except ClientError:
         return []
 
 
 @cli.command("logs", epilog="Example:  kubectl finetune logs news --rank 3 --follow")
 @click.argument("name")
-@click.option("--rank", metavar="N", type=click.IntRange(min=0), default=0, help="The process whose log it is; 0 if left out.")
-@click.option("--attempt", metavar="N", type=click.IntRange(min=1), help="The newest if left out.")
-@click.option("--previous", "-p", is_flag=True, help="The attempt before the newest.")
-@click.option("--follow", "-f", is_flag=True, help="Go on until the pod has ended.")
-@click.option("--tail", metavar="N", type=click.IntRange(min=0), help="Only so many lines of the pod before the end.")
+@click.option("--rank", metavar="N", type=click.IntRange(min=0), default=0, help="Rank of the process; by default 0.")
+@click.option("--attempt", metavar="N", type=click.IntRange(min=1), help="Number of the attempt; by default the latest.")
+@click.option("--previous", "-p", is_flag=True, help="Show the attempt before the latest.")
+@click.option("--follow", "-f", is_flag=True, help="Continue until the pod has ended.")
+@click.option("--tail", metavar="N", type=click.IntRange(min=0), help="Begin with the last N lines of the pod's log.")
 @cluster_options
-def show_logs(  # its options are the command line's
+def show_logs(  # one parameter per option
     cluster: FineTune, name: str, rank: int, attempt: int | None, previous: bool, follow: bool, tail: int | None
 ) -> None:
-    """Show the log of one process of a job, wherever it runs."""
+    """Show the log of one process of a job, whichever pod it runs in."""
     job = cluster.job(name)
     if previous:
         if attempt is not None:
-            raise click.UsageError("write --attempt or --previous, not both")
+            raise click.UsageError("use --attempt or --previous, not both")
         attempt = (job.status.attempt or 1) - 1
         if attempt < 1:
             raise click.UsageError(f"{name} is in its first attempt")
@@ -134,13 +139,12 @@ def show_logs(  # its options are the command line's
 @click.argument("name")
 @cluster_options
 def explain_job(cluster: FineTune, name: str) -> None:
-    """Say on one screen what a job waits for, or why it failed, and what to do."""
+    """Show on one screen what a job waits for, or why it failed, and what to do."""
     job = cluster.job(name)
     record = job.refresh()
     pods = job.pods()
-    tail = _log_tail(job, why.culprit(record, pods)) if record.status.failure or record.phase == "Failed" else []
-    # Without a terminal a table has as many columns as it needs.
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
+    tail = _log_tail(job, why.failed_rank(record, pods)) if record.status.failure or record.phase == "Failed" else []
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
     console.print(why.build_view(record, job.events_of(record), pods, tail))
 
 
@@ -148,37 +152,41 @@ def _log_tail(job: Job, rank: int | None) -> list[str]:
     if rank is None:
         return []
     try:
-        return list(job.logs(rank, tail=_CURVE_LINES))[-_LOG_LINES:]
-    except ClientError:  # gone, or not to be read by everybody; what is known without it is on the screen
+        return list(job.logs(rank, tail=_READ_LINES))[-_SHOWN_LINES:]
+    except ClientError:  # The log is deleted, or the user may not read it. The screen shows the rest.
         return []
 
 
 @cli.command(epilog="Example:  kubectl finetune suspend news --wait")
 @click.argument("name")
-@click.option("--wait", is_flag=True, help="Until the checkpoint is saved and the machines are given back.")
-@click.option("--timeout", metavar="SECONDS", type=click.IntRange(min=1), default=600, show_default=True, help="Of --wait.")
+@click.option("--wait", is_flag=True, help="Wait until the checkpoint is saved and the nodes are released.")
+@click.option(
+    "--timeout", metavar="SECONDS", type=click.IntRange(min=1), default=600, show_default=True, help="Time limit of --wait."
+)
 @cluster_options
 def suspend(cluster: FineTune, name: str, wait: bool, timeout: int) -> None:
-    """Have a job save a checkpoint and give its machines back; `resume` has it go on from there."""
+    """Suspend a job: it saves a checkpoint and releases its nodes. `resume` continues from the checkpoint."""
     job = cluster.job(name)
     _refuse_if_finished(job)
     job.suspend(wait, timeout)
-    click.echo(f"{name} {'is' if wait else 'is being'} suspended; to go on:  {_PROGRAM} resume {name}{job.place}")
+    click.echo(f"{name} {'is' if wait else 'is being'} suspended; to resume it:  {_PROGRAM} resume {name}{job.flags}")
 
 
 @cli.command(epilog="Example:  kubectl finetune resume news --wait")
 @click.argument("name")
-@click.option("--wait", is_flag=True, help="Until it trains, or is through.")
-@click.option("--timeout", metavar="SECONDS", type=click.IntRange(min=1), default=600, show_default=True, help="Of --wait.")
+@click.option("--wait", is_flag=True, help="Wait until it trains or has succeeded.")
+@click.option(
+    "--timeout", metavar="SECONDS", type=click.IntRange(min=1), default=600, show_default=True, help="Time limit of --wait."
+)
 @cluster_options
 def resume(cluster: FineTune, name: str, wait: bool, timeout: int) -> None:
-    """Have a suspended job go on from its last checkpoint."""
+    """Resume a suspended job from its last checkpoint."""
     job = cluster.job(name)
     _refuse_if_finished(job)
     if job.resume(wait, timeout).phase == "Succeeded":
-        click.echo(f"{name} has succeeded; to fetch the model:  {_PROGRAM} pull {name} ./{name}{job.place}")
+        click.echo(f"{name} has succeeded; to fetch the model:  {_PROGRAM} pull {name} ./{name}{job.flags}")
     else:
-        click.echo(f"{name} goes on; to watch it:  {_PROGRAM} watch {name}{job.place}")
+        click.echo(f"{name} is resumed; to watch it:  {_PROGRAM} watch {name}{job.flags}")
 
 
 def _refuse_if_finished(job: Job) -> None:
@@ -190,13 +198,15 @@ def _refuse_if_finished(job: Job) -> None:
 @cli.command(epilog="Example:  kubectl finetune pull news ./my-model")
 @click.argument("name")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=pathlib.Path))
-@click.option("--report", is_flag=True, help="In place of the model what `finetune report` reads; also of a job that failed.")
+@click.option(
+    "--report", is_flag=True, help="Instead of the model, fetch the files for `finetune report`; also for a failed job."
+)
 @cluster_options
 def pull(cluster: FineTune, name: str, directory: pathlib.Path, report: bool) -> None:
-    """Fetch the finished model of a job into DIR, which must not be there yet or be empty.
+    """Fetch the finished model of a job into DIR, which must not exist yet or must be empty.
 
-    A pod of the trainer's image reads the job's volume, and goes away again. Each file is verified. Broken off, the same command
-    goes on where it ended.
+    The command starts a pod with the trainer's image, which reads the job's volume, and deletes the pod at the end. It verifies
+    each file. After an interruption, the same command continues where it stopped.
     """
     job = cluster.job(name)
     columns: tuple[Any, ...] = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
@@ -210,9 +220,9 @@ def pull(cluster: FineTune, name: str, directory: pathlib.Path, report: bool) ->
                 report,
             )
     except KeyboardInterrupt:
-        click.echo(f"\nStopped; the same command goes on with what is in {directory}.partial.", err=True)
+        click.echo(f"\nStopped; run the same command again to continue with the files in {directory}.partial.", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    click.echo(f"The record of the training: {directory}" if report else f"The model: {directory}")
+    click.echo(f"The training record: {directory}" if report else f"The model: {directory}")
     quoted = shlex.quote(str(directory))
     click.echo(f"  finetune report {quoted}" if report else f"  finetune predict {quoted} TEXT")
 

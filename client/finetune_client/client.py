@@ -1,4 +1,4 @@
-"""The Python client: FineTuneJobs of one namespace, and one of them."""
+"""The Python client: FineTune for the FineTuneJobs of a namespace, Job for one of them."""
 
 import difflib
 import functools
@@ -16,19 +16,19 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Progress
 from finetune_client import logs, pull
 from finetune_client.api import Api
+from finetune_client.config_flags import NO_FLAGS, ConfigFlags, build_config_flags
 from finetune_client.connection import connect
 from finetune_client.errors import ForbiddenError, JobFailedError, JobTimeoutError, NoSuchJobError, NotFoundError, RefusedError
-from finetune_client.follow import Sighting, Sleep, follow
-from finetune_client.place import HERE, Place, build_place
+from finetune_client.follow import JobUpdate, Sleep, follow
+from finetune_client.formatting import format_state
 from finetune_client.records import EventRecord, JobRecord, PodRecord, read_event, read_job, read_pod
-from finetune_client.texts import format_state
 
 
 class FineTune:
-    """The FineTuneJobs of a cluster, as they are reached by the kubeconfig or, in a pod, by its service account.
+    """Access to the FineTuneJobs of a cluster, by the kubeconfig or, in a pod, by its service account.
 
-    namespace: that of the kubeconfig's context, or of the pod, if None. sleep: waits so many seconds between two looks at the
-    cluster. All methods raise ClientError.
+    namespace: None means that of the kubeconfig's context, or of the pod. sleep: waits the given seconds between two polls. All
+    methods raise ClientError.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class FineTune:
         self.api = Api(connection.client)
         self.namespace = namespace or connection.namespace
         self._sleep = sleep
-        self._namespace_is_asked_for = namespace is not None
-        self._place_of = functools.partial(
-            build_place, own_namespace=connection.namespace, context=context, kubeconfig=kubeconfig
+        self._namespace_is_explicit = namespace is not None
+        self._flags_for = functools.partial(
+            build_config_flags, default_namespace=connection.namespace, context=context, kubeconfig=kubeconfig
         )
 
     def submit(
@@ -53,34 +53,33 @@ class FineTune:
         job: FineTuneJob | FineTuneJobSpec | Mapping[str, Any] | str | os.PathLike[str],
         name: str | None = None,
     ) -> "Job":
-        """Create a job: from a FineTuneJob, a manifest as a mapping, the path of a file with one, or a spec and a name.
+        """Create a job from a FineTuneJob, a manifest as a mapping, the path of a manifest file, or a spec and a name.
 
-        name: instead of that in the manifest. Raises FineTuneError(InvalidSpec), before anything is asked of the cluster, for
-        what is not valid; NameTakenError where a job of that name is there.
+        name: replaces metadata.name. Raises FineTuneError(InvalidSpec) for an invalid job, before any request to the cluster, and
+        NameTakenError if a job of that name exists.
         """
         manifest = self.prepare(job, name)
         namespace = manifest["metadata"]["namespace"]
         created = self.api.create(names.PLURAL, namespace, manifest)
-        return Job(self.api, namespace, created["metadata"]["name"], self._sleep, self._place_of(namespace))
+        return Job(self.api, namespace, created["metadata"]["name"], self._sleep, self._flags_for(namespace))
 
     def job(self, name: str) -> "Job":
-        """A job that is there; NoSuchJobError names one like it where it is not."""
-        job = Job(self.api, self.namespace, name, self._sleep, self._place_of(self.namespace))
+        """Return an existing job. If it does not exist, NoSuchJobError suggests similar names."""
+        job = Job(self.api, self.namespace, name, self._sleep, self._flags_for(self.namespace))
         try:
             job.refresh()
         except NoSuchJobError as error:
             known = [record.name for record in self.list()]
-            near = difflib.get_close_matches(name, known, n=3)
-            hint = (
-                f"; there is {' and '.join(near)}" if near else f"; `kubectl finetune list{job.place}` shows those that are there"
-            )
+            similar = difflib.get_close_matches(name, known, n=3)
+            existing = f"`kubectl finetune list{job.flags}` shows the existing ones"
+            hint = f"; similar names: {', '.join(similar)}" if similar else f"; {existing}"
             raise NoSuchJobError(error.message + hint) from None
         return job
 
     def list(self, all_namespaces: bool = False) -> list[JobRecord]:
-        """The jobs of the namespace, or of all, by namespace and name."""
+        """Return the jobs of the namespace, or of all namespaces, sorted by namespace and name."""
         found = self.api.list(names.PLURAL, None if all_namespaces else self.namespace)
-        jobs = [read_job(manifest, self._place_of(manifest["metadata"]["namespace"])) for manifest in found]
+        jobs = [read_job(manifest, self._flags_for(manifest["metadata"]["namespace"])) for manifest in found]
         return sorted(jobs, key=lambda job: (job.namespace, job.name))
 
     def prepare(
@@ -88,9 +87,9 @@ class FineTune:
         job: FineTuneJob | FineTuneJobSpec | Mapping[str, Any] | str | os.PathLike[str],
         name: str | None = None,
     ) -> dict[str, Any]:
-        """The manifest that ``submit`` creates: what was written, and nothing that follows from a default.
+        """Return the manifest that ``submit`` creates: the given fields only, without defaults.
 
-        Asks the cluster nothing; raises FineTuneError(InvalidSpec) for what is not valid.
+        Sends no request. Raises FineTuneError(InvalidSpec) for an invalid job.
         """
         if isinstance(job, FineTuneJobSpec):
             if name is None:
@@ -104,52 +103,52 @@ class FineTune:
         validate_name(name or job.metadata.name)
         written: dict[str, Any] = job.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
         given = written["metadata"].get("namespace")
-        if given is not None and self._namespace_is_asked_for and given != self.namespace:
+        if given is not None and self._namespace_is_explicit and given != self.namespace:
             raise FineTuneError(
                 Reason.INVALID_SPEC,
-                f"metadata.namespace is {given}, and {self.namespace} is asked for: remove one of the two",
+                f"metadata.namespace is {given}, but namespace {self.namespace} is selected: remove one of the two",
             )
         written["metadata"] |= {"name": name or job.metadata.name, "namespace": given or self.namespace}
         return written
 
 
 class Job:
-    """One FineTuneJob of a cluster. All methods raise ClientError; NoSuchJobError once it is deleted.
+    """A FineTuneJob of a cluster. All methods raise ClientError, and NoSuchJobError after the job is deleted.
 
-    place: what a command that is printed needs besides the name.
+    flags: those that a printed command needs besides the name.
     """
 
-    def __init__(self, api: Api, namespace: str, name: str, sleep: Sleep = time.sleep, place: Place = HERE) -> None:
+    def __init__(self, api: Api, namespace: str, name: str, sleep: Sleep = time.sleep, flags: ConfigFlags = NO_FLAGS) -> None:
         self._api = api
         self._sleep = sleep
         self.namespace = namespace
         self.name = name
-        self.place = place
+        self.flags = flags
 
     def __repr__(self) -> str:
         return f"Job({self.namespace}/{self.name})"
 
     def refresh(self) -> JobRecord:
-        """The job as it is now."""
-        return read_job(self._api.get(names.PLURAL, self.namespace, self.name), self.place)
+        """Read the job from the API server."""
+        return read_job(self._api.get(names.PLURAL, self.namespace, self.name), self.flags)
 
     @property
     def status(self) -> FineTuneJobStatus:
-        """The status as it is now."""
+        """The current status, read from the API server."""
         return self.refresh().status
 
     def progress(self) -> Progress | None:
-        """How far the training is now; None before its first step."""
+        """Return the current progress of the training; None before its first step."""
         return self.status.progress
 
     def events(self) -> list[EventRecord]:
-        """What happened to the job, the earliest first; Kubernetes forgets events after an hour, as a rule."""
+        """Return the events of the job, the earliest first. Kubernetes usually deletes events after an hour."""
         return self.events_of(self.refresh())
 
     def events_of(self, job: JobRecord) -> list[EventRecord]:
-        """The same for a job that was just read: an earlier one of its name had events, too.
+        """Return the events of this job, without those of an earlier job of the same name.
 
-        None for whoever may not read any.
+        Returns an empty list if the user may not read events.
         """
         try:
             found = self._api.list("events", self.namespace, fieldSelector=f"involvedObject.uid={job.uid}")
@@ -158,43 +157,43 @@ class Job:
         return sorted((read_event(manifest) for manifest in found), key=lambda event: event.time)
 
     def pods(self) -> list[PodRecord]:
-        """The training pods that are left, by attempt and place in the gang."""
+        """Return the training pods that still exist, sorted by attempt and index."""
         found = self._api.list("pods", self.namespace, labelSelector=f"{names.LABEL_JOB}={self.name}")
         return sorted((read_pod(manifest) for manifest in found), key=lambda pod: (pod.attempt, pod.index))
 
-    def follow(self) -> Iterator[Sighting]:
-        """Look at the job every few seconds until it has ended, also across an API server that is away."""
+    def follow(self) -> Iterator[JobUpdate]:
+        """Poll the job every few seconds until it has ended, also while the API server is unreachable."""
         return follow(self.refresh, self.events_of, self._sleep)
 
-    def _looks(self, timeout: float | None, late: str, still: str) -> Iterator[JobRecord]:
-        """The job at each look at which it was seen, until it has ended.
+    def _poll(self, timeout: float | None, unmet: str, consequence: str) -> Iterator[JobRecord]:
+        """Yield the job after each successful poll, until it has ended.
 
-        timeout: in seconds, also where nothing is seen; JobTimeoutError after it, which says what is ``late``, and what holds
-        ``still``.
+        timeout: in seconds, including the time without a successful poll. After it, raises a JobTimeoutError. unmet, consequence:
+        the parts of its message that say what has not happened, and what stays true.
         """
         end = None if timeout is None else time.monotonic() + timeout
 
         def sleep(seconds: float) -> None:
             self._sleep(seconds if end is None else max(0.0, min(seconds, end - time.monotonic())))
 
-        for sighting in follow(self.refresh, lambda job: (), sleep):
-            job = sighting.job
-            if job is not None and sighting.problem is None:
+        for update in follow(self.refresh, lambda job: (), sleep):
+            job = update.job
+            if job is not None and update.problem is None:
                 yield job
                 if job.finished:
                     return
             if end is not None and time.monotonic() >= end:
-                where = sighting.problem or (f"it is {format_state(job)}" if job is not None else "")
-                raise JobTimeoutError(f"{self.name} {late} within {timeout:g} s ({where}); {still}")
+                state = update.problem or (f"it is {format_state(job)}" if job is not None else "")
+                raise JobTimeoutError(f"{self.name} {unmet} within {timeout:g} s ({state}); {consequence}")
 
     def wait(self, timeout: float | None = None, on_progress: Callable[[Progress], None] | None = None) -> FineTuneJobStatus:
-        """Wait until the job has succeeded; its last status.
+        """Wait until the job has succeeded; return its last status.
 
-        timeout: in seconds, without end if None; JobTimeoutError after it, and the job goes on. on_progress: called when the
-        progress has changed. Raises JobFailedError with the failure when the job fails.
+        timeout: in seconds, None for no limit. After it, raises JobTimeoutError, and the job continues. on_progress: called when
+        the progress changes. Raises JobFailedError with the failure if the job fails.
         """
         last: Progress | None = None
-        for job in self._looks(timeout, "has not ended", "it goes on"):
+        for job in self._poll(timeout, "has not ended", "the job continues"):
             if on_progress is not None and job.status.progress is not None and job.status.progress != last:
                 on_progress(job.status.progress)
             last = job.status.progress
@@ -213,15 +212,15 @@ class Job:
         attempt: int | None = None,
         follow: bool = False,
         tail: int | None = None,
-        tell: Callable[[str], None] = lambda problem: None,
+        on_problem: Callable[[str], None] = lambda problem: None,
     ) -> Iterator[str]:
-        """Lines of the log of a rank, without their ends.
+        """Yield the lines of the log of a rank, without line ends.
 
-        attempt: the newest that has pods if None. follow: go on until the pod has ended. tail: begin with so
-        many lines of the pod before the end. tell: is told what holds the log up.
+        attempt: None means the latest attempt that has pods. follow: continue until the pod has ended. tail: the number of lines
+        before the end of the pod's log to begin with. on_problem: called with a sentence while the log can't be read.
         """
         job = self.refresh()
-        pod = logs.choose_pod(job, self.pods(), rank, attempt)
+        pod = logs.find_pod(job, self.pods(), rank, attempt)
         read = self._api.stream_log
         limit = {"tailLines": str(tail)} if tail is not None else {}
         if follow:
@@ -230,43 +229,44 @@ class Job:
                 return read_pod(self._api.get("pods", self.namespace, pod.name)).finished
 
             def read_from(since: str | None) -> Iterator[str]:
-                more = {"sinceTime": since} if since else limit
-                return read(self.namespace, pod.name, follow="true", timestamps="true", **more)
+                start = {"sinceTime": since} if since else limit
+                return read(self.namespace, pod.name, follow="true", timestamps="true", **start)
 
-            lines = logs.follow_log(read_from, is_over, self._sleep, tell)
+            lines = logs.follow_log(read_from, is_over, self._sleep, on_problem)
         else:
             lines = read(self.namespace, pod.name, **limit)
-        return logs.select_rank(lines, rank) if logs.processes_per_node(job) > 1 else lines
+        return logs.filter_rank(lines, rank) if logs.processes_per_node(job) > 1 else lines
 
     def suspend(self, wait: bool = False, timeout: float = 600) -> JobRecord:
-        """Have the job save a checkpoint and give its machines back; the job as it is then.
+        """Suspend the job: it saves a checkpoint and releases its nodes. Returns the job after that.
 
-        wait: until it has, or JobTimeoutError. Raises RefusedError when it ends meanwhile.
+        wait: wait until it is suspended; JobTimeoutError after the timeout. Raises RefusedError if the job ends first.
         """
         job = self._set_suspend(True)
         if not wait:
             return job
-        for job in self._looks(timeout, "is not suspended", "spec.suspend stays true"):
+        for job in self._poll(timeout, "is not suspended", "spec.suspend stays true"):
             if job.phase == "Suspended":
                 return job
         raise RefusedError(f"{self.name} {'succeeded' if job.phase == 'Succeeded' else 'failed'} before it was suspended")
 
     def resume(self, wait: bool = False, timeout: float = 600) -> JobRecord:
-        """Have a suspended job go on; the job as it is then.
+        """Resume a suspended job. Returns the job after that.
 
-        wait: until it trains, or is through, or JobTimeoutError. Raises JobFailedError with the failure when it fails meanwhile.
+        wait: wait until it trains or has succeeded; JobTimeoutError after the timeout. Raises JobFailedError with the failure if
+        the job fails first.
         """
         job = self._set_suspend(False)
         if not wait:
             return job
-        for job in self._looks(timeout, "does not train", "spec.suspend stays false"):
+        for job in self._poll(timeout, "does not train", "spec.suspend stays false"):
             if job.phase in ("Running", "Publishing", "Succeeded"):
                 return job
         raise self._failed(job)
 
     def _set_suspend(self, suspend: bool) -> JobRecord:
         change = {"spec": {"suspend": suspend}}
-        return read_job(self._api.patch(names.PLURAL, self.namespace, self.name, change), self.place)
+        return read_job(self._api.patch(names.PLURAL, self.namespace, self.name, change), self.flags)
 
     def pull(
         self,
@@ -274,18 +274,18 @@ class Job:
         on_progress: Callable[[int, int, str], None] = lambda done, size, file: None,
         report: bool = False,
     ) -> pathlib.Path:
-        """Fetch the finished model into a directory that is not there yet, or empty; the directory.
+        """Download the finished model into a directory that does not exist yet or is empty; return the directory.
 
-        Every file is verified. Broken off, the next call goes on where this one ended. on_progress: bytes so far, bytes in all,
-        the file that comes. report: in place of the model what `finetune report` reads, also of a job that failed. Needs the
-        right to create pods and to run commands in them.
+        Every file is verified. After an interruption, the next call continues where this one stopped. on_progress: called with
+        the bytes received, the bytes in all, and the current file. report: instead of the model, download the files that
+        `finetune report` reads; this works for a failed job, too. Needs the rights to create pods and to run commands in them.
         """
-        target, part = pathlib.Path(directory), pull.RECORD if report else pull.MODEL
-        pull.pull_part(self._api, self.refresh(), self.pods(), part, target, on_progress, self._sleep)
+        target, artifact = pathlib.Path(directory), pull.TRAINING_RECORD if report else pull.MODEL
+        pull.pull_artifact(self._api, self.refresh(), self.pods(), artifact, target, on_progress, self._sleep)
         return target
 
     def delete(self, missing_ok: bool = False) -> None:
-        """Delete the job and its pods; what becomes of its volume spec.output.retention says."""
+        """Delete the job and its pods. spec.output.retention decides whether its volume is deleted, too."""
         try:
             self._api.delete(names.PLURAL, self.namespace, self.name, self.refresh().uid)
         except NotFoundError:

@@ -1,24 +1,24 @@
-"""What can go wrong between a client and its cluster. Each error is one sentence that says what is wrong and what to do.
+"""The errors of the client. Each message is one sentence that says what is wrong and what to do.
 
 ClientError
 ├── NotConfiguredError    no kubeconfig, no such context in it, and no service account either
-├── UnreachableError      the API server does not answer, or can't at the moment: the same again may succeed
-├── ForbiddenError        the API server knows who asks, or does not, and refuses
-├── NotInstalledError     the cluster has no FineTuneJobs
-├── NotFoundError         there is no such object
-│   └── NoSuchJobError    there is no such FineTuneJob, or it is another one by now
-├── NameTakenError        an object of that name is there already
-├── RefusedError          what was asked is refused: an invalid object, a quota, a policy of the site, a job that has ended
-├── JobFailedError        the job itself failed; carries its failure
-├── JobTimeoutError       the job did not come so far in time
-└── PullError             the model, or the record of the training, can't be fetched
+├── UnreachableError      the API server does not answer, or can't at the moment; a retry may succeed
+├── ForbiddenError        the API server rejects the credentials, or the user lacks the right
+├── NotInstalledError     the cluster has no CRD for FineTuneJobs
+├── NotFoundError         the object does not exist
+│   └── NoSuchJobError    the FineTuneJob does not exist, or was deleted and created again
+├── NameTakenError        an object of that name exists already
+├── RefusedError          the request is refused: an invalid object, a quota, an admission policy, a job that has ended
+├── JobFailedError        the job failed; holds its failure
+├── JobTimeoutError       the job did not reach the expected phase in time
+└── PullError             the model, or the training record, can't be fetched
 """
 
 from finetune_api.status import Failure, FineTuneJobStatus
 
 
 class ClientError(Exception):
-    """The root of all. message: one sentence for people."""
+    """Base class of all errors. message: one sentence for the user."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -26,7 +26,7 @@ class ClientError(Exception):
 
 
 class NotConfiguredError(ClientError):
-    """Nothing says which cluster is meant."""
+    """No configuration says which cluster to use."""
 
 
 class UnreachableError(ClientError):
@@ -34,31 +34,31 @@ class UnreachableError(ClientError):
 
 
 class ForbiddenError(ClientError):
-    """The right is missing, or the credentials are no good."""
+    """The user lacks the right, or the API server rejects the credentials."""
 
 
 class NotInstalledError(ClientError):
-    """The cluster does not know the kind FineTuneJob."""
+    """The cluster has no CRD for FineTuneJobs."""
 
 
 class NotFoundError(ClientError):
-    """The object is not there."""
+    """The object does not exist."""
 
 
 class NoSuchJobError(NotFoundError):
-    """The FineTuneJob is not there, or is another one of the same name by now."""
+    """The FineTuneJob does not exist, or another one of the same name has replaced it."""
 
 
 class NameTakenError(ClientError):
-    """An object of that name is there already."""
+    """An object of that name exists already."""
 
 
 class RefusedError(ClientError):
-    """The object or the request is refused as it is."""
+    """The API server, or the state of the job, does not allow the request."""
 
 
 class JobFailedError(ClientError):
-    """The job ended in the phase Failed. failure: why; None where its status does not say. status: its last one."""
+    """The job ended in the phase Failed. failure: the cause, None if the status has none. status: the last status."""
 
     def __init__(self, message: str, failure: Failure | None, status: FineTuneJobStatus) -> None:
         super().__init__(message)
@@ -67,8 +67,8 @@ class JobFailedError(ClientError):
 
 
 class JobTimeoutError(ClientError, TimeoutError):
-    """The job did not come so far in the time that was given; it goes on."""
+    """The job did not reach the expected phase within the timeout. The job continues."""
 
 
 class PullError(ClientError):
-    """The output of a job can't be fetched; what has come already is kept."""
+    """The output of a job can't be fetched. The data received so far is kept."""

@@ -1,4 +1,4 @@
-"""A job as it goes on: asked for every few seconds, also across an API server that is away for a while."""
+"""Poll a job until it ends, also while the API server is unreachable for some time."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -8,15 +8,19 @@ from finetune_client.records import EventRecord, JobRecord
 
 # The operator writes progress at most every ten seconds, and everything else at once.
 POLL_SECONDS = 2.0
-_LONGEST_PAUSE_SECONDS = 15.0
+_MAX_PAUSE_SECONDS = 15.0
 
-# Waits so many seconds.
+# Waits for the given number of seconds.
 Sleep = Callable[[float], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Sighting:
-    """What was seen at one look. events: those that are new. problem: why nothing could be seen; job is the last one then."""
+class JobUpdate:
+    """The result of one poll.
+
+    job: None until a poll succeeds. events: the events since the last poll. problem: why the poll failed; job is then that of the
+    last successful poll.
+    """
 
     job: JobRecord | None
     events: Sequence[EventRecord] = ()
@@ -24,33 +28,34 @@ class Sighting:
 
 
 def follow(
-    observe_job: Callable[[], JobRecord],
-    observe_events: Callable[[JobRecord], Sequence[EventRecord]],
+    read_job: Callable[[], JobRecord],
+    read_events: Callable[[JobRecord], Sequence[EventRecord]],
     sleep: Sleep,
-) -> Iterator[Sighting]:
-    """Look until the job has ended; the last sighting is that of its end.
+) -> Iterator[JobUpdate]:
+    """Poll until the job has ended; the last update holds the finished job.
 
-    observe_events: the events of a job so far, the earliest first. Raises NoSuchJobError when the job is deleted, or made anew.
+    read_events: returns all events of a job so far, the earliest first. Raises NoSuchJobError if the job is deleted, or deleted
+    and created again.
     """
     last: JobRecord | None = None
-    told: set[str] = set()
+    seen: set[str] = set()
     pause = POLL_SECONDS
     while True:
         try:
-            job = observe_job()
+            job = read_job()
             if last is not None and job.uid != last.uid:
                 raise NoSuchJobError(
-                    f"FineTuneJob {job.name} was deleted and made anew meanwhile: watch the new one if it is meant"
+                    f"FineTuneJob {job.name} was deleted and created again: watch the new job if you mean that one"
                 )
-            events = [event for event in observe_events(job) if event.uid not in told]
+            events = [event for event in read_events(job) if event.uid not in seen]
         except UnreachableError as error:
-            yield Sighting(last, problem=error.message)
+            yield JobUpdate(last, problem=error.message)
             sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
             continue
-        told.update(event.uid for event in events)
+        seen.update(event.uid for event in events)
         last, pause = job, POLL_SECONDS
-        yield Sighting(job, events)
+        yield JobUpdate(job, events)
         if job.finished:
             return
         sleep(pause)

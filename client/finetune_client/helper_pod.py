@@ -1,4 +1,4 @@
-"""The pod through which a job's output leaves its volume: one of the job's own, but for what it runs and what it may write."""
+"""The helper pod that reads a job's output from its volume. It has the settings of a training pod and a read-only mount."""
 
 from typing import Any
 
@@ -9,16 +9,16 @@ from finetune_client.records import JobRecord, PodRecord
 
 CONTAINER = "reader"
 LABEL_PULL = f"{names.GROUP}/pull"
-# After so long Kubernetes ends the pod, whatever became of whoever started it; a transfer that takes longer is taken up again.
+# Kubernetes ends the pod after this time, even if the client has died. A longer transfer continues with the next call.
 DEADLINE_SECONDS = 6 * 3600
-# Both, as a quota of the namespace may ask for either. Hashing and sending keep one core busy.
+# Requests and limits, because a quota of the namespace may require either. Hashing and sending use one core.
 _RESOURCES = {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "1", "memory": "512Mi"}}
-# What a pod of the job had that decides where it may run, and as whom.
-_KEPT = ("securityContext", "imagePullSecrets", "nodeSelector", "tolerations", "runtimeClassName")
+# The fields copied from a training pod: they decide where the pod may run, and as which user.
+_COPIED_FIELDS = ("securityContext", "imagePullSecrets", "nodeSelector", "tolerations", "runtimeClassName")
 
 
 def output_claim(job: JobRecord) -> tuple[str, str]:
-    """Name of the claim that the job writes to, and the directory of its output in a pod that mounts it."""
+    """Return the name of the claim that the job writes to, and the directory of the output in a pod that mounts it."""
     claim = job.spec.output.claim if job.spec is not None else None
     if claim is None:
         return names.output_claim_name(job.name), names.OUTPUT_DIR
@@ -26,18 +26,18 @@ def output_claim(job: JobRecord) -> tuple[str, str]:
 
 
 def build_helper_pod(job: JobRecord, last_pod: PodRecord | None) -> dict[str, Any]:
-    """A pod that mounts the output for reading and waits; it passes Pod Security "restricted", and goes when the job goes.
+    """Return a pod that mounts the output read-only and sleeps. It passes Pod Security "restricted" and is deleted with the job.
 
-    last_pod: one of the job's own, whose settings include those of the site; without one the spec has to do.
+    last_pod: the training pod whose settings, including the operator's defaults, are copied. If None, those of the spec are used.
     """
     spec = {
         "restartPolicy": "Never",
         "activeDeadlineSeconds": DEADLINE_SECONDS,
-        "terminationGracePeriodSeconds": 1,  # there is nothing to save
+        "terminationGracePeriodSeconds": 1,  # The pod has nothing to save.
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         **_settings(job, last_pod),
-        "affinity": _near(last_pod),
+        "affinity": _node_affinity(last_pod),
         "containers": [
             {
                 "name": CONTAINER,
@@ -53,7 +53,7 @@ def build_helper_pod(job: JobRecord, last_pod: PodRecord | None) -> dict[str, An
                 "volumeMounts": [{"name": "output", "mountPath": names.OUTPUT_DIR, "readOnly": True}],
             }
         ],
-        # Read-only in the mount alone: some drivers refuse a volume that is attached for writing at the same time.
+        # Only the mount is read-only: some drivers can't attach a volume read-only while it is attached for writing.
         "volumes": [{"name": "output", "persistentVolumeClaim": {"claimName": output_claim(job)[0]}}],
     }
     owner = {"apiVersion": names.API_VERSION, "kind": names.KIND, "name": job.name, "uid": job.uid}
@@ -63,7 +63,7 @@ def build_helper_pod(job: JobRecord, last_pod: PodRecord | None) -> dict[str, An
         "metadata": {
             "generateName": f"{job.name}-pull-",
             "namespace": job.namespace,
-            # Not the label of training pods: the operator would take it for one.
+            # Without the label of training pods, because the operator would count this pod as one of them.
             "labels": {LABEL_PULL: job.name},
             "ownerReferences": [{**owner, "controller": False, "blockOwnerDeletion": False}],
         },
@@ -73,16 +73,16 @@ def build_helper_pod(job: JobRecord, last_pod: PodRecord | None) -> dict[str, An
 
 def _settings(job: JobRecord, last_pod: PodRecord | None) -> dict[str, Any]:
     if last_pod is not None:
-        given = last_pod.manifest["spec"]
-        return {name: given[name] for name in _KEPT if given.get(name)}
+        copied = last_pod.manifest["spec"]
+        return {name: copied[name] for name in _COPIED_FIELDS if copied.get(name)}
     pod = (job.spec or _unreadable(job)).pod.to_wire()
     security = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}, **pod.pop("securityContext", {})}
-    return {"securityContext": security, **{name: pod[name] for name in _KEPT if pod.get(name)}}
+    return {"securityContext": security, **{name: pod[name] for name in _COPIED_FIELDS if pod.get(name)}}
 
 
 def _unreadable(job: JobRecord) -> FineTuneJobSpec:
     raise PullError(
-        f"the spec of {job.name} is of a later version than this client: upgrade it, pip install -U 'finetune[client]'"
+        f"the spec of {job.name} needs a later version of this client: upgrade it with pip install -U 'finetune-operator[client]'"
     )
 
 
@@ -94,13 +94,13 @@ def _image(job: JobRecord, last_pod: PodRecord | None) -> str:
     if image is None:
         raise PullError(
             f"{job.name} has never started, so there is nothing to fetch; "
-            f"`kubectl finetune why {job.name}{job.place}` says what it waits for"
+            f"`kubectl finetune why {job.name}{job.flags}` shows what it waits for"
         )
     return image
 
 
-def _near(last_pod: PodRecord | None) -> dict[str, Any] | None:
-    """On the machine where the volume was attached last, if there is room: it may be attached there still."""
+def _node_affinity(last_pod: PodRecord | None) -> dict[str, Any] | None:
+    """Prefer the node of the last training pod, because the volume may still be attached there."""
     if last_pod is None or last_pod.node is None:
         return None
     term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [last_pod.node]}]}

@@ -11,19 +11,20 @@ _GAP = "   "
 
 
 def sort_jobs(jobs: Sequence[JobRecord]) -> list[JobRecord]:
-    """Those that go on first, by namespace and name; then those that ended, the latest first."""
-    going_on = [job for job in jobs if not job.finished]
-    ended = [job for job in jobs if job.finished]
-    ended.sort(key=lambda job: (read_time(job.status.completion_time) or job.created, job.name), reverse=True)
-    return sorted(going_on, key=lambda job: (job.namespace, job.name)) + ended
+    """Return the unfinished jobs, by namespace and name; then the finished ones, the most recent first."""
+    unfinished = [job for job in jobs if not job.finished]
+    finished = [job for job in jobs if job.finished]
+    finished.sort(key=lambda job: (read_time(job.status.completion_time) or job.created, job.name), reverse=True)
+    return sorted(unfinished, key=lambda job: (job.namespace, job.name)) + finished
 
 
 def build_table(jobs: Sequence[JobRecord], with_namespace: bool, now: datetime.datetime | None = None) -> str:
-    """Columns as kubectl shows them, without the operator's colours: it is read by people and by scripts."""
+    """Return the columns as kubectl shows them, without colours, because scripts read them, too."""
     now = now or datetime.datetime.now(datetime.UTC)
     rows = [_HEADER, *(_row(job, now) for job in jobs)]
     if with_namespace:
-        rows = [(place, *row) for place, row in zip(("NAMESPACE", *(job.namespace for job in jobs)), rows, strict=True)]
+        namespaces = ("NAMESPACE", *(job.namespace for job in jobs))
+        rows = [(namespace, *row) for namespace, row in zip(namespaces, rows, strict=True)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(_GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 

@@ -1,4 +1,4 @@
-"""The log of one rank: which pod it is in, which lines are its own, and how a broken connection is taken up again."""
+"""Read the log of one rank: find its pod, select its lines, and reconnect after a broken connection."""
 
 import json
 import re
@@ -8,51 +8,54 @@ from finetune_client.errors import NotFoundError, RefusedError, UnreachableError
 from finetune_client.follow import Sleep
 from finetune_client.records import JobRecord, PodRecord
 
-# How the trainer begins a line: time, who, level.
-_SPEAKER = re.compile(r"^\d{4}-\d\d-\d\dT\S+ (?:rank (?P<rank>\d+)|launcher) ")
+# The prefix of a trainer's log line: time, process, level.
+_PREFIX = re.compile(r"^\d{4}-\d\d-\d\dT\S+ (?:rank (?P<rank>\d+)|launcher) ")
 _STEP = re.compile(r"\bstep (\d+) of \d+: loss (-?[0-9.]+)")
 _PAUSE_SECONDS = 2.0
 
 
-def choose_pod(job: JobRecord, pods: Sequence[PodRecord], rank: int, attempt: int | None) -> PodRecord:
-    """The pod in which a rank runs; attempt: the newest that has pods if None. Raises NotFoundError with a sentence."""
+def find_pod(job: JobRecord, pods: Sequence[PodRecord], rank: int, attempt: int | None) -> PodRecord:
+    """Return the pod that runs a rank. attempt: None means the latest attempt that has pods. Raises NotFoundError."""
     if not pods:
         raise NotFoundError(f"{job.name} has no pods: {job.status.message or f'it is {job.phase}'}")
     number = attempt if attempt is not None else max(pod.attempt for pod in pods)
-    gang = sorted((pod for pod in pods if pod.attempt == number), key=lambda pod: pod.created)
-    if not gang:
+    candidates = sorted((pod for pod in pods if pod.attempt == number), key=lambda pod: pod.created)
+    if not candidates:
         present = ", ".join(str(found) for found in sorted({pod.attempt for pod in pods}))
         raise NotFoundError(
-            f"the pods of attempt {number} are gone, and their logs with them; there are those of attempt {present}. "
-            f"`kubectl finetune why {job.name}{job.place}` shows how each attempt ended"
+            f"the pods of attempt {number} and their logs are deleted; only pods of attempt {present} exist. "
+            f"`kubectl finetune why {job.name}{job.flags}` shows how each attempt ended"
         )
     index = rank // processes_per_node(job)
-    found = [pod for pod in gang if pod.index == index]
+    found = [pod for pod in candidates if pod.index == index]
     if not found:
-        ranks = len({pod.index for pod in gang}) * processes_per_node(job)
-        raise NotFoundError(f"attempt {number} has no rank {rank}: it has {ranks}, from 0")
+        ranks = len({pod.index for pod in candidates}) * processes_per_node(job)
+        raise NotFoundError(f"attempt {number} has no rank {rank}: the number of ranks is {ranks}, and the first is 0")
     return found[-1]
 
 
 def processes_per_node(job: JobRecord) -> int:
-    """Processes of each pod; they have consecutive ranks."""
+    """Return the number of processes per pod. The ranks of a pod are consecutive."""
     return job.spec.processes_per_node if job.spec is not None else 1
 
 
-def select_rank(lines: Iterable[str], rank: int) -> Iterator[str]:
-    """Lines of that rank, and what follows them without a name of its own, as the lines of a traceback do."""
-    speaks = True  # what comes before the first named line may be anybody's
+def filter_rank(lines: Iterable[str], rank: int) -> Iterator[str]:
+    """Yield the lines of the rank and of the launcher.
+
+    A line without a prefix, as in a traceback, has the source of the line before it.
+    """
+    selected = True  # The source of lines before the first prefix is unknown, so they are shown.
     for line in lines:
-        known, speaker = _speaker(line)
-        if known:
-            speaks = speaker in (None, rank)
-        if speaks:
+        has_prefix, source = _parse_source(line)
+        if has_prefix:
+            selected = source in (None, rank)
+        if selected:
             yield line
 
 
-def _speaker(line: str) -> tuple[bool, int | None]:
-    """Whether the line says who wrote it, and the rank; None for the launcher, which speaks for all of its pod."""
-    if match := _SPEAKER.match(line):
+def _parse_source(line: str) -> tuple[bool, int | None]:
+    """Return whether the line names the process that wrote it, and its rank; None for the launcher, which logs for the pod."""
+    if match := _PREFIX.match(line):
         return True, int(match["rank"]) if match["rank"] else None
     if line.startswith("{"):  # spec.logging.format: JSON
         try:
@@ -65,7 +68,7 @@ def _speaker(line: str) -> tuple[bool, int | None]:
 
 
 def read_losses(lines: Iterable[str]) -> list[tuple[int, float]]:
-    """(step, loss) of the lines of a log that tell of them."""
+    """Return (step, loss) of each log line that reports a loss."""
     return [(int(match[1]), float(match[2])) for line in lines if (match := _STEP.search(line))]
 
 
@@ -73,36 +76,35 @@ def follow_log(
     read: Callable[[str | None], Iterable[str]],
     is_over: Callable[[], bool],
     sleep: Sleep,
-    tell: Callable[[str], None],
+    on_problem: Callable[[str], None],
 ) -> Iterator[str]:
-    """The lines of a pod until its container has ended, each once.
+    """Yield each line of a pod's log once, until its container has ended.
 
-    read: from that second on, as RFC 3339, or from the start; each line begins with its time. is_over: whether the container has
-    ended. tell: is told when the connection is lost.
+    read: reads the log from a time in RFC 3339 on, or from the start if None; each line begins with its timestamp. is_over:
+    whether the container has ended. on_problem: called with a sentence while the log can't be read.
     """
     last = ""
     while True:
         try:
-            over = is_over()  # asked first: what is read after the end is all
+            over = is_over()  # Checked before reading: a log that is read after the end is complete.
             for line in read(last or None):
                 stamp, _, text = line.partition(" ")
-                moment = _sortable(stamp)
-                # What is asked for again begins with the second of the last line.
-                if moment > _sortable(last):
+                # A repeated request returns the lines from the second of the last line on.
+                if _normalize(stamp) > _normalize(last):
                     last = stamp
                     yield text
             if over:
                 return
         except UnreachableError as error:
-            tell(error.message)
+            on_problem(error.message)
         except RefusedError as error:
             if "waiting to start" not in error.message and "ContainerCreating" not in error.message:
                 raise
-            tell(f"the pod has not started yet: {error.message}")
+            on_problem(f"the pod has not started yet: {error.message}")
         sleep(_PAUSE_SECONDS)
 
 
-def _sortable(stamp: str) -> str:
-    """A time with all its nine digits after the point, as some runtimes leave zeros out."""
+def _normalize(stamp: str) -> str:
+    """Return a timestamp with nine digits after the point, because some runtimes leave out trailing zeros."""
     match = re.match(r"([^.Z+]+)(?:\.(\d+))?", stamp)
     return f"{match[1]}.{(match[2] or '').ljust(9, '0')}" if match else ""

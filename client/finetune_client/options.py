@@ -1,4 +1,4 @@
-"""What all commands of `kubectl finetune` have in common: which cluster is meant, and how errors are said."""
+"""Options and error handling that all commands of `kubectl finetune` share."""
 
 import functools
 import pathlib
@@ -13,15 +13,15 @@ from finetune_api.reasons import FineTuneError
 from finetune_client.client import FineTune
 from finetune_client.errors import ClientError
 
-# 2 is also what click ends with where the command line is wrong.
+# click also exits with 2 if the command line is wrong.
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 class Command(click.Command):
-    """A command whose errors are one sentence each; --debug adds the traceback."""
+    """A command that prints each error as one sentence; --debug raises it, with its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run it; end with 1 where the cluster refuses, with 2 where a file is not valid, with 130 after Ctrl-C."""
+        """Run the command. Exit with 1 after an error of the cluster, with 2 if a file is invalid, with 130 after Ctrl-C."""
         debug = ctx.params.pop("debug")
         try:
             return super().invoke(ctx)
@@ -29,23 +29,23 @@ class Command(click.Command):
             if debug:
                 raise
             for line in error.message.splitlines():
-                complain(line)
+                print_error(line)
             ctx.exit(EXIT_USAGE if isinstance(error, FineTuneError) else EXIT_FAILED)
-        except KeyboardInterrupt:  # of a command that has nothing to add
-            click.echo(err=True)  # after the ^C of the terminal
+        except KeyboardInterrupt:  # in a command that does not handle it itself
+            click.echo(err=True)  # ends the line where the terminal shows ^C
             ctx.exit(EXIT_INTERRUPTED)
-        except BrokenPipeError:  # of `| head`
+        except BrokenPipeError:  # for example `| head`
             sys.stderr.close()
             ctx.exit(EXIT_FAILED)
 
 
-def complain(sentence: str) -> None:
-    """One sentence on standard error."""
+def print_error(sentence: str) -> None:
+    """Print one sentence to standard error."""
     click.echo(f"{click.style('error:', fg='red', bold=True)} {printable(sentence)}", err=True)
 
 
 def cluster_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of kubectl that say which cluster is meant; the function gets them as ``cluster``, a FineTune."""
+    """Add kubectl's options that select the cluster. The function receives them as ``cluster``, a FineTune."""
 
     @functools.wraps(function)
     def connected(namespace: str | None, context: str | None, kubeconfig: pathlib.Path | None, **given: Any) -> Any:
@@ -55,7 +55,7 @@ def cluster_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--debug", is_flag=True, help="Show the traceback of an error."),
         click.option("--kubeconfig", metavar="FILE", type=click.Path(path_type=pathlib.Path), help="The kubeconfig to use."),
         click.option("--context", metavar="NAME", help="The context of the kubeconfig to use."),
-        click.option("--namespace", "-n", metavar="NAME", help="The namespace; that of the context if left out."),
+        click.option("--namespace", "-n", metavar="NAME", help="The namespace; by default that of the context."),
     ):
         connected = option(connected)
     return connected

@@ -1,6 +1,6 @@
-"""Fetch a finished model, or the record of a training, out of its volume: file by file, each verified.
+"""Download a finished model, or a training record, from its volume. Every file is verified.
 
-Broken off, a transfer is taken up again where it ended.
+An interrupted transfer continues where it stopped.
 """
 
 import contextlib
@@ -25,73 +25,75 @@ from finetune_client.records import JobRecord, PodRecord, read_pod
 
 _START_TIMEOUT_SECONDS = 300.0
 _POLL_SECONDS = 1.0
-# In a row, without a byte that came.
-_TRIES = 5
-_PIECE_BYTES = 1 << 20
-# States of a pod that waiting does not mend.
-_HOPELESS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError", "ErrImageNeverPull"})
+# Consecutive tries without a received byte.
+_MAX_TRIES = 5
+# Container states that waiting does not resolve.
+_PERMANENT_ERRORS = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError", "ErrImageNeverPull"}
+)
 
-# Told of: bytes that are here, bytes in all, the file that comes.
+# Called with the bytes received, the bytes in all, and the current file.
 Progress = Callable[[int, int, str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class RemoteFile:
-    """A file of the part. path: from the part's folder, with "/". size: in bytes."""
+    """A file of an artifact. path: relative to the artifact's folder, with "/". size: in bytes."""
 
     path: str
     size: int
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """What can be fetched of an output. folder: where in it. files: these only; all that are there if it is empty.
+class Artifact:
+    """A part of a job's output that can be downloaded.
 
-    early: what is said of a job that goes on. missing: what the volume does not hold, and why.
+    folder: its place in the output. files: the file names; if empty, all files in the folder. too_early: the message while the
+    job is unfinished. missing: the message if the volume has no such file.
     """
 
     folder: str
     files: tuple[str, ...]
-    early: str
+    too_early: str
     missing: str
 
 
-MODEL = Part(
+MODEL = Artifact(
     folder="model",
     files=(),
-    early="it has no finished model yet",
+    too_early="it has no finished model yet",
     missing="no finished model: the job ended before it was written",
 )
-# What `finetune report` reads, and the page that a training which is through has left.
-RECORD = Part(
+# The files that `finetune report` reads, and the report that a finished training has written.
+TRAINING_RECORD = Artifact(
     folder="",
     files=("run.json", "history.jsonl", "starts.jsonl", "evaluation.json", "report.json", "report.html"),
-    early="the record of its training can be fetched once it has ended",
-    missing="no record of a training: the job ended before it began to train",
+    too_early="its training record can be fetched once it has ended",
+    missing="no training record: the job ended before it began to train",
 )
 
 
-def pull_part(
+def pull_artifact(
     api: Api,
     job: JobRecord,
     pods: Sequence[PodRecord],
-    part: Part,
+    artifact: Artifact,
     directory: pathlib.Path,
     on_progress: Progress = lambda done, size, file: None,
     sleep: Sleep = time.sleep,
 ) -> None:
-    """Fetch a part of the output of a job that has ended into a directory that is not there yet, or empty.
+    """Download an artifact of a finished job into a directory that does not exist yet or is empty.
 
-    pods: the job's own that are left. The files come into <directory>.partial, which becomes the directory when all are complete;
-    broken off, the next call goes on with it. Raises PullError and other ClientErrors.
+    pods: the training pods that still exist. The files go to <directory>.partial, which is renamed to the directory when all are
+    complete. After an interruption, the next call continues with it. Raises PullError and other ClientErrors.
     """
     directory = directory.resolve()
-    check_pullable(job, part, directory)
+    check_pullable(job, artifact, directory)
     try:
-        _pull(api, job, pods, part, directory, on_progress, sleep)
+        _pull(api, job, pods, artifact, directory, on_progress, sleep)
     except OSError as error:
         raise PullError(
-            f"{error.filename or directory} can't be written: {error.strerror or error}; what has come is kept"
+            f"{error.filename or directory} can't be written: {error.strerror or error}; the data received so far is kept"
         ) from error
 
 
@@ -99,7 +101,7 @@ def _pull(
     api: Api,
     job: JobRecord,
     pods: Sequence[PodRecord],
-    part: Part,
+    artifact: Artifact,
     directory: pathlib.Path,
     on_progress: Progress,
     sleep: Sleep,
@@ -109,28 +111,31 @@ def _pull(
     _delete_leftovers(api, job)
     partial = directory.with_name(f"{directory.name}.partial")
     with _helper_pod(api, job, last_pod, sleep) as pod:
-        source = _Source(api, job.namespace, pod, output_claim(job)[1], part, sleep)
+        source = _Source(api, job.namespace, pod, output_claim(job)[1], artifact, sleep)
         files = source.list()
         total, before = sum(file.size for file in files), 0
         for file in files:
-            source.fetch(file, partial / file.path, functools.partial(_tell, on_progress, before, total, file.path))
+            on_bytes = functools.partial(_report_progress, on_progress, before, total, file.path)
+            source.fetch(file, partial / file.path, on_bytes)
             before += file.size
-    _remove_others(partial, {partial / file.path for file in files})
+    _remove_other_files(partial, {partial / file.path for file in files})
     if directory.exists():
         directory.rmdir()
     partial.rename(directory)
 
 
-def _tell(on_progress: Progress, before: int, total: int, file: str, done: int) -> None:
+def _report_progress(on_progress: Progress, before: int, total: int, file: str, done: int) -> None:
     on_progress(before + done, total, file)
 
 
-def check_pullable(job: JobRecord, part: Part, directory: pathlib.Path) -> None:
-    """Raise PullError where it is too early for the part, or there is no room for it."""
+def check_pullable(job: JobRecord, artifact: Artifact, directory: pathlib.Path) -> None:
+    """Raise PullError if the job is unfinished, or if the directory holds anything."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise PullError(f"{directory} is there already and is not overwritten: remove it, or choose another directory")
+        raise PullError(f"{directory} exists already and is not overwritten: remove it, or choose another directory")
     if not job.finished:
-        raise PullError(f"{job.name} is {job.phase}: {part.early}; `kubectl finetune watch {job.name}{job.place}` waits for it")
+        raise PullError(
+            f"{job.name} is {job.phase}: {artifact.too_early}; `kubectl finetune watch {job.name}{job.flags}` waits for it"
+        )
 
 
 def _check_claim(api: Api, job: JobRecord) -> None:
@@ -144,21 +149,21 @@ def _check_claim(api: Api, job: JobRecord) -> None:
 
 
 def _delete_leftovers(api: Api, job: JobRecord) -> None:
-    """Pods of calls that died before they could clean up, once Kubernetes has ended them."""
+    """Delete the finished helper pods of earlier calls that died before they could clean up."""
     for manifest in api.list("pods", job.namespace, labelSelector=f"{LABEL_PULL}={job.name}"):
         if read_pod(manifest).finished:
             _delete_pod(api, job.namespace, manifest["metadata"]["name"], manifest["metadata"]["uid"])
 
 
 def _delete_pod(api: Api, namespace: str, name: str, uid: str) -> None:
-    # Where it can't be deleted, its deadline and its owner see to it.
+    # If the deletion fails, the pod's deadline ends it, and Kubernetes deletes it with its owner, the job.
     with contextlib.suppress(ClientError):
         api.delete("pods", namespace, name, uid, grace_seconds=0)
 
 
 @contextlib.contextmanager
 def _helper_pod(api: Api, job: JobRecord, last_pod: PodRecord | None, sleep: Sleep) -> Iterator[str]:
-    """The name of a pod that runs and sees the volume; it is deleted whatever happens."""
+    """Start a helper pod and yield its name; delete it in any case."""
     created = api.create("pods", job.namespace, build_helper_pod(job, last_pod))
     name, uid = created["metadata"]["name"], created["metadata"]["uid"]
     try:
@@ -174,96 +179,99 @@ def _wait_until_it_runs(api: Api, namespace: str, name: str, sleep: Sleep) -> No
         pod = read_pod(api.get("pods", namespace, name))
         if pod.running:
             return
-        why = f"{pod.state}: {pod.message}" if pod.message else pod.state
-        if pod.finished or pod.state in _HOPELESS:
-            raise PullError(f"the pod that reads the volume can't start ({why})")
+        state = f"{pod.state}: {pod.message}" if pod.message else pod.state
+        if pod.finished or pod.state in _PERMANENT_ERRORS:
+            raise PullError(f"the pod that reads the volume can't start ({state})")
         if waited >= _START_TIMEOUT_SECONDS:
             raise PullError(
-                f"the pod that reads the volume has not started within {waited:.0f} s ({why}); "
-                "a volume that only one machine may use is perhaps in use on another one"
+                f"the pod that reads the volume has not started within {waited:.0f} s ({state}); "
+                "a volume that only one node can mount may be in use on another node"
             )
         sleep(_POLL_SECONDS)
         waited += _POLL_SECONDS
 
 
 class _Source:
-    """A part of the output in the helper pod. output: the directory of the output there."""
+    """Reads the files of an artifact through the helper pod. output: the directory of the output in the pod."""
 
-    def __init__(self, api: Api, namespace: str, pod: str, output: str, part: Part, sleep: Sleep) -> None:
+    def __init__(self, api: Api, namespace: str, pod: str, output: str, artifact: Artifact, sleep: Sleep) -> None:
         self._api = api
         self._namespace = namespace
         self._pod = pod
-        self._folder = f"{output}/{part.folder}"
-        self._part = part
+        self._folder = f"{output}/{artifact.folder}"
+        self._artifact = artifact
         self._sleep = sleep
-        self._program = importlib.resources.files(__package__).joinpath("pod_program.py").read_text(encoding="utf-8")
+        self._script = importlib.resources.files(__package__).joinpath("helper_pod_script.py").read_text(encoding="utf-8")
 
     def list(self) -> list[RemoteFile]:
-        """The files of the part that are there; PullError if there are none."""
-        for attempt in range(_TRIES):
+        """Return the files of the artifact that exist; PullError if there are none."""
+        for attempt in range(_MAX_TRIES):
             try:
-                output = b"".join(piece for channel, piece in self._run("list", *self._part.files) if channel == STDOUT_CHANNEL)
+                frames = self._run("list", *self._artifact.files)
+                output = b"".join(content for channel, content in frames if channel == STDOUT_CHANNEL)
                 break
             except UnreachableError:
-                if attempt == _TRIES - 1:
+                if attempt == _MAX_TRIES - 1:
                     raise
                 self._sleep(2.0**attempt)
             except PullError as error:
                 if "no such folder" not in error.message:
                     raise
-                raise PullError(f"the volume holds {self._part.missing}") from None
+                raise PullError(f"the volume holds {self._artifact.missing}") from None
         files = [RemoteFile(**json.loads(line)) for line in output.splitlines()]
         for file in files:
             path = pathlib.PurePosixPath(file.path)
             if path.is_absolute() or ".." in path.parts:
-                raise PullError(f"the volume holds a file of a name that leads elsewhere: {file.path!r}")
+                raise PullError(f"the volume holds a file whose path leads out of the directory: {file.path!r}")
         if not files:
-            raise PullError(f"the volume holds {self._part.missing}")
+            raise PullError(f"the volume holds {self._artifact.missing}")
         return files
 
     def fetch(self, file: RemoteFile, target: pathlib.Path, on_bytes: Callable[[int], None]) -> None:
-        """Bring a file here, whole and verified; what is there of it already is gone on with."""
+        """Download and verify a file; continue with the bytes that are already in the target."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        anew = False
+        repeated = False
         failed = 0
         while True:
-            had = target.stat().st_size if target.exists() else 0
-            if had > file.size:
+            present = target.stat().st_size if target.exists() else 0
+            if present > file.size:
                 target.unlink()
                 continue
             try:
-                expected = self._append(file, target, had, on_bytes)
+                expected = self._append(file, target, present, on_bytes)
             except UnreachableError as error:
-                failed = failed + 1 if not target.exists() or target.stat().st_size == had else 0
-                if failed == _TRIES:
-                    raise UnreachableError(f"{error.message}; what has come is kept, the same command goes on with it") from error
+                failed = failed + 1 if not target.exists() or target.stat().st_size == present else 0
+                if failed == _MAX_TRIES:
+                    raise UnreachableError(
+                        f"{error.message}; the data received so far is kept: run the same command again to continue"
+                    ) from error
                 self._sleep(2.0**failed)
                 continue
             if target.stat().st_size == file.size and _sha256(target) == expected:
                 return
             target.unlink()
-            if anew:
-                raise PullError(f"{file.path} is not here as it is in the volume: the connection changes what it carries")
-            anew = True  # what was there was of another job, or damaged
+            if repeated:
+                raise PullError(f"{file.path} differs from the file in the volume: the connection corrupts the data")
+            repeated = True  # The bytes in the target were corrupt, or from another job.
 
     def _append(self, file: RemoteFile, target: pathlib.Path, offset: int, on_bytes: Callable[[int], None]) -> str:
-        """The rest of a file from a byte on; the hash that the whole has in the volume."""
+        """Append the bytes from the offset on to the target; return the SHA-256 of the whole file in the volume."""
         digest = b""
         with target.open("ab") as stream:
-            for channel, piece in self._run("send", file.path, str(offset)):
+            for channel, content in self._run("send", file.path, str(offset)):
                 if channel == STDERR_CHANNEL:
-                    digest += piece
+                    digest += content
                     continue
-                stream.write(piece)
+                stream.write(content)
                 on_bytes(stream.tell())
             stream.flush()
             os.fsync(stream.fileno())
             if stream.tell() < file.size or not digest.strip():
-                raise UnreachableError(f"the transfer of {file.path} ended before its end")
+                raise UnreachableError(f"the transfer of {file.path} ended early")
         return digest.decode().strip()
 
-    def _run(self, what: str, *arguments: str) -> Iterator[tuple[int, bytes]]:
-        command = ["python3", "-c", self._program, what, self._folder, *arguments]
+    def _run(self, subcommand: str, *arguments: str) -> Iterator[tuple[int, bytes]]:
+        command = ["python3", "-c", self._script, subcommand, self._folder, *arguments]
         return self._api.execute(self._namespace, self._pod, CONTAINER, command)
 
 
@@ -272,8 +280,8 @@ def _sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _remove_others(folder: pathlib.Path, wanted: set[pathlib.Path]) -> None:
-    """What an earlier call left there that is not of this part."""
+def _remove_other_files(folder: pathlib.Path, wanted: set[pathlib.Path]) -> None:
+    """Remove the files of earlier calls that do not belong to this artifact."""
     needed = wanted | {parent for path in wanted for parent in path.parents}
     for path in sorted(folder.rglob("*"), reverse=True):
         if path not in needed:

@@ -1,4 +1,4 @@
-"""The API server's objects, parsed once, at the border. Fields of a later version are left out, the rest counts."""
+"""Parse the API server's objects into typed records. Fields of a later version are left out."""
 
 import contextlib
 import copy
@@ -14,16 +14,17 @@ from finetune_api.reasons import FineTuneError
 from finetune_api.resource import read_spec
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FINAL_PHASES, FineTuneJobStatus
-from finetune_client.place import HERE, Place
+from finetune_client.config_flags import NO_FLAGS, ConfigFlags
 
 _INDEX = "batch.kubernetes.io/job-completion-index"
 
 
 @dataclasses.dataclass(frozen=True)
 class JobRecord:
-    """A FineTuneJob as it was when it was asked for. spec: None where it can't be read. manifest: all of it.
+    """A FineTuneJob at the time of the request.
 
-    place: what a command that is printed needs besides the name.
+    spec: None if this version can't read it. manifest: the whole object. flags: those that a printed command needs besides the
+    name.
     """
 
     namespace: str
@@ -33,27 +34,31 @@ class JobRecord:
     spec: FineTuneJobSpec | None
     status: FineTuneJobStatus
     manifest: Mapping[str, Any]
-    place: Place = HERE
+    flags: ConfigFlags = NO_FLAGS
 
     @property
     def phase(self) -> str:
-        """The phase; Pending before the operator has seen the job."""
+        """The phase; Pending if the operator has not set one yet."""
         return self.status.phase or "Pending"
 
     @property
     def finished(self) -> bool:
-        """Whether the job has ended, one way or the other."""
+        """Whether the job has succeeded or failed."""
         return self.status.phase in FINAL_PHASES
 
     @property
     def suspended(self) -> bool:
-        """What spec.suspend says."""
+        """The value of spec.suspend."""
         return bool(self.manifest.get("spec", {}).get("suspend"))
 
 
 @dataclasses.dataclass(frozen=True)
 class PodRecord:
-    """A training pod. index: its place in the gang. state: one word, as of `kubectl get pods`. message: why it waits or ended."""
+    """A training pod.
+
+    index: its completion index in the Job. state: one word, as in the column STATUS of `kubectl get pods`. message: why
+    it waits or ended.
+    """
 
     name: str
     attempt: int
@@ -67,7 +72,7 @@ class PodRecord:
 
     @property
     def finished(self) -> bool:
-        """Whether its container will not run again."""
+        """Whether the pod has ended for good."""
         return self.manifest.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
     @property
@@ -78,7 +83,7 @@ class PodRecord:
 
 @dataclasses.dataclass(frozen=True)
 class EventRecord:
-    """Something that happened to a FineTuneJob."""
+    """An event of a FineTuneJob."""
 
     uid: str
     time: datetime.datetime
@@ -88,40 +93,40 @@ class EventRecord:
 
 
 def read_time(value: Any) -> datetime.datetime | None:
-    """A time of the API server, None for no time."""
+    """Parse a timestamp of the API server; None if it is not one."""
     try:
         return datetime.datetime.fromisoformat(value)
     except (TypeError, ValueError):
         return None
 
 
-def _time(*values: Any) -> datetime.datetime:
-    """The first that is one."""
+def _first_time(*values: Any) -> datetime.datetime:
+    """Return the first value that is a timestamp; 1970-01-01 if none is."""
     moments = (read_time(value) for value in values)
     return next((moment for moment in moments if moment is not None), datetime.datetime.fromtimestamp(0, datetime.UTC))
 
 
 def read_status(status: Mapping[str, Any]) -> FineTuneJobStatus:
-    """Parse a status; a field that is unknown here, or whose value is, is one of a later version and left out."""
+    """Parse a status. Unknown fields, and blocks with unknown values, come from a later version and are left out."""
     known = copy.deepcopy(dict(status))
     while True:
         try:
             return FineTuneJobStatus.model_validate(known, by_alias=True, by_name=False)
         except pydantic.ValidationError as error:
             for item in error.errors(include_url=False, include_input=False, include_context=False):
-                # Without a field that it needs, or with a wrong one in it, a block is not what this version takes it for.
+                # A block with a missing or invalid field means something else in the later version, so all of it is left out.
                 _remove(known, item["loc"] if item["type"] == "extra_forbidden" else item["loc"][:1])
 
 
 def _remove(node: Any, location: tuple[str | int, ...]) -> None:
     *parents, last = location
-    with contextlib.suppress(KeyError):  # its block has gone already
+    with contextlib.suppress(KeyError):  # the block that holds it is removed already
         for part in parents:
             node = node[part]
         del node[last]
 
 
-def read_job(manifest: Mapping[str, Any], place: Place = HERE) -> JobRecord:
+def read_job(manifest: Mapping[str, Any], flags: ConfigFlags = NO_FLAGS) -> JobRecord:
     """Parse a FineTuneJob."""
     metadata = manifest["metadata"]
     try:
@@ -132,11 +137,11 @@ def read_job(manifest: Mapping[str, Any], place: Place = HERE) -> JobRecord:
         namespace=metadata["namespace"],
         name=metadata["name"],
         uid=metadata["uid"],
-        created=_time(metadata.get("creationTimestamp")),
+        created=_first_time(metadata.get("creationTimestamp")),
         spec=spec,
         status=read_status(manifest.get("status") or {}),
         manifest=manifest,
-        place=place,
+        flags=flags,
     )
 
 
@@ -154,20 +159,20 @@ def read_pod(manifest: Mapping[str, Any]) -> PodRecord:
         state=state,
         message=" ".join(message.split()),
         exit_code=exit_code,
-        created=_time(metadata.get("creationTimestamp")),
+        created=_first_time(metadata.get("creationTimestamp")),
         manifest=manifest,
     )
 
 
 def _container_state(status: Mapping[str, Any]) -> tuple[str, str, int | None]:
-    """State, message and exit code of a pod's only container."""
+    """Return the state, message and exit code of a pod's first container."""
     containers = status.get("containerStatuses") or ()
     state = containers[0].get("state", {}) if containers else {}
     if end := state.get("terminated"):
-        # The message of a trainer is its report, for the operator; the status of the job says the same for people.
+        # The termination message of a trainer is a report for the operator. The status of the job shows it in sentences.
         return end.get("reason") or "Ended", "", end.get("exitCode")
-    if waits := state.get("waiting"):
-        return waits.get("reason") or "Waiting", waits.get("message") or "", None
+    if waiting := state.get("waiting"):
+        return waiting.get("reason") or "Waiting", waiting.get("message") or "", None
     if "running" in state:
         return "Running", "", None
     for condition in status.get("conditions") or ():
@@ -185,7 +190,7 @@ def read_event(manifest: Mapping[str, Any]) -> EventRecord:
     series = manifest.get("series") or {}
     return EventRecord(
         uid=f"{manifest['metadata']['uid']}/{manifest.get('count') or series.get('count') or 1}",
-        time=_time(
+        time=_first_time(
             series.get("lastObservedTime"),
             manifest.get("lastTimestamp"),
             manifest.get("eventTime"),

@@ -1,4 +1,4 @@
-"""FineTuneJobs, pods and events as an API server holds them."""
+"""Build FineTuneJobs, pods and events as an API server stores them."""
 
 import copy
 from typing import Any

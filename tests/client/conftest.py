@@ -1,4 +1,4 @@
-"""A small API server, and a kubeconfig that leads to it."""
+"""Fixtures: a fake API server, a kubeconfig for it, and a runner for the commands."""
 
 import functools
 import pathlib
@@ -9,13 +9,13 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from client.api_server import TOKEN, ApiServer
+from client.fake_api_server import TOKEN, FakeApiServer
 from finetune_client import FineTune
 from finetune_client.cli import cli
 
 
 class Clock:
-    """Waits for nobody. then: what happens during the next pauses, one after the other."""
+    """A sleep function that returns at once. then: callbacks for the next calls, one per call."""
 
     def __init__(self) -> None:
         self.pauses: list[float] = []
@@ -23,28 +23,28 @@ class Clock:
 
     def __call__(self, seconds: float) -> None:
         self.pauses.append(seconds)
-        assert len(self.pauses) < 1000, "waits without end"
+        assert len(self.pauses) < 1000, "the code polls forever"
         if self.then:
             self.then.pop(0)()
 
 
 @pytest.fixture
 def output(tmp_path: pathlib.Path) -> pathlib.Path:
-    """What a pod of the job would see as its volume."""
+    """The folder that a pod sees as its volume."""
     folder = tmp_path / "volume"
     folder.mkdir()
     return folder
 
 
 @pytest.fixture
-def server(output: pathlib.Path) -> Iterator[ApiServer]:
-    with ApiServer(output) as server:
+def server(output: pathlib.Path) -> Iterator[FakeApiServer]:
+    with FakeApiServer(output) as server:
         yield server
 
 
 @pytest.fixture
-def kubeconfig(server: ApiServer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    """Its path; the current context is of the namespace team, another one of the namespace others."""
+def kubeconfig(server: FakeApiServer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """The path of a kubeconfig. Its current context has the namespace team, its other context the namespace others."""
     contexts = [
         {"name": "here", "context": {"cluster": "test", "user": "me", "namespace": "team"}},
         {"name": "there", "context": {"cluster": "test", "user": "me", "namespace": "others"}},
@@ -76,7 +76,7 @@ def cluster(kubeconfig: pathlib.Path, clock: Clock) -> FineTune:
 
 @pytest.fixture
 def run(kubeconfig: pathlib.Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """``run("why", "news")``: what the command says and ends with; nothing waits between two looks."""
+    """Run a command, as in ``run("why", "news")``, and return its output and exit code. Polls do not wait."""
     monkeypatch.setattr("finetune_client.options.FineTune", functools.partial(FineTune, sleep=clock))
 
     def invoke(*arguments: Any, stdin: str | None = None) -> Result:

@@ -1,4 +1,4 @@
-"""`logs`: the lines of one rank, wherever it runs. `why`: one screen that says what to do."""
+"""`logs` shows the lines of one rank, whichever pod it runs in. `why` shows on one screen what to do."""
 
 import copy
 import logging
@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from client.api_server import NOW, ApiServer, refusal
 from client.builders import FAILED, RUNNING, SUCCEEDED, Manifest, ended, event, job, pod
 from client.conftest import Clock
+from client.fake_api_server import NOW, FakeApiServer, error_response
 from finetune_api import names
 from finetune_client import FineTune, UnreachableError, logs, why
-from finetune_client.place import HERE, Place, build_place
+from finetune_client.config_flags import NO_FLAGS, ConfigFlags, build_config_flags
 from finetune_client.records import read_job, read_pod
 
 Run = Callable[..., Any]
@@ -21,13 +21,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def stamped(*lines: str) -> list[str]:
-    """Lines as a kubelet has them, one per second."""
+    """Return the lines with timestamps as the kubelet adds them, one per second."""
     return [f"2026-11-21T10:00:{second:02d}.{second}Z {line}" for second, line in enumerate(lines)]
 
 
 @pytest.fixture
-def gang(server: ApiServer) -> None:
-    """Two pods of two processes each, in the second attempt."""
+def two_pods(server: FakeApiServer) -> None:
+    """A job in its second attempt, with two pods of two processes each."""
     server.put("finetunejobs", job(status={**RUNNING, "attempt": 2}, distributed={"nodes": 2, "processesPerNode": 2}))
     for index in (0, 1):
         server.put("pods", pod(attempt=2, index=index))
@@ -41,7 +41,7 @@ def gang(server: ApiServer) -> None:
     )
 
 
-@pytest.mark.usefixtures("gang")
+@pytest.mark.usefixtures("two_pods")
 def test_a_rank_is_found_in_its_pod_and_only_its_lines_are_shown(run: Run) -> None:
     shown = run("logs", "news", "--rank", 2).output.splitlines()
     assert shown == [
@@ -52,68 +52,70 @@ def test_a_rank_is_found_in_its_pod_and_only_its_lines_are_shown(run: Run) -> No
     assert "  its traceback" in run("logs", "news", "--rank", 3).output.splitlines()
 
 
-@pytest.mark.usefixtures("gang")
-def test_ranks_and_attempts_that_are_not_there_are_said(run: Run) -> None:
-    assert "attempt 2 has no rank 4: it has 4, from 0" in run("logs", "news", "--rank", 4).output
+@pytest.mark.usefixtures("two_pods")
+def test_missing_ranks_and_attempts_are_reported(run: Run) -> None:
+    assert "attempt 2 has no rank 4: the number of ranks is 4, and the first is 0" in run("logs", "news", "--rank", 4).output
     result = run("logs", "news", "--previous")
     assert result.exit_code == 1
-    assert "the pods of attempt 1 are gone, and their logs with them; there are those of attempt 2" in result.output
+    assert "the pods of attempt 1 and their logs are deleted; only pods of attempt 2 exist" in result.output
     assert run("logs", "news", "--previous", "--attempt", 1).exit_code == 2
 
 
-def test_a_job_without_pods_says_why(run: Run, server: ApiServer) -> None:
+def test_a_job_without_pods_says_why(run: Run, server: FakeApiServer) -> None:
     server.put("finetunejobs", job(status={"phase": "Queued", "message": "waits for quota"}))
     result = run("logs", "news")
     assert (result.exit_code, "news has no pods: waits for quota" in result.output) == (1, True)
     assert "news is in its first attempt" in run("logs", "news", "-p").output
 
 
-def test_following_takes_a_broken_connection_up_again_and_shows_each_line_once(run: Run, server: ApiServer, clock: Clock) -> None:
+def test_follow_reconnects_and_shows_each_line_once(run: Run, server: FakeApiServer, clock: Clock) -> None:
     server.put("finetunejobs", job(status=RUNNING))
-    there = server.put("pods", pod())
-    name = there["metadata"]["name"]
+    stored = server.put("pods", pod())
+    name = stored["metadata"]["name"]
     server.logs[name] = stamped("one", "two")
 
     def end() -> None:
         server.logs[name] = stamped("one", "two", "three")
-        there["status"] = pod(state=ended(0))["status"]
+        stored["status"] = pod(state=ended(0))["status"]
 
-    clock.then = [lambda: setattr(server, "away", 1), lambda: None, end]
+    clock.then = [lambda: setattr(server, "drop_requests", 1), lambda: None, end]
     result = run("logs", "news", "--follow")
     assert result.exit_code == 0
     assert result.stdout.splitlines() == ["one", "two", "three"]
     assert "… the API server" in result.stderr
 
 
-def test_following_waits_for_a_pod_that_has_not_started(run: Run, server: ApiServer, clock: Clock) -> None:
+def test_follow_waits_for_a_pod_that_has_not_started(run: Run, server: FakeApiServer, clock: Clock) -> None:
     server.put("finetunejobs", job(status=RUNNING))
     server.put("pods", pod(state=ended(0)))
     server.logs["news-1-0-abcde"] = stamped("begun")
-    server.answers["GET pods/log"] = refusal(400, "BadRequest", 'container "trainer" is waiting to start: ContainerCreating')
-    clock.then = [server.answers.clear]
+    server.responses["GET pods/log"] = error_response(
+        400, "BadRequest", 'container "trainer" is waiting to start: ContainerCreating'
+    )
+    clock.then = [server.responses.clear]
     result = run("logs", "news", "-f")
     assert (result.stdout.splitlines(), result.exit_code) == (["begun"], 0)
     assert "the pod has not started yet" in result.stderr
 
 
-def test_a_log_that_is_silent_for_long_is_asked_for_again_without_a_word(
-    cluster: FineTune, server: ApiServer, clock: Clock
+def test_follow_repeats_the_request_after_the_idle_timeout_without_a_message(
+    cluster: FineTune, server: FakeApiServer, clock: Clock
 ) -> None:
     server.put("finetunejobs", job(status=RUNNING))
-    there = server.put("pods", pod())
+    stored = server.put("pods", pod())
     server.logs["news-1-0-abcde"] = stamped("one", "two")
-    server.silent = 2
-    cluster.api.silence_seconds = 0.3
-    clock.then = [lambda: None, lambda: there.update(status=pod(state=ended(0))["status"])]
-    told: list[str] = []
-    assert list(cluster.job("news").logs(follow=True, tell=told.append)) == ["one", "two"]
-    assert told == []
-    server.silent = 1
-    with pytest.raises(UnreachableError, match="does not come"):
+    server.hanging_logs = 2
+    cluster.api.idle_timeout_seconds = 0.3
+    clock.then = [lambda: None, lambda: stored.update(status=pod(state=ended(0))["status"])]
+    problems: list[str] = []
+    assert list(cluster.job("news").logs(follow=True, on_problem=problems.append)) == ["one", "two"]
+    assert problems == []
+    server.hanging_logs = 1
+    with pytest.raises(UnreachableError, match="can't be read"):
         list(cluster.job("news").logs())
 
 
-def test_only_the_last_lines_come_when_that_is_asked_for(run: Run, server: ApiServer) -> None:
+def test_tail_shows_only_the_last_lines(run: Run, server: FakeApiServer) -> None:
     server.put("finetunejobs", job(status=SUCCEEDED))
     server.put("pods", pod(state=ended(0)))
     server.logs["news-1-0-abcde"] = stamped("one", "two", "three")
@@ -121,22 +123,22 @@ def test_only_the_last_lines_come_when_that_is_asked_for(run: Run, server: ApiSe
         assert run("logs", "news", "--tail", 2, *options).output.splitlines() == ["two", "three"]
 
 
-def test_lines_are_told_apart_by_all_digits_of_their_times() -> None:
+def test_timestamps_are_compared_with_all_their_digits() -> None:
     pages = [["T10:00:00.5Z a", "T10:00:00.51Z b"], ["T10:00:00.5Z a", "T10:00:00.51Z b", "T10:00:00.600Z c"]]
     over = iter([False, True])
     lines = logs.follow_log(lambda since: pages.pop(0), lambda: next(over), lambda seconds: None, lambda problem: None)
     assert list(lines) == ["a", "b", "c"]
 
 
-def test_the_steps_that_the_trainer_logs_are_those_that_are_read(caplog: pytest.LogCaptureFixture) -> None:
-    source = (ROOT / "trainer_image/finetune_trainer/loops/watch.py").read_text(encoding="utf-8")
+def test_the_client_parses_the_line_that_the_trainer_logs_for_a_step(caplog: pytest.LogCaptureFixture) -> None:
+    source = (ROOT / "trainer_image/finetune_trainer/loops/monitor.py").read_text(encoding="utf-8")
     assert '"step %d of %d: loss %.4f' in source, "logs.read_losses reads this line"
     with caplog.at_level(logging.INFO):
         logging.getLogger().info("step %d of %d: loss %.4f%s, learning rate %.3g", 7, 100, 0.25, ", gradient norm 1.0", 1e-4)
     assert logs.read_losses(caplog.messages) == [(7, 0.25)]
 
 
-def test_why_shows_a_failure_with_its_log_and_the_next_commands(run: Run, server: ApiServer) -> None:
+def test_why_shows_a_failure_with_its_log_and_the_next_commands(run: Run, server: FakeApiServer) -> None:
     server.put("finetunejobs", job(status=FAILED, distributed={"nodes": 2}))
     server.put("pods", pod(attempt=2, index=0, state=ended(1)))
     server.put("pods", pod(attempt=2, index=1, state=ended(64)))
@@ -148,7 +150,7 @@ def test_why_shows_a_failure_with_its_log_and_the_next_commands(run: Run, server
     for text in (
         "news  Failed (DataError): column text is missing",
         "failure: DataError (rank 1, node node-b, exit code 64): column text is missing",
-        "NodeLost",  # of the first attempt
+        "NodeLost",  # the reason of the first attempt
         "news-2-1-abcde",
         "Failed: DataError: column text is missing",
         "  KeyError: 'text'",
@@ -159,7 +161,7 @@ def test_why_shows_a_failure_with_its_log_and_the_next_commands(run: Run, server
     assert len(shown.splitlines()) < 40, "one screen"
 
 
-def test_why_shows_what_a_pod_waits_for(run: Run, server: ApiServer) -> None:
+def test_why_shows_what_a_pod_waits_for(run: Run, server: FakeApiServer) -> None:
     blocked = {"type": "Blocked", "status": "True", "reason": "ImagePullFailed", "message": "no such image",
                "lastTransitionTime": NOW, "observedGeneration": 1}  # fmt: skip
     status = {"phase": "Pending", "reason": "ImagePullFailed", "message": "no such image", "conditions": [blocked], "attempt": 1}
@@ -172,10 +174,10 @@ def test_why_shows_what_a_pod_waits_for(run: Run, server: ApiServer) -> None:
         assert text in shown, text
 
 
-def record(status: Manifest | None, name: str = "news", place: Place = HERE, **spec: Any) -> Any:
+def record(status: Manifest | None, name: str = "news", flags: ConfigFlags = NO_FLAGS, **spec: Any) -> Any:
     manifest = job(name, status, **spec)
     manifest["metadata"] |= {"namespace": "team", "uid": "u", "creationTimestamp": NOW}
-    return read_job(manifest, place)
+    return read_job(manifest, flags)
 
 
 NEXT = [
@@ -193,26 +195,26 @@ def test_each_phase_has_a_next_command(status: Manifest | None, spec: Manifest, 
     assert why.next_steps(record(status, **spec), [])[-1] == command
 
 
-def test_a_name_that_would_be_too_long_is_left_to_the_user() -> None:
+def test_no_name_is_suggested_if_it_would_be_too_long() -> None:
     longest = "n" * (names.MAX_NAME_LENGTH - 2)
-    for name, other in ((longest, f"{longest}-2"), (f"{longest}n", "NAME")):
+    for name, suggestion in ((longest, f"{longest}-2"), (f"{longest}n", "NAME")):
         steps = why.next_steps(record(FAILED, name), [])
         assert steps[-2:] == [
             "Correct the file, and submit it under another name:",
-            f"kubectl finetune submit FILE --name {other}",
+            f"kubectl finetune submit FILE --name {suggestion}",
         ]
 
 
 @pytest.mark.parametrize(("status", "spec", "command"), NEXT)
-def test_each_next_command_leads_to_the_same_job(status: Manifest | None, spec: Manifest, command: str) -> None:
-    place = build_place("other", "team", "far away", "my config")
-    step = why.next_steps(record(status, place=place, **spec), [])[-1]
+def test_each_next_command_has_the_flags_for_the_same_job(status: Manifest | None, spec: Manifest, command: str) -> None:
+    flags = build_config_flags("other", "team", "far away", "my config")
+    step = why.next_steps(record(status, flags=flags, **spec), [])[-1]
     cluster = " --context 'far away' --kubeconfig 'my config'"
-    # The operator's own namespace is none of the job's.
+    # The command for the operator's pods has no namespace of the job.
     assert step == command + ("" if " -A " in command else " --namespace other") + cluster
 
 
-def test_commands_about_pods_and_in_sentences_name_the_namespace(run: Run, server: ApiServer) -> None:
+def test_kubectl_commands_and_hints_name_the_namespace(run: Run, server: FakeApiServer) -> None:
     queued = {"phase": "Pending", "reason": "Starting", "attempt": 2}
     server.put("finetunejobs", job(status=queued), "others")
     server.put("pods", pod(attempt=2, state={"waiting": {"reason": "ContainerCreating"}}), "others")
@@ -226,18 +228,18 @@ def test_commands_about_pods_and_in_sentences_name_the_namespace(run: Run, serve
     assert "--namespace" not in run("why", "news", "--namespace", "others", "--context", "there").output
 
 
-def test_the_traceback_of_the_status_stands_before_that_of_the_log(run: Run, server: ApiServer) -> None:
+def test_the_traceback_in_the_status_takes_precedence_over_the_log(run: Run, server: FakeApiServer) -> None:
     status = copy.deepcopy(FAILED)
     status["failure"]["traceback"] = "Traceback\nZeroDivisionError: division by zero"
     server.put("finetunejobs", job(status=status))
     assert "ZeroDivisionError: division by zero" in run("why", "news").output
 
 
-def test_without_a_rank_in_the_failure_the_log_is_that_of_a_pod_that_failed() -> None:
+def test_a_failure_without_a_rank_uses_the_log_of_a_failed_pod() -> None:
     status = copy.deepcopy(FAILED)
     del status["failure"]["rank"]
     failed = record(status, distributed={"nodes": 2, "processesPerNode": 2})
     pods = [{**pod(attempt=2, index=index, state=ended(index))} for index in (0, 1)]
     for item in pods:
         item["metadata"]["creationTimestamp"] = NOW
-    assert why.culprit(failed, [read_pod(item) for item in pods]) == 2
+    assert why.failed_rank(failed, [read_pod(item) for item in pods]) == 2

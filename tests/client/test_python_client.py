@@ -1,4 +1,4 @@
-"""The client as a notebook uses it, and what it makes of statuses of other versions."""
+"""The Python API of the client, and how it reads statuses of other versions."""
 
 import copy
 import math
@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from client.api_server import NOW, ApiServer, refusal
 from client.builders import FAILED, RUNNING, SPEC, SUCCEEDED, event, job
 from client.conftest import Clock
+from client.fake_api_server import NOW, FakeApiServer, error_response
 from finetune_api.reasons import FineTuneError
 from finetune_api.resource import FineTuneJob, Metadata
 from finetune_api.spec import Dataset, FineTuneJobSpec, HubDataset, HubModel, ModelSource, Training
@@ -25,8 +25,8 @@ from finetune_client import (
     RefusedError,
     UnreachableError,
 )
-from finetune_client.chart import draw_curve
 from finetune_client.connection import connect
+from finetune_client.plot import draw_curve
 from finetune_client.records import read_status
 
 
@@ -39,8 +39,8 @@ def build_spec() -> FineTuneJobSpec:
     )
 
 
-def test_python_objects_a_mapping_and_a_file_are_the_same_job(
-    cluster: FineTune, server: ApiServer, tmp_path: pathlib.Path
+def test_python_objects_a_mapping_and_a_file_create_the_same_job(
+    cluster: FineTune, server: FakeApiServer, tmp_path: pathlib.Path
 ) -> None:
     expected = {**SPEC, "training": {"epochs": 2}}
     file = tmp_path / "job.yaml"
@@ -52,15 +52,15 @@ def test_python_objects_a_mapping_and_a_file_are_the_same_job(
     cluster.submit(job("mapping", training={"epochs": 2}))
     cluster.submit(file)
     cluster.submit(str(file), name="renamed")
-    assert server.names_of("finetunejobs") == ["file", "mapping", "renamed", "spec", "whole"]
-    for name in server.names_of("finetunejobs"):
-        created = server.take("finetunejobs", name)
+    assert server.list_names("finetunejobs") == ["file", "mapping", "renamed", "spec", "whole"]
+    for name in server.list_names("finetunejobs"):
+        created = server.get("finetunejobs", name)
         assert created["spec"] == expected
         assert (created["apiVersion"], created["kind"]) == ("finetune.dev/v1alpha1", "FineTuneJob")
-    assert server.take("finetunejobs", "whole")["metadata"]["labels"] == {"a": "b"}
+    assert server.get("finetunejobs", "whole")["metadata"]["labels"] == {"a": "b"}
 
 
-def test_what_is_not_valid_is_refused_before_the_cluster_is_asked(cluster: FineTune, server: ApiServer) -> None:
+def test_an_invalid_job_is_refused_before_any_request(cluster: FineTune, server: FakeApiServer) -> None:
     with pytest.raises(FineTuneError, match=r"spec\.datasets: required field is missing"):
         cluster.submit({**job(), "spec": {"task": "sft", "model": SPEC["model"]}})
     with pytest.raises(FineTuneError, match="a spec alone has no name"):
@@ -70,23 +70,23 @@ def test_what_is_not_valid_is_refused_before_the_cluster_is_asked(cluster: FineT
     assert server.requests == []
 
 
-def test_a_name_that_is_taken_is_an_error_of_its_own(cluster: FineTune) -> None:
+def test_a_taken_name_raises_name_taken_error(cluster: FineTune) -> None:
     cluster.submit(job())
     with pytest.raises(NameTakenError):
         cluster.submit(job())
 
 
-def test_waiting_tells_of_progress_and_returns_the_last_status(cluster: FineTune, server: ApiServer, clock: Clock) -> None:
+def test_wait_reports_progress_and_returns_the_last_status(cluster: FineTune, server: FakeApiServer, clock: Clock) -> None:
     handle = cluster.submit(job())
-    there = server.take("finetunejobs", "news")
+    stored = server.get("finetunejobs", "news")
     later = copy.deepcopy(RUNNING)
     later["progress"]["step"] = 50
     clock.then = [
-        lambda: there.update(status=RUNNING),
-        lambda: setattr(server, "away", 2),
+        lambda: stored.update(status=RUNNING),
+        lambda: setattr(server, "drop_requests", 2),
         lambda: None,
-        lambda: there.update(status=later),
-        lambda: there.update(status=SUCCEEDED),
+        lambda: stored.update(status=later),
+        lambda: stored.update(status=SUCCEEDED),
     ]
     steps: list[int] = []
     status = handle.wait(on_progress=lambda progress: steps.append(progress.step))
@@ -95,7 +95,7 @@ def test_waiting_tells_of_progress_and_returns_the_last_status(cluster: FineTune
     assert status.evaluation.metrics == {"accuracy": 0.91}
 
 
-def test_a_job_that_fails_raises_with_its_failure(cluster: FineTune, server: ApiServer) -> None:
+def test_wait_raises_the_failure_of_a_failed_job(cluster: FineTune, server: FakeApiServer) -> None:
     server.put("finetunejobs", job(status=FAILED))
     with pytest.raises(JobFailedError, match="news failed, DataError: column text is missing") as caught:
         cluster.job("news").wait()
@@ -104,10 +104,10 @@ def test_a_job_that_fails_raises_with_its_failure(cluster: FineTune, server: Api
     assert caught.value.status.phase == "Failed"
 
 
-def test_waiting_ends_at_its_time_and_the_job_goes_on(cluster: FineTune, server: ApiServer) -> None:
+def test_wait_ends_at_its_timeout_and_the_job_continues(cluster: FineTune, server: FakeApiServer) -> None:
     server.put("finetunejobs", job(status=RUNNING))
     with pytest.raises(
-        JobTimeoutError, match=r"has not ended within 0 s \(it is Running \(Training\): attempt 1 trains\); it goes on"
+        JobTimeoutError, match=r"has not ended within 0 s \(it is Running \(Training\): attempt 1 trains\); the job continues"
     ):
         cluster.job("news").wait(timeout=0)
     with pytest.raises(TimeoutError):
@@ -115,12 +115,12 @@ def test_waiting_ends_at_its_time_and_the_job_goes_on(cluster: FineTune, server:
 
 
 @pytest.mark.parametrize("what", ["wait", "suspend", "resume"])
-def test_waiting_ends_at_its_time_also_where_nobody_answers(
-    cluster: FineTune, server: ApiServer, clock: Clock, monkeypatch: pytest.MonkeyPatch, what: str
+def test_wait_ends_at_its_timeout_while_the_api_server_is_unavailable(
+    cluster: FineTune, server: FakeApiServer, clock: Clock, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     server.put("finetunejobs", job(status=RUNNING))
     handle = cluster.job("news")
-    server.answers["GET finetunejobs"] = refusal(503, "ServiceUnavailable", "etcd is away")
+    server.responses["GET finetunejobs"] = error_response(503, "ServiceUnavailable", "etcd is away")
     monkeypatch.setattr("finetune_client.client.time", types.SimpleNamespace(monotonic=lambda: sum(clock.pauses)))
     waits = {
         "wait": lambda: handle.wait(timeout=21),
@@ -129,27 +129,27 @@ def test_waiting_ends_at_its_time_also_where_nobody_answers(
     }
     with pytest.raises(JobTimeoutError, match=r"within 21 s \(.*etcd is away"):
         waits[what]()
-    assert clock.pauses == [2, 4, 8, 7], "not beyond the time"
+    assert clock.pauses == [2, 4, 8, 7], "the last pause ends at the timeout"
 
 
 @pytest.mark.parametrize(("status", "ended"), [(SUCCEEDED, "succeeded"), (FAILED, "failed")])
-def test_a_job_that_ends_first_was_not_suspended(
-    cluster: FineTune, server: ApiServer, clock: Clock, status: dict[str, Any], ended: str
+def test_suspend_raises_if_the_job_ends_first(
+    cluster: FineTune, server: FakeApiServer, clock: Clock, status: dict[str, Any], ended: str
 ) -> None:
-    there = server.put("finetunejobs", job(status=RUNNING))
-    clock.then = [lambda: there.update(status=status)]
+    stored = server.put("finetunejobs", job(status=RUNNING))
+    clock.then = [lambda: stored.update(status=status)]
     with pytest.raises(RefusedError, match=f"^news {ended} before it was suspended$"):
         cluster.job("news").suspend(wait=True)
 
 
-def test_a_job_that_fails_was_not_resumed(cluster: FineTune, server: ApiServer, clock: Clock) -> None:
-    there = server.put("finetunejobs", job(status={"phase": "Suspended"}))
-    clock.then = [lambda: there.update(status=FAILED)]
+def test_resume_raises_if_the_job_fails(cluster: FineTune, server: FakeApiServer, clock: Clock) -> None:
+    stored = server.put("finetunejobs", job(status={"phase": "Suspended"}))
+    clock.then = [lambda: stored.update(status=FAILED)]
     with pytest.raises(JobFailedError, match="news failed, DataError: column text is missing"):
         cluster.job("news").resume(wait=True)
 
 
-def test_a_job_tells_its_status_progress_events_and_goes_when_it_is_deleted(cluster: FineTune, server: ApiServer) -> None:
+def test_a_job_has_status_progress_and_events_until_it_is_deleted(cluster: FineTune, server: FakeApiServer) -> None:
     server.put("finetunejobs", job(status=RUNNING))
     server.put("events", event("Started", "Attempt 1 trains.", at="2026-11-21T10:00:09Z"))
     server.put("events", event("Created", "Created the pods.", at="2026-11-21T10:00:01Z"))
@@ -163,39 +163,39 @@ def test_a_job_tells_its_status_progress_events_and_goes_when_it_is_deleted(clus
     assert progress.step == 37
     assert [item.reason for item in handle.events()] == ["Created", "Started"]
     handle.delete()
-    assert server.names_of("finetunejobs") == []
+    assert server.list_names("finetunejobs") == []
     with pytest.raises(NoSuchJobError):
         handle.delete()
     handle.delete(missing_ok=True)
 
 
-def test_a_long_list_is_read_page_by_page(cluster: FineTune, server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_list_is_read_page_by_page(cluster: FineTune, server: FakeApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     import json
 
     pages = [{"metadata": {"continue": "more"}, "items": []}, {"metadata": {"continue": ""}, "items": []}]
-    answered = iter(pages)
+    responses = iter(pages)
 
-    def answer(*_: Any) -> tuple[int, bytes]:
-        return 200, json.dumps(next(answered)).encode()
+    def respond(*_: Any) -> tuple[int, bytes]:
+        return 200, json.dumps(next(responses)).encode()
 
-    monkeypatch.setattr(server, "answer", answer)
+    monkeypatch.setattr(server, "respond", respond)
     assert cluster.list() == []
     assert len(server.requests) == 2
 
 
-def test_errors_have_types(cluster: FineTune, server: ApiServer) -> None:
-    server.away = 1
+def test_errors_have_types(cluster: FineTune, server: FakeApiServer) -> None:
+    server.drop_requests = 1
     with pytest.raises(UnreachableError):
         cluster.list()
-    server.answers["GET finetunejobs"] = refusal(429, "TooManyRequests", "later")
+    server.responses["GET finetunejobs"] = error_response(429, "TooManyRequests", "later")
     with pytest.raises(UnreachableError):
         cluster.list()
-    server.installed = False
+    server.crd_installed = False
     with pytest.raises(NotInstalledError):
         cluster.list()
 
 
-def test_in_a_pod_the_service_account_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+def test_in_a_pod_the_service_account_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     for name, content in (("token", "secret"), ("ca.crt", "certificate"), ("namespace", "mine\n")):
         (tmp_path / name).write_text(content)
     from kubernetes.config import incluster_config
@@ -217,7 +217,7 @@ def test_in_a_pod_the_service_account_counts(monkeypatch: pytest.MonkeyPatch, tm
     assert connection.client.configuration.host == "https://10.0.0.1:443"
 
 
-def test_fields_of_a_later_version_are_left_out_and_the_rest_counts() -> None:
+def test_fields_of_a_later_version_are_left_out_and_the_rest_is_read() -> None:
     later: dict[str, Any] = copy.deepcopy(RUNNING)
     later["sparkle"] = {"a": 1}
     later["progress"]["flops"] = 3.5
@@ -243,10 +243,10 @@ def test_a_curve_falls_from_its_first_to_its_last_point() -> None:
     assert braille[0][-1] == "\u2800"
     assert braille[-1][-1] != "\u2800"
     for cells in zip(*braille, strict=True):
-        assert any(cell != "\u2800" for cell in cells), "the curve has no holes"
+        assert any(cell != "\u2800" for cell in cells), "the curve has no gaps"
 
 
-def test_a_flat_curve_a_single_point_and_values_that_are_no_numbers_are_no_trouble() -> None:
+def test_draw_curve_accepts_flat_curves_single_points_and_values_that_are_not_finite() -> None:
     assert draw_curve([(1, 0.5)], 40, 4) == []
     assert draw_curve([(1, 0.5), (2, math.nan)], 40, 4) == []
     assert len(draw_curve([(1, 0.5), (2, 0.5), (3, math.inf)], 40, 4)) == 4

@@ -1,4 +1,4 @@
-"""`submit`, `list`, `suspend` and `resume`, and how refusals of the cluster are said."""
+"""`submit`, `list`, `suspend` and `resume`, and the messages for errors of the cluster."""
 
 import json
 import pathlib
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from client.api_server import TOKEN, ApiServer, refusal
 from client.builders import FAILED, RUNNING, SUCCEEDED, job
 from client.conftest import Clock
+from client.fake_api_server import TOKEN, FakeApiServer, error_response
 from finetune_client import FineTune, NotConfiguredError
 
 Run = Callable[..., Any]
@@ -21,72 +21,72 @@ def write(path: pathlib.Path, *jobs: Any) -> pathlib.Path:
     return path
 
 
-def test_a_job_is_created_as_it_was_written_and_the_next_command_is_said(
-    run: Run, server: ApiServer, tmp_path: pathlib.Path
+def test_submit_creates_the_job_unchanged_and_prints_the_next_command(
+    run: Run, server: FakeApiServer, tmp_path: pathlib.Path
 ) -> None:
     given = job(suspend=False)
     given["metadata"]["labels"] = {"team": "news"}
     result = run("submit", write(tmp_path / "a.yaml", given))
     assert result.exit_code == 0
     assert result.output.splitlines() == ["created finetunejob news in namespace team", "  kubectl finetune watch news"]
-    created = server.take("finetunejobs", "news")
-    assert created["spec"] == given["spec"], "no default is written into it"
+    created = server.get("finetunejobs", "news")
+    assert created["spec"] == given["spec"], "it has no default values"
     assert created["metadata"]["labels"] == {"team": "news"}
     assert server.tokens == {f"Bearer {TOKEN}"}
 
 
-def test_a_name_on_the_command_line_and_a_namespace_win(run: Run, server: ApiServer, tmp_path: pathlib.Path) -> None:
+def test_the_options_for_name_and_namespace_take_precedence(run: Run, server: FakeApiServer, tmp_path: pathlib.Path) -> None:
     file = write(tmp_path / "a.yaml", job())
     assert run("submit", file, "--name", "again", "-n", "lab").exit_code == 0
-    assert server.take("finetunejobs", "again", "lab")
+    assert server.get("finetunejobs", "again", "lab")
     assert run("submit", file, "--context", "there").exit_code == 0
-    assert server.take("finetunejobs", "news", "others")
+    assert server.get("finetunejobs", "news", "others")
 
 
-def test_the_namespace_of_the_file_counts_and_a_contradiction_is_refused(
-    run: Run, server: ApiServer, tmp_path: pathlib.Path
+def test_the_namespace_of_the_file_is_used_and_a_contradicting_option_is_refused(
+    run: Run, server: FakeApiServer, tmp_path: pathlib.Path
 ) -> None:
     given = job()
     given["metadata"]["namespace"] = "lab"
     file = write(tmp_path / "a.yaml", given)
     result = run("submit", file)
-    assert server.take("finetunejobs", "news", "lab")
+    assert server.get("finetunejobs", "news", "lab")
     assert "watch news --namespace lab" in result.output
     result = run("submit", file, "--namespace", "team")
     assert result.exit_code == 2
-    assert "metadata.namespace is lab, and team is asked for" in result.output
+    assert "metadata.namespace is lab, but namespace team is selected" in result.output
 
 
-def test_nothing_is_created_while_one_of_the_jobs_contradicts_the_command_line(
-    run: Run, server: ApiServer, tmp_path: pathlib.Path
+def test_no_job_is_created_if_one_of_them_contradicts_the_command_line(
+    run: Run, server: FakeApiServer, tmp_path: pathlib.Path
 ) -> None:
     second = job("second")
     second["metadata"]["namespace"] = "lab"
     files = [write(tmp_path / "a.yaml", job("first")), write(tmp_path / "b.yaml", second)]
     result = run("submit", *files, "-n", "other")
     assert result.exit_code == 2
-    assert "metadata.namespace is lab, and other is asked for" in result.output
+    assert "metadata.namespace is lab, but namespace other is selected" in result.output
     assert server.requests == []
 
 
-def test_the_commands_that_are_printed_lead_to_the_same_job(
-    run: Run, server: ApiServer, kubeconfig: pathlib.Path, tmp_path: pathlib.Path
+def test_printed_commands_have_the_flags_for_the_same_job(
+    run: Run, server: FakeApiServer, kubeconfig: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     file = write(tmp_path / "a.yaml", job())
     assert "  kubectl finetune watch news --namespace other\n" in run("submit", file, "-n", "other").output
-    there = ["--context", "there", "--kubeconfig", kubeconfig]
+    flags = ["--context", "there", "--kubeconfig", kubeconfig]
     added = f" --context there --kubeconfig {kubeconfig}\n"
-    assert f"  kubectl finetune watch news{added}" in run("submit", file, *there).output
-    assert f"kubectl finetune resume news{added}" in run("suspend", "news", *there).output
-    assert f"kubectl finetune watch news{added}" in run("resume", "news", *there).output
-    assert f"`kubectl finetune list --namespace empty{added.rstrip()}`" in run("why", "zzz", "-n", "empty", *there).output
+    assert f"  kubectl finetune watch news{added}" in run("submit", file, *flags).output
+    assert f"kubectl finetune resume news{added}" in run("suspend", "news", *flags).output
+    assert f"kubectl finetune watch news{added}" in run("resume", "news", *flags).output
+    assert f"`kubectl finetune list --namespace empty{added.rstrip()}`" in run("why", "zzz", "-n", "empty", *flags).output
     assert "--namespace" not in run("resume", "news", "-n", "others", "--context", "there").output
     missing = run("list", "--context", "elsewhere", "--kubeconfig", kubeconfig).output
     assert f"`kubectl config get-contexts --kubeconfig {kubeconfig}`" in missing
 
 
-def test_a_wrong_file_is_refused_with_its_lines_before_anything_is_asked(
-    run: Run, server: ApiServer, tmp_path: pathlib.Path
+def test_an_invalid_file_is_refused_with_line_numbers_before_any_request(
+    run: Run, server: FakeApiServer, tmp_path: pathlib.Path
 ) -> None:
     good, bad = job("good"), job("bad", training={"epoch": 3})
     file = write(tmp_path / "a.yaml", good, bad)
@@ -98,14 +98,14 @@ def test_a_wrong_file_is_refused_with_its_lines_before_anything_is_asked(
 
 
 @pytest.mark.parametrize("option", [["--name", "x"], ["--watch"]])
-def test_a_name_and_watching_are_for_one_job(run: Run, server: ApiServer, tmp_path: pathlib.Path, option: list[str]) -> None:
+def test_name_and_watch_need_a_single_job(run: Run, server: FakeApiServer, tmp_path: pathlib.Path, option: list[str]) -> None:
     result = run("submit", write(tmp_path / "a.yaml", job("a"), job("b")), *option)
     assert (result.exit_code, server.requests) == (2, [])
 
 
-def test_standard_input_is_a_file_too(run: Run, server: ApiServer) -> None:
+def test_submit_reads_standard_input(run: Run, server: FakeApiServer) -> None:
     assert run("submit", "-", stdin=yaml.safe_dump(job())).exit_code == 0
-    assert server.names_of("finetunejobs") == ["news"]
+    assert server.list_names("finetunejobs") == ["news"]
 
 
 def test_a_file_without_a_job_is_refused(run: Run, tmp_path: pathlib.Path) -> None:
@@ -114,73 +114,76 @@ def test_a_file_without_a_job_is_refused(run: Run, tmp_path: pathlib.Path) -> No
     assert "no FineTuneJob in" in result.output
 
 
-def test_submit_goes_on_watching_when_asked_to(run: Run, server: ApiServer, clock: Clock, tmp_path: pathlib.Path) -> None:
-    clock.then = [lambda: server.take("finetunejobs", "news").update(status=SUCCEEDED)]
+def test_submit_with_watch_watches_the_job(run: Run, server: FakeApiServer, clock: Clock, tmp_path: pathlib.Path) -> None:
+    clock.then = [lambda: server.get("finetunejobs", "news").update(status=SUCCEEDED)]
     result = run("submit", write(tmp_path / "a.yaml", job()), "--watch")
     assert result.exit_code == 0
     assert "Pending: the operator has not seen it yet" in result.output
     assert "Succeeded (Trained): trained 100 steps" in result.output
 
 
-TAKEN = "there is a FineTuneJob news in namespace team already: choose another name"
-RULE = refusal(
+TAKEN = "FineTuneJob news already exists in namespace team: choose another name"
+RULE = error_response(
     422,
     "Invalid",
     'FineTuneJob.finetune.dev "news" is invalid: spec: Invalid value: "object": write epochs or maxSteps, not both',
     causes=[{"field": "spec.training", "message": 'Invalid value: "object": write epochs or maxSteps, not both'}],
 )
-REFUSALS = [
+CLUSTER_ERRORS = [
     (RULE, "error: spec.training: write epochs or maxSteps, not both"),
     (
-        refusal(403, "Forbidden", 'User "me" cannot create resource "finetunejobs"'),
+        error_response(403, "Forbidden", 'User "me" cannot create resource "finetunejobs"'),
         "you may not create finetunejobs in namespace",
     ),
-    (refusal(403, "Forbidden", "exceeded quota: jobs, used: 3"), "error: exceeded quota: jobs, used: 3"),
-    (refusal(404, "NotFound", 'namespaces "team" not found', kind="namespaces", name="team"), "there is no namespace team"),
-    (refusal(401, "Unauthorized", "Unauthorized"), "does not accept the credentials of the kubeconfig"),
-    (refusal(503, "ServiceUnavailable", "etcd is away"), "can't answer at the moment (503 etcd is away)"),
+    (error_response(403, "Forbidden", "exceeded quota: jobs, used: 3"), "error: exceeded quota: jobs, used: 3"),
+    (
+        error_response(404, "NotFound", 'namespaces "team" not found', kind="namespaces", name="team"),
+        "there is no namespace team",
+    ),
+    (error_response(401, "Unauthorized", "Unauthorized"), "does not accept the credentials of the kubeconfig"),
+    (error_response(503, "ServiceUnavailable", "etcd is away"), "can't answer at the moment (503 etcd is away)"),
     ((502, b"<html>Bad gateway</html>"), "can't answer at the moment (502)"),
 ]
 
 
-@pytest.mark.parametrize(("answer", "sentence"), REFUSALS)
-def test_what_the_cluster_refuses_is_one_sentence(
-    run: Run, server: ApiServer, tmp_path: pathlib.Path, answer: tuple[int, bytes], sentence: str
+@pytest.mark.parametrize(("response", "sentence"), CLUSTER_ERRORS)
+def test_each_error_of_the_cluster_is_one_sentence(
+    run: Run, server: FakeApiServer, tmp_path: pathlib.Path, response: tuple[int, bytes], sentence: str
 ) -> None:
-    server.answers["POST finetunejobs"] = answer
+    server.responses["POST finetunejobs"] = response
     result = run("submit", write(tmp_path / "a.yaml", job()))
     assert result.exit_code == 1
     assert sentence in result.output
     assert len(result.output.splitlines()) == 1
 
 
-def test_a_name_that_is_taken_is_said(run: Run, server: ApiServer, tmp_path: pathlib.Path) -> None:
+def test_a_taken_name_is_reported(run: Run, server: FakeApiServer, tmp_path: pathlib.Path) -> None:
     server.put("finetunejobs", job())
     result = run("submit", write(tmp_path / "a.yaml", job()))
     assert result.exit_code == 1
     assert TAKEN in result.output
 
 
-def test_a_cluster_without_the_operator_is_said(run: Run, server: ApiServer, tmp_path: pathlib.Path) -> None:
-    server.installed = False
+def test_a_cluster_without_the_crd_is_reported(run: Run, server: FakeApiServer, tmp_path: pathlib.Path) -> None:
+    server.crd_installed = False
     for command in (["list"], ["watch", "news"], ["submit", write(tmp_path / "a.yaml", job())]):
         result = run(*command)
         assert result.exit_code == 1
-        assert "the cluster has no FineTuneJobs: install the operator" in result.output
+        assert "the cluster has no CRD for FineTuneJobs: install the operator" in result.output
 
 
-def test_a_job_that_is_not_there_is_told_from_those_like_it(run: Run, server: ApiServer) -> None:
+def test_a_missing_job_is_reported_with_similar_names(run: Run, server: FakeApiServer) -> None:
     server.put("finetunejobs", job("news-large"))
     result = run("why", "new-large")
     assert result.exit_code == 1
-    assert "there is no FineTuneJob new-large in namespace team; there is news-large" in result.output
+    assert "there is no FineTuneJob new-large in namespace team; similar names: news-large" in result.output
     assert "`kubectl finetune list`" in run("why", "zzz").output
 
 
-def test_no_connection_and_no_kubeconfig_are_said(
-    run: Run, server: ApiServer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_connection_and_a_missing_kubeconfig_are_reported(
+    run: Run, server: FakeApiServer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.away = 1
+    server.drop_requests = 1
     result = run("list")
     assert result.exit_code == 1
     assert f"the API server {server.address} can't be reached" in result.output
@@ -193,7 +196,7 @@ def test_no_connection_and_no_kubeconfig_are_said(
             FineTune()
 
 
-def test_debug_shows_the_traceback(run: Run, server: ApiServer, cluster: FineTune) -> None:
+def test_debug_shows_the_traceback(run: Run, server: FakeApiServer, cluster: FineTune) -> None:
     from click.testing import CliRunner
 
     from finetune_client.cli import cli
@@ -202,7 +205,7 @@ def test_debug_shows_the_traceback(run: Run, server: ApiServer, cluster: FineTun
     assert type(result.exception).__name__ == "NoSuchJobError"
 
 
-def test_the_list_has_those_that_go_on_first(run: Run, server: ApiServer) -> None:
+def test_list_shows_unfinished_jobs_first(run: Run, server: FakeApiServer) -> None:
     server.put("finetunejobs", job("done", SUCCEEDED))
     server.put("finetunejobs", job("broken", FAILED))
     restarts = {"total": 5, "failures": 2, "inPlace": 1, "preemptions": 2}
@@ -218,25 +221,25 @@ def test_the_list_has_those_that_go_on_first(run: Run, server: ApiServer) -> Non
     assert "There is no FineTuneJob in namespace empty." in run("list", "-n", "empty").output
 
 
-def test_suspend_and_resume_change_nothing_but_that(run: Run, server: ApiServer, clock: Clock) -> None:
-    there = server.put("finetunejobs", job(status=RUNNING))
-    before = dict(there["spec"])
+def test_suspend_and_resume_change_only_spec_suspend(run: Run, server: FakeApiServer, clock: Clock) -> None:
+    stored = server.put("finetunejobs", job(status=RUNNING))
+    before = dict(stored["spec"])
     assert "is being suspended" in run("suspend", "news").output
-    assert there["spec"] == {**before, "suspend": True}
-    clock.then = [lambda: there.update(status={"phase": "Suspended"})]
-    assert "news is suspended; to go on:  kubectl finetune resume news" in run("suspend", "news", "--wait").output
-    clock.then = [lambda: there.update(status=RUNNING)]
+    assert stored["spec"] == {**before, "suspend": True}
+    clock.then = [lambda: stored.update(status={"phase": "Suspended"})]
+    assert "news is suspended; to resume it:  kubectl finetune resume news" in run("suspend", "news", "--wait").output
+    clock.then = [lambda: stored.update(status=RUNNING)]
     assert run("resume", "news", "--wait").exit_code == 0
-    assert there["spec"] == {**before, "suspend": False}
+    assert stored["spec"] == {**before, "suspend": False}
 
 
-def test_a_job_that_is_through_by_then_is_not_said_to_go_on(run: Run, server: ApiServer, clock: Clock) -> None:
-    there = server.put("finetunejobs", job(status=RUNNING))
-    clock.then = [lambda: there.update(status=SUCCEEDED)]
+def test_suspend_and_resume_report_a_job_that_succeeded_in_the_meantime(run: Run, server: FakeApiServer, clock: Clock) -> None:
+    stored = server.put("finetunejobs", job(status=RUNNING))
+    clock.then = [lambda: stored.update(status=SUCCEEDED)]
     result = run("suspend", "news", "--wait")
     assert (result.exit_code, "news succeeded before it was suspended" in result.output) == (1, True)
-    there["status"] = {"phase": "Suspended"}
-    clock.then = [lambda: there.update(status=SUCCEEDED)]
+    stored["status"] = {"phase": "Suspended"}
+    clock.then = [lambda: stored.update(status=SUCCEEDED)]
     result = run("resume", "news", "--wait")
     assert (result.exit_code, result.output) == (
         0, "news has succeeded; to fetch the model:  kubectl finetune pull news ./news\n",
@@ -244,7 +247,7 @@ def test_a_job_that_is_through_by_then_is_not_said_to_go_on(run: Run, server: Ap
 
 
 @pytest.mark.parametrize("command", ["suspend", "resume"])
-def test_ctrl_c_ends_the_waiting_with_its_own_code(run: Run, server: ApiServer, clock: Clock, command: str) -> None:
+def test_ctrl_c_during_wait_exits_with_130(run: Run, server: FakeApiServer, clock: Clock, command: str) -> None:
     server.put("finetunejobs", job(status={"phase": "Pending"}))
 
     def interrupt() -> None:
@@ -255,7 +258,7 @@ def test_ctrl_c_ends_the_waiting_with_its_own_code(run: Run, server: ApiServer, 
     assert (result.exit_code, result.output.strip()) == (130, "")
 
 
-def test_a_job_that_has_ended_is_not_suspended(run: Run, server: ApiServer) -> None:
+def test_a_finished_job_is_not_suspended(run: Run, server: FakeApiServer) -> None:
     server.put("finetunejobs", job(status=SUCCEEDED))
     result = run("suspend", "news")
     assert (result.exit_code, "news has succeeded already" in result.output) == (1, True)

@@ -1,4 +1,4 @@
-"""What stands in the documents: their code blocks, commands, links and the fields that they name."""
+"""Parse the documentation: its code blocks, commands, links and headings."""
 
 import dataclasses
 import pathlib
@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Written elsewhere, from the code itself; they have tests of their own.
+# Generated from the code; other tests cover them.
 GENERATED = {"api.md", "metrics.md", "reasons.md"}
 FENCE = re.compile(
     r"^(?P<indent> *)(?P<mark>```+)(?P<language>[\w-]*)[^\n]*\n(?P<text>.*?)^(?P=indent)(?P=mark)[ ]*$", re.MULTILINE | re.DOTALL
@@ -17,7 +17,7 @@ SHELL = {"", "bash", "sh", "console"}
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its text without the indentation, and where it begins."""
+    """A fenced code block. text: without the indentation. place: the file and line where it begins."""
 
     language: str
     text: str
@@ -25,7 +25,7 @@ class Block:
 
 
 def pages() -> list[pathlib.Path]:
-    """Every document that somebody wrote by hand."""
+    """Return every document that is not generated."""
     found = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
     found += [ROOT / "charts/finetune-operator/README.md"]
     return found + sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name not in GENERATED)
@@ -52,14 +52,14 @@ def inline_code(path: pathlib.Path) -> list[str]:
 
 
 def command_lines(block: Block) -> Iterator[list[str]]:
-    """The commands of a block, as words: comments, variables before them, pipes and what follows on a line taken apart."""
+    """Yield each command of a block as words. Pipes and separators split a line; comments and leading variables are removed."""
     text = block.text.replace("\\\n", " ")
     for line in text.splitlines():
         lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars="|&;")
         lexer.whitespace_split = True
         try:
             words = list(lexer)
-        except ValueError:  # output for people, with an apostrophe in it
+        except ValueError:  # the line is output with an apostrophe, not a command
             continue
         command: list[str] = []
         for word in [*words, ";"]:
@@ -72,7 +72,7 @@ def command_lines(block: Block) -> Iterator[list[str]]:
 
 
 def anchors(path: pathlib.Path) -> set[str]:
-    """Of the headings, as GitHub makes them."""
+    """Return the anchors of the headings, as GitHub builds them."""
     found: set[str] = set()
     for heading in re.findall(r"^#{1,6} +(.+?) *#*$", without_blocks(path), re.MULTILINE):
         slug = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)).strip().lower().replace(" ", "-")
@@ -84,7 +84,7 @@ def anchors(path: pathlib.Path) -> set[str]:
 
 
 def links(path: pathlib.Path) -> list[str]:
-    """Targets of links and pictures, those of other hosts left out."""
+    """Return the targets of links and images, without those on other hosts."""
     text = without_blocks(path)
     found = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
     return [link for link in found if not re.match(r"[a-z]+:", link)]

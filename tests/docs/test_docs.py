@@ -1,4 +1,4 @@
-"""The documents say what is so: links lead somewhere, files validate, commands and fields exist."""
+"""Check the documentation: links have targets, files are valid, commands and fields exist."""
 
 import functools
 import pathlib
@@ -21,15 +21,15 @@ from finetune_client.cli import cli as plugin
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 PAGES = pages()
 OUTSIDE = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "charts/finetune-operator/README.md"]
-# Programs of others that blocks of the shell start: they are not installed where these tests run.
-OTHERS = {
+# Other programs that the shell blocks start. They may not be installed where these tests run.
+OTHER_PROGRAMS = {
     "cd", "cosign", "curl", "docker", "export", "gh", "git", "helm", "kind", "kubectl", "open", "pip", "promtool", "python",
     "sudo", "vim",
 }  # fmt: skip
 each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
-def test_the_site_is_built_strictly_and_asks_no_other_host(tmp_path: pathlib.Path) -> None:
+def test_the_site_builds_in_strict_mode_and_loads_nothing_from_other_hosts(tmp_path: pathlib.Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
@@ -45,7 +45,7 @@ def test_the_site_is_built_strictly_and_asks_no_other_host(tmp_path: pathlib.Pat
 @pytest.mark.parametrize(
     "name", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "charts/finetune-operator/README.md"]
 )
-def test_links_of_the_files_outside_docs_lead_somewhere(name: str) -> None:
+def test_links_in_the_files_outside_docs_have_targets(name: str) -> None:
     page = ROOT / name
     for link in links(page):
         target, _, anchor = link.partition("#")
@@ -56,57 +56,57 @@ def test_links_of_the_files_outside_docs_lead_somewhere(name: str) -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_every_example_is_accepted(example: pathlib.Path) -> None:
-    verdict = check_files([example])
-    assert not verdict.problems, verdict.problems
-    assert verdict.found == len(read_jobs(example)) > 0
+def test_every_example_is_valid(example: pathlib.Path) -> None:
+    result = check_files([example])
+    assert not result.problems, result.problems
+    assert result.found == len(read_jobs(example)) > 0
 
 
 @each_page
-def test_every_job_in_the_documents_is_accepted(page: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_every_job_in_the_documents_is_valid(page: pathlib.Path, tmp_path: pathlib.Path) -> None:
     for block in blocks(page):
         if re.search(r"^kind: FineTuneJob$", block.text, re.MULTILINE):
             assert block.language == "yaml", f"{block.place}: mark it as yaml"
             file = tmp_path / "job.yaml"
             file.write_text(block.text, encoding="utf-8")
-            verdict = check_files([file])
-            assert not verdict.problems, f"{block.place}: {[problem.sentence for problem in verdict.problems]}"
-            assert verdict.found, block.place
+            result = check_files([file])
+            assert not result.problems, f"{block.place}: {[problem.message for problem in result.problems]}"
+            assert result.found, block.place
 
 
 @each_page
-def test_every_block_of_yaml_can_be_read(page: pathlib.Path) -> None:
+def test_every_yaml_block_is_valid_yaml(page: pathlib.Path) -> None:
     for block in blocks(page):
         if block.language == "yaml" and "…" not in block.text:
             list(yaml.safe_load_all(block.text))
 
 
 @each_page
-def test_every_command_in_a_block_is_one(page: pathlib.Path) -> None:
+def test_every_command_in_a_block_exists(page: pathlib.Path) -> None:
     for block in blocks(page):
         if block.language not in SHELL:
             continue
         for words in command_lines(block):
-            if found := checker(words):
+            if found := find_checker(words):
                 check, arguments = found
                 problem = check(arguments, True)
                 assert problem is None, f"{block.place}: {' '.join(words)}: {problem}"
             elif block.language:
-                assert words[0] in OTHERS, f"{block.place}: {words[0]} is no program that these tests know"
+                assert words[0] in OTHER_PROGRAMS, f"{block.place}: these tests do not know the program {words[0]}"
 
 
 @each_page
-def test_every_command_in_a_sentence_is_one(page: pathlib.Path) -> None:
+def test_every_command_in_a_sentence_exists(page: pathlib.Path) -> None:
     for code in inline_code(page):
         for words in command_lines(Block("bash", code, name_of(page))):
-            if found := checker(words):
+            if found := find_checker(words):
                 check, arguments = found
                 problem = check(arguments, False)
                 assert problem is None, f"{name_of(page)}: `{code}`: {problem}"
 
 
 @each_page
-def test_every_field_that_is_named_exists(page: pathlib.Path) -> None:
+def test_every_named_field_exists(page: pathlib.Path) -> None:
     schema, values = schema_of_the_resource()["properties"], chart_values()
     for code in inline_code(page):
         match = re.match(r"([A-Za-z]+)((?:\.[A-Za-z]+(?:\[\])?)+)(?=$|[:= ])", code)
@@ -116,13 +116,13 @@ def test_every_field_that_is_named_exists(page: pathlib.Path) -> None:
         if first in {"spec", "status"}:
             assert has_field(match[0]), name
         elif {first} & {*schema["spec"]["properties"], *schema["status"]["properties"], *values}:
-            # As people write them: without spec or status before them, or a value of the chart.
+            # A field without the prefix spec or status, or a value of the chart.
             known = has_field(f"spec.{match[0]}") or has_field(f"status.{match[0]}") or has_value(values, match[0].split("."))
             assert known, name
 
 
 @each_page
-def test_every_value_of_the_chart_that_is_set_exists(page: pathlib.Path) -> None:
+def test_every_chart_value_that_a_command_sets_exists(page: pathlib.Path) -> None:
     values = chart_values()
     for block in blocks(page):
         for key in re.findall(r"--set(?:-file|-string|-json)? ([A-Za-z.]+)", block.text):
@@ -136,7 +136,7 @@ def chart_values() -> dict[str, Any]:
 
 
 def has_value(values: Any, path: list[str]) -> bool:
-    """An empty mapping may hold anything."""
+    """Return whether the values have this path. An empty mapping in the values allows any keys."""
     for part in path:
         if values == {}:
             return True
@@ -164,28 +164,28 @@ def has_field(path: str) -> bool:
     return True
 
 
-def test_the_workflows_hold_on_to_their_rights_and_call_targets_that_there_are() -> None:
+def test_the_workflows_have_minimal_permissions_and_call_existing_targets() -> None:
     for path in sorted((ROOT / ".github/workflows").glob("*.yml")):
         workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
-        assert workflow["permissions"] == {"contents": "read"}, f"{path.name}: a job that needs more says so itself"
+        assert workflow["permissions"] == {"contents": "read"}, f"{path.name}: set further permissions on the job that needs them"
         for name, job in workflow["jobs"].items():
-            assert "uses" in job or job["timeout-minutes"] <= 120, f"{path.name}: {name} may hang for hours"
+            assert "uses" in job or job["timeout-minutes"] <= 120, f"{path.name}: {name} needs timeout-minutes of at most 120"
             for step in job.get("steps", []):
                 if "uses" in step:
                     assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step["uses"]), step["uses"]
                 if step.get("uses", "").startswith("actions/checkout@"):
                     assert step["with"]["persist-credentials"] is False, f"{path.name}: {name}"
                 script = step.get("run", "")
-                assert "${{" not in script, f"{path.name}: {name}: what comes from outside belongs into env"
+                assert "${{" not in script, f"{path.name}: {name}: pass expressions through env"
                 for words in command_lines(Block("bash", script, path.name)):
                     assert words[0] != "make" or check_make(words) is None, f"{path.name}: {' '.join(words)}"
 
 
-# --- commands: each checker gives a sentence for what is wrong ---------------------------------------------------------
+# --- commands: each checker returns a sentence that says what is wrong, or None ---------------------------------------
 
 
-def checker(words: list[str]) -> tuple[Callable[[list[str], bool], str | None], list[str]] | None:
-    """The checker of a command, and its arguments; None for the programs of others."""
+def find_checker(words: list[str]) -> tuple[Callable[[list[str], bool], str | None], list[str]] | None:
+    """Return the checker of a command, and its arguments; None for other programs."""
     program, rest = pathlib.PurePath(words[0]).name, words[1:]
     if program == "kubectl" and rest[:1] == ["finetune"]:
         return functools.partial(check_click, plugin), rest[1:]
@@ -196,7 +196,7 @@ def checker(words: list[str]) -> tuple[Callable[[list[str], bool], str | None], 
 
 
 def check_click(group: click.Group, arguments: list[str], whole: bool) -> str | None:
-    """whole: every argument is there, so the real parser can read it; else its name and its options exist."""
+    """Check a command of a click group. whole: parse all arguments; if False, check only the command's name and its options."""
     if not arguments:
         return None
     name, *arguments = arguments
@@ -225,6 +225,6 @@ def make_targets() -> set[str]:
 
 
 def check_make(arguments: list[str]) -> str | None:
-    asked = [word for word in arguments if word != "make" and not re.match(r"[A-Z_]+=", word)]
-    missing = [word for word in asked if word not in make_targets()]
+    targets = [word for word in arguments if word != "make" and not re.match(r"[A-Z_]+=", word)]
+    missing = [word for word in targets if word not in make_targets()]
     return f"no such target: {missing[0]}" if missing else None

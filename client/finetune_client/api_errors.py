@@ -1,4 +1,4 @@
-"""From an answer of the API server that is no success to an error with one sentence."""
+"""Turn an error response of the API server into a ClientError with one sentence."""
 
 import json
 import re
@@ -16,12 +16,12 @@ from finetune_client.errors import (
     UnreachableError,
 )
 
-# What the API server puts before the sentence of a rule: the value, or its type, which whoever wrote the file knows.
+# The API server puts the value, or its type, before the message of a validation rule. The author of the file knows it.
 _VALUE = re.compile(r'^(Invalid value|Required value|Unsupported value|Forbidden|Duplicate value)(: "[^"]*"|: \S+)?: ')
 
 
 def build_error(code: int, text: bytes | str, verb: str, plural: str, namespace: str | None, name: str = "") -> ClientError:
-    """code: of HTTP. text: the body. verb, plural, namespace and name: what was asked."""
+    """Return the error. code: the HTTP status. text: the body. verb, plural, namespace, name: those of the request."""
     status = _read_status(text)
     message = str(status.get("message", "")).strip()
     where = f" in namespace {namespace}" if namespace else " in all namespaces"
@@ -29,24 +29,24 @@ def build_error(code: int, text: bytes | str, verb: str, plural: str, namespace:
         return ForbiddenError("the API server does not accept the credentials of the kubeconfig: log in to the cluster again")
     if code == 403:
         if "cannot " in message or not message:
-            return ForbiddenError(f"you may not {verb} {plural}{where}: ask whoever runs the cluster for that right")
-        return RefusedError(_one_line(message))  # a quota, Pod Security or a policy of the site
+            return ForbiddenError(f"you may not {verb} {plural}{where}: ask an administrator of the cluster for that right")
+        return RefusedError(_one_line(message))  # a quota, Pod Security or an admission policy
     if code == 404:
-        return _not_there(status, message, plural, namespace, name)
+        return _build_not_found(status, message, plural, namespace, name)
     if code == 409:
         if status.get("reason") == "AlreadyExists":
             name = name or (status.get("details") or {}).get("name", "of that name")
             return NameTakenError(
-                f"there is a {_kind(plural)} {name}{where} already: choose another name, or delete that one first"
+                f"{_kind(plural)} {name} already exists{where}: choose another name, or delete the existing one first"
             )
         return RefusedError(_one_line(message))
     if code == 429 or code >= 500:
         return UnreachableError(f"the API server can't answer at the moment ({code} {_one_line(message)})".replace(" )", ")"))
-    return RefusedError(_invalid(status) or _one_line(message) or f"the API server refuses to {verb} {plural}: {code}")
+    return RefusedError(_join_causes(status) or _one_line(message) or f"the API server refuses to {verb} {plural}: {code}")
 
 
 def _read_status(text: bytes | str) -> dict[str, Any]:
-    """The Status that the API server answers with; empty for what something in between answers."""
+    """Return the Status that the API server responds with; empty for the response of a proxy."""
     try:
         answer = json.loads(text)
     except ValueError:
@@ -54,11 +54,12 @@ def _read_status(text: bytes | str) -> dict[str, Any]:
     return answer if isinstance(answer, dict) else {}
 
 
-def _not_there(status: dict[str, Any], message: str, plural: str, namespace: str | None, name: str) -> ClientError:
+def _build_not_found(status: dict[str, Any], message: str, plural: str, namespace: str | None, name: str) -> ClientError:
     kind = (status.get("details") or {}).get("kind", "")
     if plural == names.PLURAL and (not status or (kind in ("", names.PLURAL) and not name)):
         return NotInstalledError(
-            f"the cluster has no {names.KIND}s: install the operator, helm install finetune charts/finetune-operator"
+            f"the cluster has no CRD for {names.KIND}s: "
+            "install the operator with `helm install finetune charts/finetune-operator`"
         )
     if kind == "namespaces":
         return NotFoundError(f"there is no namespace {namespace}: create it, or choose another with --namespace")
@@ -67,8 +68,8 @@ def _not_there(status: dict[str, Any], message: str, plural: str, namespace: str
     return NotFoundError(f"there is no {_kind(plural)} {name} in namespace {namespace}" if name else _one_line(message))
 
 
-def _invalid(status: dict[str, Any]) -> str:
-    """The sentences of a validation, each with its field."""
+def _join_causes(status: dict[str, Any]) -> str:
+    """Return the messages of the failed validations, each with its field."""
     causes = (status.get("details") or {}).get("causes") or ()
     sentences = []
     for cause in causes:

@@ -1,4 +1,4 @@
-"""What is said of a job in one line, the same in all commands; safe to print, whoever wrote it."""
+"""Format a job's data as lines that all commands share. Text from the cluster is made safe to print."""
 
 from collections.abc import Mapping
 
@@ -7,8 +7,8 @@ from finetune_api.status import FineTuneJobStatus, Progress
 from finetune_client.records import EventRecord, JobRecord
 
 
-def format_figures(progress: Progress) -> str:
-    """Step, percent, loss, rate, time left."""
+def format_progress(progress: Progress) -> str:
+    """Return step, percent, loss, throughput and time left."""
     total = f"/{progress.total_steps}" if progress.total_steps else ""
     parts = [f"step {progress.step}{total}" + (f" ({progress.percent}%)" if progress.percent is not None else "")]
     if progress.loss is not None:
@@ -21,17 +21,17 @@ def format_figures(progress: Progress) -> str:
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:
-    """Figures of an evaluation."""
+    """Return the metrics of an evaluation."""
     return "  ".join(f"{printable(name)} {value:.4f}" for name, value in metrics.items())
 
 
 def format_event(event: EventRecord) -> str:
-    """Time, reason and message, in the time of this machine."""
+    """Return time, reason and message, in the local time zone."""
     return printable(f"{event.time.astimezone():%H:%M:%S}  {event.reason}: {event.message}")
 
 
 def format_state(job: JobRecord) -> str:
-    """Phase, reason and message."""
+    """Return phase, reason and message."""
     status = job.status
     reason = f" ({status.reason})" if status.reason and status.reason != job.phase else ""
     message = status.message or ("" if status.phase else "the operator has not seen it yet")
@@ -39,7 +39,7 @@ def format_state(job: JobRecord) -> str:
 
 
 def format_restarts(status: FineTuneJobStatus) -> str:
-    """How often the job was restarted; empty for never."""
+    """Return how often the job was restarted; empty if it was not."""
     restarts = status.restarts
     if restarts is None:
         return ""
@@ -47,8 +47,8 @@ def format_restarts(status: FineTuneJobStatus) -> str:
     return ", ".join(f"{count} {kind}" for count, kind in counts if count)
 
 
-def true_problems(status: FineTuneJobStatus) -> list[str]:
-    """Conditions that say that something is wrong while the job goes on."""
+def format_problems(status: FineTuneJobStatus) -> list[str]:
+    """Return the conditions that report a problem of an unfinished job."""
     found = [item for item in status.conditions or () if item.status == "True"]
     return [
         printable(f"{item.type}: {item.message}")

@@ -1,6 +1,6 @@
-"""As much of an API server as the client asks for, over HTTP: the real Kubernetes client talks to it by a kubeconfig.
+"""A fake API server over HTTP. The real Kubernetes client connects to it with a kubeconfig.
 
-What the real one decides (schema, CEL, rights) is for the tests on a cluster; here it answers what a test tells it to.
+It checks no schema, CEL rules or rights: the tests on a cluster cover these. A test sets the error responses that it needs.
 """
 
 import base64
@@ -25,39 +25,38 @@ NOW = "2026-11-21T10:00:00Z"
 FRAME_BYTES = 32 * 1024
 
 
-def refusal(code: int, reason: str, message: str, **details: Any) -> tuple[int, bytes]:
-    """A Status as the API server writes it."""
+def error_response(code: int, reason: str, message: str, **details: Any) -> tuple[int, bytes]:
+    """Return an error Status as the API server sends it."""
     return code, json.dumps({"kind": "Status", "code": code, "reason": reason, "message": message, "details": details}).encode()
 
 
-class ApiServer:
-    """Objects by plural, namespace and name.
+class FakeApiServer:
+    """Holds objects by plural, namespace and name.
 
-    answers: for a method and a plural, as "POST pods", what is answered instead. away: so many requests from now on are cut off.
-    output: the folder that stands for the volume in a pod. cut_after: of a file, the bytes after which its next
-    transfers break off, one after the other.
-    damage: so many transfers are damaged on their way. silent: so
-    many logs come and have no end.
+    output: the folder that a pod sees as its volume. responses: the response to a method and a plural, such as "POST pods", in
+    place of the usual one. drop_requests: the number of next requests without a response. hanging_logs: the number of next logs
+    that stay open without an end. cut_after: for a file, the bytes after which each of its next transfers ends.
+    corrupt_transfers: the number of next transfers with a wrong byte.
     """
 
     def __init__(self, output: pathlib.Path) -> None:
         self.objects: dict[tuple[str, str, str], Manifest] = {}
         self.requests: list[str] = []
         self.tokens: set[str | None] = set()
-        self.answers: dict[str, tuple[int, bytes]] = {}
-        self.away = 0
-        self.installed = True
+        self.responses: dict[str, tuple[int, bytes]] = {}
+        self.drop_requests = 0
+        self.crd_installed = True
         self.pods_start = True
         self.logs: dict[str, list[str]] = {}
         self.output = output
         self.cut_after: dict[str, list[int]] = {}
-        self.damage = 0
-        self.silent = 0
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"world": self}))
+        self.corrupt_transfers = 0
+        self.hanging_logs = 0
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"api": self}))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
-    def __enter__(self) -> "ApiServer":
+    def __enter__(self) -> "FakeApiServer":
         self._thread.start()
         return self
 
@@ -70,7 +69,7 @@ class ApiServer:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def put(self, plural: str, manifest: Manifest, namespace: str = "team") -> Manifest:
-        """An object that somebody else wrote."""
+        """Store an object without a request of the client."""
         metadata = manifest.setdefault("metadata", {})
         metadata.setdefault("namespace", namespace)
         if "generateName" in metadata:
@@ -80,45 +79,45 @@ class ApiServer:
         self.objects[plural, metadata["namespace"], metadata["name"]] = manifest
         return manifest
 
-    def take(self, plural: str, name: str, namespace: str = "team") -> Manifest:
+    def get(self, plural: str, name: str, namespace: str = "team") -> Manifest:
         return self.objects[plural, namespace, name]
 
-    def names_of(self, plural: str) -> list[str]:
+    def list_names(self, plural: str) -> list[str]:
         return sorted(name for kind, _, name in self.objects if kind == plural)
 
-    def answer(self, method: str, plural: str, place: tuple[str, str], query: dict[str, str], body: Any) -> tuple[int, bytes]:
-        """The answer to a request about an object, or about all of them where the name is empty."""
-        namespace, name = place
-        if plural == names.PLURAL and not self.installed:
+    def respond(self, method: str, plural: str, key: tuple[str, str], query: dict[str, str], body: Any) -> tuple[int, bytes]:
+        """Return the response to a request. key: namespace and name; without a name, all objects."""
+        namespace, name = key
+        if plural == names.PLURAL and not self.crd_installed:
             return 404, b"404 page not found\n"
-        if f"{method} {plural}" in self.answers:
-            return self.answers[f"{method} {plural}"]
+        if f"{method} {plural}" in self.responses:
+            return self.responses[f"{method} {plural}"]
         if method == "GET" and not name:
             return 200, json.dumps({"metadata": {}, "items": list(self._select(plural, namespace, query))}).encode()
         if method == "POST":
             return self._create(plural, namespace, body)
-        there = self.objects.get((plural, namespace, name))
-        if there is None:
-            return refusal(404, "NotFound", f'{plural} "{name}" not found', name=name, kind=plural)
+        stored = self.objects.get((plural, namespace, name))
+        if stored is None:
+            return error_response(404, "NotFound", f'{plural} "{name}" not found', name=name, kind=plural)
         if method == "DELETE":
-            if body.get("preconditions", {}).get("uid", there["metadata"]["uid"]) != there["metadata"]["uid"]:
-                return refusal(409, "Conflict", "the uid is another")
+            if body.get("preconditions", {}).get("uid", stored["metadata"]["uid"]) != stored["metadata"]["uid"]:
+                return error_response(409, "Conflict", "the uid differs")
             del self.objects[plural, namespace, name]
         if method == "PATCH":
-            merge(there, body)
-        return 200, json.dumps(there).encode()
+            merge(stored, body)
+        return 200, json.dumps(stored).encode()
 
     def _create(self, plural: str, namespace: str, body: Manifest) -> tuple[int, bytes]:
         if (plural, namespace, body["metadata"].get("name")) in self.objects:
-            return refusal(409, "AlreadyExists", "already exists", name=body["metadata"]["name"], kind=plural)
+            return error_response(409, "AlreadyExists", "already exists", name=body["metadata"]["name"], kind=plural)
         created = self.put(plural, copy.deepcopy(body), namespace)
         if plural == "pods" and self.pods_start:
             created["status"] = {"phase": "Running", "containerStatuses": [{"name": "reader", "state": {"running": {}}}]}
         return 201, json.dumps(created).encode()
 
     def _select(self, plural: str, namespace: str, query: dict[str, str]) -> Any:
-        for (kind, place, _), manifest in sorted(self.objects.items()):
-            if kind != plural or namespace not in ("", place):
+        for (kind, found_in, _), manifest in sorted(self.objects.items()):
+            if kind != plural or namespace not in ("", found_in):
                 continue
             key, _, wanted = query.get("labelSelector", "").partition("=")
             if key and manifest["metadata"].get("labels", {}).get(key) != wanted:
@@ -128,7 +127,7 @@ class ApiServer:
                 yield manifest
 
     def log(self, pod: str, query: dict[str, str]) -> bytes:
-        """Lines of a log that are to begin with their times."""
+        """Return the lines of a log. The stored lines begin with their timestamps."""
         since = query.get("sinceTime", "")
         lines = [line for line in self.logs.get(pod, []) if line[:19] >= since[:19]]
         lines = lines[-int(query["tailLines"]) :] if "tailLines" in query else lines
@@ -146,10 +145,10 @@ def merge(into: Manifest, change: Manifest) -> None:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection. world: the server that it belongs to."""
+    """Handles one connection. api: the fake API server."""
 
-    world: ApiServer
-    wbufsize = 1 << 16  # headers and body in one packet, or each answer waits for an acknowledgement
+    api: FakeApiServer
+    wbufsize = 1 << 16  # headers and body in one packet; otherwise each response waits for an acknowledgement
     protocol_version = "HTTP/1.1"
 
     def _serve(self) -> None:
@@ -161,28 +160,28 @@ class Handler(BaseHTTPRequestHandler):
         plural, name, subresource = [*(parts[2:] if namespace else parts), "", ""][:3]
         size = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(size)) if size else {}
-        self.world.requests.append(" ".join(filter(None, [self.command, plural, f"{name}/{subresource}".strip("/")])))
-        self.world.tokens.add(self.headers.get("authorization"))
-        if self.world.away > 0:
-            self.world.away -= 1
+        self.api.requests.append(" ".join(filter(None, [self.command, plural, f"{name}/{subresource}".strip("/")])))
+        self.api.tokens.add(self.headers.get("authorization"))
+        if self.api.drop_requests > 0:
+            self.api.drop_requests -= 1
             self.close_connection = True
             return
-        if subresource == "exec" and "GET pods/exec" not in self.world.answers:
+        if subresource == "exec" and "GET pods/exec" not in self.api.responses:
             self._execute(parse_qs(address.query)["command"])
             return
-        if subresource == "log" and self.world.silent > 0:
-            self.world.silent -= 1
-            self._fall_silent(self.world.log(name, query))
+        if subresource == "log" and self.api.hanging_logs > 0:
+            self.api.hanging_logs -= 1
+            self._reply_and_hang(self.api.log(name, query))
             return
-        if subresource == "log" and f"GET {plural}/log" not in self.world.answers:
-            self._reply(200, self.world.log(name, query))
+        if subresource == "log" and f"GET {plural}/log" not in self.api.responses:
+            self._reply(200, self.api.log(name, query))
             return
         kind = f"{plural}/{subresource}" if subresource else plural
-        self._reply(*self.world.answer(self.command, kind, (namespace, name), query, body))
+        self._reply(*self.api.respond(self.command, kind, (namespace, name), query, body))
 
     do_GET = do_POST = do_PATCH = do_DELETE = _serve  # noqa: N815 - the names that http.server calls
 
-    def _fall_silent(self, body: bytes) -> None:
+    def _reply_and_hang(self, body: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(len(body) + 1))
         self.end_headers()
@@ -191,7 +190,7 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.settimeout(5)
         self.close_connection = True
         with contextlib.suppress(OSError):
-            self.connection.recv(1)  # until the other side has had enough
+            self.connection.recv(1)  # waits until the client closes the connection
 
     def _reply(self, code: int, body: bytes) -> None:
         self.send_response(code)
@@ -201,8 +200,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _execute(self, command: list[str]) -> None:
-        """Run the command on this machine, over a WebSocket with the channels of Kubernetes."""
-        key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # of RFC 6455
+        """Run the command locally, and send its output over a WebSocket with the channels of Kubernetes."""
+        key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # the GUID of RFC 6455
         accepted = hashlib.sha1(key.encode())  # noqa: S324
         self.send_response(101)
         self.send_header("Upgrade", "websocket")
@@ -211,17 +210,17 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Sec-WebSocket-Protocol", "v5.channel.k8s.io")
         self.end_headers()
         self.close_connection = True
-        words = [word.replace(names.OUTPUT_DIR, str(self.world.output)) for word in command]
+        words = [word.replace(names.OUTPUT_DIR, str(self.api.output)) for word in command]
         done = subprocess.run([sys.executable, *words[1:]], capture_output=True, check=False)
         output = done.stdout
-        if words[3] == "send" and self.world.damage:
-            self.world.damage -= 1
+        if words[3] == "send" and self.api.corrupt_transfers:
+            self.api.corrupt_transfers -= 1
             output = bytes([output[0] ^ 1]) + output[1:]
-        cuts = self.world.cut_after.get(words[5], []) if words[3] == "send" else []
+        cuts = self.api.cut_after.get(words[5], []) if words[3] == "send" else []
         cut = cuts.pop(0) if cuts else None
         for start in range(0, len(output), FRAME_BYTES):
             if cut is not None and start >= cut:
-                return  # without a word, as a connection that breaks
+                return  # without a close frame, like a broken connection
             self._frame(1, output[start : start + FRAME_BYTES])
         if cut is not None:
             return
