@@ -1,5 +1,5 @@
-"""The operator: turns FineTuneJobs into gangs of training pods, and says in their status what becomes of them.
+"""The operator: creates training pods for FineTuneJobs, and reports in their status how they proceed.
 
-handlers (kopf) put keys into the queue; ``reconcile`` observes, decides, builds, applies, writes the status. ``cluster`` is
-the only caller of the API, ``manifests`` and ``policy`` are pure: they know neither clock nor client nor environment.
+``handlers`` (kopf) puts keys into the queue. ``reconcile`` observes, decides, builds, applies, and writes the status. Only
+``cluster`` calls the API. ``manifests`` and ``policy`` are pure: they use neither the clock nor a client nor the environment.
 """

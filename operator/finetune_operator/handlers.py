@@ -10,15 +10,15 @@ from finetune_api.status import FINAL_PHASES
 from finetune_operator.observed import Key
 from finetune_operator.parsing import read_child_job, read_child_key, read_job, read_key, read_pod, read_version
 from finetune_operator.queue import WorkQueue
-from finetune_operator.resync import ACTIVE
+from finetune_operator.resync import ACTIVE_SELECTOR
 from finetune_operator.store import Store
 
-# What happens to a gang happens to its pods one after the other: so much later one turn sees all of it.
-_A_MOMENT_SECONDS = 0.1
+# Changes of an attempt's pods arrive one after the other. After this delay, one reconcile sees all of them.
+_BATCH_SECONDS = 0.1
 
 
-class _NoDiffs(kopf.DiffBaseStorage):
-    """kopf copies every object of every event to find out what changed in it, which nobody here asks for."""
+class _NoDiffBaseStorage(kopf.DiffBaseStorage):
+    """Stores nothing. kopf would copy the object of every event to find out what changed, and no handler here needs that."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         return kopf.BodyEssence({})
@@ -30,8 +30,8 @@ class _NoDiffs(kopf.DiffBaseStorage):
         pass
 
 
-class _NoProgress(kopf.ProgressStorage):
-    """Nor is there anything to be remembered of handlers: those of events are never tried again."""
+class _NoProgressStorage(kopf.ProgressStorage):
+    """Stores nothing. kopf never retries event handlers, so it has no progress of handlers to store."""
 
     def fetch(self, **_: Any) -> None:
         return None
@@ -50,25 +50,25 @@ class _NoProgress(kopf.ProgressStorage):
 
 
 def build_settings() -> kopf.OperatorSettings:
-    """kopf as a reader: it posts nothing, patches nothing, and asks only for what is not finished and what carries our label."""
+    """Configure kopf to read only. It posts and patches nothing, and watches only unfinished jobs and objects with our label."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.peering.standalone = True
-    settings.queueing.worker_limit = None  # a limit would cap what is seen at about limit ÷ idle_timeout
-    settings.queueing.idle_timeout = 0.5  # for so long kopf keeps a task for each object that it saw
+    settings.queueing.worker_limit = None  # a limit would allow only about limit ÷ idle_timeout objects per second
+    settings.queueing.idle_timeout = 0.5  # how long kopf keeps the task of an object after its last event
     settings.queueing.exit_timeout = 1.0
     settings.networking.enforce_retry_after = True
-    settings.persistence.diffbase_storage = _NoDiffs()
-    settings.persistence.progress_storage = _NoProgress()
-    settings.watching.field_selectors[names.GROUP, names.VERSION, names.PLURAL] = ACTIVE
+    settings.persistence.diffbase_storage = _NoDiffBaseStorage()
+    settings.persistence.progress_storage = _NoProgressStorage()
+    settings.watching.field_selectors[names.GROUP, names.VERSION, names.PLURAL] = ACTIVE_SELECTOR
     settings.watching.label_selectors["batch", "jobs"] = names.LABEL_JOB
     settings.watching.label_selectors["", "v1", "pods"] = names.LABEL_JOB
     return settings
 
 
-def build_registry(store: Store, queue: WorkQueue[Key], saw_event: Callable[[], None]) -> kopf.OperatorRegistry:
-    """The handlers. saw_event: called whenever a watch tells of a FineTuneJob."""
+def build_registry(store: Store, queue: WorkQueue[Key], on_watch_event: Callable[[], None]) -> kopf.OperatorRegistry:
+    """Return the handlers. on_watch_event: called at each event of a FineTuneJob."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -76,11 +76,11 @@ def build_registry(store: Store, queue: WorkQueue[Key], saw_event: Callable[[], 
         return kopf.login_with_service_account(**context) or kopf.login_with_kubeconfig(**context)
 
     @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)
-    async def saw_job(*, event: Any, **_: Any) -> None:
-        saw_event()
+    async def on_finetunejob_event(*, event: Any, **_: Any) -> None:
+        on_watch_event()
         manifest = event["object"]
         key = read_key(manifest)
-        # A finished job leaves this watch as if it were deleted. If it is not in the store any more, its end is no news.
+        # A finished job leaves this watch as if it were deleted. If the store has already dropped it, its end is known.
         if event["type"] == "DELETED" or manifest.get("status", {}).get("phase") in FINAL_PHASES:
             if key not in store.jobs:
                 return
@@ -90,19 +90,19 @@ def build_registry(store: Store, queue: WorkQueue[Key], saw_event: Callable[[], 
         queue.add(key)
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
-    async def saw_child_job(*, event: Any, **_: Any) -> None:
+    async def on_job_event(*, event: Any, **_: Any) -> None:
         key = read_child_key(event["object"])
         if key in store.jobs:
             child = read_child_job(event["object"])
             store.children.drop(key, child.name, child.version) if event["type"] == "DELETED" else store.put_child(key, child)
-            queue.add_after(key, _A_MOMENT_SECONDS)
+            queue.add_after(key, _BATCH_SECONDS)
 
     @kopf.on.event("", "v1", "pods", registry=registry)
-    async def saw_pod(*, event: Any, **_: Any) -> None:
+    async def on_pod_event(*, event: Any, **_: Any) -> None:
         key = read_child_key(event["object"])
         if key in store.jobs:
             pod = read_pod(event["object"])
             store.drop_pod(key, pod) if event["type"] == "DELETED" else store.put_pod(key, pod)
-            queue.add_after(key, _A_MOMENT_SECONDS)
+            queue.add_after(key, _BATCH_SECONDS)
 
     return registry

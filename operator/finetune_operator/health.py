@@ -1,50 +1,50 @@
-"""Whether the operator lives and is ready, for the kubelet's probes."""
+"""Liveness and readiness of the operator, for the kubelet's probes."""
 
 import asyncio
 import time
 from collections.abc import Callable
 
-# The list comes once a minute, a try of it ends within half of one for each page.
-OLDEST_LIST_SECONDS = 180.0
-# No turn takes so long: its requests time out far earlier.
-SLOWEST_TURN_SECONDS = 180.0
+# The operator lists once a minute. Each page takes at most half a minute.
+MAX_LIST_AGE_SECONDS = 180.0
+# No reconcile takes this long, because its requests time out much earlier.
+MAX_RECONCILE_SECONDS = 180.0
 
 
 class Health:
-    """Live while the list is tried and the queue moves; ready once the first list is through.
+    """Live while the operator tries to list and the queue moves. Ready after the first successful list.
 
-    An API server that is away makes nobody restart: a try that failed is a sign of life too. queue_seconds: for how long the
-    slowest key has waited for its turn, or for its turn's end. clock: monotonic seconds.
+    A failed list is a sign of life too, because a restart would not help if the API server is down. queue_seconds: how long the
+    oldest key has waited or has been in progress. clock: monotonic seconds.
     """
 
     def __init__(self, queue_seconds: Callable[[], float], clock: Callable[[], float] = time.monotonic) -> None:
         self._queue_seconds = queue_seconds
         self._clock = clock
-        self._last_try = clock()
+        self._last_list = clock()
         self._ready = asyncio.Event()
 
-    def list_done(self) -> None:
-        """The list came through."""
-        self._last_try = self._clock()
+    def list_succeeded(self) -> None:
+        """Record a successful list."""
+        self._last_list = self._clock()
         self._ready.set()
 
     def list_failed(self) -> None:
-        """The list was tried."""
-        self._last_try = self._clock()
+        """Record a failed list."""
+        self._last_list = self._clock()
 
     def is_ready(self) -> bool:
-        """Every job that was there at the start is in the queue."""
+        """Return whether every job that existed at the start was put into the queue."""
         return self._ready.is_set()
 
     async def wait_ready(self) -> None:
-        """Wait for the first list."""
+        """Wait for the first successful list."""
         await self._ready.wait()
 
-    def complaint(self) -> str | None:
-        """Why a new start would help; None if all is well."""
-        since_list = self._clock() - self._last_try
-        if since_list > OLDEST_LIST_SECONDS:
-            return f"FineTuneJobs were listed {since_list:.0f} s ago"
-        if (slowest := self._queue_seconds()) > SLOWEST_TURN_SECONDS:
-            return f"the queue stands still for {slowest:.0f} s"
+    def liveness_failure(self) -> str | None:
+        """Return why a restart would help, or None if the operator is live."""
+        since_list = self._clock() - self._last_list
+        if since_list > MAX_LIST_AGE_SECONDS:
+            return f"the last list of FineTuneJobs was {since_list:.0f} s ago"
+        if (oldest := self._queue_seconds()) > MAX_RECONCILE_SECONDS:
+            return f"a key has been in the queue for {oldest:.0f} s"
         return None

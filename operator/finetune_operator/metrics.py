@@ -1,4 +1,4 @@
-"""The operator's own metrics: those of jobs from what was last seen of each, those of itself counted."""
+"""The operator's metrics: those of jobs, from the last known status of each job, and those of the operator itself."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,14 +17,14 @@ from finetune_operator.observed import JobRecord, Key, Manifest, read_time
 from finetune_operator.parsing import read_job, read_key, read_version
 
 _PHASES = get_args(Phase)
-# The phases in which pods run; in the others they wait for machines, or there are none.
-_HOLDING_GPUS: frozenset[Phase] = frozenset({"Initializing", "Running", "Publishing"})
-# Conditions that want somebody's attention; the others are what the phase says.
+# The phases in which pods run. In the other phases pods wait for nodes, or there are none.
+_PHASES_WITH_GPUS: frozenset[Phase] = frozenset({"Initializing", "Running", "Publishing"})
+# Conditions that need attention. The others say the same as the phase.
 _CONDITIONS = ("Blocked", "CheckpointFailing", "TrainingStalled")
-_RESTARTS = ("failures", "in_place", "preemptions")
+_RESTART_KINDS = ("failures", "in_place", "preemptions")
 # Everything that status.goodput counts in seconds.
 _CAUSES = [name.removesuffix("_seconds") for name in Goodput.model_fields if name.endswith("_seconds")]
-_LONGEST_MODEL_NAME = 128
+_MODEL_NAME_LIMIT = 128
 
 # Values of the labels after namespace and name → value of the series.
 _Series = Mapping[tuple[str, ...], float]
@@ -33,7 +33,7 @@ _Series = Mapping[tuple[str, ...], float]
 class Metrics(Collector):
     """Every metric of ``finetune_api.metrics.OPERATOR_METRICS``.
 
-    The series of a job end with ``forget``, or an hour after the job. Only the operator that acts tells of jobs, so that two
+    The series of a job end with ``forget``, or an hour after the job. Only the leader exports series of jobs, so that two
     replicas do not count them twice. now: Unix time.
     """
 
@@ -52,67 +52,67 @@ class Metrics(Collector):
         self._api_requests = Counter(requests.name, requests.help, requests.labels, registry=registry)
         self.watch_last_event = Gauge(declared.WATCH_LAST_EVENT.name, declared.WATCH_LAST_EVENT.help, registry=registry)
 
-    def lead(self, leading: bool) -> None:
-        """Say whether this operator acts."""
+    def set_leading(self, leading: bool) -> None:
+        """Set whether this operator is the leader."""
         self._leading = leading
         self._leader.set(leading)
 
-    def remember(self, job: JobRecord) -> None:
-        """Tell from now on what the job's status says."""
+    def track(self, job: JobRecord) -> None:
+        """Export the status of this job from now on."""
         known = self._jobs.get(job.key)
-        if known is None or known.version <= job.version:  # else of a list that was under way while the status was written
+        if known is None or known.version <= job.version:  # else the list began before the status was written
             self._jobs[job.key] = job
 
-    def remember_finished(self, manifest: Manifest) -> None:
-        """The same for a finished job, from the object as it is: of very many only the newest are told of."""
+    def track_finished(self, manifest: Manifest) -> None:
+        """Do the same for a finished job. Parse it only if it is new and ended recently, because there may be very many."""
         known = self._jobs.get(read_key(manifest))
-        if not self._is_past(manifest.get("status", {}).get("completionTime")) and (
+        if not self._is_expired(manifest.get("status", {}).get("completionTime")) and (
             known is None or known.version < read_version(manifest)
         ):
-            self.remember(read_job(manifest))
+            self.track(read_job(manifest))
 
     def count_request(self, verb: str, kind: str, code: int) -> None:
-        """An answer of the API server; code 0 if there was none."""
+        """Count a response of the API server. code: 0 if there was none."""
         self._api_requests.labels(verb, kind, str(code)).inc()
 
     def forget(self, key: Key) -> None:
-        """The job is gone."""
+        """Drop the series of a job that is gone."""
         self._jobs.pop(key, None)
 
     def keep_only(self, keys: Iterable[Key]) -> None:
-        """Forget every job that is not among them, and those that ended long ago."""
-        past = {key for key, job in self._jobs.items() if self._is_past(job.status.completion_time)}
-        for key in (self._jobs.keys() - set(keys)) | past:
+        """Drop every job that is not in keys, and those that ended long ago."""
+        expired = {key for key, job in self._jobs.items() if self._is_expired(job.status.completion_time)}
+        for key in (self._jobs.keys() - set(keys)) | expired:
             self.forget(key)
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        """Called at each scrape."""
+        """Yield all series of jobs. Prometheus's client calls this at each scrape."""
         jobs = list(self._jobs.values()) if self._leading else []
-        told = [(job.key, dict(_series(job))) for job in jobs if not self._is_past(job.status.completion_time)]
-        for metric in declared.OF_JOBS:
+        series_by_job = [(job.key, dict(_series(job))) for job in jobs if not self._is_expired(job.status.completion_time)]
+        for metric in declared.JOB_METRICS:
             kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
             family = kind(metric.name, metric.help, labels=metric.labels)
-            for key, series in told:
+            for key, series in series_by_job:
                 for labels, value in series.get(metric, {}).items():
                     family.add_metric((key.namespace, key.name, *labels), value)
             yield family
 
-    def _is_past(self, completion_time: str | None) -> bool:
+    def _is_expired(self, completion_time: str | None) -> bool:
         ended = _unix(completion_time)
-        return ended is not None and self._now() - ended > declared.SECONDS_AFTER_END
+        return ended is not None and self._now() - ended > declared.SERIES_RETENTION_SECONDS
 
 
 def _series(job: JobRecord) -> Iterator[tuple[Metric, _Series]]:
-    """What a job's status comes to; what it leaves out has no series."""
+    """Yield the series of a job. A value that its status omits has no series."""
     status = job.status
     phase, progress = status.phase or "Pending", status.progress
     goodput, restarts = status.goodput, status.restarts or Restarts()
     yield declared.JOB_PHASE, {(name,): float(name == phase) for name in _PHASES}
-    yield declared.JOB_INFO, {_what(job.spec): 1.0}
-    yield declared.JOB_GPUS, {(): float(_gpus(job)) if phase in _HOLDING_GPUS else 0.0}
-    yield declared.JOB_RESTARTS, {(kind,): float(getattr(restarts, kind)) for kind in _RESTARTS}
-    true = {condition.type for condition in status.conditions or () if condition.status == "True"}
-    yield declared.JOB_CONDITION, {(name,): float(name in true) for name in _CONDITIONS}
+    yield declared.JOB_INFO, {_task_and_model(job.spec): 1.0}
+    yield declared.JOB_GPUS, {(): float(_gpu_count(job)) if phase in _PHASES_WITH_GPUS else 0.0}
+    yield declared.JOB_RESTARTS, {(kind,): float(getattr(restarts, kind)) for kind in _RESTART_KINDS}
+    true_conditions = {condition.type for condition in status.conditions or () if condition.status == "True"}
+    yield declared.JOB_CONDITION, {(name,): float(name in true_conditions) for name in _CONDITIONS}
     if status.failure is not None:
         yield declared.JOB_FAILURE, {(status.failure.reason,): 1.0}
     if goodput is not None:
@@ -135,19 +135,19 @@ def _series(job: JobRecord) -> Iterator[tuple[Metric, _Series]]:
             yield metric, {(): value}
 
 
-def _what(spec: FineTuneJobSpec | FineTuneError) -> tuple[str, str]:
-    """Task, and the model: a repository, or a claim and a path in it."""
+def _task_and_model(spec: FineTuneJobSpec | FineTuneError) -> tuple[str, str]:
+    """Return the task and the model: a repository, or a claim and a path in it."""
     if isinstance(spec, FineTuneError):
         return "", ""
     if spec.model.hub is not None:
-        return spec.task, spec.model.hub.name[:_LONGEST_MODEL_NAME]
+        return spec.task, spec.model.hub.name[:_MODEL_NAME_LIMIT]
     claim = spec.model.claim
     assert claim is not None
-    return spec.task, "/".join(part for part in (claim.claim_name, claim.path) if part)[:_LONGEST_MODEL_NAME]
+    return spec.task, "/".join(part for part in (claim.claim_name, claim.path) if part)[:_MODEL_NAME_LIMIT]
 
 
-def _gpus(job: JobRecord) -> int:
-    """GPUs of the present attempt, which may have fewer nodes than the spec asks for."""
+def _gpu_count(job: JobRecord) -> int:
+    """Return the number of GPUs of the present attempt, which may have fewer nodes than the spec asks for."""
     attempts = job.status.attempts
     return attempts[-1].nodes * job.spec.distributed.gpus_per_node if attempts and not isinstance(job.spec, FineTuneError) else 0
 

@@ -1,4 +1,4 @@
-"""What the operator saw of a job and its children, as frozen values. ``parsing`` makes them of the API server's objects."""
+"""The observed state of a job and its children, as frozen values. ``parsing`` creates them from the API server's objects."""
 
 import dataclasses
 import datetime
@@ -9,13 +9,13 @@ from finetune_api.reasons import FineTuneError
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
-# An object of the API server, as its JSON has it.
+# An object of the API server as JSON.
 Manifest = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Key:
-    """Namespace and name of a FineTuneJob: what the queue holds."""
+    """Namespace and name of a FineTuneJob. The work queue holds keys."""
 
     namespace: str
     name: str
@@ -26,10 +26,11 @@ class Key:
 
 @dataclasses.dataclass(frozen=True)
 class JobRecord:
-    """A FineTuneJob. spec: parsed, or why it can't be. status_written_at: when we wrote status last.
+    """A FineTuneJob.
 
-    version: the resourceVersion; of two records the larger is the later. kueue_labels, kueue_annotations: those that belong to
-    Kueue and go on to Jobs and pods.
+    version: the resourceVersion. It grows with every write. spec: the parsed spec, or the error that says why it can't be
+    parsed. status_written_at: when the operator last wrote the status. kueue_labels, kueue_annotations: those of Kueue, which
+    the operator copies to Jobs and pods.
     """
 
     key: Key
@@ -44,8 +45,8 @@ class JobRecord:
     kueue_labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     kueue_annotations: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def gives_volume_back(self) -> bool:
-        """Whether the job's own volume is to go: it said so, it is through, and the model is on the Hub."""
+    def should_delete_output_claim(self) -> bool:
+        """Return whether to delete the job's own volume: the spec asks for it, the job succeeded, and the model is on the Hub."""
         if isinstance(self.spec, FineTuneError) or self.spec.output.claim is not None or self.spec.output.retention is None:
             return False
         wanted = self.spec.output.retention.when_finished == "Delete"
@@ -54,7 +55,7 @@ class JobRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Owner:
-    """The controller of an object."""
+    """The controller of an object, as its owner reference names it."""
 
     kind: str
     name: str
@@ -63,20 +64,21 @@ class Owner:
 
 @dataclasses.dataclass(frozen=True)
 class ChildJob:
-    """A Job that carries our label.
+    """A Job with our label.
 
-    size: pods that it is to have. failed: its final condition's message. ending: it is deleting its other pods already.
-    suspended: somebody, as a rule Kueue, holds it back. started_at: when it was started, or last let go on.
+    completions: the number of its pods. complete: all pods succeeded. failing: it has failed, and the Job controller deletes
+    its other pods. failed: the message of its Failed condition, or None. suspended: something, usually Kueue, suspends it.
+    started_at: when it started or was last resumed.
     """
 
     name: str
     uid: str
     owner: Owner | None
     attempt: int
-    size: int
+    completions: int
     deleting: bool
     complete: bool
-    ending: bool
+    failing: bool
     failed: str | None
     suspended: bool = False
     started_at: datetime.datetime | None = None
@@ -84,8 +86,8 @@ class ChildJob:
 
 
 @dataclasses.dataclass(frozen=True)
-class Finished:
-    """The end of a pod's trainer container. exit_code: None if the pod failed before the container ran."""
+class Terminated:
+    """How a pod's trainer container ended. exit_code: None if the pod failed before the container ran."""
 
     exit_code: int | None
     reason: str
@@ -95,14 +97,16 @@ class Finished:
 
 @dataclasses.dataclass(frozen=True)
 class PodState:
-    """A pod that carries our label.
+    """A pod with our label.
 
-    job_uid: FineTuneJob that it was made for. started: its trainer container runs or has run; started_at: since when, where
-    the kubelet said so. waiting: reason and message of what it waits for. deleted_at: when its deletion was asked for; due_at:
-    when it is to be gone, its grace period being over. disruption: what took it away: a reason in one word, a colon, and a text
-    for people. evicted: why its kubelet ended it, when its machine ran short of something. silent: its kubelet left its container
-    ready, while the pod is not: the node controller says so of a machine that does not answer. lingers: its trainer has ended,
-    and another container, which somebody else has put there, goes on.
+    job_uid: uid of the FineTuneJob that it belongs to.
+    started: whether its trainer container runs or has run. started_at: since when, if the kubelet reported it.
+    waiting: reason and message of what it waits for.
+    deletion_requested_at: when its deletion was requested. deletion_timestamp: the end of its grace period.
+    disruption: why the cluster removed it: a reason in one word, a colon, and a message.
+    evicted: the message of the kubelet, if the kubelet ended it because the node ran short of a resource.
+    node_unreachable: its container is ready but the pod is not. The node controller sets this if a node does not answer.
+    sidecar_running: its trainer has ended, but a container that something else injected still runs.
     """
 
     name: str
@@ -116,89 +120,94 @@ class PodState:
     address: str | None
     started: bool
     waiting: tuple[str, str] | None
-    finished: Finished | None
-    deleted_at: datetime.datetime | None
+    terminated: Terminated | None
+    deletion_requested_at: datetime.datetime | None
     disruption: str | None
     started_at: datetime.datetime | None = None
-    due_at: datetime.datetime | None = None
+    deletion_timestamp: datetime.datetime | None = None
     evicted: str | None = None
-    silent: bool = False
-    lingers: bool = False
+    node_unreachable: bool = False
+    sidecar_running: bool = False
     version: int = 0
 
     @property
     def disruption_reason(self) -> str | None:
-        """Who evicted it, in one word of Kubernetes."""
+        """Return the reason of its DisruptionTarget condition, such as EvictionByEvictionAPI."""
         return self.disruption.partition(":")[0] if self.disruption is not None else None
 
     @property
-    def unreachable(self) -> bool:
-        """Whether nobody is there who would end it: its machine does not answer, or it was taken away before the pod started."""
-        return self.silent or (self.disruption_reason == "DeletionByTaintManager" and not self.started)
+    def kubelet_unreachable(self) -> bool:
+        """Return whether no kubelet will end it: its node does not answer, or became unreachable before the pod started."""
+        return self.node_unreachable or (self.disruption_reason == "DeletionByTaintManager" and not self.started)
 
-    def was_over_before(self, moment: datetime.datetime) -> bool:
-        """Whether it had ended, or was asked to, by then."""
-        ends = [self.deleted_at, self.finished.at if self.finished is not None else None]
+    def ended_before(self, moment: datetime.datetime) -> bool:
+        """Return whether it had ended, or its deletion had been requested, before that time."""
+        ends = [self.deletion_requested_at, self.terminated.at if self.terminated is not None else None]
         return any(end is not None and end < moment for end in ends)
 
     @property
-    def is_remnant(self) -> bool:
-        """Whether the API server has let it go but for its finalizers.
+    def only_finalizers_left(self) -> bool:
+        """Return whether the API server keeps it only because of its finalizers.
 
-        So it is once nothing is left of a grace period: its kubelet said that all has ended, or somebody deleted it by force.
-        The Job controller takes its finalizer off within moments, or gives up for ever if a webhook of somebody else refuses it.
+        Then its grace period is zero: its kubelet reported that all containers have ended, or it was deleted by force. The Job
+        controller removes its own finalizer within moments, or gives up for ever if a webhook refuses the request.
         """
-        return self.due_at is not None and self.due_at == self.deleted_at
+        return self.deletion_timestamp is not None and self.deletion_timestamp == self.deletion_requested_at
 
 
 @dataclasses.dataclass(frozen=True)
-class Whole:
-    """An attempt of which this very process created all children. at: creation of its Job. image, nodes: of its pods."""
+class CreatedAttempt:
+    """An attempt of which this process created all children.
+
+    created_at: when its Job was created. image: the image of its pods. nodes: the number of its pods.
+    """
 
     attempt: int
-    at: datetime.datetime
+    created_at: datetime.datetime
     image: str
     nodes: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """A FineTuneJob and everything that carries its label.
+    """A FineTuneJob and all objects with its label.
 
-    live: read from the API server for this turn, and not from what the watches told; only then may a decision rest on something
-    not being there. refusal: why the Job controller creates no pods, if it said so and
-    was asked_why, which a live look includes. queueing: reason and message of Kueue for a
-    Job that it holds back. output_claim: uid of the job's own output claim, where it was looked for. whole: the newest attempt
-    that is known to have all its children. silent_seconds: for how long the pod with index 0 has not answered, though asked.
-    departed: pods that are gone, as the watch told of their end: a courtesy, which an operator that just started has not.
+    live: whether it was read from the API server for this reconcile. An observation from the store does not show what is missing.
+    refusal: why the Job controller creates no pods, if it reported that.
+    refusal_checked: whether the refusal was read for an observation from the store.
+    queueing: reason and message of Kueue for a Job that it suspends.
+    output_claim: uid of the job's own output claim, if the operator looked for it.
+    created_attempt: the newest attempt of which this process created all children.
+    unresponsive_seconds: how long the pod with index 0 has not answered requests.
+    terminated_pods: the last state of pods that are gone. An operator that has just started knows none.
     """
 
     job: JobRecord
     jobs: Sequence[ChildJob] = ()
     pods: Sequence[PodState] = ()
     refusal: str | None = None
-    asked_why: bool = False
+    refusal_checked: bool = False
     live: bool = True
     queueing: tuple[str, str] | None = None
     output_claim: str | None = None
-    whole: Whole | None = None
-    silent_seconds: float = 0.0
-    departed: Sequence[PodState] = ()
+    created_attempt: CreatedAttempt | None = None
+    unresponsive_seconds: float = 0.0
+    terminated_pods: Sequence[PodState] = ()
 
     def job_of(self, attempt: int) -> ChildJob | None:
-        """Our own Job of that attempt."""
+        """Return our own Job of that attempt."""
         return next((child for child in self.own_jobs() if child.attempt == attempt), None)
 
     def own_jobs(self) -> list[ChildJob]:
-        """The Jobs that this very FineTuneJob owns; not those of an earlier one of the same name."""
+        """Return the Jobs that this FineTuneJob owns, but not those of an earlier one with the same name."""
         return [child for child in self.jobs if child.owner is not None and child.owner.uid == self.job.uid]
 
-    def left_pods(self) -> list[PodState]:
-        """The pods that were made for this very FineTuneJob, of whichever attempt."""
+    def own_pods(self) -> list[PodState]:
+        """Return the pods that were created for this FineTuneJob, in any attempt."""
         return [pod for pod in self.pods if pod.job_uid == self.job.uid]
 
     def pods_of(self, attempt: int) -> list[PodState]:
-        """Our own pods of that attempt, by completion index; of a Job that was held back and let go on, the new ones only."""
+        """Return our own pods of that attempt, by completion index. Omit those that ended before its Job was last resumed."""
         child = self.job_of(attempt)
         since = child.started_at if child is not None else None
         pods = [
@@ -208,26 +217,26 @@ class Observation:
             and pod.attempt == attempt
             and pod.owner is not None
             and (child is None or pod.owner.uid == child.uid)
-            # Its end is told by its machine's clock, which may be behind.
-            and (since is None or pod.created >= since or not pod.was_over_before(since))
+            # The end of a new pod may seem to be earlier, because the clock of its node may be behind.
+            and (since is None or pod.created >= since or not pod.ended_before(since))
         ]
         return sorted(pods, key=lambda pod: pod.index)
 
 
-# Years before are written with less than four digits, which RFC 3339 does not know.
-_FIRST_YEAR = 1000
+# strftime writes earlier years with fewer than four digits, which RFC 3339 does not allow.
+_MIN_YEAR = 1000
 
 
 def read_time(value: Any) -> datetime.datetime | None:
-    """An RFC 3339 time of the API server or of a pod; None if it is none, or one that could not be written as such."""
+    """Parse an RFC 3339 time of the API server or of a pod. Return None if it is invalid or ``write_time`` can't write it."""
     try:
         moment = datetime.datetime.fromisoformat(value)
         utc = moment.astimezone(datetime.UTC)
     except (TypeError, ValueError, OverflowError):
         return None
-    return utc if moment.tzinfo and utc.year >= _FIRST_YEAR else None
+    return utc if moment.tzinfo and utc.year >= _MIN_YEAR else None
 
 
 def write_time(moment: datetime.datetime) -> str:
-    """A time as metav1.Time has it."""
+    """Return a time in the format of metav1.Time."""
     return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,4 +1,7 @@
-"""One job's turn: observe, decide, build, apply, write the status. Level-triggered: nothing is remembered between turns."""
+"""Reconciles one job: observe, decide, build, apply, write the status.
+
+This is level-triggered: a reconcile decides from the state that it observes, never from an event.
+"""
 
 import dataclasses
 import datetime
@@ -12,56 +15,64 @@ from finetune_api.status import FINAL_PHASES, FineTuneJobStatus, Phase
 from finetune_operator.cluster.api import Api, ApiError
 from finetune_operator.cluster.apply import Blocked, Created, Refused, create_children
 from finetune_operator.cluster.children import ChildrenReader
-from finetune_operator.cluster.events import Events
+from finetune_operator.cluster.events import EventRecorder
 from finetune_operator.cluster.lease import NotLeadingError
 from finetune_operator.cluster.observe import observe_job, observe_refusal
 from finetune_operator.cluster.status import apply_status
+from finetune_operator.defaults import OperatorDefaults
 from finetune_operator.manifests import Plan, build_children
 from finetune_operator.metrics import Metrics
-from finetune_operator.observed import JobRecord, Key, Manifest, Observation, Whole
-from finetune_operator.policy.attempt import choose_image, decide, pod_to_ask
+from finetune_operator.observed import CreatedAttempt, JobRecord, Key, Manifest, Observation
+from finetune_operator.policy.attempt import choose_image, decide, pod_to_poll
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.elastic import choose_nodes, nodes_of_attempt
-from finetune_operator.policy.goodput import account
-from finetune_operator.policy.restarts import restarts_left
-from finetune_operator.policy.status import PROGRESS_INTERVAL, blocked, in_phase, is_due, refused, started, without_conditions
-from finetune_operator.policy.turns import build_turns
+from finetune_operator.policy.events import build_events
+from finetune_operator.policy.goodput import update_goodput
+from finetune_operator.policy.restart_budget import restarts_left
+from finetune_operator.policy.status import (
+    PROGRESS_INTERVAL,
+    attempt_created,
+    blocked,
+    in_phase,
+    is_write_due,
+    refused,
+    without_conditions,
+)
 from finetune_operator.poller import Poller
 from finetune_operator.queue import RetryLaterError
-from finetune_operator.site import Site
-from finetune_operator.store import Heard, Store
+from finetune_operator.store import LastReport, Store
 
 logger = logging.getLogger(__name__)
 
-# Something else was quicker to change the job: look again, once the dust has settled.
-_CONFLICT_SECONDS = 0.2
-# A child that can't be created for now is tried again so often.
-_BLOCKED_SECONDS = 10.0
-# After the end, when something is left to be done.
+# If something else changed the job before a write, the operator reads the job again after this delay.
+_CONFLICT_RETRY_SECONDS = 0.2
+# If a child can't be created at the moment, the operator retries at this interval.
+_BLOCKED_RETRY_SECONDS = 10.0
+# Delay before the next reconcile if there is more to do.
 _SOON_SECONDS = 1.0
-# Why a gang does not become whole is asked so often, as events alone tell.
-_WHY_SECONDS = 15.0
-# What is done for each job every few seconds is done more seldom where there are many: for so many a second in all.
+# While pods are missing, the operator reads the reason from events at this interval. Nothing else reports it.
+_REFUSAL_CHECK_SECONDS = 15.0
+# The intervals per job grow with the number of jobs, so that all jobs together stay below this rate.
 _JOBS_PER_SECOND = 20
-# For so long at most a job's first status waits while children of other jobs are still to be created.
-_LONGEST_RUSH = datetime.timedelta(seconds=20)
-_RUSH_PAUSE_SECONDS = 2.0
+# During a backlog, the first status of a job waits at most this long, because the operator creates children of other jobs first.
+_MAX_FIRST_STATUS_DELAY = datetime.timedelta(seconds=20)
+_BACKLOG_RETRY_SECONDS = 2.0
 
 
 class Reconciler:
-    """What a turn needs. now: the time of day, in UTC. clock: monotonic seconds. is_rush: whether many keys wait."""
+    """Reconciles jobs. now: the current time in UTC. clock: monotonic seconds. has_backlog: whether keys wait in the queue."""
 
     def __init__(
         self,
         api: Api,
         store: Store,
         poller: Poller,
-        events: Events,
+        events: EventRecorder,
         metrics: Metrics,
-        site: Site,
+        defaults: OperatorDefaults,
         now: Callable[[], datetime.datetime],
         clock: Callable[[], float] = time.monotonic,
-        is_rush: Callable[[], bool] = lambda: False,
+        has_backlog: Callable[[], bool] = lambda: False,
     ) -> None:
         self._api = api
         self._children = ChildrenReader(api)
@@ -69,178 +80,188 @@ class Reconciler:
         self._poller = poller
         self._events = events
         self._metrics = metrics
-        self._site = site
+        self._defaults = defaults
         self._now = now
         self._clock = clock
-        self._is_rush = is_rush
+        self._has_backlog = has_backlog
 
     async def reconcile(self, key: Key) -> float | None:
-        """Bring the job one step on; return after how many seconds it is to be looked at again without being asked."""
+        """Reconcile the job once. Return the seconds until the next reconcile, or None if only an event should cause it."""
         with self._metrics.reconcile_duration.time():
             try:
-                return await self._turn(key)
+                return await self._reconcile_once(key)
             except NotLeadingError as error:
                 raise RetryLaterError(str(error), _SOON_SECONDS) from None
             except ApiError as error:
                 self._metrics.reconcile_errors.inc()
-                await self._tell_of_missing_right(key, error)
+                await self._report_missing_permission(key, error)
                 raise RetryLaterError(str(error), error.retry_after_seconds) from error
             except Exception:
                 self._metrics.reconcile_errors.inc()
                 raise
 
-    async def _turn(self, key: Key) -> float | None:
-        seen = self._recall(key)
-        if seen is not None and _is_short_of_pods(seen) and self._is_time_to_ask_why(key):
-            seen = dataclasses.replace(await observe_refusal(self._api, seen), asked_why=True)
-        if seen is not None:
-            decision = self._decide(seen)
-            if not decision.needs_a_fresh_look(seen.job.status):
-                return await self._write(seen, decision)
-        seen = await observe_job(self._api, self._children, key)
-        if seen is None:
+    async def _reconcile_once(self, key: Key) -> float | None:
+        observation = self._read_from_cache(key)
+        if observation is not None and _is_missing_pods(observation) and self._is_refusal_check_due(key):
+            observation = dataclasses.replace(await observe_refusal(self._api, observation), refusal_checked=True)
+        if observation is not None:
+            decision = self._decide(observation)
+            if not decision.requires_live_read(observation.job.status):
+                return await self._write_status(observation, decision)
+        observation = await observe_job(self._api, self._children, key)
+        if observation is None:
             self._forget(key)
             return None
-        self._store.put_observation(seen, self._clock())
-        seen = self._store.with_departed(dataclasses.replace(seen, whole=self._store.whole.get(key)))
-        decision = self._decide(seen)
+        self._store.put_observation(observation, self._clock())
+        observation = self._store.with_terminated_pods(
+            dataclasses.replace(observation, created_attempt=self._store.created_attempts.get(key))
+        )
+        decision = self._decide(observation)
         if decision.delete_job:
-            await self._api.delete(names.KIND, key.namespace, key.name, seen.job.uid)
-            logger.info("%s: deleted, as ttlSecondsAfterFinished says", key)
+            await self._api.delete(names.KIND, key.namespace, key.name, observation.job.uid)
+            logger.info("%s: deleted because ttlSecondsAfterFinished is over", key)
             self._forget(key)
             return None
-        return await self._write(seen, await self._act(seen, decision))
+        return await self._write_status(observation, await self._execute(observation, decision))
 
-    async def _act(self, seen: Observation, decision: Decision) -> Decision:
-        """Do what is to be done before the status is written; what it came to."""
-        key = seen.job.key
-        if decision.delete is not None:
-            await self._api.delete("Job", key.namespace, decision.delete.name, decision.delete.uid)
+    async def _execute(self, observation: Observation, decision: Decision) -> Decision:
+        """Carry out the decision, except for the write of the status. Return the decision with the status to write."""
+        key = observation.job.key
+        if decision.delete_child_job is not None:
+            await self._api.delete("Job", key.namespace, decision.delete_child_job.name, decision.delete_child_job.uid)
         for pod in decision.force_delete:
             await self._api.delete("Pod", key.namespace, pod.name, pod.uid, force=True)
-            logger.info("%s: pod %s deleted without waiting for %s, which does not end it", key, pod.name, pod.node)
+            logger.info("%s: deleted pod %s by force because node %s did not end it", key, pod.name, pod.node)
         if decision.delete_claim is not None:
             claim = names.output_claim_name(key.name)
             await self._api.delete("PersistentVolumeClaim", key.namespace, claim, decision.delete_claim)
         if decision.create_attempt is not None:
-            return await self._create(seen, decision.create_attempt)
+            return await self._create_attempt(observation, decision.create_attempt)
         return decision
 
-    def _recall(self, key: Key) -> Observation | None:
-        """What the watches told of a job that is on its way; None where that is not to be relied on."""
-        seen = self._store.observation(key)
-        if seen is None or key in self._store.doubtful or seen.job.status.phase in ("Queued", "Restarting", "Suspended"):
+    def _read_from_cache(self, key: Key) -> Observation | None:
+        """Return the job as the store knows it, or None if this reconcile needs a live read."""
+        observation = self._store.observation(key)
+        if (
+            observation is None
+            or key in self._store.requires_live_read
+            or observation.job.status.phase in ("Queued", "Restarting", "Suspended")
+        ):
             return None
-        return seen
+        return observation
 
-    def _is_time_to_ask_why(self, key: Key) -> bool:
-        due = self._clock() - self._store.looked.get(key, 0.0) > self._stretch(_WHY_SECONDS)
+    def _is_refusal_check_due(self, key: Key) -> bool:
+        due = self._clock() - self._store.last_refusal_check.get(key, 0.0) > self._scale_interval(_REFUSAL_CHECK_SECONDS)
         if due:
-            self._store.looked[key] = self._clock()
+            self._store.last_refusal_check[key] = self._clock()
         return due
 
-    def _stretch(self, seconds: float) -> float:
+    def _scale_interval(self, seconds: float) -> float:
         return max(seconds, len(self._store.jobs) / _JOBS_PER_SECOND)
 
-    def _decide(self, seen: Observation) -> Decision:
-        """Decide with what the pod with index 0 said last; it is asked for more while it runs."""
-        pod, key = pod_to_ask(seen), seen.job.key
+    def _decide(self, observation: Observation) -> Decision:
+        """Decide with the last report of the pod with index 0, and have that pod polled while it runs."""
+        pod, key = pod_to_poll(observation), observation.job.key
         if pod is None:
-            return decide(seen, None, self._now())
-        self._poller.watch(key)
-        heard = self._store.heard.get(key)
-        if heard is None or heard.pod != pod.name:
-            heard = self._store.heard[key] = Heard(pod.name, None, self._clock())
-        elif self._poller.is_deaf():
-            heard = self._store.heard[key] = dataclasses.replace(heard, at=self._clock())
-        silent_seconds = self._clock() - heard.at if self._poller.is_silent(key) else 0.0
-        return decide(dataclasses.replace(seen, silent_seconds=silent_seconds), heard.report, self._now())
+            return decide(observation, None, self._now())
+        self._poller.start_polling(key)
+        last_report = self._store.last_reports.get(key)
+        if last_report is None or last_report.pod != pod.name:
+            last_report = self._store.last_reports[key] = LastReport(pod.name, None, self._clock())
+        elif self._poller.is_network_down():
+            last_report = self._store.last_reports[key] = dataclasses.replace(last_report, received_at=self._clock())
+        unresponsive_seconds = self._clock() - last_report.received_at if self._poller.is_unresponsive(key) else 0.0
+        return decide(
+            dataclasses.replace(observation, unresponsive_seconds=unresponsive_seconds), last_report.report, self._now()
+        )
 
     def _forget(self, key: Key) -> None:
         self._store.drop_job(key)
         self._metrics.forget(key)
 
-    async def _create(self, seen: Observation, attempt: int) -> Decision:
-        """Create the attempt's children; where that does not go, the status says why instead."""
-        job, spec, now = seen.job, seen.job.spec, self._now()
+    async def _create_attempt(self, observation: Observation, attempt: int) -> Decision:
+        """Create the children of the attempt. If that is not possible, return a status that says why."""
+        job, spec, now = observation.job, observation.job.spec, self._now()
         assert isinstance(spec, FineTuneJobSpec)
-        image = choose_image(spec, job.status, self._site.trainer_image or "")
+        image = choose_image(spec, job.status, self._defaults.trainer_image or "")
         before = job.status.model_copy(update={"observed_generation": job.generation})
 
         def build(adopted: bool) -> Sequence[Manifest]:
-            return build_children(plan_attempt(job, spec, attempt, image, self._site, adopted))
+            return build_children(plan_attempt(job, spec, attempt, image, self._defaults, adopted))
 
         match await create_children(self._api, job.key.namespace, job.key.name, job.uid, build):
-            case Created(at, child):
+            case Created(created_at, child):
                 self._store.put_child(job.key, child)
-                whole = self._store.whole[job.key] = Whole(attempt, at, image, child.size)
-                return Decision(started(before, spec, whole), again_seconds=_SOON_SECONDS)
-            case Blocked(reason, message, by_people):
+                created = self._store.created_attempts[job.key] = CreatedAttempt(attempt, created_at, image, child.completions)
+                return Decision(attempt_created(before, spec, created), requeue_after_seconds=_SOON_SECONDS)
+            case Blocked(reason, message, needs_user_action):
                 phase: Phase = "Restarting" if before.phase == "Restarting" else "Pending"
                 before = without_conditions(before, "Suspended")
-                if by_people:
+                if needs_user_action:
                     status = blocked(before, job, phase, reason, message, now)
                 else:
                     status = in_phase(without_conditions(before, "Blocked"), phase, reason, message)
-                return Decision(status, again_seconds=_BLOCKED_SECONDS)
+                return Decision(status, requeue_after_seconds=_BLOCKED_RETRY_SECONDS)
             case Refused(reason, message):
                 return Decision(refused(before, reason, message, job, now))
 
-    async def _write(self, seen: Observation, decision: Decision) -> float | None:
-        """Write the status if it is due, and only then tell of it."""
-        job, now = seen.job, self._now()
-        if self._can_wait(job, decision.status, now):
-            return _RUSH_PAUSE_SECONDS
-        interval = datetime.timedelta(seconds=self._stretch(PROGRESS_INTERVAL.total_seconds()))
-        if not is_due(job, decision.status, now, interval):
-            self._metrics.remember(job)
-            return self._settle(seen, decision, wrote=False)
-        status = account(job.status, decision.status, now)
+    async def _write_status(self, observation: Observation, decision: Decision) -> float | None:
+        """Write the status if that is due. Record events only after the write. Return the seconds until the next reconcile."""
+        job, now = observation.job, self._now()
+        if self._can_defer_first_status(job, decision.status, now):
+            return _BACKLOG_RETRY_SECONDS
+        interval = datetime.timedelta(seconds=self._scale_interval(PROGRESS_INTERVAL.total_seconds()))
+        if not is_write_due(job, decision.status, now, interval):
+            self._metrics.track(job)
+            return self._schedule_next(observation, decision, wrote=False)
+        status = update_goodput(job.status, decision.status, now)
         written = await apply_status(self._api, job, status)
         if written is None:
-            self._store.doubtful.add(job.key)
-            return _CONFLICT_SECONDS
+            self._store.requires_live_read.add(job.key)
+            return _CONFLICT_RETRY_SECONDS
         self._store.put_job(written)
-        self._metrics.remember(written)
-        _log_turn(job, status)
-        self._events.tell(job, build_turns(job.status, status), now)
-        return self._settle(dataclasses.replace(seen, job=written), decision, wrote=True)
+        self._metrics.track(written)
+        _log_transition(job, status)
+        self._events.record(job, build_events(job.status, status), now)
+        return self._schedule_next(dataclasses.replace(observation, job=written), decision, wrote=True)
 
-    def _can_wait(self, job: JobRecord, status: FineTuneJobStatus, now: datetime.datetime) -> bool:
-        """Whether the first status of a job comes after the children of others: in a rush, what makes pods start goes first."""
-        whole = self._store.whole.get(job.key)
-        if job.status.phase is not None or whole is None or status.attempt is None or status.phase in FINAL_PHASES:
+    def _can_defer_first_status(self, job: JobRecord, status: FineTuneJobStatus, now: datetime.datetime) -> bool:
+        """Return whether the first status of a job can wait. During a backlog, creating children of other jobs comes first."""
+        created = self._store.created_attempts.get(job.key)
+        if job.status.phase is not None or created is None or status.attempt is None or status.phase in FINAL_PHASES:
             return False
-        return self._is_rush() and now - whole.at < _LONGEST_RUSH
+        return self._has_backlog() and now - created.created_at < _MAX_FIRST_STATUS_DELAY
 
-    def _settle(self, seen: Observation, decision: Decision, wrote: bool) -> float | None:
-        """Forget what a finished job had; if anything is still to be done for it, that is read afresh soon."""
-        job = seen.job
+    def _schedule_next(self, observation: Observation, decision: Decision, wrote: bool) -> float | None:
+        """Return the seconds until the next reconcile. Drop a finished job from the store: its next reconcile is live."""
+        job = observation.job
         if job.status.phase not in FINAL_PHASES:
-            again = decision.again_seconds
-            return again if again is None or again <= _SOON_SECONDS else self._stretch(again)
+            seconds = decision.requeue_after_seconds
+            return seconds if seconds is None or seconds <= _SOON_SECONDS else self._scale_interval(seconds)
         self._store.drop_job(job.key)
-        left = decide(seen, None, self._now())
-        if left.needs_a_fresh_look(job.status) or (wrote and job.gives_volume_back()):
-            return decision.again_seconds or _SOON_SECONDS
-        return left.again_seconds
+        next_decision = decide(observation, None, self._now())
+        if next_decision.requires_live_read(job.status) or (wrote and job.should_delete_output_claim()):
+            return decision.requeue_after_seconds or _SOON_SECONDS
+        return next_decision.requeue_after_seconds
 
-    async def _tell_of_missing_right(self, key: Key, error: ApiError) -> None:
-        """Say in the status which right the operator lacks, if it may at least do that."""
+    async def _report_missing_permission(self, key: Key, error: ApiError) -> None:
+        """Write to the status which right the operator lacks, if the operator may write the status."""
         job = self._store.jobs.get(key)
-        if not error.by_rbac or job is None or job.status.phase in FINAL_PHASES:
+        if not error.forbidden_by_rbac or job is None or job.status.phase in FINAL_PHASES:
             return
         phase = job.status.phase or "Pending"
         status = blocked(job.status, job, phase, "Forbidden", f"the operator lacks a right: {error.message}", self._now())
-        if is_due(job, status, self._now()):
+        if is_write_due(job, status, self._now()):
             try:
                 await apply_status(self._api, job, status)
-            except ApiError as again:
-                logger.warning("%s: %s", key, again)
+            except ApiError as write_error:
+                logger.warning("%s: %s", key, write_error)
 
 
-def plan_attempt(job: JobRecord, spec: FineTuneJobSpec, attempt: int, image: str, site: Site, adopted: bool) -> Plan:
-    """All that the builders need to know of an attempt."""
+def plan_attempt(
+    job: JobRecord, spec: FineTuneJobSpec, attempt: int, image: str, defaults: OperatorDefaults, adopted: bool
+) -> Plan:
+    """Return everything that the builders need to know about an attempt."""
     return Plan(
         namespace=job.key.namespace,
         name=job.key.name,
@@ -251,21 +272,21 @@ def plan_attempt(job: JobRecord, spec: FineTuneJobSpec, attempt: int, image: str
         image=image,
         restarts_left=restarts_left(spec, job.status),
         resolved=job.status.resolved,
-        site=site,
+        defaults=defaults,
         adopted=adopted,
         kueue_labels=job.kueue_labels,
         kueue_annotations=job.kueue_annotations,
     )
 
 
-def _is_short_of_pods(seen: Observation) -> bool:
-    """Whether pods are missing that the Job controller should have created: why, is told by events only."""
-    status, spec = seen.job.status, seen.job.spec
+def _is_missing_pods(observation: Observation) -> bool:
+    """Return whether pods are missing that the Job controller should have created. Only events report the reason."""
+    status, spec = observation.job.status, observation.job.spec
     if status.phase != "Pending" or not isinstance(spec, FineTuneJobSpec):
         return False
-    return status.attempt is None or len(seen.pods_of(status.attempt)) < nodes_of_attempt(spec, status)
+    return status.attempt is None or len(observation.pods_of(status.attempt)) < nodes_of_attempt(spec, status)
 
 
-def _log_turn(job: JobRecord, status: FineTuneJobStatus) -> None:
+def _log_transition(job: JobRecord, status: FineTuneJobStatus) -> None:
     if (job.status.phase, job.status.reason) != (status.phase, status.reason):
         logger.info("%s: %s → %s (%s): %s", job.key, job.status.phase, status.phase, status.reason, status.message)

@@ -1,20 +1,20 @@
-"""What a sentence of the API server means: it says by whom something was refused in words only."""
+"""Classifies messages of the API server. Only their text says what refused a request."""
 
 import re
 
 _LIMIT_RANGE = re.compile(r"(maximum|minimum) \S+ usage per |\S+ max limit to request ratio per ")
 
 
-def is_by_quota(sentence: str) -> bool:
-    """Whether a ResourceQuota or a LimitRange refused: it may be let in later, when others have gone."""
-    return "exceeded quota" in sentence or "failed quota" in sentence or bool(_LIMIT_RANGE.search(sentence))
+def rejected_by_quota(message: str) -> bool:
+    """Return whether a ResourceQuota or a LimitRange refused the object. It may be admitted later, when others are gone."""
+    return "exceeded quota" in message or "failed quota" in message or bool(_LIMIT_RANGE.search(message))
 
 
-def is_by_webhook(sentence: str) -> bool:
-    """Whether a webhook did not answer that the API server has to ask: nobody refused, and nobody can allow it."""
-    return "failed calling webhook" in sentence
+def webhook_unavailable(message: str) -> bool:
+    """Return whether a webhook that the API server must call did not answer. The object was neither refused nor admitted."""
+    return "failed calling webhook" in message
 
 
-def is_by_rbac(sentence: str) -> bool:
-    """Whether whoever asked lacks a right, and not the object something that the cluster demands."""
-    return bool(re.search(r"cannot \w+ resource", sentence))
+def forbidden_by_rbac(message: str) -> bool:
+    """Return whether the caller lacks a right. Another 403 means that the cluster does not accept the object."""
+    return bool(re.search(r"cannot \w+ resource", message))

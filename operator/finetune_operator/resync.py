@@ -1,4 +1,4 @@
-"""The full list: once a minute what the watches told is compared with what there is, and every job comes to the queue."""
+"""Lists all objects once a minute, corrects the store, and puts every unfinished job into the queue."""
 
 import asyncio
 import datetime
@@ -13,24 +13,24 @@ from finetune_operator.health import Health
 from finetune_operator.metrics import Metrics
 from finetune_operator.observed import ChildJob, Key, Manifest, PodState
 from finetune_operator.parsing import read_child_job, read_child_key, read_job, read_key, read_pod
-from finetune_operator.policy.ending import FINISHED_LIST_SECONDS, seconds_to_next_look
+from finetune_operator.policy.cleanup import FINISHED_LIST_SECONDS, seconds_to_next_reconcile
 from finetune_operator.queue import WorkQueue
 from finetune_operator.store import C, Children, Store
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 60.0
-# A list that failed is tried again so soon.
+# Delay before a failed list is retried.
 _RETRY_SECONDS = 5.0
-ACTIVE = ",".join(f"status.phase!={phase}" for phase in sorted(FINAL_PHASES))
-# What these leave out is gone or has ended: a job of which something is missing in the list is looked at afresh.
-_UNFINISHED = {"Job": "status.successful=0", "Pod": "status.phase!=Succeeded,status.phase!=Failed"}
+ACTIVE_SELECTOR = ",".join(f"status.phase!={phase}" for phase in sorted(FINAL_PHASES))
+# These omit children that have ended. If a child in the store is not in the list, the next reconcile reads its job live.
+_UNFINISHED_SELECTORS = {"Job": "status.successful=0", "Pod": "status.phase!=Succeeded,status.phase!=Failed"}
 
 
 class Resync:
-    """Lists for ever. namespaces: to be listed; none means the whole cluster. now: the time of day, in UTC.
+    """Lists for ever. namespaces: those to list; if empty, the whole cluster. now: the current time in UTC.
 
-    closed: namespaces that could not be listed last time, as they are gone or not to be read.
+    forbidden_namespaces: namespaces that could not be listed last time, because they are gone or the operator may not read them.
     """
 
     def __init__(
@@ -50,28 +50,30 @@ class Resync:
         self._health = health
         self._namespaces: Sequence[str | None] = namespaces or (None,)
         self._now = now
-        self.closed: set[str | None] = set()
-        self.closed_changed = asyncio.Event()
+        self.forbidden_namespaces: set[str | None] = set()
+        self.forbidden_namespaces_changed = asyncio.Event()
 
     async def run(self) -> None:
-        """List until cancelled. That the API server is away is no reason to end: it will come back."""
+        """List until cancelled. Continue if the API server is down."""
         await asyncio.gather(
-            self._repeat("unfinished FineTuneJobs", self.list_active, INTERVAL_SECONDS, vital=True),
-            self._repeat("finished FineTuneJobs", self.list_finished, FINISHED_LIST_SECONDS, vital=False),
+            self._repeat("unfinished FineTuneJobs", self.list_active, INTERVAL_SECONDS, affects_health=True),
+            self._repeat("finished FineTuneJobs", self.list_finished, FINISHED_LIST_SECONDS, affects_health=False),
         )
 
-    async def _repeat(self, what: str, list_once: Callable[[], Awaitable[None]], interval_seconds: float, vital: bool) -> None:
+    async def _repeat(
+        self, description: str, list_once: Callable[[], Awaitable[None]], interval_seconds: float, affects_health: bool
+    ) -> None:
         while True:
             try:
                 await list_once()
             except ApiError as error:
-                logger.warning("the list of %s failed: %s", what, error)
-                if vital:
+                logger.warning("the list of %s failed: %s", description, error)
+                if affects_health:
                     self._health.list_failed()
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
-                if vital:
-                    self._health.list_done()
+                if affects_health:
+                    self._health.list_succeeded()
                 await asyncio.sleep(interval_seconds)
 
     async def list_active(self) -> None:
@@ -82,53 +84,53 @@ class Resync:
         self._metrics.watch_last_event.set(self._now().timestamp())
 
     async def _in_each_namespace(self, list_in: Callable[[str | None], Awaitable[None]]) -> None:
-        """One of several that is gone, or lost its Role, must not keep the jobs of the others waiting."""
-        closed: dict[str | None, ApiError] = {}
+        """List each namespace. A namespace that is gone or forbidden must not delay the jobs of the others."""
+        forbidden_namespaces: dict[str | None, ApiError] = {}
         for namespace in self._namespaces:
             try:
                 await list_in(namespace)
             except ApiError as error:
                 if error.code not in (403, 404):
                     raise
-                closed[namespace] = error
-        if len(closed) == len(self._namespaces):
-            raise next(iter(closed.values()))
-        for namespace, refusal in closed.items():
-            logger.warning("namespace %s can't be listed, and its jobs wait: %s", namespace, refusal)
-        if self.closed != set(closed):
-            self.closed = set(closed)
-            self.closed_changed.set()
+                forbidden_namespaces[namespace] = error
+        if len(forbidden_namespaces) == len(self._namespaces):
+            raise next(iter(forbidden_namespaces.values()))
+        for namespace, reason in forbidden_namespaces.items():
+            logger.warning("namespace %s can't be listed, and its jobs wait: %s", namespace, reason)
+        if self.forbidden_namespaces != set(forbidden_namespaces):
+            self.forbidden_namespaces = set(forbidden_namespaces)
+            self.forbidden_namespaces_changed.set()
 
     async def _list_active_in(self, namespace: str | None) -> None:
         listed, version = set(), 0
-        async for page in self._api.list_pages(names.KIND, namespace, fieldSelector=ACTIVE):
+        async for page in self._api.list_pages(names.KIND, namespace, fieldSelector=ACTIVE_SELECTOR):
             version = _version(page)
             for job in map(read_job, page["items"]):
                 listed.add(job.key)
                 self._store.put_job(job)
-                self._metrics.remember(job)
+                self._metrics.track(job)
         for key, known in list(self._store.jobs.items()):
             if key not in listed and namespace in (None, key.namespace) and known.version <= version:
                 self._store.drop_job(key, version)
                 self._queue.add(key)
-        await self._correct("Job", self._store.children, read_child_job, namespace)
-        await self._correct("Pod", self._store.pods, read_pod, namespace)
+        await self._sync_children("Job", self._store.children, read_child_job, namespace)
+        await self._sync_children("Pod", self._store.pods, read_pod, namespace)
 
-    async def _correct(self, kind: str, known: Children[C], read: Callable[[Manifest], C], namespace: str | None) -> None:
+    async def _sync_children(self, kind: str, known: Children[C], read: Callable[[Manifest], C], namespace: str | None) -> None:
         listed: dict[Key, list[C]] = defaultdict(list)
-        version, query = 0, {"labelSelector": names.LABEL_JOB, "fieldSelector": _UNFINISHED[kind]}
+        version, query = 0, {"labelSelector": names.LABEL_JOB, "fieldSelector": _UNFINISHED_SELECTORS[kind]}
         async for page in self._api.list_pages(kind, namespace, **query):
             version = _version(page)
             for item in page["items"]:
                 key = read_child_key(item)
                 if key in self._store.jobs:
                     listed[key].append(read(item))
-                elif key is not None and _goes_on(read(item)):
-                    self._queue.add(key)  # of a job that has ended: perhaps this should have, too
-        self._store.doubtful |= known.replace(listed, version, namespace)
+                elif key is not None and _is_active(read(item)):
+                    self._queue.add(key)  # its job is finished, so this child may have to be stopped
+        self._store.requires_live_read |= known.replace(listed, version, namespace)
 
     async def list_finished(self) -> None:
-        """Look which finished jobs still want something: to be deleted, or their last pods to be stopped."""
+        """Queue finished jobs that need a reconcile: to be deleted, or because pods still run."""
         finished: set[Key] = set()
 
         async def list_in(namespace: str | None) -> None:
@@ -136,15 +138,15 @@ class Resync:
                 async for page in self._api.list_pages(names.KIND, namespace, fieldSelector=f"status.phase={phase}"):
                     for manifest in page["items"]:
                         finished.add(read_key(manifest))
-                        self._look_at_finished(manifest)
-                    await asyncio.sleep(0)  # a page takes a while to read; turns come in between
+                        self._enqueue_finished(manifest)
+                    await asyncio.sleep(0)  # parsing a page takes a while; let reconciles run in between
 
         await self._in_each_namespace(list_in)
         self._metrics.keep_only(finished | self._store.jobs.keys())
 
-    def _look_at_finished(self, manifest: Manifest) -> None:
-        self._metrics.remember_finished(manifest)
-        seconds = seconds_to_next_look(manifest, self._now())
+    def _enqueue_finished(self, manifest: Manifest) -> None:
+        self._metrics.track_finished(manifest)
+        seconds = seconds_to_next_reconcile(manifest, self._now())
         if seconds is not None and seconds <= 0:
             self._queue.add(read_key(manifest))
         elif seconds is not None and seconds < FINISHED_LIST_SECONDS:
@@ -152,9 +154,9 @@ class Resync:
 
 
 def _version(page: Manifest) -> int:
-    """The resourceVersion at which a list was true."""
+    """Return the resourceVersion of a list."""
     return int(page["metadata"].get("resourceVersion") or 0)
 
 
-def _goes_on(child: ChildJob | PodState) -> bool:
-    return isinstance(child, PodState) or not (child.failed is not None or child.ending or child.complete or child.deleting)
+def _is_active(child: ChildJob | PodState) -> bool:
+    return isinstance(child, PodState) or not (child.failed is not None or child.failing or child.complete or child.deleting)

@@ -1,7 +1,7 @@
-"""Tries an installation out: `helm test` runs ``python -m finetune_operator.smoke``, which trains a tiny model.
+"""Tests an installation: `helm test` runs ``python -m finetune_operator.smoke``, which trains a tiny model.
 
-A volume, a pod of the trainer image that writes model and data to it, a FineTuneJob on the CPU that trains on them for a few
-steps: no Hub, no network, no GPU. What happens is printed line by line; at the end everything is deleted again.
+It creates a volume, a pod of the trainer image that writes model and data to the volume, and a FineTuneJob that trains on them
+for a few steps. It needs no Hub, no network and no GPU. It prints each change, and deletes everything at the end.
 """
 
 import argparse
@@ -17,56 +17,56 @@ from typing import Any
 
 from finetune_api import names
 from finetune_operator.cluster.api import Api, ApiError
+from finetune_operator.defaults import OperatorDefaults, read_defaults
 from finetune_operator.observed import Manifest
-from finetune_operator.site import Site, read_site
 
-# Says of an object that a smoke test made it: nothing else is ever deleted.
+# A smoke test gives this label to each object that it creates, and deletes only objects with it.
 _LABEL = f"{names.GROUP}/smoke-test"
 _MOUNT_PATH = "/smoke"
 _TRAINING = {"maxSteps": 3, "globalBatchSize": 8, "maxTokens": 16}
 _POLL_SECONDS = 1.0
-# For the pods of deleted objects to end; what is still there then is only told.
+# How long the test waits for deleted objects to disappear. It only reports objects that remain.
 _CLEAN_UP_SECONDS = 60.0
-# Reverse of the order of creation. A claim goes when no pod uses it any more.
+# The order of deletion, reverse to that of creation. The API server deletes a claim when no pod uses it any more.
 _KINDS = ("FineTuneJob", "Pod", "PersistentVolumeClaim")
 
 
 class SmokeTestError(Exception):
-    """The installation does not work; the message says what was seen last."""
+    """The installation does not work. The message says why."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the test; 0 if the job succeeded."""
+    """Run the test. Return 0 if the job succeeded."""
     return asyncio.run(_main(_parser().parse_args(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="finetune_operator.smoke", description=__doc__)
     parser.add_argument("--namespace", required=True, help="where the operator runs FineTuneJobs")
-    parser.add_argument("--name", required=True, help="of the volume, the pod and the FineTuneJob")
+    parser.add_argument("--name", required=True, help="name of the volume, the pod and the FineTuneJob")
     parser.add_argument("--site-file", type=pathlib.Path, required=True, help="the operator's defaults for training pods")
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds until it gives up")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds until the test gives up")
     parser.add_argument("--volume-size", default="1Gi")
-    parser.add_argument("--storage-class", default="", help="the cluster's default if empty")
-    parser.add_argument("--resources", type=json.loads, default={}, help="JSON: what the pods ask for")
+    parser.add_argument("--storage-class", default="", help="of the volume; the cluster's default if empty")
+    parser.add_argument("--resources", type=json.loads, default={}, help="resources of the pods, as JSON")
     return parser
 
 
 async def _main(options: argparse.Namespace) -> int:
-    site = read_site(options.site_file, "")
+    defaults = read_defaults(options.site_file, "")
     api = await Api.connect()
     test = _SmokeTest(api, options.namespace, options.name)
-    work = asyncio.ensure_future(test.run(options, site))
+    work = asyncio.ensure_future(test.run(options, defaults))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, work.cancel)
     try:
         await asyncio.wait_for(work, options.timeout)
     except TimeoutError:
-        _say(f"gave up after {options.timeout:g} s; the last that was seen: {test.last_seen or 'nothing'}")
+        _print(f"gave up after {options.timeout:g} s; last observed: {test.last_seen or 'nothing'}")
     except asyncio.CancelledError:
-        _say("asked to stop")
+        _print("stopped by a signal")
     except (SmokeTestError, ApiError) as error:
-        _say(str(error))
+        _print(str(error))
     else:
         return 0
     finally:
@@ -75,12 +75,12 @@ async def _main(options: argparse.Namespace) -> int:
     return 1
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)  # noqa: T201
 
 
 class _SmokeTest:
-    """One run in one namespace. ``last_seen``: the newest line about an object that is waited for."""
+    """One run in one namespace. ``last_seen``: the last line about the object that the test waits for."""
 
     def __init__(self, api: Api, namespace: str, name: str) -> None:
         self._api = api
@@ -88,28 +88,28 @@ class _SmokeTest:
         self._name = name
         self.last_seen = ""
 
-    async def run(self, options: argparse.Namespace, site: Site) -> None:
-        """Raise SmokeTestError where the installation does not do what it should."""
-        await self.clean_up()  # what an earlier run left that was killed
+    async def run(self, options: argparse.Namespace, defaults: OperatorDefaults) -> None:
+        """Run the test. Raise SmokeTestError if the installation does not work."""
+        await self.clean_up()  # an earlier run may have been killed
         started = time.monotonic()
         await self._create("PersistentVolumeClaim", build_claim(options.volume_size, options.storage_class))
-        await self._create("Pod", build_writer(self._name, site, options.resources))
+        await self._create("Pod", build_writer(self._name, defaults, options.resources))
         await self._wait_for("Pod", describe_pod, {"Succeeded"}, {"Failed"})
         await self._create("FineTuneJob", build_job(self._name, options.resources))
         await self._wait_for("FineTuneJob", describe_job, {"Succeeded"}, {"Failed"})
-        _say(f"the operator trained a tiny model in {time.monotonic() - started:.0f} s")
+        _print(f"the operator trained a tiny model in {time.monotonic() - started:.0f} s")
 
     async def clean_up(self) -> None:
-        """Delete what this test made, and wait until it is gone."""
+        """Delete what this test created, and wait until it is gone."""
         end = time.monotonic() + _CLEAN_UP_SECONDS
         for kind in _KINDS:
-            with contextlib.suppress(ApiError):  # said below, if it means that something stays
+            with contextlib.suppress(ApiError):  # an object that remains is reported below
                 await self._delete(kind, end)
             found = None
             with contextlib.suppress(ApiError):
                 found = await self._find(kind)
             if found is not None:
-                _say(f"{kind} {self._namespace}/{self._name} is still there; delete it by hand")
+                _print(f"{kind} {self._namespace}/{self._name} still exists; delete it by hand")
 
     async def _delete(self, kind: str, end: float) -> None:
         while (found := await self._find(kind)) is not None and time.monotonic() < end:
@@ -118,7 +118,7 @@ class _SmokeTest:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _find(self, kind: str) -> Manifest | None:
-        """The test's object of that kind; one of that name that the test did not make is none."""
+        """Return the test's object of that kind. Ignore an object of that name that the test did not create."""
         found = await self._api.get(kind, self._namespace, self._name)
         return found if found is not None and _LABEL in (found["metadata"].get("labels") or {}) else None
 
@@ -128,29 +128,31 @@ class _SmokeTest:
             await self._api.create(kind, {**manifest, "metadata": metadata})
         except ApiError as error:
             raise SmokeTestError(f"{kind} {self._namespace}/{self._name} can't be created: {error.message or error}") from error
-        _say(f"{kind} {self._namespace}/{self._name} created")
+        _print(f"{kind} {self._namespace}/{self._name} created")
 
-    async def _wait_for(self, kind: str, describe: Callable[[Manifest], str], good: set[str], bad: set[str]) -> None:
-        """Poll until the phase is a good one; print what ``describe`` says, each line once: some come again and again."""
-        said: set[str] = set()
+    async def _wait_for(
+        self, kind: str, describe: Callable[[Manifest], str], success_phases: set[str], failure_phases: set[str]
+    ) -> None:
+        """Poll until a success phase. Print each line of ``describe`` once, because some come repeatedly."""
+        printed: set[str] = set()
         while True:
-            found = await _retried(lambda: self._api.get(kind, self._namespace, self._name))
+            found = await _with_retries(lambda: self._api.get(kind, self._namespace, self._name))
             if found is None:
-                raise SmokeTestError(f"somebody deleted the {kind} {self._namespace}/{self._name}")
+                raise SmokeTestError(f"the {kind} {self._namespace}/{self._name} was deleted during the test")
             phase = (found.get("status") or {}).get("phase")
             self.last_seen = f"{kind}: {describe(found)}"
-            if self.last_seen not in said:
-                said.add(self.last_seen)
-                _say(self.last_seen)
-            if phase in good:
+            if self.last_seen not in printed:
+                printed.add(self.last_seen)
+                _print(self.last_seen)
+            if phase in success_phases:
                 return
-            if phase in bad:
+            if phase in failure_phases:
                 raise SmokeTestError(f"the {kind} failed")
             await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _retried(request: Callable[[], Awaitable[Manifest | None]]) -> Manifest | None:
-    """What the API server answers, also where it is away for a moment; the test's own time-out ends this."""
+async def _with_retries(request: Callable[[], Awaitable[Manifest | None]]) -> Manifest | None:
+    """Return the response. Retry if the API server is unavailable, until the timeout of the test."""
     while True:
         try:
             return await request()
@@ -161,18 +163,18 @@ async def _retried(request: Callable[[], Awaitable[Manifest | None]]) -> Manifes
 
 
 def build_claim(size: str, storage_class: str) -> Manifest:
-    """The volume for model, data and output; pods use it one after the other."""
+    """Return the claim for model, data and output. The pods use it one after the other."""
     spec: dict[str, Any] = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}}
     if storage_class:
         spec["storageClassName"] = storage_class
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "spec": spec}
 
 
-def build_writer(claim: str, site: Site, resources: dict[str, Any]) -> Manifest:
-    """The pod that writes model and data: placed and restricted like a training pod, so that the volume is where that goes."""
+def build_writer(claim: str, defaults: OperatorDefaults, resources: dict[str, Any]) -> Manifest:
+    """Return the pod that writes model and data. It is scheduled like a training pod, so that both can use the volume."""
     container = {
         "name": "writer",
-        "image": site.trainer_image,
+        "image": defaults.trainer_image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["tini", "--", "python", "-m", "finetune_trainer.commands.smoke", _MOUNT_PATH],
         "env": [{"name": "HOME", "value": "/tmp"}, {"name": "HF_HOME", "value": "/tmp/huggingface"}],  # noqa: S108
@@ -193,11 +195,11 @@ def build_writer(claim: str, site: Site, resources: dict[str, Any]) -> Manifest:
         "securityContext": {
             "runAsNonRoot": True,
             "seccompProfile": {"type": "RuntimeDefault"},
-            **site.security_context.to_wire(),
+            **defaults.security_context.to_wire(),
         },
-        "imagePullSecrets": [secret.to_wire() for secret in site.image_pull_secrets],
-        "nodeSelector": site.node_selector,
-        "tolerations": [toleration.to_wire() for toleration in site.tolerations],
+        "imagePullSecrets": [secret.to_wire() for secret in defaults.image_pull_secrets],
+        "nodeSelector": defaults.node_selector,
+        "tolerations": [toleration.to_wire() for toleration in defaults.tolerations],
         "containers": [container],
         "volumes": [{"name": "smoke", "persistentVolumeClaim": {"claimName": claim}}, {"name": "tmp", "emptyDir": {}}],
     }
@@ -205,7 +207,7 @@ def build_writer(claim: str, site: Site, resources: dict[str, Any]) -> Manifest:
 
 
 def build_job(claim: str, resources: dict[str, Any]) -> Manifest:
-    """A FineTuneJob that reads from the claim and writes to it."""
+    """Return a FineTuneJob that reads from the claim and writes to it."""
     data = {"claimName": claim, "path": "data/train.csv", "evalPath": "data/eval.csv"}
     spec: dict[str, Any] = {
         "task": "text-classification",
@@ -220,7 +222,7 @@ def build_job(claim: str, resources: dict[str, Any]) -> Manifest:
 
 
 def describe_pod(pod: Manifest) -> str:
-    """Phase of a pod and, where it waits or failed, why."""
+    """Return the phase of a pod and, if it waits or failed, the reason."""
     status = pod.get("status") or {}
     reasons = [
         str(condition.get("message", ""))
@@ -229,13 +231,13 @@ def describe_pod(pod: Manifest) -> str:
     ]
     for container in status.get("containerStatuses") or ():
         state = container.get("state") or {}
-        seen = state.get("waiting") or (state.get("terminated") if status.get("phase") == "Failed" else None) or {}
-        reasons += [str(seen[key]) for key in ("reason", "message") if seen.get(key)]
+        state_details = state.get("waiting") or (state.get("terminated") if status.get("phase") == "Failed" else None) or {}
+        reasons += [str(state_details[key]) for key in ("reason", "message") if state_details.get(key)]
     return ": ".join([status.get("phase") or "Pending", *reasons])
 
 
 def describe_job(job: Manifest) -> str:
-    """Phase and message of a FineTuneJob and, where it failed, what to do about it."""
+    """Return phase and message of a FineTuneJob and, if it failed, the hint."""
     status = job.get("status") or {}
     if not status:
         return "no operator has seen it yet"

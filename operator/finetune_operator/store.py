@@ -1,7 +1,7 @@
-"""What watches and lists told, so that a turn costs the API server nothing as long as nothing happens.
+"""Caches what watches and lists reported, so that a reconcile of a job that runs normally sends no request to the API server.
 
-Watches lose deletions and lag behind. So nothing is ever decided from something missing here: `Observation.live` says where an
-observation comes from, and whoever creates, deletes or gives up looks afresh first.
+Watches lag and lose deletions. So the operator never concludes from the store that an object does not exist. It reads the objects
+live before it creates or deletes something, or fails a job. ``Observation.live`` says where an observation comes from.
 """
 
 import dataclasses
@@ -9,18 +9,18 @@ from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
 from finetune_api.wire import Report
-from finetune_operator.observed import ChildJob, JobRecord, Key, Observation, PodState, Whole
+from finetune_operator.observed import ChildJob, CreatedAttempt, JobRecord, Key, Observation, PodState
 
 C = TypeVar("C", ChildJob, PodState)
 
 
 class Children(Generic[C]):
-    """Jobs, or pods: by the FineTuneJob that their label names, then by their own name."""
+    """Holds Jobs or pods, by the FineTuneJob that their label names and by their own name."""
 
     def __init__(self) -> None:
         self._by_job: dict[Key, dict[str, C]] = {}
 
-    def of(self, key: Key) -> list[C]:
+    def by_job(self, key: Key) -> list[C]:
         return list(self._by_job.get(key, {}).values())
 
     def put(self, key: Key, child: C) -> None:
@@ -39,114 +39,123 @@ class Children(Generic[C]):
         self._by_job.pop(key, None)
 
     def replace(self, listed: Mapping[Key, Iterable[C]], version: int, namespace: str | None) -> set[Key]:
-        """Take over a list of that version, of one namespace or of all (None); what is newer than the list stays.
+        """Replace the children in one namespace, or in all (None), by a list of that version. Children newer than the list stay.
 
-        Returns the keys for which something is missing in it.
+        Return the keys whose children were not all in the list.
         """
-        lost = set()
+        missing = set()
         for key, known in list(self._by_job.items()):
             if namespace not in (None, key.namespace):
                 continue
             present = {child.name for child in listed.get(key, ())}
             for name in [name for name, child in known.items() if child.version <= version and name not in present]:
                 self.drop(key, name, version)
-                lost.add(key)
+                missing.add(key)
         for key, children in listed.items():
             for child in children:
                 self.put(key, child)
-        return lost
+        return missing
 
 
 @dataclasses.dataclass(frozen=True)
-class Heard:
-    """The last word of a running pod at its /progress; None while there was none.
+class LastReport:
+    """The last report of a running pod.
 
-    at: monotonic seconds of the answer, or of the first question.
+    report: what /progress returned; None if the pod has not answered yet. received_at: monotonic seconds of the response, or of
+    the start of polling.
     """
 
     pod: str
     report: Report | None
-    at: float
+    received_at: float
 
 
 class Store:
-    """FineTuneJobs that are not finished, their Jobs and pods, and what their running pods said last.
+    """Holds unfinished FineTuneJobs, their Jobs and pods, and the last reports of their running pods.
 
-    doubtful: jobs that are to be looked at afresh, as a watch and a list told different things. looked: when a job was looked
-    at afresh last, monotonic seconds. whole: attempts of which all children were created. departed: pods that are gone, as they
-    were last told of: a pod's last word is often there for some milliseconds only, between its end and its deletion.
+    requires_live_read: jobs to read live at the next reconcile, because a list differed from the store or a write met a conflict.
+    last_refusal_check: monotonic seconds of the last read of why a job's pods are missing. Each live read includes that.
+    created_attempts: attempts of which this process created all children.
+    terminated_pods: the last state of pods that are gone. A final report is often in the API for only some milliseconds.
+    last_reports: the last reports of running pods.
     """
 
     def __init__(self) -> None:
-        self.doubtful: set[Key] = set()
-        self.looked: dict[Key, float] = {}
-        self.whole: dict[Key, Whole] = {}
+        self.requires_live_read: set[Key] = set()
+        self.last_refusal_check: dict[Key, float] = {}
+        self.created_attempts: dict[Key, CreatedAttempt] = {}
         self.jobs: dict[Key, JobRecord] = {}
         self.children: Children[ChildJob] = Children()
         self.pods: Children[PodState] = Children()
-        self.departed: Children[PodState] = Children()
-        self.heard: dict[Key, Heard] = {}
+        self.terminated_pods: Children[PodState] = Children()
+        self.last_reports: dict[Key, LastReport] = {}
 
     def put_job(self, job: JobRecord) -> None:
-        """Take over a FineTuneJob, unless a later one of it is known."""
+        """Store a FineTuneJob, unless a later version is known."""
         known = self.jobs.get(job.key)
         if known is None or known.version <= job.version:
             self.jobs[job.key] = job
 
     def drop_job(self, key: Key, version: int | None = None) -> None:
-        """Forget a FineTuneJob that is finished or gone; with a version, only if what is known is not later."""
+        """Drop a FineTuneJob that is finished or gone. With a version, keep the job if the known version is later."""
         known = self.jobs.get(key)
         if known is not None and (version is None or known.version <= version):
             del self.jobs[key]
         if key not in self.jobs:
-            self.heard.pop(key, None)
-            self.looked.pop(key, None)
-            self.whole.pop(key, None)
-            self.doubtful.discard(key)
+            self.last_reports.pop(key, None)
+            self.last_refusal_check.pop(key, None)
+            self.created_attempts.pop(key, None)
+            self.requires_live_read.discard(key)
             self.children.forget(key)
             self.pods.forget(key)
-            self.departed.forget(key)
+            self.terminated_pods.forget(key)
 
     def put_child(self, key: Key, child: ChildJob) -> None:
-        """Take over a Job of an unfinished FineTuneJob."""
+        """Store a Job of an unfinished FineTuneJob."""
         if key in self.jobs:
             self.children.put(key, child)
 
     def put_pod(self, key: Key, pod: PodState) -> None:
-        """Take over a pod of an unfinished FineTuneJob."""
+        """Store a pod of an unfinished FineTuneJob."""
         if key in self.jobs:
             self.pods.put(key, pod)
 
     def drop_pod(self, key: Key, pod: PodState) -> None:
-        """Forget a pod that is gone, but for its end, until the next in its place is gone."""
+        """Drop a pod that is gone. Keep its last state until a pod with its index, or of a later attempt, is gone too."""
         self.pods.drop(key, pod.name, pod.version)
-        for known in self.departed.of(key):
+        for known in self.terminated_pods.by_job(key):
             if known.attempt < pod.attempt or known.index == pod.index:
-                self.departed.drop(key, known.name, pod.version)
-        if key in self.jobs and pod.finished is not None:
-            self.departed.put(key, pod)
+                self.terminated_pods.drop(key, known.name, pod.version)
+        if key in self.jobs and pod.terminated is not None:
+            self.terminated_pods.put(key, pod)
 
-    def with_departed(self, seen: Observation) -> Observation:
-        """The observation with the pods that have ended, and are gone without another in their place."""
-        taken, key = {pod.index for pod in seen.pods}, seen.job.key
-        ended = {pod.name: pod for pod in (*self.pods.of(key), *self.departed.of(key)) if pod.finished is not None}
-        return dataclasses.replace(seen, departed=tuple(pod for pod in ended.values() if pod.index not in taken))
+    def with_terminated_pods(self, observation: Observation) -> Observation:
+        """Return the observation with the pods that terminated and have no successor with the same index."""
+        present_indexes, key = {pod.index for pod in observation.pods}, observation.job.key
+        ended = {
+            pod.name: pod for pod in (*self.pods.by_job(key), *self.terminated_pods.by_job(key)) if pod.terminated is not None
+        }
+        return dataclasses.replace(
+            observation, terminated_pods=tuple(pod for pod in ended.values() if pod.index not in present_indexes)
+        )
 
-    def put_observation(self, seen: Observation, at: float) -> None:
-        """Take over what was read live at that time."""
-        key = seen.job.key
-        self.put_job(seen.job)
-        self.looked[key] = at
-        self.doubtful.discard(key)
-        for child in seen.jobs:
+    def put_observation(self, observation: Observation, read_at: float) -> None:
+        """Store a live observation. read_at: monotonic seconds of the read."""
+        key = observation.job.key
+        self.put_job(observation.job)
+        self.last_refusal_check[key] = read_at
+        self.requires_live_read.discard(key)
+        for child in observation.jobs:
             self.children.put(key, child)
-        for pod in seen.pods:
+        for pod in observation.pods:
             self.pods.put(key, pod)
 
     def observation(self, key: Key) -> Observation | None:
-        """The job as the watches told of it; None if they didn't."""
+        """Return the job as the watches reported it, or None if it is unknown or being deleted."""
         job = self.jobs.get(key)
         if job is None or job.deleting:
             return None
-        seen = Observation(job, self.children.of(key), self.pods.of(key), live=False, whole=self.whole.get(key))
-        return self.with_departed(seen)
+        observation = Observation(
+            job, self.children.by_job(key), self.pods.by_job(key), live=False, created_attempt=self.created_attempts.get(key)
+        )
+        return self.with_terminated_pods(observation)

@@ -1,4 +1,4 @@
-"""`pytest tests/golden --update-golden` writes what the code makes now; the commit explains the difference."""
+"""`pytest tests/golden --update-golden` writes the current output to the golden files. The commit explains the difference."""
 
 import pytest
 

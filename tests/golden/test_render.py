@@ -1,4 +1,4 @@
-"""A FineTuneJob beside the whole stream of objects that its first attempt gets, as `finetune render` prints it."""
+"""Golden files: a FineTuneJob, and all objects of its first attempt as `finetune render` prints them."""
 
 import pathlib
 import subprocess
@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from finetune_api.cli import main
+from finetune_operator.defaults import read_defaults
 from finetune_operator.render import dump_objects, render_objects
-from finetune_operator.site import read_site
 
 HERE = pathlib.Path(__file__).parent
 CASES = sorted(path.name.removesuffix(".input.yaml") for path in HERE.glob("*.input.yaml"))
@@ -19,15 +19,15 @@ IMAGE = "registry.example.com/finetune-trainer:1.0.0"
 @pytest.mark.parametrize("case", CASES)
 def test_a_job_gets_exactly_these_objects(case: str, update_golden: bool) -> None:
     site = HERE / f"{case}.site.yaml"
-    made = dump_objects(render_objects(HERE / f"{case}.input.yaml", read_site(site if site.exists() else None, IMAGE)))
+    rendered = dump_objects(render_objects(HERE / f"{case}.input.yaml", read_defaults(site if site.exists() else None, IMAGE)))
     expected = HERE / f"{case}.expected.yaml"
     if update_golden:
-        expected.write_text(made, encoding="utf-8")
-    assert made == expected.read_text(encoding="utf-8")
+        expected.write_text(rendered, encoding="utf-8")
+    assert rendered == expected.read_text(encoding="utf-8")
 
 
 def render(*arguments: str) -> tuple[int, str]:
-    """Exit code and output of `finetune render`."""
+    """Return the exit code and the output of `finetune render`."""
     result = CliRunner().invoke(main, ["render", *arguments])
     return result.exit_code, result.output
 
@@ -37,7 +37,7 @@ def test_render_prints_the_stream() -> None:
     assert render(str(HERE / "one-node.input.yaml"), "--trainer-image", IMAGE) == (0, expected)
 
 
-def test_render_takes_the_sites_file() -> None:
+def test_render_applies_the_file_of_operator_defaults() -> None:
     expected = (HERE / "site.expected.yaml").read_text(encoding="utf-8")
     assert render(str(HERE / "site.input.yaml"), "--site-file", str(HERE / "site.site.yaml")) == (0, expected)
 

@@ -1,1 +1,1 @@
-"""The only caller of the Kubernetes API, and of the training pods' /progress."""
+"""The only package that calls the Kubernetes API and the /progress of training pods."""

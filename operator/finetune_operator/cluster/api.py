@@ -1,4 +1,4 @@
-"""Requests to the API server in its own JSON: the client's models would be built and thrown away a thousand times a second."""
+"""Sends requests to the API server as plain JSON. The client's models would be built and discarded a thousand times a second."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from finetune_api import names
 from finetune_operator.observed import Manifest
-from finetune_operator.refusals import is_by_rbac
+from finetune_operator.refusals import forbidden_by_rbac
 
-# A request that takes longer is given up and tried again: it must not hold a worker.
+# A request that takes longer is cancelled and retried, because it must not block a worker.
 _TIMEOUT_SECONDS = 30
 _PAGE_SIZE = 500
 
@@ -27,17 +27,18 @@ _PATHS = {
     "Event": "/api/v1/namespaces/{}/events",
     "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
     "Workload": "/apis/kueue.x-k8s.io/v1beta2/namespaces/{}/workloads",
-    "WorkloadV1beta1": "/apis/kueue.x-k8s.io/v1beta1/namespaces/{}/workloads",  # of Kueue before 0.15
+    "WorkloadV1beta1": "/apis/kueue.x-k8s.io/v1beta1/namespaces/{}/workloads",  # Kueue before 0.15
     "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
 }
-# How RBAC calls the methods.
+# HTTP method → verb in RBAC.
 _VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
 class ApiError(Exception):
-    """The API server refused.
+    """The API server refused a request or did not answer.
 
-    code: the HTTP status, 0 if it did not answer. reason: of its Status, e.g. AlreadyExists. message: its sentence.
+    code: the HTTP status, 0 if there was no response. reason, message: of the Status in the response, e.g. AlreadyExists.
+    retry_after_seconds: of the Retry-After header, else 0.
     """
 
     def __init__(self, code: int, reason: str, message: str, retry_after_seconds: float) -> None:
@@ -48,15 +49,16 @@ class ApiError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
     @property
-    def by_rbac(self) -> bool:
-        """Whether the operator itself lacks a right, and not the object something that the cluster asks for."""
-        return self.code == 403 and is_by_rbac(self.message)
+    def forbidden_by_rbac(self) -> bool:
+        """Return whether the operator lacks a right. Another 403 means that the cluster does not accept the object."""
+        return self.code == 403 and forbidden_by_rbac(self.message)
 
 
 class Api:
-    """Get, list, create, update, delete and apply, each one request.
+    """Gets, lists, creates, updates, deletes and applies objects, with one request each, or one per page of a list.
 
-    check_write: called before each write; raises where this process may not act. count: told of each answer: verb, kind, code.
+    check_write: called before each write. It raises an exception if this process may not write. count: called with verb, kind and
+    code of each response.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class Api:
 
     @classmethod
     async def connect(cls, count: Callable[[str, str, int], None] = lambda verb, kind, code: None) -> "Api":
-        """With the pod's service account, else with the kubeconfig."""
+        """Connect with the pod's service account, or else with the kubeconfig."""
         configuration = Configuration()
         if "KUBERNETES_SERVICE_HOST" in os.environ:
             kubernetes.aio.config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
@@ -81,12 +83,12 @@ class Api:
         configuration.client_session_kwargs = {"trust_env": False}
         return cls(ApiClient(configuration), count=count)
 
-    def guard(self, check_write: Callable[[], None]) -> None:
-        """Call this before each write from now on."""
+    def set_write_check(self, check_write: Callable[[], None]) -> None:
+        """Set the function that is called before each write."""
         self._check_write = check_write
 
-    def unguarded(self) -> "Api":
-        """The same connection for the Lease, which has to be written by those who may not act yet."""
+    def without_write_check(self) -> "Api":
+        """Return the same connection without the check. A process must write the Lease before it leads."""
         return Api(self._client, count=self._count)
 
     async def close(self) -> None:
@@ -94,7 +96,7 @@ class Api:
         await self._client.close()  # type: ignore[no-untyped-call]
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
-        """The object, or None if there is none."""
+        """Return the object, or None if it does not exist."""
         try:
             return await self._request("GET", kind, namespace, name)
         except ApiError as error:
@@ -103,30 +105,30 @@ class Api:
             raise
 
     async def list_all(self, kind: str, namespace: str | None, **query: str) -> list[Manifest]:
-        """The objects that match, of one namespace or of all (None)."""
+        """Return the matching objects of one namespace, or of all (None)."""
         return [item async for page in self.list_pages(kind, namespace, **query) for item in page["items"]]
 
     async def list_pages(self, kind: str, namespace: str | None, **query: str) -> AsyncIterator[Manifest]:
-        """The pages of a list, each with `items` and `metadata`, so that no long list is in memory at once."""
-        following: str | None = None
-        while following != "":
-            more = {"limit": str(_PAGE_SIZE), **({"continue": following} if following else {})}
-            page = await self._request("GET", kind, namespace, query={**query, **more})
-            following = page["metadata"].get("continue", "")
+        """Yield the pages of a list, each with `items` and `metadata`, so that a long list is never in memory at once."""
+        continue_token: str | None = None
+        while continue_token != "":
+            paging = {"limit": str(_PAGE_SIZE), **({"continue": continue_token} if continue_token else {})}
+            page = await self._request("GET", kind, namespace, query={**query, **paging})
+            continue_token = page["metadata"].get("continue", "")
             yield page
 
     async def create(self, kind: str, manifest: Manifest) -> Manifest:
-        """Create an object; ApiError with reason AlreadyExists if the name is taken."""
+        """Create an object. Raise ApiError with reason AlreadyExists if the name is taken."""
         return await self._request("POST", kind, manifest["metadata"]["namespace"], body=manifest)
 
     async def update(self, kind: str, manifest: Manifest) -> Manifest:
-        """Replace an object; ApiError with code 409 if it has another resourceVersion by now."""
+        """Replace an object. Raise ApiError with code 409 if its resourceVersion has changed."""
         return await self._request("PUT", kind, manifest["metadata"]["namespace"], manifest["metadata"]["name"], body=manifest)
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str, force: bool = False) -> None:
-        """Delete that very object, its dependents in the background; nothing if it, or it with that uid, is gone.
+        """Delete the object with this uid, and its dependents in the background. Do nothing if that object is gone.
 
-        force: do not wait for the kubelet of a pod.
+        force: delete a pod without waiting for its kubelet.
         """
         options: Manifest = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         if force:
@@ -138,7 +140,7 @@ class Api:
                 raise
 
     async def apply_status(self, kind: str, manifest: Manifest) -> Manifest:
-        """Apply a status; nothing is written if nothing changed. ApiError 409 if uid or resourceVersion are others by now."""
+        """Apply a status, if it differs. Raise ApiError with code 409 if uid or resourceVersion have changed."""
         metadata = manifest["metadata"]
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
         return await self._request(
@@ -177,14 +179,16 @@ class Api:
         if 200 <= response.status <= 299:
             answer: Manifest = json.loads(text)
             return answer
-        raise _error(response.status, text, response.headers)
+        raise _build_error(response.status, text, response.headers)
 
 
-def _error(code: int, text: bytes, headers: Mapping[str, str]) -> ApiError:
+def _build_error(code: int, text: bytes, headers: Mapping[str, str]) -> ApiError:
     try:
         answer = json.loads(text)
     except ValueError:
         answer = None
-    status: dict[str, Any] = answer if isinstance(answer, dict) else {}  # something in between may be no API server
-    after = headers.get("Retry-After", "")
-    return ApiError(code, status.get("reason", "Unknown"), status.get("message", ""), float(after) if after.isdecimal() else 0.0)
+    status: dict[str, Any] = answer if isinstance(answer, dict) else {}  # the response may come from a proxy
+    retry_after = headers.get("Retry-After", "")
+    return ApiError(
+        code, status.get("reason", "Unknown"), status.get("message", ""), float(retry_after) if retry_after.isdecimal() else 0.0
+    )

@@ -1,4 +1,4 @@
-"""Jobs and pods of many FineTuneJobs in one list: what a list costs the API server is to go through all that there is."""
+"""Lists Jobs and pods of many FineTuneJobs at once, because each list makes the API server scan all objects."""
 
 import asyncio
 from collections import defaultdict
@@ -10,53 +10,53 @@ from finetune_operator.cluster.api import Api
 from finetune_operator.observed import ChildJob, Key, Manifest, PodState
 from finetune_operator.parsing import read_child_job, read_child_key, read_pod
 
-# So many names of at most 63 characters keep the query well below what servers take.
-_MOST_NAMES = 50
+# With this many names of at most 63 characters, the query stays well below the limits of servers.
+_MAX_NAMES = 50
 
 C = TypeVar("C", ChildJob, PodState)
 Children = tuple[list[ChildJob], list[PodState]]
 
 
 class ChildrenReader:
-    """Lists the children of those that ask while the list before is on its way, all together; alone, one does not wait."""
+    """Batches reads: calls that arrive during a list share the next one. A call without a list in progress does not wait."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
-        self._asking: dict[str, dict[Key, asyncio.Future[Children]]] = defaultdict(dict)
+        self._pending: dict[str, dict[Key, asyncio.Future[Children]]] = defaultdict(dict)
         self._readers: dict[str, asyncio.Task[None]] = {}
 
     async def read(self, key: Key) -> Children:
-        """The children by label, as they are after this call. ApiError as of the list."""
-        asking = self._asking[key.namespace]
-        if key not in asking:
-            asking[key] = asyncio.get_running_loop().create_future()
-        found = asking[key]
+        """Return the children by label, read after this call. Raise the ApiError of the list."""
+        pending = self._pending[key.namespace]
+        if key not in pending:
+            pending[key] = asyncio.get_running_loop().create_future()
+        future = pending[key]
         if key.namespace not in self._readers:
             self._readers[key.namespace] = asyncio.create_task(self._read_all(key.namespace))
-        return await asyncio.shield(found)  # others may wait for the same
+        return await asyncio.shield(future)  # other callers may wait for the same future
 
     async def _read_all(self, namespace: str) -> None:
-        """List until nobody asks any more."""
+        """List until no call is pending."""
         try:
-            while asking := self._asking.pop(namespace, None):
-                waiting = list(asking)
-                for first in range(0, len(waiting), _MOST_NAMES):
-                    await self._answer(namespace, {key: asking[key] for key in waiting[first : first + _MOST_NAMES]})
+            while pending := self._pending.pop(namespace, None):
+                waiting = list(pending)
+                for start in range(0, len(waiting), _MAX_NAMES):
+                    await self._list_batch(namespace, {key: pending[key] for key in waiting[start : start + _MAX_NAMES]})
         finally:
             del self._readers[namespace]
 
-    async def _answer(self, namespace: str, batch: dict[Key, asyncio.Future[Children]]) -> None:
+    async def _list_batch(self, namespace: str, batch: dict[Key, asyncio.Future[Children]]) -> None:
         try:
             jobs, pods = await asyncio.gather(
                 self._list("Job", namespace, batch, read_child_job), self._list("Pod", namespace, batch, read_pod)
             )
-        except Exception as error:  # it belongs to those who asked
-            for found in batch.values():
-                found.set_exception(error)
-                found.exception()  # whoever asked may have gone
+        except Exception as error:  # the callers get it
+            for future in batch.values():
+                future.set_exception(error)
+                future.exception()  # avoids a warning of asyncio if the caller was cancelled
         else:
-            for key, found in batch.items():
-                found.set_result((jobs[key], pods[key]))
+            for key, future in batch.items():
+                future.set_result((jobs[key], pods[key]))
 
     async def _list(
         self, kind: str, namespace: str, keys: Collection[Key], read: Callable[[Manifest], C]

@@ -1,4 +1,4 @@
-"""Events of a FineTuneJob, after the status that they tell of, and beside the turns: nothing waits for them."""
+"""Writes the events of a FineTuneJob in the background, after the status that they report. No reconcile waits for them."""
 
 import asyncio
 import logging
@@ -8,68 +8,70 @@ from datetime import datetime
 from finetune_api import names
 from finetune_operator.cluster.api import Api, ApiError
 from finetune_operator.cluster.lease import NotLeadingError
+from finetune_operator.event import Event
 from finetune_operator.observed import JobRecord, Manifest, write_time
-from finetune_operator.turn import Turn
 
 logger = logging.getLogger(__name__)
 
-# At the same time; a thousand jobs that start together must not keep each other waiting with what they have to tell.
+# Number of concurrent writes, so that the events of a thousand jobs that start together do not wait long for each other.
 _WORKERS = 4
-_MOST_WAITING = 10_000
-# At an orderly end, for what is still to be told.
-_LAST_SECONDS = 2.0
-_PAUSE_SECONDS = 1.0
+_QUEUE_SIZE = 10_000
+# Time limit for the remaining events at an orderly stop.
+_FLUSH_SECONDS = 2.0
+_RETRY_SECONDS = 1.0
 
 
-class Events:
-    """Writes events, a few at a time. One that can't be written is lost: the status says the same."""
+class EventRecorder:
+    """Writes events, a few at a time. An event that can't be written is lost, but the status has the same information."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
-        self._waiting: asyncio.Queue[Manifest] = asyncio.Queue(_MOST_WAITING)
+        self._queue: asyncio.Queue[Manifest] = asyncio.Queue(_QUEUE_SIZE)
 
-    def tell(self, job: JobRecord, turns: Sequence[Turn], now: datetime) -> None:
-        """Have one event written per turn."""
-        for turn in turns:
+    def record(self, job: JobRecord, events: Sequence[Event], now: datetime) -> None:
+        """Put the events into the queue."""
+        for event in events:
             try:
-                self._waiting.put_nowait(build_event(job, turn, now))
+                self._queue.put_nowait(build_event_manifest(job, event, now))
             except asyncio.QueueFull:
-                logger.warning("%s: too many events wait to be written, this one is lost: %s", job.key, turn.message)
+                logger.warning("%s: the queue of events is full, this one is lost: %s", job.key, event.message)
 
     async def run(self) -> None:
         """Write until cancelled."""
-        await asyncio.gather(*(self._work() for _ in range(_WORKERS)))
+        await asyncio.gather(*(self._run_worker() for _ in range(_WORKERS)))
 
-    async def finish(self) -> None:
-        """Write what still waits, if that goes quickly."""
+    async def flush(self) -> None:
+        """Write the remaining events within the time limit."""
         try:
-            async with asyncio.timeout(_LAST_SECONDS):
-                while not self._waiting.empty():
-                    await self._write(self._waiting.get_nowait())
+            async with asyncio.timeout(_FLUSH_SECONDS):
+                while not self._queue.empty():
+                    await self._write(self._queue.get_nowait())
         except TimeoutError:
-            logger.warning("%d events were not written", self._waiting.qsize())
+            logger.warning("%d events were not written", self._queue.qsize())
 
-    async def _work(self) -> None:
+    async def _run_worker(self) -> None:
         while True:
-            await self._write(await self._waiting.get())
+            await self._write(await self._queue.get())
 
-    async def _write(self, event: Manifest) -> None:
+    async def _write(self, manifest: Manifest) -> None:
         while True:
             try:
-                await self._api.create("Event", event)
-            except NotLeadingError:  # the API server is away for a moment, or this process is about to end
-                await asyncio.sleep(_PAUSE_SECONDS)
+                await self._api.create("Event", manifest)
+            except NotLeadingError:  # the API server is unavailable for a moment, or this process is about to end
+                await asyncio.sleep(_RETRY_SECONDS)
                 continue
             except ApiError as error:
                 if error.reason != "AlreadyExists":
-                    logger.warning("%s/%s: no event: %s", event["metadata"]["namespace"], event["metadata"]["name"], error)
+                    logger.warning(
+                        "event %s/%s was not written: %s", manifest["metadata"]["namespace"], manifest["metadata"]["name"], error
+                    )
             return
 
 
-def build_event(job: JobRecord, turn: Turn, now: datetime) -> Manifest:
-    """Its name follows from the turn, so that none is told twice, whatever happens in between."""
-    name = f"{job.key.name}.{job.uid[:8]}.{turn.attempt}.{turn.reason.lower()}"
-    name += f".{turn.occasion}" if turn.occasion else ""
+def build_event_manifest(job: JobRecord, event: Event, now: datetime) -> Manifest:
+    """Return the manifest of an event. Its name follows from its content, so that no event is written twice."""
+    name = f"{job.key.name}.{job.uid[:8]}.{event.attempt}.{event.reason.lower()}"
+    name += f".{event.occurrence}" if event.occurrence else ""
     return {
         "apiVersion": "v1",
         "kind": "Event",
@@ -81,9 +83,9 @@ def build_event(job: JobRecord, turn: Turn, now: datetime) -> Manifest:
             "name": job.key.name,
             "uid": job.uid,
         },
-        "type": turn.type,
-        "reason": turn.reason,
-        "message": turn.message[:1000],
+        "type": event.type,
+        "reason": event.reason,
+        "message": event.message[:1000],
         "source": {"component": names.FIELD_MANAGER},
         "reportingComponent": names.FIELD_MANAGER,
         "firstTimestamp": write_time(now),

@@ -1,4 +1,4 @@
-"""What there is of a job, read afresh: for every decision that must not rest on what a watch may have missed."""
+"""Reads a job and its children live, for decisions that must not depend on what a watch may have missed."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,52 +12,52 @@ from finetune_operator.parsing import read_job
 
 
 async def observe_job(api: Api, children: ChildrenReader, key: Key) -> Observation | None:
-    """The FineTuneJob with its Jobs and pods; None if it is gone or going."""
+    """Return the FineTuneJob with its Jobs and pods, or None if it is gone or being deleted."""
     manifest = await api.get(names.KIND, key.namespace, key.name)
     if manifest is None:
         return None
     job = read_job(manifest)
     if job.deleting:
         return None
-    return await _observe_more(api, Observation(job, *await children.read(key)))
+    return await _observe_details(api, Observation(job, *await children.read(key)))
 
 
-async def _observe_more(api: Api, seen: Observation) -> Observation:
-    """What only some states of a job make worth a look."""
-    job = seen.job
+async def _observe_details(api: Api, observation: Observation) -> Observation:
+    """Add what is needed only in some states of a job."""
+    job = observation.job
     if job.status.phase in FINAL_PHASES:
-        if job.gives_volume_back():
-            return dataclasses.replace(seen, output_claim=await _observe_own_claim(api, job))
-        return seen
-    if _short_of_pods(seen.jobs, seen.pods):
-        return await observe_refusal(api, seen)
-    held = next((child for child in seen.own_jobs() if child.suspended and not child.deleting), None)
-    if held is not None and names.LABEL_KUEUE_QUEUE in job.kueue_labels:
-        return dataclasses.replace(seen, queueing=await _observe_queueing(api, job.key.namespace, held.uid))
-    return seen
+        if job.should_delete_output_claim():
+            return dataclasses.replace(observation, output_claim=await _observe_own_claim(api, job))
+        return observation
+    if _job_missing_pods(observation.jobs, observation.pods):
+        return await observe_refusal(api, observation)
+    suspended_job = next((child for child in observation.own_jobs() if child.suspended and not child.deleting), None)
+    if suspended_job is not None and names.LABEL_KUEUE_QUEUE in job.kueue_labels:
+        return dataclasses.replace(observation, queueing=await _observe_queueing(api, job.key.namespace, suspended_job.uid))
+    return observation
 
 
-def _short_of_pods(children: Sequence[ChildJob], pods: Sequence[PodState]) -> str | None:
-    """uid of a Job that runs and has fewer pods than it should."""
+def _job_missing_pods(children: Sequence[ChildJob], pods: Sequence[PodState]) -> str | None:
+    """Return the uid of a running Job that has fewer pods than it should, or None."""
     for child in children:
-        has = sum(pod.owner is not None and pod.owner.uid == child.uid for pod in pods)
-        if has < child.size and not (child.deleting or child.complete or child.ending or child.suspended):
+        pod_count = sum(pod.owner is not None and pod.owner.uid == child.uid for pod in pods)
+        if pod_count < child.completions and not (child.deleting or child.complete or child.failing or child.suspended):
             return child.uid
     return None
 
 
-async def observe_refusal(api: Api, seen: Observation) -> Observation:
-    """With why the Job controller can't create pods (quota, Pod Security, …): it says so in events only."""
-    short = _short_of_pods(seen.jobs, seen.pods)
-    if short is None:
-        return seen
-    selector = f"involvedObject.uid={short},reason=FailedCreate"
-    events = await _list_if_allowed(api, "Event", seen.job.key.namespace, fieldSelector=selector)
-    return dataclasses.replace(seen, refusal=str(events[-1].get("message", "")) if events else None)
+async def observe_refusal(api: Api, observation: Observation) -> Observation:
+    """Add the reason why the Job controller can't create pods (quota, Pod Security, …). It reports that only in events."""
+    job_uid = _job_missing_pods(observation.jobs, observation.pods)
+    if job_uid is None:
+        return observation
+    selector = f"involvedObject.uid={job_uid},reason=FailedCreate"
+    events = await _list_if_allowed(api, "Event", observation.job.key.namespace, fieldSelector=selector)
+    return dataclasses.replace(observation, refusal=str(events[-1].get("message", "")) if events else None)
 
 
 async def _observe_queueing(api: Api, namespace: str, job_uid: str) -> tuple[str, str] | None:
-    """Why Kueue holds a Job back: the reason and the message of its Workload."""
+    """Return why Kueue suspends a Job: the reason and the message of its Workload."""
     query = {"labelSelector": f"kueue.x-k8s.io/job-uid={job_uid}"}
     workloads = await _list_if_allowed(api, "Workload", namespace, **query)
     workloads = workloads or await _list_if_allowed(api, "WorkloadV1beta1", namespace, **query)
@@ -69,7 +69,7 @@ async def _observe_queueing(api: Api, namespace: str, job_uid: str) -> tuple[str
 
 
 async def _list_if_allowed(api: Api, kind: str, namespace: str, **query: str) -> list[Manifest]:
-    """A site may not grant it, or not have it; what these lists tell is a courtesy."""
+    """List objects that only improve messages. Return none if the operator may not list them or the kind is missing."""
     try:
         return await api.list_all(kind, namespace, **query)
     except ApiError as error:
@@ -79,10 +79,10 @@ async def _list_if_allowed(api: Api, kind: str, namespace: str, **query: str) ->
 
 
 async def _observe_own_claim(api: Api, job: JobRecord) -> str | None:
-    """uid of the claim that was made for this very job, if it is still there."""
+    """Return the uid of the claim that was created for this job, or None if it is gone or being deleted."""
     name = names.output_claim_name(job.key.name)
     claim = await api.get("PersistentVolumeClaim", job.key.namespace, name)
     if claim is None or "deletionTimestamp" in claim["metadata"]:
         return None
-    ours = claim["metadata"].get("annotations", {}).get(names.ANNOTATION_OWNER_UID) == job.uid
-    return str(claim["metadata"]["uid"]) if ours else None
+    created_for_job = claim["metadata"].get("annotations", {}).get(names.ANNOTATION_OWNER_UID) == job.uid
+    return str(claim["metadata"]["uid"]) if created_for_job else None

@@ -1,4 +1,4 @@
-"""The status of a FineTuneJob."""
+"""Writes the status of a FineTuneJob."""
 
 from finetune_api import names
 from finetune_api.status import FineTuneJobStatus
@@ -8,7 +8,7 @@ from finetune_operator.parsing import read_job
 
 
 async def apply_status(api: Api, job: JobRecord, status: FineTuneJobStatus) -> JobRecord | None:
-    """Write the status of what was observed; the job as it is then, None if it has changed or gone since."""
+    """Write the status of the observed job. Return the updated job, or None if it has changed or is gone."""
     manifest = {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND,

@@ -1,4 +1,4 @@
-"""What the operator creates, as pure functions: a plan goes in, manifests come out. One builder per kind."""
+"""Builds the objects that the operator creates. Each kind has one builder, a pure function from a plan to a manifest."""
 
 from finetune_operator.manifests.configmap import build_config_map
 from finetune_operator.manifests.job import build_job
@@ -12,11 +12,11 @@ __all__ = ["Plan", "build_children"]
 
 
 def build_children(plan: Plan) -> list[Manifest]:
-    """Everything that one attempt needs, in the order in which it is created.
+    """Return all objects of one attempt, in the order of their creation.
 
-    Run file and output claim come after the Job, whose pods wait for them: a Job that the API server refuses must not leave a
-    run file behind, which would be taken for that of a spec that was changed since, nor a claim that nobody wrote to and that
-    is retained for ever.
+    The ConfigMap and the output claim come after the Job, whose pods wait for them. If the API server refuses the Job, they
+    must not be left behind: the ConfigMap could be taken for that of a spec that has changed since, and an unused claim would
+    be retained for ever.
     """
     policy, claim = build_network_policy(plan), build_output_claim(plan)
     before, after = ([policy] if policy else []), ([claim] if claim else [])

@@ -1,4 +1,4 @@
-"""The run file of an attempt: everything that the pods need to know, and no secret."""
+"""Builds the ConfigMap with the run file of an attempt: everything that the pods need to know, but no secret."""
 
 import json
 
@@ -10,7 +10,7 @@ from finetune_operator.observed import Manifest
 
 
 def build_run_config(plan: Plan) -> RunConfig:
-    """What the launcher reads: the spec, and where the claims are mounted. How the pods run is none of its business."""
+    """Return what the launcher reads: the spec without spec.pod, which it does not need, and where the claims are mounted."""
     claim = plan.spec.output.claim
     path = claim.path if claim is not None else None
     return RunConfig(
@@ -29,18 +29,17 @@ def build_run_config(plan: Plan) -> RunConfig:
 
 
 def _dump(config: RunConfig) -> str:
-    """As JSON, with what differs from the defaults only.
+    """Return the run file as JSON, with only those fields of the spec that differ from the defaults.
 
-    The image of a job that has started may be older than the operator, and must not stumble over a field that it does not know
-    and nobody set.
+    The image of a started job may be older than the operator. It must not fail because of an unknown field that is not even set.
     """
     content = config.to_wire() | {"spec": config.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)}
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def build_config_map(plan: Plan) -> Manifest:
-    """Immutable: an attempt never changes, and the kubelets need not watch it."""
-    authorities = {names.CA_FILE_NAME: plan.site.ca_bundle} if plan.site.ca_bundle else {}
+    """Return an immutable ConfigMap: an attempt never changes, and kubelets need not watch it."""
+    ca_files = {names.CA_FILE_NAME: plan.defaults.ca_bundle} if plan.defaults.ca_bundle else {}
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -48,6 +47,6 @@ def build_config_map(plan: Plan) -> Manifest:
         "immutable": True,
         "data": {
             names.RUN_FILE_NAME: _dump(build_run_config(plan)),
-            **authorities,
+            **ca_files,
         },
     }

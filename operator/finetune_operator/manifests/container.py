@@ -1,16 +1,16 @@
-"""The trainer container of a training pod."""
+"""Builds the trainer container of a training pod."""
 
 from finetune_api import names
 from finetune_operator.manifests.plan import Plan
 from finetune_operator.manifests.volumes import build_mounts
 from finetune_operator.observed import Manifest
 
-# What a pod asks for if spec.pod.resources is silent: enough to be scheduled apart from other work, no limit.
+# Requests without spec.pod.resources: enough that the scheduler reserves some room for the pod. There is no limit.
 _DEFAULT_REQUESTS: dict[str, int | str] = {"cpu": "500m", "memory": "1Gi"}
 
 
 def build_container(plan: Plan) -> Manifest:
-    """One process tree with nothing that a container can do without."""
+    """Return the container, with the least privileges."""
     return {
         "name": names.TRAINER_CONTAINER,
         "image": plan.image,
@@ -33,7 +33,7 @@ def build_container(plan: Plan) -> Manifest:
 
 
 def _environment(plan: Plan) -> list[Manifest]:
-    """Ours first; the job's own can't bear the same names (spec.pod.RESERVED_VARIABLES)."""
+    """Return our variables, then those of the job, which can't have the same names (spec.pod.RESERVED_VARIABLES)."""
     rendezvous = f"{names.pod_host_name(plan.name, plan.attempt, 0)}.{plan.service_domain}"
     environment: list[Manifest] = [
         {"name": names.ENV_RUN_FILE, "value": f"{names.CONFIG_DIR}/{names.RUN_FILE_NAME}"},
@@ -46,12 +46,17 @@ def _environment(plan: Plan) -> list[Manifest]:
     ]
     if plan.cache_claim is not None:
         environment.append({"name": names.ENV_CACHE_DIR, "value": names.CACHE_DIR})
-    return [*environment, *_of_the_hub(plan), *_of_the_site(plan), *(item.to_wire() for item in plan.spec.pod.env or ())]
+    return [
+        *environment,
+        *_hub_environment(plan),
+        *_proxy_and_ca_environment(plan),
+        *(item.to_wire() for item in plan.spec.pod.env or ()),
+    ]
 
 
-def _of_the_hub(plan: Plan) -> list[Manifest]:
+def _hub_environment(plan: Plan) -> list[Manifest]:
     hub, environment = plan.spec.hub, list[Manifest]()
-    if endpoint := hub.endpoint or plan.site.hub_endpoint:
+    if endpoint := hub.endpoint or plan.defaults.hub_endpoint:
         environment.append({"name": names.ENV_HUB_ENDPOINT, "value": endpoint})
     if hub.token_secret_ref is not None:
         reference = {"name": hub.token_secret_ref.name, "key": hub.token_secret_ref.key}
@@ -59,24 +64,24 @@ def _of_the_hub(plan: Plan) -> list[Manifest]:
     return environment
 
 
-def _of_the_site(plan: Plan) -> list[Manifest]:
-    proxy, bundle = plan.site.proxy, f"{names.CONFIG_DIR}/{names.CA_FILE_NAME}"
+def _proxy_and_ca_environment(plan: Plan) -> list[Manifest]:
+    proxy, bundle = plan.defaults.proxy, f"{names.CONFIG_DIR}/{names.CA_FILE_NAME}"
     values = {
         "HTTP_PROXY": proxy.http_proxy,
         "HTTPS_PROXY": proxy.https_proxy,
         "NO_PROXY": proxy.no_proxy,
-        # The first is what Python's ssl and the Hub's client read, the second what others do.
-        "SSL_CERT_FILE": bundle if plan.site.ca_bundle else None,
-        "REQUESTS_CA_BUNDLE": bundle if plan.site.ca_bundle else None,
+        # Python's ssl and the Hub's client read the first variable, other libraries the second.
+        "SSL_CERT_FILE": bundle if plan.defaults.ca_bundle else None,
+        "REQUESTS_CA_BUNDLE": bundle if plan.defaults.ca_bundle else None,
     }
     return [{"name": name, "value": value} for name, value in values.items() if value]
 
 
 def _resources(plan: Plan) -> Manifest:
-    """spec.pod.resources, and the GPUs: an extended resource's request must equal its limit."""
-    asked = plan.spec.pod.resources
-    requests = dict((asked.requests or {}) if asked is not None else _DEFAULT_REQUESTS)
-    limits = dict(asked.limits or {}) if asked is not None else {}
+    """Return spec.pod.resources and the GPUs. The request of an extended resource must equal its limit."""
+    requested = plan.spec.pod.resources
+    requests = dict((requested.requests or {}) if requested is not None else _DEFAULT_REQUESTS)
+    limits = dict(requested.limits or {}) if requested is not None else {}
     distributed = plan.spec.distributed
     if distributed.gpus_per_node > 0:
         requests[distributed.gpu_resource_name] = distributed.gpus_per_node

@@ -1,18 +1,18 @@
-"""The Indexed Job of one attempt: one pod per node of the gang."""
+"""Builds the Indexed Job of one attempt, with one pod per node."""
 
 from finetune_api import names
 from finetune_operator.manifests.plan import Plan, build_attempt_labels, build_metadata
 from finetune_operator.manifests.pod import build_pod_spec
 from finetune_operator.observed import Manifest
 
-# What keeps cluster-autoscaler and Karpenter from evicting a gang that would have to start again as a whole.
+# These keep cluster-autoscaler and Karpenter from evicting a pod, because all pods of the attempt would have to restart.
 _DO_NOT_EVICT = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 
 
 def build_job(plan: Plan) -> Manifest:
-    """A gang lives and dies together: no pod is ever replaced, the next attempt is another Job.
+    """Return the Job. It never replaces a pod: if one fails, the attempt is over, and the next attempt is another Job.
 
-    Where the FineTuneJob names a queue the Job starts held back: Kueue lets it go, and nobody else.
+    If the FineTuneJob names a queue, the Job is created suspended. Only Kueue resumes it.
     """
     labels = build_attempt_labels(plan)
     pod = plan.spec.pod

@@ -1,4 +1,4 @@
-"""The one value that crosses the border to the builders, and the metadata that all children have in common."""
+"""The plan of an attempt, which is the only input of the builders, and the metadata that all children share."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from finetune_api import names
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Resolved
+from finetune_operator.defaults import OperatorDefaults
 from finetune_operator.observed import Manifest
-from finetune_operator.site import Site
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """One attempt at a FineTuneJob.
 
-    nodes: pods of the gang, of which spec.distributed.minNodes allows fewer. image: of the trainer. restarts_left: failures that
-    may still be healed by restarts in place. resolved: what earlier attempts resolved names to. adopted: the output claim is of
-    an earlier FineTuneJob of this name, so only a finished model in it may be used. kueue_labels, kueue_annotations: of the job.
+    nodes: the number of pods; spec.distributed.minNodes allows fewer than the spec asks for. image: the trainer image.
+    restarts_left: how many in-place restarts are still allowed. resolved: the commits that earlier attempts resolved revisions
+    to. adopted: an earlier FineTuneJob of this name left the output claim, so the pods may use only a finished model in it.
+    kueue_labels, kueue_annotations: those of the FineTuneJob.
     """
 
     namespace: str
@@ -28,7 +29,7 @@ class Plan:
     image: str
     restarts_left: int
     resolved: Resolved | None = None
-    site: Site = dataclasses.field(default_factory=Site)
+    defaults: OperatorDefaults = dataclasses.field(default_factory=OperatorDefaults)
     adopted: bool = False
     kueue_labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     kueue_annotations: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -40,32 +41,32 @@ class Plan:
 
     @property
     def run_file_name(self) -> str:
-        """Name of the attempt's ConfigMap: pods must never start with that of an earlier job of this name, not yet collected."""
+        """Name of the attempt's ConfigMap. The uid distinguishes it from that of an earlier job of this name, not yet deleted."""
         return f"{self.attempt_name}-{self.uid[:8].lower()}"
 
     @property
     def service_domain(self) -> str:
-        """What the gang's host names end in. No cluster domain: the pods' resolver appends it, whatever it is."""
+        """The domain of the pods' host names. The pods' resolver appends the cluster domain."""
         return f"{names.service_name(self.name)}.{self.namespace}.svc"
 
     @property
     def cache_claim(self) -> str | None:
-        """The claim that many jobs share, if there is one."""
-        return self.spec.cache.claim_name if self.spec.cache is not None else self.site.cache_claim
+        """The claim of the cache that jobs share, if there is one."""
+        return self.spec.cache.claim_name if self.spec.cache is not None else self.defaults.cache_claim
 
 
 def build_labels(plan: Plan) -> dict[str, str]:
-    """Labels of every child."""
+    """Return the labels of every child."""
     return {names.LABEL_JOB: plan.name, names.LABEL_MANAGED_BY: names.MANAGED_BY}
 
 
 def build_attempt_labels(plan: Plan) -> dict[str, str]:
-    """Labels of the children of one attempt."""
+    """Return the labels of the children of one attempt."""
     return {**build_labels(plan), names.LABEL_ATTEMPT: str(plan.attempt)}
 
 
 def build_metadata(plan: Plan, name: str, labels: dict[str, str]) -> Manifest:
-    """Metadata of a child that goes when its FineTuneJob goes.
+    """Return the metadata of a child that is deleted with its FineTuneJob.
 
     blockOwnerDeletion would need the right to update finalizers of the FineTuneJob, and hold up its deletion.
     """

@@ -1,4 +1,4 @@
-"""The training pod. It passes Pod Security "restricted", and holds no credentials of the cluster."""
+"""Builds the training pod. It passes Pod Security "restricted" and has no credentials of the cluster."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ from finetune_operator.manifests.plan import Plan
 from finetune_operator.manifests.volumes import build_volumes
 from finetune_operator.observed import Manifest
 
-# How long a pod stays on a node that is in trouble. Kubernetes' own default is five minutes, lost for the whole gang. A kubelet
-# that says that its node is not ready lives, and as a rule waits for its container runtime to come back, which does the pod no
-# harm. One that is silent was so for the node controller's own grace period already.
-_TOLERATED_SECONDS = {"node.kubernetes.io/not-ready": 30, "node.kubernetes.io/unreachable": 5}
+# How long a pod stays on a node with a problem. Kubernetes' default is five minutes, in which all pods of the attempt would
+# wait. If the kubelet reports its node as not ready, it is alive. Usually it waits for its container runtime, which does not
+# harm the pod. An unreachable node has already been without an answer for the node controller's own grace period.
+_TOLERATION_SECONDS = {"node.kubernetes.io/not-ready": 30, "node.kubernetes.io/unreachable": 5}
 
 
 def build_pod_spec(plan: Plan, labels: dict[str, str]) -> Manifest:
-    """Everything of the template but its metadata; what is None is left out. labels: those by which the gang is known."""
-    pod, site = plan.spec.pod, plan.site
-    secrets = {secret.name: None for secret in (*(pod.image_pull_secrets or ()), *site.image_pull_secrets)}
+    """Return the spec of the pod template, without fields that are None. labels: those of the attempt's pods."""
+    pod, defaults = plan.spec.pod, plan.defaults
+    secrets = {secret.name: None for secret in (*(pod.image_pull_secrets or ()), *defaults.image_pull_secrets)}
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "subdomain": names.service_name(plan.name),
@@ -26,10 +26,10 @@ def build_pod_spec(plan: Plan, labels: dict[str, str]) -> Manifest:
         "terminationGracePeriodSeconds": pod.termination_grace_period_seconds,
         "securityContext": _security_context(plan),
         "imagePullSecrets": [{"name": name} for name in secrets] or None,
-        "nodeSelector": {**site.node_selector, **(pod.node_selector or {})} or None,
+        "nodeSelector": {**defaults.node_selector, **(pod.node_selector or {})} or None,
         "tolerations": _tolerations(plan),
         "affinity": pod.affinity or None,
-        "topologySpreadConstraints": _spread(plan, labels) or None,
+        "topologySpreadConstraints": _topology_spread(plan, labels) or None,
         "priorityClassName": pod.priority_class_name,
         "schedulerName": pod.scheduler_name,
         "runtimeClassName": pod.runtime_class_name,
@@ -40,35 +40,36 @@ def build_pod_spec(plan: Plan, labels: dict[str, str]) -> Manifest:
 
 
 def _security_context(plan: Plan) -> Manifest:
-    """What the job says, else the site; where both are silent the cluster chooses, as OpenShift does."""
-    users = {
-        **plan.site.security_context.to_wire(),
-        **(plan.spec.pod.security_context or type(plan.site.security_context)()).to_wire(),
+    """Return the values of the job, else those of the operator defaults. The cluster may set the rest, as OpenShift does."""
+    context = {
+        **plan.defaults.security_context.to_wire(),
+        **(plan.spec.pod.security_context or type(plan.defaults.security_context)()).to_wire(),
     }
-    group = {"fsGroupChangePolicy": "OnRootMismatch"} if "fsGroup" in users else {}
-    return {"runAsNonRoot": True, **users, **group, "seccompProfile": {"type": "RuntimeDefault"}}
+    group = {"fsGroupChangePolicy": "OnRootMismatch"} if "fsGroup" in context else {}
+    return {"runAsNonRoot": True, **context, **group, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
 def _tolerations(plan: Plan) -> list[Manifest]:
-    asked = [*(plan.spec.pod.tolerations or ()), *plan.site.tolerations]
-    tolerations = [toleration.to_wire() for toleration in asked]
-    given = {toleration.get("key") for toleration in tolerations}
+    requested = [*(plan.spec.pod.tolerations or ()), *plan.defaults.tolerations]
+    tolerations = [toleration.to_wire() for toleration in requested]
+    tolerated_taints = {toleration.get("key") for toleration in tolerations}
     return tolerations + [
         {"key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}
-        for taint, seconds in _TOLERATED_SECONDS.items()
-        if taint not in given
+        for taint, seconds in _TOLERATION_SECONDS.items()
+        if taint not in tolerated_taints
     ]
 
 
-def _spread(plan: Plan, labels: dict[str, str]) -> list[Manifest]:
-    """Over machines where possible, unless the job says how.
+def _topology_spread(plan: Plan, labels: dict[str, str]) -> list[Manifest]:
+    """Spread the pods over nodes if possible, unless the job sets constraints.
 
-    The attempt counts, or pods of the last one that still end would push the new ones away.
+    The selector contains the attempt. Otherwise pods of the last attempt that are still ending would keep new pods off their
+    nodes.
     """
     selector = {"matchLabels": {name: labels[name] for name in (names.LABEL_JOB, names.LABEL_ATTEMPT)}}
-    asked = plan.spec.pod.topology_spread_constraints
-    if asked is not None:
-        return [{**constraint.to_wire(), "labelSelector": selector} for constraint in asked]
+    requested = plan.spec.pod.topology_spread_constraints
+    if requested is not None:
+        return [{**constraint.to_wire(), "labelSelector": selector} for constraint in requested]
     if plan.nodes == 1:
         return []
     default = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}

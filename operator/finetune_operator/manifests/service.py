@@ -1,4 +1,4 @@
-"""The headless Service that gives the gang's pods their DNS names."""
+"""Builds the headless Service that gives the training pods their DNS names."""
 
 from finetune_api import names
 from finetune_operator.manifests.plan import Plan, build_labels, build_metadata
@@ -6,7 +6,7 @@ from finetune_operator.observed import Manifest
 
 
 def build_service(plan: Plan) -> Manifest:
-    """One Service for all attempts. Not-ready addresses are published: the rendezvous is what makes pods ready."""
+    """Return one Service for all attempts. It publishes pods that are not ready, because the rendezvous needs their names."""
     return {
         "apiVersion": "v1",
         "kind": "Service",

@@ -1,4 +1,4 @@
-"""The claim for checkpoints, model, history and report."""
+"""Builds the output claim, for checkpoints, model, history and report."""
 
 from finetune_api import names
 from finetune_api.spec import OutputVolume, Retention
@@ -7,7 +7,7 @@ from finetune_operator.observed import Manifest
 
 
 def build_output_claim(plan: Plan) -> Manifest | None:
-    """The claim of output.volume; None where the user brought one. A claim to retain has no owner that takes it along."""
+    """Return the claim of output.volume, or None if the spec names a claim. A claim to retain has no owner reference."""
     output = plan.spec.output
     if output.claim is not None:
         return None

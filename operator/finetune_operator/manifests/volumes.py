@@ -1,4 +1,4 @@
-"""What a training pod sees of volumes: its configuration, its scratch space, claims and ConfigMaps; never the host."""
+"""Builds the volumes of a training pod: its configuration, scratch space, claims and ConfigMaps, but no paths of the host."""
 
 from finetune_api import names
 from finetune_operator.manifests.plan import Plan
@@ -6,7 +6,7 @@ from finetune_operator.observed import Manifest
 
 
 def _claim_volumes(plan: Plan) -> dict[str, str]:
-    """Claim name → name of its volume, each claim once: two volumes of one claim may not be on one pod everywhere."""
+    """Return claim name → volume name. Each claim has one volume, because not every cluster allows two for one claim in a pod."""
     output = plan.spec.output.claim
     volumes = {output.claim_name if output is not None else names.output_claim_name(plan.name): "output"}
     for index, claim in enumerate(plan.spec.claim_names()):
@@ -20,7 +20,7 @@ def _claim_volumes(plan: Plan) -> dict[str, str]:
 
 
 def build_mounts(plan: Plan) -> list[Manifest]:
-    """Where the trainer container sees what."""
+    """Return the volume mounts of the trainer container."""
     volumes = _claim_volumes(plan)
     mounts: list[Manifest] = [
         {"name": "config", "mountPath": names.CONFIG_DIR, "readOnly": True},
@@ -45,12 +45,12 @@ def build_mounts(plan: Plan) -> list[Manifest]:
 
 
 def build_volumes(plan: Plan) -> list[Manifest]:
-    """The volumes behind the mounts."""
+    """Return the volumes for these mounts."""
     extra = enumerate(plan.spec.pod.volumes or ())
     return [
         {"name": "config", "configMap": {"name": plan.run_file_name}},
         {"name": "tmp", "emptyDir": {}},
-        # The container runtime's own /dev/shm has 64 MiB, too little for data loaders and NCCL.
+        # The container runtime's default /dev/shm has 64 MiB, which is too little for data loaders and NCCL.
         {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
         *({"name": volume, "persistentVolumeClaim": {"claimName": claim}} for claim, volume in _claim_volumes(plan).items()),
         *({"name": f"extra-{index}", "configMap": item.config_map.to_wire()} for index, item in extra if item.config_map),

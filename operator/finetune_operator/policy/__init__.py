@@ -1,1 +1,1 @@
-"""What the operator decides, as pure functions of what it observed: attempts, failures, progress, status."""
+"""The decisions of the operator, as pure functions of the observed state: attempts, failures, progress, status."""

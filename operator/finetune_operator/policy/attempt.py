@@ -1,6 +1,7 @@
-"""What to do next about a job: every decision from what is observed now and the status, never from an event.
+"""Decides the next step of a job from the observed state and the status, never from an event.
 
-The attempt that status.attempt names was created; its completionTime in status.attempts says that it is over.
+status.attempt is the newest attempt whose children were all created. An attempt is over if its entry in status.attempts has a
+completionTime.
 """
 
 import datetime
@@ -13,223 +14,241 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FINAL_PHASES, FineTuneJobStatus
 from finetune_api.wire import Report
 from finetune_operator.observed import ChildJob, JobRecord, Observation, PodState, read_time, write_time
-from finetune_operator.policy.aside import is_over, next_attempt, of_an_earlier_job, with_last_words
+from finetune_operator.policy.cleanup import clean_up_finished_job
 from finetune_operator.policy.decision import Decision
-from finetune_operator.policy.elastic import nodes_of_attempt, shrunk
-from finetune_operator.policy.ending import after_the_end
-from finetune_operator.policy.failure import build_failure, find_cause, last_word
-from finetune_operator.policy.report import take_word
-from finetune_operator.policy.restarts import lost, with_in_place
-from finetune_operator.policy.stall import find_silence
+from finetune_operator.policy.elastic import nodes_of_attempt, scaled_down
+from finetune_operator.policy.failure import build_failure, final_report, find_cause
+from finetune_operator.policy.report import apply_report
+from finetune_operator.policy.restart import describe_leftover_children, has_attempt_ended, start_next_attempt, with_final_reports
+from finetune_operator.policy.restart_budget import attempt_failed, with_in_place_restarts
+from finetune_operator.policy.stall import find_stall
 from finetune_operator.policy.status import (
-    count,
+    attempt_created,
     failed,
     in_phase,
+    pluralize,
     queued,
     refused,
     running_seconds,
-    started,
     succeeded,
     suspended,
     with_condition,
     withdrawn,
     without_conditions,
 )
-from finetune_operator.policy.waiting import BY_QUOTA, REASONS_TO_FAIL, REFUSALS, explain_waiting
+from finetune_operator.policy.waiting import QUOTA_REASONS, REFUSAL_REASONS, START_FAILURE_REASONS, explain_waiting
 
-# Seconds until a job is looked at again without being asked: events tell of all that happens, this heals what they lost.
+# Seconds until the next reconcile without an event. Events normally cause reconciles, and this corrects lost ones.
 _CHECK_SECONDS = 20.0
 _PENDING_SECONDS = 5.0
 _SOON_SECONDS = 1.0
-# So long a part of a gang may hold machines while a quota keeps the rest away.
-PARTIAL_GANG = datetime.timedelta(seconds=30)
+# If a quota admits only some pods of an attempt, they may hold their nodes for this long.
+PARTIAL_GANG_TIMEOUT = datetime.timedelta(seconds=30)
 
 
-def pod_to_ask(seen: Observation) -> PodState | None:
-    """The pod whose /progress says how far the job is: the one with index 0, while it runs."""
-    attempt = current_attempt(seen)
-    if attempt is None or seen.job.status.phase in FINAL_PHASES or is_over(seen.job.status):
+def pod_to_poll(observation: Observation) -> PodState | None:
+    """Return the pod whose /progress the operator polls: the one with index 0, while it runs."""
+    attempt = current_attempt(observation)
+    if attempt is None or observation.job.status.phase in FINAL_PHASES or has_attempt_ended(observation.job.status):
         return None
-    for pod in seen.pods_of(attempt):
-        if pod.index == 0 and pod.started and pod.finished is None and pod.deleted_at is None and pod.address:
+    for pod in observation.pods_of(attempt):
+        if pod.index == 0 and pod.started and pod.terminated is None and pod.deletion_requested_at is None and pod.address:
             return pod
     return None
 
 
-def current_attempt(seen: Observation) -> int | None:
-    """The newest attempt that was created: its Job may be ahead of the status, which is written after it."""
-    numbers = [child.attempt for child in seen.own_jobs()]
-    if seen.job.status.attempt is not None:
-        numbers.append(seen.job.status.attempt)
+def current_attempt(observation: Observation) -> int | None:
+    """Return the newest attempt that has a Job or is in the status. The Job is created before the status is written."""
+    numbers = [child.attempt for child in observation.own_jobs()]
+    if observation.job.status.attempt is not None:
+        numbers.append(observation.job.status.attempt)
     return max(numbers, default=None)
 
 
 def choose_image(spec: FineTuneJobSpec, status: FineTuneJobStatus, default: str) -> str:
-    """The trainer image: later attempts take that of the first, also after an upgrade of the operator."""
+    """Return the trainer image. Later attempts use the image of the first one, even after an upgrade of the operator."""
     return (status.resolved.image if status.resolved else None) or spec.pod.image or default
 
 
-def decide(seen: Observation, report: Report | None, now: datetime.datetime) -> Decision:
-    """The next thing to do. report: what /progress of the pod with index 0 said last."""
-    job = seen.job
+def decide(observation: Observation, report: Report | None, now: datetime.datetime) -> Decision:
+    """Return the next step. report: the last report from /progress of the pod with index 0."""
+    job = observation.job
     status = job.status.model_copy(update={"observed_generation": job.generation})
     if job.status.phase in FINAL_PHASES:
-        return after_the_end(seen, now)
+        return clean_up_finished_job(observation, now)
     if isinstance(job.spec, FineTuneError):
-        return _not_understood(job, status, job.spec, now)
-    attempt = current_attempt(seen)
+        return _invalid_spec(job, status, job.spec, now)
+    attempt = current_attempt(observation)
     if attempt is None:
-        return _first_attempt(seen, job.spec, status, now)
+        return _start_first_attempt(observation, job.spec, status, now)
     if attempt > (status.attempt or 0) and job.spec.suspend:
-        return Decision(suspended(status, job, None, now), delete=seen.job_of(attempt), again_seconds=_SOON_SECONDS)
+        return Decision(
+            suspended(status, job, None, now), delete_child_job=observation.job_of(attempt), requeue_after_seconds=_SOON_SECONDS
+        )
     if attempt > (status.attempt or 0):
-        # The status names an attempt once all its children are there: until then they are created, as often as it takes.
-        if seen.whole is None or seen.whole.attempt != attempt:
+        # The status names an attempt only after all its children were created. Until then each reconcile tries to create them.
+        if observation.created_attempt is None or observation.created_attempt.attempt != attempt:
             return Decision(status, create_attempt=attempt)
-        status = started(status, job.spec, seen.whole)
+        status = attempt_created(status, job.spec, observation.created_attempt)
     nodes = nodes_of_attempt(job.spec, status)
-    if status.phase == "Suspended" and _is_complete(seen.job_of(attempt), seen.pods_of(attempt), nodes):
-        return Decision(succeeded(with_last_words(seen, status, attempt, now), job.spec, job, now))  # it was quicker
-    if is_over(status):
-        return next_attempt(seen, job.spec, status, attempt, now)
-    return _follow(seen, job.spec, status, attempt, report, now)
+    if status.phase == "Suspended" and _is_complete(observation.job_of(attempt), observation.pods_of(attempt), nodes):
+        return Decision(
+            succeeded(with_final_reports(observation, status, attempt, now), job.spec, job, now)
+        )  # it completed before it was suspended
+    if has_attempt_ended(status):
+        return start_next_attempt(observation, job.spec, status, attempt, now)
+    return _check_attempt(observation, job.spec, status, attempt, report, now)
 
 
-def _not_understood(job: JobRecord, status: FineTuneJobStatus, error: FineTuneError, now: datetime.datetime) -> Decision:
-    """The end of a job that never started; one that did was understood by another version, which will be back."""
+def _invalid_spec(job: JobRecord, status: FineTuneJobStatus, error: FineTuneError, now: datetime.datetime) -> Decision:
+    """End a job that never started. A started job continues, because the operator version that could read its spec may return."""
     if status.attempt is None:
         return Decision(refused(status, error.reason, error.message, job, now))
     conditions = with_condition(
-        status, job, now, "Blocked", "True", error.reason, f"this operator can't read it: {error.message}"
+        status, job, now, "Blocked", "True", error.reason, f"this operator can't read the spec: {error.message}"
     )
     return Decision(status.model_copy(update={"conditions": conditions}))
 
 
-def _first_attempt(seen: Observation, spec: FineTuneJobSpec, status: FineTuneJobStatus, now: datetime.datetime) -> Decision:
+def _start_first_attempt(
+    observation: Observation, spec: FineTuneJobSpec, status: FineTuneJobStatus, now: datetime.datetime
+) -> Decision:
     if spec.suspend:
-        return Decision(suspended(status, seen.job, None, now))
-    if left := of_an_earlier_job(seen):
-        message = f"waiting for {left} of an earlier {names.KIND} of this name to end"
+        return Decision(suspended(status, observation.job, None, now))
+    if leftover := describe_leftover_children(observation):
+        message = f"waiting for {leftover} of an earlier {names.KIND} of this name to end"
         status = without_conditions(status, "Suspended")
-        return Decision(in_phase(status, "Pending", "WaitingForDeletion", message), again_seconds=5.0)
+        return Decision(in_phase(status, "Pending", "WaitingForDeletion", message), requeue_after_seconds=5.0)
     return Decision(status, create_attempt=1)
 
 
-def _follow(
-    seen: Observation,
+def _check_attempt(
+    observation: Observation,
     spec: FineTuneJobSpec,
     status: FineTuneJobStatus,
     attempt: int,
     report: Report | None,
     now: datetime.datetime,
 ) -> Decision:
-    """See how an attempt is going: ended, failed, held back, or on its way."""
-    child, pods, nodes = seen.job_of(attempt), seen.pods_of(attempt), nodes_of_attempt(spec, status)
-    final = next((last_word(pod) for pod in pods if pod.index == 0 and pod.finished is not None), None)
-    word = final or report
-    if word is not None and word.attempt != attempt:
-        word = None
-    if word is not None:
-        status = take_word(status, seen.job, word, now)
-    status = with_in_place(status, [word, *(last_word(pod) for pod in pods if pod.index != 0)])
+    """Decide about the present attempt: it is complete, suspended, queued, failed, or in progress."""
+    child, pods, nodes = observation.job_of(attempt), observation.pods_of(attempt), nodes_of_attempt(spec, status)
+    final = next((final_report(pod) for pod in pods if pod.index == 0 and pod.terminated is not None), None)
+    report = final or report
+    if report is not None and report.attempt != attempt:
+        report = None
+    if report is not None:
+        status = apply_report(status, observation.job, report, now)
+    status = with_in_place_restarts(status, [report, *(final_report(pod) for pod in pods if pod.index != 0)])
     if _is_complete(child, pods, nodes):
-        return Decision(succeeded(status, spec, seen.job, now), unsure=sum(pod.finished is not None for pod in pods) < nodes)
+        return Decision(
+            succeeded(status, spec, observation.job, now),
+            final_reports_missing=sum(pod.terminated is not None for pod in pods) < nodes,
+        )
     if spec.suspend:
         message = "stopping: the pods save a checkpoint"
-        return Decision(suspended(status, seen.job, message, now), again_seconds=_SOON_SECONDS)
+        return Decision(suspended(status, observation.job, message, now), requeue_after_seconds=_SOON_SECONDS)
     if child is not None and child.suspended and child.failed is None and not child.deleting:
-        again = _PENDING_SECONDS if seen.queueing is None else _CHECK_SECONDS
-        return Decision(queued(status, seen.job, seen.queueing, now), again_seconds=again)
+        requeue_after = _PENDING_SECONDS if observation.queueing is None else _CHECK_SECONDS
+        return Decision(queued(status, observation.job, observation.queueing, now), requeue_after_seconds=requeue_after)
     failure = find_cause(child, pods, nodes, now)
-    ended = any(pod.finished is not None for pod in pods)
+    ended = any(pod.terminated is not None for pod in pods)
     if failure is None and len(pods) == nodes and not ended:
-        failure = find_silence(spec, status, pods[0], seen.silent_seconds)
+        failure = find_stall(spec, status, pods[0], observation.unresponsive_seconds)
     if failure is not None:
-        return Decision(lost(status, spec, failure, seen.job, now), again_seconds=_SOON_SECONDS)
-    status = _on_its_way(seen, status, pods, nodes, word, now)
-    if status.phase == "Running" and any(pod.finished is not None and pod.finished.exit_code for pod in pods):
-        status = status.model_copy(update={"message": "a pod has failed: waiting for the others, to know why"})
-    return _within_limits(seen, spec, status, pods, now) or Decision(
-        status, again_seconds=_SOON_SECONDS if ended else _next_look(spec, status, now)
+        return Decision(attempt_failed(status, spec, failure, observation.job, now), requeue_after_seconds=_SOON_SECONDS)
+    status = _in_progress(observation, status, pods, nodes, report, now)
+    if status.phase == "Running" and any(pod.terminated is not None and pod.terminated.exit_code for pod in pods):
+        status = status.model_copy(update={"message": "a pod has failed: waiting for the other pods to find the cause"})
+    return _enforce_limits(observation, spec, status, pods, now) or Decision(
+        status, requeue_after_seconds=_SOON_SECONDS if ended else _seconds_to_next_check(spec, status, now)
     )
 
 
 def _is_complete(child: ChildJob | None, pods: Sequence[PodState], nodes: int) -> bool:
     if child is not None and child.complete:
         return True
-    ends = [pod.finished.exit_code for pod in pods if pod.finished is not None]
+    ends = [pod.terminated.exit_code for pod in pods if pod.terminated is not None]
     return len(ends) == nodes and all(code == names.EXIT_SUCCEEDED for code in ends)
 
 
-def _on_its_way(
-    seen: Observation,
+def _in_progress(
+    observation: Observation,
     status: FineTuneJobStatus,
     pods: Sequence[PodState],
     nodes: int,
-    word: Report | None,
+    report: Report | None,
     now: datetime.datetime,
 ) -> FineTuneJobStatus:
-    if len(pods) < nodes and not (seen.live or seen.asked_why) and status.phase == "Pending" and status.reason in REFUSALS:
-        return status  # why, is told by events, which are read now and then only
+    if (
+        len(pods) < nodes
+        and not (observation.live or observation.refusal_checked)
+        and status.phase == "Pending"
+        and status.reason in REFUSAL_REASONS
+    ):
+        return status  # keep the reason: it comes from events, which this reconcile has not read
     if sum(pod.started for pod in pods) < nodes:
-        reason, message = explain_waiting(seen, pods, nodes, now)
+        reason, message = explain_waiting(observation, pods, nodes, now)
         return in_phase(status, "Pending", reason, message)
     if status.running_since is None:
         since = max((pod.started_at or now for pod in pods), default=now)
         status = status.model_copy(update={"running_since": write_time(since)})
-    if word is None:
+    if report is None:
         if status.phase in ("Initializing", "Running", "Publishing"):
-            return status  # it did not answer this time
-        return in_phase(status, "Initializing", "Initializing", f"{count(nodes, 'pod')} started")
-    said = (word.message or "")[:500]
-    if word.phase == "Initializing":
-        return in_phase(status, "Initializing", "Initializing", said or "getting ready")
-    if word.phase == "Running":
-        return in_phase(status, "Running", "Training", said or f"training on {count(nodes, 'node')}")
-    if word.phase == "Publishing":
-        return in_phase(status, "Publishing", "Publishing", said or "pushing the model to the Hub")
-    if any(pod.finished is None for pod in pods):
+            return status  # the pod did not answer
+        return in_phase(status, "Initializing", "Initializing", f"{pluralize(nodes, 'pod')} started")
+    message = (report.message or "")[:500]
+    if report.phase == "Initializing":
+        return in_phase(status, "Initializing", "Initializing", message or "getting ready")
+    if report.phase == "Running":
+        return in_phase(status, "Running", "Training", message or f"training on {pluralize(nodes, 'node')}")
+    if report.phase == "Publishing":
+        return in_phase(status, "Publishing", "Publishing", message or "pushing the model to the Hub")
+    if any(pod.terminated is None for pod in pods):
         return status.model_copy(update={"message": "waiting for the other pods to end"}) if nodes > 1 else status
     return status
 
 
-def _within_limits(
-    seen: Observation, spec: FineTuneJobSpec, status: FineTuneJobStatus, pods: Sequence[PodState], now: datetime.datetime
+def _enforce_limits(
+    observation: Observation, spec: FineTuneJobSpec, status: FineTuneJobStatus, pods: Sequence[PodState], now: datetime.datetime
 ) -> Decision | None:
-    """The end of a job that ran too long or never started, the retreat of a gang that can't become whole; None if all is well."""
+    """End a job that ran too long or never started. Withdraw an attempt that can't get all its pods. Else return None."""
     deadline, ran = spec.active_deadline_seconds, running_seconds(status, now)
     if deadline is not None and ran >= deadline:
         message = f"the job ran for {format_duration(ran)}, activeDeadlineSeconds allows {format_duration(deadline)}"
         failure = build_failure(Reason.DEADLINE_EXCEEDED, message)
-        return Decision(failed(status, failure, message, seen.job, now), again_seconds=_SOON_SECONDS)
+        return Decision(failed(status, failure, message, observation.job, now), requeue_after_seconds=_SOON_SECONDS)
     if status.phase != "Pending" or not status.attempts or status.running_since is not None:
         return None
-    waited = now - _began(seen, status)
-    if status.reason in BY_QUOTA:
+    waited = now - _attempt_began_at(observation, status)
+    if status.reason in QUOTA_REASONS:
         partial = 0 < len(pods) < nodes_of_attempt(spec, status)
-        return Decision(withdrawn(status, now), again_seconds=_SOON_SECONDS) if partial and waited > PARTIAL_GANG else None
-    if (smaller := shrunk(spec, status, pods, waited, now)) is not None:
-        return Decision(smaller, again_seconds=_SOON_SECONDS)
+        return (
+            Decision(withdrawn(status, now), requeue_after_seconds=_SOON_SECONDS)
+            if partial and waited > PARTIAL_GANG_TIMEOUT
+            else None
+        )
+    if (scaled_down_status := scaled_down(spec, status, pods, waited, now)) is not None:
+        return Decision(scaled_down_status, requeue_after_seconds=_SOON_SECONDS)
     allowed = spec.recovery.start_timeout_seconds
     if not allowed or waited.total_seconds() < allowed:
         return None
-    reason = Reason(status.reason) if status.reason in REASONS_TO_FAIL else Reason.START_TIMEOUT
+    reason = Reason(status.reason) if status.reason in START_FAILURE_REASONS else Reason.START_TIMEOUT
     failure = build_failure(reason, f"not started within {format_duration(allowed)}: {status.message}")
-    return Decision(failed(status, failure, failure.message, seen.job, now), again_seconds=_SOON_SECONDS)
+    return Decision(failed(status, failure, failure.message, observation.job, now), requeue_after_seconds=_SOON_SECONDS)
 
 
-def _began(seen: Observation, status: FineTuneJobStatus) -> datetime.datetime:
-    """When the present attempt was created, or let go by a queue, whichever was later."""
+def _attempt_began_at(observation: Observation, status: FineTuneJobStatus) -> datetime.datetime:
+    """Return when the present attempt was created or its Job was resumed by a queue, whichever is later."""
     assert status.attempts
     assert status.attempt
-    child, created = seen.job_of(status.attempt), read_time(status.attempts[-1].start_time)
+    child, created = observation.job_of(status.attempt), read_time(status.attempts[-1].start_time)
     moments = [moment for moment in (created, child.started_at if child else None) if moment is not None]
-    return max(moments, default=seen.job.created)
+    return max(moments, default=observation.job.created)
 
 
-def _next_look(spec: FineTuneJobSpec, status: FineTuneJobStatus, now: datetime.datetime) -> float:
-    """In time for the deadline, and for what pods that do not start come to."""
-    pause = _CHECK_SECONDS if status.phase != "Pending" else _PENDING_SECONDS
+def _seconds_to_next_check(spec: FineTuneJobSpec, status: FineTuneJobStatus, now: datetime.datetime) -> float:
+    """Return the seconds until the next check. Pending pods are checked more often, and the deadline is checked in time."""
+    seconds = _CHECK_SECONDS if status.phase != "Pending" else _PENDING_SECONDS
     if spec.active_deadline_seconds is not None and status.running_since is not None:
-        pause = min(pause, spec.active_deadline_seconds - running_seconds(status, now) + 0.5)
-    return max(_SOON_SECONDS, pause)
+        seconds = min(seconds, spec.active_deadline_seconds - running_seconds(status, now) + 0.5)
+    return max(_SOON_SECONDS, seconds)

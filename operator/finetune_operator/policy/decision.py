@@ -1,4 +1,4 @@
-"""What a turn comes to."""
+"""The decision of a reconcile."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,34 +6,38 @@ from collections.abc import Sequence
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.observed import ChildJob, PodState
 
-# The way of a life without trouble. A step forward on it may rest on what the watches told.
-_FORWARD = ("Pending", "Initializing", "Running", "Publishing", "Succeeded")
+# The phases of a job without failures, in order. A step forward needs no live read.
+_PHASE_ORDER = ("Pending", "Initializing", "Running", "Publishing", "Succeeded")
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """status: as it is to be once the rest was done. At most one of the others is to be done first.
+    """The status to write, and at most one action before that.
 
-    create_attempt: number of the attempt whose children are to be there. delete: a Job. force_delete: pods that nobody ends.
-    delete_claim: uid of the output claim. delete_job: the FineTuneJob itself. again_seconds: when to look again without being
-    asked. unsure: something that should be there was not seen.
+    create_attempt: number of the attempt whose children to create.
+    delete_child_job: the Job to delete.
+    force_delete: pods to delete by force.
+    delete_claim: uid of the output claim to delete.
+    delete_job: whether to delete the FineTuneJob itself.
+    requeue_after_seconds: seconds until the next reconcile without an event.
+    final_reports_missing: the attempt is complete, but the end of some pods was not observed.
     """
 
     status: FineTuneJobStatus
     create_attempt: int | None = None
-    delete: ChildJob | None = None
+    delete_child_job: ChildJob | None = None
     force_delete: Sequence[PodState] = ()
     delete_claim: str | None = None
     delete_job: bool = False
-    again_seconds: float | None = None
-    unsure: bool = False
+    requeue_after_seconds: float | None = None
+    final_reports_missing: bool = False
 
-    def needs_a_fresh_look(self, before: FineTuneJobStatus) -> bool:
-        """Whether this must not rest on what the watches told: it creates, deletes, or takes the job off its way."""
+    def requires_live_read(self, before: FineTuneJobStatus) -> bool:
+        """Return whether this needs a live read: it creates or deletes something, or changes the phase in an unusual way."""
         if (
-            self.unsure
+            self.final_reports_missing
             or self.create_attempt is not None
-            or self.delete is not None
+            or self.delete_child_job is not None
             or self.force_delete
             or self.delete_claim is not None
             or self.delete_job
@@ -42,7 +46,7 @@ class Decision:
         if self.status.phase == before.phase:
             return False
         if before.phase is None and self.status.attempt is not None:
-            return False  # its children were all created by this process
-        if before.phase not in _FORWARD or self.status.phase not in _FORWARD:
+            return False  # this process created all its children
+        if before.phase not in _PHASE_ORDER or self.status.phase not in _PHASE_ORDER:
             return True
-        return _FORWARD.index(self.status.phase) < _FORWARD.index(before.phase)
+        return _PHASE_ORDER.index(self.status.phase) < _PHASE_ORDER.index(before.phase)

@@ -1,4 +1,4 @@
-"""From a pod's Report to the status: rounded, readable, and nothing in it that the API server would refuse."""
+"""Converts a pod's report into fields of the status: rounded, readable, and valid for the API server."""
 
 import datetime
 import math
@@ -20,15 +20,15 @@ from finetune_api.status import (
 from finetune_api.wire import Report
 from finetune_operator.observed import read_time, write_time
 
-_LONGEST_REMAINING_SECONDS = 10 * 365 * 86_400
-_LARGEST_COUNT = 2**53  # integers beyond are not kept by every reader of JSON
-_MOST_METRICS = 64
+_MAX_REMAINING_SECONDS = 10 * 365 * 86_400
+_MAX_COUNT = 2**53  # many readers of JSON do not keep larger integers exactly
+_MAX_METRICS = 64
 _TEXT_LIMIT, _ANSWER_LIMIT = 200, 400
-_MOST_ENTITIES, _MOST_GUESSES = 32, 5
+_MAX_ENTITIES, _MAX_GUESSES = 32, 5
 
 
 def round_significant(value: float, digits: int) -> float:
-    """A number with so many significant digits."""
+    """Round a number to this many significant digits."""
     try:
         return 0.0 if value == 0 else round(value, digits - 1 - math.floor(math.log10(abs(value))))
     except OverflowError:  # the largest numbers can't be rounded up
@@ -36,16 +36,16 @@ def round_significant(value: float, digits: int) -> float:
 
 
 def merge_report(status: FineTuneJobStatus, report: Report, now: datetime.datetime) -> FineTuneJobStatus:
-    """The status with what a pod reported last. What the report leaves out stays as it was."""
+    """Return the status with the values of a pod's report. Values that the report omits stay as they were."""
     update: dict[str, Any] = {}
     if progress := build_progress(status.progress, report, now):
         update["progress"] = progress
-    if report.evaluation is not None and 0 <= report.evaluation.step <= _LARGEST_COUNT:
+    if report.evaluation is not None and 0 <= report.evaluation.step <= _MAX_COUNT:
         update["evaluation"] = _round_evaluation(report.evaluation)
-    if report.best is not None and 0 <= report.best.step <= _LARGEST_COUNT:
+    if report.best is not None and 0 <= report.best.step <= _MAX_COUNT:
         update["best"] = _round_evaluation(report.best)
     if report.samples is not None:
-        update["samples"] = [_cut_sample(sample) for sample in report.samples[:16]]
+        update["samples"] = [_truncate_sample(sample) for sample in report.samples[:16]]
     if report.checkpoint is not None and (moment := read_time(report.checkpoint.time)):
         update["checkpoint"] = CheckpointStatus(step=report.checkpoint.step, time=write_time(moment))
     if report.published is not None:
@@ -56,14 +56,14 @@ def merge_report(status: FineTuneJobStatus, report: Report, now: datetime.dateti
 
 
 def build_progress(previous: Progress | None, report: Report, now: datetime.datetime) -> Progress | None:
-    """Progress as columns and dashboards show it; the previous one while a later attempt still finds its place."""
-    if not 0 <= report.step <= _LARGEST_COUNT or (report.total_steps or 0) > _LARGEST_COUNT:
+    """Return the progress for columns and dashboards. Return the previous one until a later attempt has resumed."""
+    if not 0 <= report.step <= _MAX_COUNT or (report.total_steps or 0) > _MAX_COUNT:
         return previous
     if report.total_steps is None or (report.step == 0 and previous is not None and report.phase != "Running"):
         return previous
     percent = min(100, 100 * report.step // report.total_steps) if report.total_steps > 0 else 0
     running = report.phase == "Running" and report.remaining_seconds is not None
-    seconds = min(max(0.0, report.remaining_seconds or 0.0), _LONGEST_REMAINING_SECONDS)
+    seconds = min(max(0.0, report.remaining_seconds or 0.0), _MAX_REMAINING_SECONDS)
     last_step = read_time(report.last_step_time)
     rate, tokens = report.samples_per_second, report.tokens_per_second
     furthest = furthest_step(previous) or 0
@@ -85,51 +85,51 @@ def build_progress(previous: Progress | None, report: Report, now: datetime.date
 
 
 def furthest_step(progress: Progress | None) -> int | None:
-    """The furthest step that was ever done; None if none was told of."""
+    """Return the furthest step of all attempts, or None if no step was reported."""
     if progress is None:
         return None
     return max(progress.step, progress.furthest_step or 0)
 
 
 def without_estimate(progress: Progress | None) -> Progress | None:
-    """Progress of a job that makes none at the moment: how long it will take can't be said."""
+    """Return the progress without the remaining time, which is unknown while the job does not train."""
     return progress.model_copy(update={"remaining": None, "estimated_completion_time": None}) if progress else None
 
 
-def _merge_resolved(known: Resolved, told: Resolved) -> Resolved:
-    """Commits stay what the first attempt resolved; image, nodes and processes are the operator's own to say."""
+def _merge_resolved(known: Resolved, reported: Resolved) -> Resolved:
+    """Keep the commits of the first attempt, and update the batch sizes. Image, nodes and processes are set by the operator."""
     return known.model_copy(
         update={
-            "model_revision": known.model_revision or told.model_revision,
-            "dataset_revisions": known.dataset_revisions or told.dataset_revisions,
-            "global_batch_size": told.global_batch_size or known.global_batch_size,
-            "per_device_batch_size": told.per_device_batch_size or known.per_device_batch_size,
+            "model_revision": known.model_revision or reported.model_revision,
+            "dataset_revisions": known.dataset_revisions or reported.dataset_revisions,
+            "global_batch_size": reported.global_batch_size or known.global_batch_size,
+            "per_device_batch_size": reported.per_device_batch_size or known.per_device_batch_size,
         }
     )
 
 
 def _round_evaluation(evaluation: Evaluation) -> Evaluation:
-    figures = sorted(evaluation.metrics.items())[:_MOST_METRICS]
-    return Evaluation(step=evaluation.step, metrics={name[:63]: round_significant(value, 4) for name, value in figures})
+    metrics = sorted(evaluation.metrics.items())[:_MAX_METRICS]
+    return Evaluation(step=evaluation.step, metrics={name[:63]: round_significant(value, 4) for name, value in metrics})
 
 
-def _cut_sample(sample: SampleAnswer) -> SampleAnswer:
+def _truncate_sample(sample: SampleAnswer) -> SampleAnswer:
     return SampleAnswer(
         text=sample.text[:_TEXT_LIMIT],
         label=None if sample.label is None else sample.label[:_TEXT_LIMIT],
         score=None if sample.score is None else round_significant(sample.score, 4),
-        entities=None if sample.entities is None else [_cut_entity(entity) for entity in sample.entities[:_MOST_ENTITIES]],
-        guesses=_cut_guesses(sample.guesses),
-        guesses_before=_cut_guesses(sample.guesses_before),
+        entities=None if sample.entities is None else [_truncate_entity(entity) for entity in sample.entities[:_MAX_ENTITIES]],
+        guesses=_truncate_guesses(sample.guesses),
+        guesses_before=_truncate_guesses(sample.guesses_before),
         answer=None if sample.answer is None else sample.answer[:_ANSWER_LIMIT],
     )
 
 
-def _cut_entity(entity: Entity) -> Entity:
+def _truncate_entity(entity: Entity) -> Entity:
     return Entity(text=entity.text[:_TEXT_LIMIT], label=entity.label[:_TEXT_LIMIT])
 
 
-def _cut_guesses(guesses: Sequence[Guess] | None) -> list[Guess] | None:
+def _truncate_guesses(guesses: Sequence[Guess] | None) -> list[Guess] | None:
     if guesses is None:
         return None
-    return [Guess(token=guess.token[:_TEXT_LIMIT], score=round_significant(guess.score, 4)) for guess in guesses[:_MOST_GUESSES]]
+    return [Guess(token=guess.token[:_TEXT_LIMIT], score=round_significant(guess.score, 4)) for guess in guesses[:_MAX_GUESSES]]

@@ -1,4 +1,4 @@
-"""Observations in one line each for tests of the policy, and objects of the API server for tests of what reads them."""
+"""Builders of observations for tests of the policy, and of API objects for tests of the code that reads them."""
 
 import datetime
 import json
@@ -8,7 +8,7 @@ from finetune_api import names
 from finetune_api.resource import parse_spec
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Attempt, FineTuneJobStatus, Resolved, Restarts
-from finetune_operator.observed import ChildJob, Finished, JobRecord, Key, Manifest, Observation, Owner, PodState, write_time
+from finetune_operator.observed import ChildJob, JobRecord, Key, Manifest, Observation, Owner, PodState, Terminated, write_time
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 UID = "11111111-aaaa"
@@ -21,7 +21,7 @@ def ago(seconds: float) -> datetime.datetime:
 
 
 def spec_fields(**changes: Any) -> dict[str, Any]:
-    """A spec of two nodes as a file has it."""
+    """Return the spec of a job of two nodes, with the field names of a manifest."""
     return {
         "task": "text-classification",
         "model": {"hub": {"name": "a/b"}},
@@ -59,10 +59,10 @@ def build_child(attempt: int = 1, **changes: Any) -> ChildJob:
         "uid": f"job-{attempt}",
         "owner": Owner(names.KIND, "news", UID),
         "attempt": attempt,
-        "size": 2,
+        "completions": 2,
         "deleting": False,
         "complete": False,
-        "ending": False,
+        "failing": False,
         "failed": None,
         **changes,
     }
@@ -82,35 +82,35 @@ def build_pod(index: int = 0, attempt: int = 1, **changes: Any) -> PodState:
         "address": f"10.0.0.{index + 1}",
         "started": True,
         "waiting": None,
-        "finished": None,
-        "deleted_at": None,
+        "terminated": None,
+        "deletion_requested_at": None,
         "disruption": None,
         **changes,
     }
     return PodState(**values)
 
 
-def end(exit_code: int | None, seconds_ago: float = 10, reason: str = "Error", **report: Any) -> Finished:
-    """The end of a container; with keywords, a Report with them as its termination message."""
+def end(exit_code: int | None, seconds_ago: float = 10, reason: str = "Error", **report: Any) -> Terminated:
+    """Return the state of a terminated container. Keyword arguments are the fields of the Report in its termination message."""
     message = json.dumps({"attempt": 1, **report}) if report else ""
-    return Finished(exit_code, reason, message, ago(seconds_ago))
+    return Terminated(exit_code, reason, message, ago(seconds_ago))
 
 
-def failed_with(reason: str, exit_code: int = 1, seconds_ago: float = 10, **failure: Any) -> Finished:
-    """The end of a container that says why."""
-    told = {"reason": reason, "message": f"{reason} it was", **failure}
-    return end(exit_code, seconds_ago, phase="Failed", failure=told)
+def failed_with(reason: str, exit_code: int = 1, seconds_ago: float = 10, **failure: Any) -> Terminated:
+    """Return the state of a terminated container whose report has the reason of its failure."""
+    reported = {"reason": reason, "message": f"message of {reason}", **failure}
+    return end(exit_code, seconds_ago, phase="Failed", failure=reported)
 
 
 def observe(*pods: PodState, status: FineTuneJobStatus | None = None, **changes: Any) -> Observation:
-    """A job of two nodes in its first attempt."""
+    """Return the observation of a job of two nodes in its first attempt."""
     default = FineTuneJobStatus(phase="Running", reason="Training", attempt=1)
     values = {"job": build_record(status or default), "jobs": [build_child()], "pods": list(pods), **changes}
     return Observation(**values)
 
 
 def running(seconds: float = 60, attempt: int = 1, **changes: Any) -> FineTuneJobStatus:
-    """The status of a job whose present attempt has trained for so long, and was created a little earlier."""
+    """Return the status of a job whose current attempt has run for ``seconds`` and was created 10 s earlier."""
     values = {
         "observed_generation": 1,
         "phase": "Running",
@@ -128,7 +128,7 @@ def running(seconds: float = 60, attempt: int = 1, **changes: Any) -> FineTuneJo
 
 
 def job_manifest(spec: Any = None, status: Any = None, **metadata: Any) -> Manifest:
-    """A FineTuneJob as the API server has it."""
+    """Return a FineTuneJob as the API server returns it."""
     common = {"namespace": KEY.namespace, "name": KEY.name, "uid": UID, "generation": 1}
     status = status.to_wire() if isinstance(status, FineTuneJobStatus) else status
     times = {"creationTimestamp": write_time(ago(100))}
@@ -136,7 +136,7 @@ def job_manifest(spec: Any = None, status: Any = None, **metadata: Any) -> Manif
 
 
 def child_manifest(attempt: int = 1, uid: str = UID, **changes: Any) -> Manifest:
-    """A Job as the API server has it, of the FineTuneJob with that uid."""
+    """Return a Job of the FineTuneJob with that uid, as the API server returns it."""
     owner = {"apiVersion": names.API_VERSION, "kind": names.KIND, "name": KEY.name, "uid": uid, "controller": True}
     return {
         "metadata": {
@@ -154,7 +154,7 @@ def child_manifest(attempt: int = 1, uid: str = UID, **changes: Any) -> Manifest
 
 
 def pod_manifest(index: int = 0, attempt: int = 1, state: Manifest | None = None, **status: Any) -> Manifest:
-    """A pod as the API server has it; by default its container runs."""
+    """Return a pod as the API server returns it. By default its container runs."""
     owner = {"kind": "Job", "name": names.attempt_name(KEY.name, attempt), "uid": f"job-{attempt}", "controller": True}
     state = {"running": {"startedAt": write_time(ago(50))}} if state is None else state
     return {

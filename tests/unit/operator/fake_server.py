@@ -1,6 +1,6 @@
-"""As much of an API server as the operator's own modules ask for, in memory: it stands where the Kubernetes client would.
+"""An in-memory API server that supports the requests of the operator's own modules. It replaces the Kubernetes client.
 
-What the real one decides (schema, CEL, garbage collection, watches) is for the tests on a cluster.
+It has no schema, CEL rules, garbage collection or watches. Tests on a cluster cover these.
 """
 
 import copy
@@ -14,11 +14,11 @@ from finetune_operator.cluster.api import Api
 from finetune_operator.observed import Manifest, write_time
 from unit.operator.builders import NOW
 
-Place = tuple[str, str, str]
+ObjectKey = tuple[str, str, str]
 
 
 class Answer:
-    """A response of the client."""
+    """A response as the Kubernetes client returns it."""
 
     def __init__(self, status: int, body: Any, headers: Mapping[str, str] | None = None) -> None:
         self.status = status
@@ -34,18 +34,18 @@ def refusal(code: int, reason: str, message: str = "no", **headers: str) -> Answ
 
 
 class Killed(BaseException):
-    """The process that asked has come to its end."""
+    """Ends the process that sent the request."""
 
 
 class FakeServer:
-    """Objects by plural, namespace and name. requests: what was asked for, as "METHOD plural name"; bodies: what came with it.
+    """Holds objects by plural, namespace and name. requests: every request, as "METHOD plural name". bodies: their bodies.
 
-    answers: for a method and a plural, as "POST jobs" or "GET pods in team", what is answered instead. kill_after: after so many
-    writes that went through from the start, whoever asked is killed before it reads the answer.
+    answers: fixed answers by method and plural, as "POST jobs" or "GET pods in team". done: all successful writes. kill_after:
+    number of successful writes after which the client is killed before it reads the answer.
     """
 
     def __init__(self, now: Callable[[], datetime.datetime] = lambda: NOW) -> None:
-        self.objects: dict[Place, Manifest] = {}
+        self.objects: dict[ObjectKey, Manifest] = {}
         self.requests: list[str] = []
         self.bodies: list[Any] = []
         self.answers: dict[str, Answer | Exception] = {}
@@ -58,7 +58,7 @@ class FakeServer:
         return Api(self, **options)  # type: ignore[arg-type]
 
     def put(self, plural: str, manifest: Manifest) -> Manifest:
-        """An object that somebody else wrote."""
+        """Store an object as if another client wrote it."""
         metadata = manifest["metadata"]
         self.version += 1
         metadata.setdefault("uid", f"uid-{self.version}")
@@ -68,7 +68,7 @@ class FakeServer:
         return manifest
 
     def take(self, plural: str, name: str, namespace: str = "team") -> Manifest:
-        """An object as it is now."""
+        """Return an object in its current state."""
         return self.objects[plural, namespace, name]
 
     def names_of(self, plural: str) -> list[str]:
@@ -102,33 +102,35 @@ class FakeServer:
                 raise Killed
         return answer
 
-    def _answer(self, method: str, place: Place, query: dict[str, str], body: Any) -> Answer:
-        plural, namespace, name = place
+    def _answer(self, method: str, key: ObjectKey, query: dict[str, str], body: Any) -> Answer:
+        plural, namespace, name = key
         if method == "GET" and not name:
-            return Answer(200, {"metadata": {"resourceVersion": str(self.version)}, "items": list(self._select(place, query))})
+            return Answer(200, {"metadata": {"resourceVersion": str(self.version)}, "items": list(self._select(key, query))})
         if method == "POST":
             if (plural, namespace, body["metadata"]["name"]) in self.objects:
                 return refusal(409, "AlreadyExists")
             return Answer(201, self.put(plural, copy.deepcopy(body)))
-        there = self.objects.get(place)
-        if there is None:
+        stored = self.objects.get(key)
+        if stored is None:
             return refusal(404, "NotFound")
         if method == "GET":
-            return Answer(200, there)
-        asked = body.get("preconditions", body.get("metadata", {}))
-        if any(field in asked and asked[field] != there["metadata"][field] for field in ("uid", "resourceVersion")):
+            return Answer(200, stored)
+        preconditions = body.get("preconditions", body.get("metadata", {}))
+        if any(
+            field in preconditions and preconditions[field] != stored["metadata"][field] for field in ("uid", "resourceVersion")
+        ):
             return refusal(409, "Conflict")
         if method == "DELETE":
-            return Answer(200, self.objects.pop(place))
+            return Answer(200, self.objects.pop(key))
         if method == "PATCH":
             ours = {"manager": names.FIELD_MANAGER, "subresource": "status", "time": write_time(self._now())}
-            metadata = {**there["metadata"], "managedFields": [ours]}
-            return Answer(200, self.put(plural, {**there, "metadata": metadata, "status": body["status"]}))
-        return Answer(200, self.put(plural, {**body, "metadata": {**there["metadata"], **body["metadata"]}}))
+            metadata = {**stored["metadata"], "managedFields": [ours]}
+            return Answer(200, self.put(plural, {**stored, "metadata": metadata, "status": body["status"]}))
+        return Answer(200, self.put(plural, {**body, "metadata": {**stored["metadata"], **body["metadata"]}}))
 
-    def _select(self, place: Place, query: dict[str, str]) -> Iterator[Manifest]:
+    def _select(self, kind: ObjectKey, query: dict[str, str]) -> Iterator[Manifest]:
         for (plural, namespace, _), manifest in self.objects.items():
-            if plural == place[0] and place[1] in ("", namespace):
+            if plural == kind[0] and kind[1] in ("", namespace):
                 labels = manifest["metadata"].get("labels", {})
                 if _matches(query.get("labelSelector", ""), lambda key, labels=labels: labels.get(key)) and _matches(
                     query.get("fieldSelector", ""), lambda path, manifest=manifest: _field(manifest, path)

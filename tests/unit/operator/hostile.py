@@ -1,4 +1,4 @@
-"""Specs of somebody who wants more than a training: each is refused with a sentence, or comes to nothing."""
+"""Specs of a malicious user. Each is either refused with a sentence or accepted and harmless."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ KEYS = (
 
 @dataclasses.dataclass(frozen=True)
 class Hostile:
-    """One spec. says: what the refusal must contain, a field's name; None for one that is accepted and harmless."""
+    """A malicious spec. says: text that the refusal must contain, or None if the spec is accepted and harmless."""
 
     name: str
     spec: Object
@@ -63,7 +63,7 @@ def _pod(name: str, pod: Object, says: str | None) -> Hostile:
 
 
 def hostile_specs() -> Iterator[Hostile]:
-    """All of them."""
+    """Yield all hostile specs."""
     yield _pod("privileged", {"privileged": True}, "privileged")
     yield _pod("privileged in the security context", {"securityContext": {"privileged": True}}, "privileged")
     yield _pod("capabilities", {"securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}}, "capabilities")
@@ -73,24 +73,24 @@ def hostile_specs() -> Iterator[Hostile]:
     for field in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace", "automountServiceAccountToken"):
         yield _pod(field, {field: True}, field)
     yield _pod("another service account", {"serviceAccountName": "admin"}, "serviceAccountName")
-    yield _pod("a node of its choice", {"nodeName": "control-plane"}, "nodeName")
+    yield _pod("a chosen node", {"nodeName": "control-plane"}, "nodeName")
     yield _pod("another container", {"containers": [{"name": "x", "image": "x"}]}, "containers")
     yield _pod("an init container", {"initContainers": [{"name": "x", "image": "x"}]}, "initContainers")
     yield _pod("another command", {"command": ["sh"]}, "command")
-    yield _pod("hosts of its own", {"hostAliases": [{"ip": "10.0.0.1", "hostnames": ["huggingface.co"]}]}, "hostAliases")
+    yield _pod("additional host aliases", {"hostAliases": [{"ip": "10.0.0.1", "hostnames": ["huggingface.co"]}]}, "hostAliases")
     yield from _volumes()
     for name in VARIABLES:
-        yield _pod(f"variable {name}", {"env": [{"name": name, "value": "/mnt/evil.so"}]}, "operator's own")
+        yield _pod(f"variable {name}", {"env": [{"name": name, "value": "/mnt/evil.so"}]}, "the operator sets this variable")
     yield _pod("a variable with a newline in its name", {"env": [{"name": "A\nLD_PRELOAD", "value": "x"}]}, "name")
     yield _pod(
         "a variable of the downward API", {"env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}]}, "fieldRef"
     )
     for key in KEYS:
-        yield _pod(f"label {key}", {"labels": {key: "x"}}, "not free")
-        yield _pod(f"annotation {key}", {"annotations": {key: "x"}}, "not free")
+        yield _pod(f"label {key}", {"labels": {key: "x"}}, "reserved")
+        yield _pod(f"annotation {key}", {"annotations": {key: "x"}}, "reserved")
     apparmor = "container.apparmor.security.beta.kubernetes.io/trainer"
-    yield _pod("no AppArmor", {"annotations": {apparmor: "unconfined"}}, "not free")
-    yield from _too_much()
+    yield _pod("no AppArmor", {"annotations": {apparmor: "unconfined"}}, "reserved")
+    yield from _excessive_values()
 
 
 def _volumes() -> Iterator[Hostile]:
@@ -105,10 +105,10 @@ def _volumes() -> Iterator[Hostile]:
     for path in ("/", "/etc/finetune", "/tmp", "/mnt", "/mnt/../etc", "/finetune/output", "/mnt/a:b", "mnt/x"):
         yield _pod(f"volume at {path}", {"volumes": [{"mountPath": path, "configMap": {"name": "x"}}]}, "mountPath")
     climbing = {"mountPath": "/mnt/x", "claim": {"claimName": "x", "path": "../.."}}
-    yield _pod("a path out of a claim", {"volumes": [climbing]}, "path")
+    yield _pod("a path that leaves the claim", {"volumes": [climbing]}, "path")
 
 
-def _too_much() -> Iterator[Hostile]:
+def _excessive_values() -> Iterator[Hostile]:
     yield Hostile("a million nodes", {**MINIMAL, "distributed": {"nodes": 10**6}}, "nodes")
     yield Hostile("a million GPUs", {**MINIMAL, "distributed": {"gpusPerNode": 10**6}}, "gpusPerNode")
     yield Hostile("a sample of a megabyte", {**MINIMAL, "samples": [{"text": "x" * 2**20}]}, "text")
@@ -123,7 +123,7 @@ def _too_much() -> Iterator[Hostile]:
         "control characters in a claim's name", {"volumes": [{"mountPath": "/mnt/x", "claim": {"claimName": "a\n"}}]}, "claimName"
     )
     yield _pod("control characters in a label", {"labels": {"a": "b\u0000"}}, "labels")
-    # What looks like control is only data.
+    # These specs only look dangerous.
     yield Hostile("control characters in a sample", {**MINIMAL, "samples": [{"text": "\u0001\u0007\u001b[2J"}]}, None)
     yield Hostile(
         "a column named like a path", {**MINIMAL, "datasets": [{"hub": {"name": "c/d"}, "columns": {"text": "../x\n"}}]}, None

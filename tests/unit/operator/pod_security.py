@@ -1,4 +1,4 @@
-"""Pod Security "restricted", as the Kubernetes documentation has it, for a pod's template.
+"""Checks a pod template against Pod Security "restricted", as the Kubernetes documentation defines it.
 
 https://kubernetes.io/docs/concepts/security/pod-security-standards/ (v1.36): every row of "baseline" and of "restricted".
 """
@@ -37,17 +37,17 @@ PROFILES = ("RuntimeDefault", "Localhost")
 
 
 def violations(template: Object) -> list[str]:
-    """What "restricted" objects to; empty if nothing."""
+    """Return the violations of "restricted"; empty if there are none."""
     spec, metadata = template["spec"], template.get("metadata", {})
-    found = [*_of_the_pod(spec), *_of_annotations(metadata.get("annotations", {}))]
+    found = [*_pod_violations(spec), *_annotation_violations(metadata.get("annotations", {}))]
     context = spec.get("securityContext", {})
     for kind in ("containers", "initContainers", "ephemeralContainers"):
         for container in spec.get(kind, ()):
-            found += [f"{kind}: {problem}" for problem in _of_a_container(container, context)]
+            found += [f"{kind}: {problem}" for problem in _container_violations(container, context)]
     return found
 
 
-def _of_the_pod(spec: Object) -> Iterator[str]:
+def _pod_violations(spec: Object) -> Iterator[str]:
     context = spec.get("securityContext", {})
     for field in ("hostNetwork", "hostPID", "hostIPC"):
         if spec.get(field):
@@ -60,18 +60,18 @@ def _of_the_pod(spec: Object) -> Iterator[str]:
             yield f"sysctl {sysctl['name']}"
     if context.get("runAsUser") == 0:
         yield "runAsUser 0"
-    yield from _of_profiles(context)
+    yield from _profile_violations(context)
 
 
-def _of_annotations(annotations: Object) -> Iterator[str]:
+def _annotation_violations(annotations: Object) -> Iterator[str]:
     for key, value in annotations.items():
         named = value in ("", "runtime/default") or value.startswith("localhost/")
         if key.startswith("container.apparmor.security.beta.kubernetes.io/") and not named:
             yield f"annotation {key}"
 
 
-def _of_profiles(context: Object) -> Iterator[str]:
-    """Of a pod or a container: what both may say."""
+def _profile_violations(context: Object) -> Iterator[str]:
+    """Check the fields that a pod and a container have in common."""
     if context.get("windowsOptions", {}).get("hostProcess"):
         yield "hostProcess"
     selinux = context.get("seLinuxOptions", {})
@@ -82,9 +82,9 @@ def _of_profiles(context: Object) -> Iterator[str]:
             yield field
 
 
-def _of_a_container(container: Object, pod: Object) -> Iterator[str]:
+def _container_violations(container: Object, pod: Object) -> Iterator[str]:
     context = container.get("securityContext", {})
-    yield from _of_profiles(context)
+    yield from _profile_violations(context)
     if context.get("privileged"):
         yield "privileged"
     if context.get("allowPrivilegeEscalation") is not False:

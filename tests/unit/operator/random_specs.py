@@ -1,4 +1,4 @@
-"""Random specs that the models accept, drawn from the schema of the CRD: a field that is added later is drawn too."""
+"""Random specs that the models accept. They are drawn from the schema of the CRD, and so include all its fields."""
 
 import copy
 import functools
@@ -14,18 +14,18 @@ from finetune_api.crd import custom_resource_definition
 from finetune_api.spec import TASKS, FineTuneJobSpec
 
 Object = dict[str, Any]
-# Rules of which each kind of object follows one; both forms as the CRD's CEL rules write them.
+# The two forms of CEL rules in the CRD that relate two fields of one object.
 _EXACTLY_ONE = re.compile(r"has\(self\.(\w+)\) != has\(self\.(\w+)\)")
 _NOT_BOTH = re.compile(r"!\(has\(self\.(\w+)\) && has\(self\.(\w+)\)\)")
 _QUANTITIES = st.sampled_from([1, 2, "1", "500m", "64Mi", "1Gi", "0.5", "2k"])
 _SIZES = st.sampled_from([1000, "64Mi", "1Gi", "2k"])
-# No more is asked for than is allowed, and devices are asked for by the limit: the API server holds users to both.
+# Requests never exceed limits, and devices have limits only. The API server enforces both.
 _REQUESTS = {"cpu": st.sampled_from([1, "1", "500m", "0.5"]), "memory": _SIZES, "ephemeral-storage": _SIZES}
 _LIMITS = {"cpu": st.sampled_from([2, "2", "1500m"]), "memory": st.just("2Gi"), "example.com/fpga": st.sampled_from([1, "2"])}
 _LABEL = r"[a-z]([a-z0-9-]{0,8}[a-z0-9])?"
 _KEYS = st.from_regex(rf"({_LABEL}\.(com|dev|io)/)?{_LABEL}", fullmatch=True)
 _VALUES = st.from_regex(_LABEL, fullmatch=True)
-# Drawn always: they are what this is about.
+# These fields are always drawn, because the tests are about them.
 _ALWAYS = {"pod", "output", "env", "volumes", "labels", "annotations", "securityContext"}
 _PATHS = st.from_regex(r"(\.?[A-Za-z0-9][A-Za-z0-9._ -]{0,8})(/\.?[A-Za-z0-9][a-z0-9._-]{0,8}){0,2}", fullmatch=True)
 _TOLERATIONS = st.sampled_from(
@@ -49,7 +49,7 @@ _AFFINITIES = st.sampled_from(
         },
     ]
 )
-# Where the API server knows more than our schema: values of these fields are drawn as users write them.
+# The API server checks more than the schema for these fields. Their values are drawn as users write them.
 _KNOWN: dict[str, st.SearchStrategy[Any]] = {
     "affinity": _AFFINITIES,
     "arguments": st.sampled_from([{}, {"weight_decay": 0.1}]),
@@ -80,15 +80,15 @@ def _schema() -> Object:
 
 
 @functools.cache
-def _drawn() -> st.SearchStrategy[Any]:
-    return _of(_schema())
+def _spec_strategy() -> st.SearchStrategy[Any]:
+    return _strategy_for(_schema())
 
 
 @st.composite
 def specs(draw: st.DrawFn) -> Object:
-    """A spec as a user writes it, which the models accept."""
-    spec: Object = copy.deepcopy(draw(_drawn()))
-    _reconcile(spec)
+    """Draw a spec that the models accept, with the field names that users write."""
+    spec: Object = copy.deepcopy(draw(_spec_strategy()))
+    _satisfy_cross_field_rules(spec)
     try:
         FineTuneJobSpec.model_validate(spec, by_alias=True, by_name=False)
     except pydantic.ValidationError:
@@ -96,13 +96,14 @@ def specs(draw: st.DrawFn) -> Object:
     return spec
 
 
-def _reconcile(spec: Object) -> None:
-    """What rules over several fields ask for, where chance would hardly find it."""
+def _satisfy_cross_field_rules(spec: Object) -> None:
+    """Change a spec so that it satisfies the rules over several fields, which random values would rarely satisfy."""
     for volume in [spec.get("output", {}).get("volume") or {}]:
         volume.pop("accessMode", None)
     spec.get("output", {}).get("retention", {}).pop("whenFinished", None)
     spec.get("training", {}).pop("perDeviceBatchSize", None)
-    for name in ("classification", "maskedLM", "sft", "dpo", "evaluation", "samples"):  # what follows from the task, not to pods
+    # These depend on the task and do not change pods.
+    for name in ("classification", "maskedLM", "sft", "dpo", "evaluation", "samples"):
         spec.pop(name, None)
     spec["model"].pop("quantization", None)
     spec.get("training", {}).pop("loop", None)
@@ -124,7 +125,7 @@ def _reconcile(spec: Object) -> None:
             del pod[field]
 
 
-def _of(schema: Object, name: str = "") -> st.SearchStrategy[Any]:
+def _strategy_for(schema: Object, name: str = "") -> st.SearchStrategy[Any]:
     if name in _KNOWN:
         return _KNOWN[name]
     if "enum" in schema:
@@ -135,7 +136,7 @@ def _of(schema: Object, name: str = "") -> st.SearchStrategy[Any]:
         case "object":
             return _object(schema)
         case "array":
-            return st.lists(_of(schema["items"]), min_size=schema.get("minItems", 0), max_size=3)
+            return st.lists(_strategy_for(schema["items"]), min_size=schema.get("minItems", 0), max_size=3)
         case "string":
             return _text(schema)
         case "integer":
@@ -158,8 +159,8 @@ def _text(schema: Object) -> st.SearchStrategy[str]:
 def _object(schema: Object) -> st.SearchStrategy[Object]:
     fields = schema.get("properties")
     if fields is None:
-        return st.dictionaries(_KEYS, _of(schema["additionalProperties"]), max_size=3)
-    must = set(schema.get("required", ()))
+        return st.dictionaries(_KEYS, _strategy_for(schema["additionalProperties"]), max_size=3)
+    required = set(schema.get("required", ()))
     rules = [rule["rule"] for rule in schema.get("x-kubernetes-validations", ())]
     unions = [found.groups() for rule in rules if (found := _EXACTLY_ONE.fullmatch(rule))]
     exclusive = [found.groups() for rule in rules if (found := _NOT_BOTH.fullmatch(rule))]
@@ -173,8 +174,8 @@ def _object(schema: Object) -> st.SearchStrategy[Object]:
                 del values[other]
         return values
 
-    always = must | _ALWAYS | {name for pair in unions for name in pair}
-    needed = {name: _of(field, name) for name, field in fields.items() if name in always}
-    free = {name: _of(field, name) for name, field in fields.items() if name not in needed}
+    always = required | _ALWAYS | {name for pair in unions for name in pair}
+    needed = {name: _strategy_for(field, name) for name, field in fields.items() if name in always}
+    free = {name: _strategy_for(field, name) for name, field in fields.items() if name not in needed}
     coins = st.lists(st.booleans(), min_size=len(unions), max_size=len(unions))
     return st.tuples(st.fixed_dictionaries(needed, optional=free), coins).map(choose)

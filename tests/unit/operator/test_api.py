@@ -1,4 +1,4 @@
-"""Requests to the API server: what is guarded, what an answer means, what is no error."""
+"""Requests to the API server: the write check, preconditions, errors and counts."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def api(server: FakeServer) -> Api:
 
 async def test_nothing_is_written_without_leadership(server: FakeServer, api: Api) -> None:
     server.put("finetunejobs", job_manifest())
-    api.guard(_refuse)
+    api.set_write_check(_refuse)
     for write in (
         api.create("Job", child_manifest()),
         api.update("Lease", child_manifest()),
@@ -38,18 +38,18 @@ async def test_nothing_is_written_without_leadership(server: FakeServer, api: Ap
     assert len(await api.list_all("FineTuneJob", None)) == 1
 
 
-async def test_the_lease_itself_is_written_by_those_who_do_not_lead_yet(server: FakeServer, api: Api) -> None:
-    api.guard(_refuse)
-    await api.unguarded().create("Lease", {"metadata": {"namespace": "system", "name": "operator"}})
+async def test_the_lease_itself_is_written_before_leadership(server: FakeServer, api: Api) -> None:
+    api.set_write_check(_refuse)
+    await api.without_write_check().create("Lease", {"metadata": {"namespace": "system", "name": "operator"}})
     assert server.requests == ["POST leases"]
 
 
-async def test_what_is_not_there_is_none_and_its_deletion_no_error(api: Api) -> None:
+async def test_a_missing_object_is_read_as_none_and_its_deletion_is_no_error(api: Api) -> None:
     assert await api.get("Job", KEY.namespace, "news-1") is None
     await api.delete("Job", KEY.namespace, "news-1", "job-1")
 
 
-async def test_a_deletion_hits_that_very_object_only(server: FakeServer, api: Api) -> None:
+async def test_a_deletion_deletes_only_the_object_with_the_given_uid(server: FakeServer, api: Api) -> None:
     server.put("jobs", child_manifest())
     await api.delete("Job", KEY.namespace, "news-1", "another")
     assert server.names_of("jobs") == ["news-1"]
@@ -58,7 +58,7 @@ async def test_a_deletion_hits_that_very_object_only(server: FakeServer, api: Ap
 
 
 @pytest.mark.parametrize("field", ["uid", "resourceVersion"])
-async def test_a_status_is_written_to_what_was_observed_only(server: FakeServer, api: Api, field: str) -> None:
+async def test_a_status_is_written_only_to_the_observed_version(server: FakeServer, api: Api, field: str) -> None:
     there = server.put("finetunejobs", job_manifest())["metadata"]
     metadata = {"namespace": KEY.namespace, "name": KEY.name, "uid": UID, "resourceVersion": there["resourceVersion"]}
     with pytest.raises(ApiError) as caught:
@@ -95,7 +95,7 @@ async def test_every_refusal_is_an_api_error(
 
 
 @pytest.mark.parametrize(
-    ("code", "message", "by_rbac"),
+    ("code", "message", "forbidden_by_rbac"),
     [
         (
             403,
@@ -107,11 +107,13 @@ async def test_every_refusal_is_an_api_error(
         (404, "cannot create resource", False),
     ],
 )
-def test_a_right_that_the_operator_lacks_is_told_from_what_the_cluster_demands(code: int, message: str, by_rbac: bool) -> None:
-    assert ApiError(code, "Forbidden", message, 0.0).by_rbac == by_rbac
+def test_a_missing_rbac_permission_is_distinguished_from_a_refusal_by_admission(
+    code: int, message: str, forbidden_by_rbac: bool
+) -> None:
+    assert ApiError(code, "Forbidden", message, 0.0).forbidden_by_rbac == forbidden_by_rbac
 
 
-async def test_every_answer_is_counted_with_the_verb_of_rbac(server: FakeServer) -> None:
+async def test_every_response_is_counted_with_its_rbac_verb(server: FakeServer) -> None:
     counted: list[tuple[str, str, int]] = []
     api = server.api(count=lambda *answer: counted.append(answer))
     await api.list_all("Pod", None, labelSelector="a=b")

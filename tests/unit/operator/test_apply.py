@@ -1,4 +1,4 @@
-"""Children are created once; a name that is taken is ours only if the owner's uid says so."""
+"""Creation of children: each is created once, and an existing object is used only if its owner uid matches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,19 +22,19 @@ def server() -> FakeServer:
     return FakeServer()
 
 
-async def create(server: FakeServer, told: list[bool] | None = None, **spec: Any) -> Created | Blocked | Refused:
-    """Create the first attempt's children. told: what the builder was told of the claim, in the end."""
+async def create(server: FakeServer, adoptions: list[bool] | None = None, **spec: Any) -> Created | Blocked | Refused:
+    """Create the children of the first attempt. adoptions: receives the last argument that the builder got."""
 
     def build(adopted: bool) -> Sequence[Manifest]:
-        if told is not None:
-            told[:] = [adopted]
+        if adoptions is not None:
+            adoptions[:] = [adopted]
         return build_children(Plan(KEY.namespace, KEY.name, UID, 1, build_spec(**spec), 2, IMAGE, 3, adopted=adopted))
 
     return await create_children(server.api(), KEY.namespace, KEY.name, UID, build)
 
 
 def claim(**metadata: Any) -> Manifest:
-    """The claim as a FineTuneJob of this name would have left it."""
+    """Return the output claim that a FineTuneJob of this name leaves behind."""
     common = {"namespace": KEY.namespace, "name": CLAIM, "labels": {names.LABEL_JOB: KEY.name}}
     return {"metadata": {**common, "annotations": {names.ANNOTATION_OWNER_UID: UID}, **metadata}}
 
@@ -43,14 +43,14 @@ def owned_by(kind: str, uid: str) -> dict[str, Any]:
     return {"ownerReferences": [{"kind": kind, "name": KEY.name, "uid": uid, "controller": True}]}
 
 
-async def test_all_children_are_created_the_claim_last(server: FakeServer) -> None:
+async def test_all_children_are_created_with_the_claim_last(server: FakeServer) -> None:
     answer = await create(server)
     assert isinstance(answer, Created)
     assert (answer.job.name, answer.job.attempt, answer.job.owner is not None) == ("news-1", 1, True)
     assert server.writes() == ["POST services", "POST jobs", "POST configmaps", "POST persistentvolumeclaims"]
 
 
-async def test_what_is_there_from_an_earlier_try_is_left_as_it_is(server: FakeServer) -> None:
+async def test_children_of_an_earlier_try_stay_unchanged(server: FakeServer) -> None:
     first = await create(server)
     before = dict(server.objects)
     assert await create(server) == first
@@ -66,38 +66,40 @@ async def test_a_run_file_of_an_earlier_spec_is_not_used(server: FakeServer) -> 
     assert '"nodes": 4' not in server.take("configmaps", "news-1-11111111")["data"][names.RUN_FILE_NAME]
 
 
-async def test_a_claim_of_the_users_own_is_not_looked_at(server: FakeServer) -> None:
+async def test_a_claim_that_the_user_provides_is_not_read(server: FakeServer) -> None:
     await create(server, output={"claim": {"claimName": "mine"}})
     assert not any("persistentvolumeclaims" in request for request in server.requests)
 
 
-async def test_a_claim_that_an_earlier_job_of_the_name_left_is_adopted(server: FakeServer) -> None:
+async def test_a_claim_that_an_earlier_job_of_the_same_name_left_is_adopted(server: FakeServer) -> None:
     server.put("persistentvolumeclaims", claim(annotations={names.ANNOTATION_OWNER_UID: "another"}))
-    told = [False]
-    assert isinstance(await create(server, told), Created)
-    assert told == [True]
+    adoptions = [False]
+    assert isinstance(await create(server, adoptions), Created)
+    assert adoptions == [True]
     assert "POST persistentvolumeclaims" not in server.writes()
     assert '"adopted": true' in server.take("configmaps", "news-1-11111111")["data"][names.RUN_FILE_NAME]
 
 
-async def test_a_claim_that_this_very_job_made_is_its_own(server: FakeServer) -> None:
+async def test_a_claim_that_this_job_created_is_not_adopted(server: FakeServer) -> None:
     server.put("persistentvolumeclaims", claim())
-    told = [True]
-    assert isinstance(await create(server, told), Created)
-    assert told == [False]
+    adoptions = [True]
+    assert isinstance(await create(server, adoptions), Created)
+    assert adoptions == [False]
 
 
 @pytest.mark.parametrize(
     ("metadata", "answer"),
     [
-        pytest.param({"annotations": {}}, Refused, id="somebody's with that name"),
-        pytest.param({"annotations": {names.ANNOTATION_OWNER_UID: "another"}, "labels": {}}, Refused, id="without our label"),
-        pytest.param(owned_by("StatefulSet", "another"), Refused, id="of another kind of object"),
-        pytest.param(owned_by(names.KIND, "another"), Blocked, id="goes with an earlier job"),
+        pytest.param({"annotations": {}}, Refused, id="foreign claim with that name"),
+        pytest.param(
+            {"annotations": {names.ANNOTATION_OWNER_UID: "another"}, "labels": {}}, Refused, id="without the label of the job"
+        ),
+        pytest.param(owned_by("StatefulSet", "another"), Refused, id="owned by another kind of object"),
+        pytest.param(owned_by(names.KIND, "another"), Blocked, id="owned by an earlier job"),
         pytest.param({"deletionTimestamp": "2026-01-02T03:04:05Z"}, Blocked, id="is being deleted"),
     ],
 )
-async def test_a_claim_that_is_not_ours_is_found_before_anything_starts(
+async def test_a_foreign_claim_is_found_before_anything_starts(
     server: FakeServer, metadata: dict[str, Any], answer: type[object]
 ) -> None:
     server.put("persistentvolumeclaims", claim(**metadata))
@@ -108,11 +110,11 @@ async def test_a_claim_that_is_not_ours_is_found_before_anything_starts(
         assert found.reason is Reason.OUTPUT_CONFLICT
         assert f"output: {{claim: {{claimName: {CLAIM}}}}}" in found.message
     elif isinstance(found, Blocked):
-        assert (found.reason, found.by_people) == ("WaitingForDeletion", False)
+        assert (found.reason, found.needs_user_action) == ("WaitingForDeletion", False)
 
 
 @pytest.mark.parametrize(
-    ("metadata", "reason", "by_people"),
+    ("metadata", "reason", "needs_user_action"),
     [
         ({}, "NameTaken", True),
         (owned_by("Deployment", "another"), "NameTaken", True),
@@ -120,13 +122,13 @@ async def test_a_claim_that_is_not_ours_is_found_before_anything_starts(
         ({**owned_by(names.KIND, UID), "deletionTimestamp": "2026-01-02T03:04:05Z"}, "WaitingForDeletion", False),
     ],
 )
-async def test_a_service_that_is_not_ours_holds_the_job_up(
-    server: FakeServer, metadata: dict[str, Any], reason: str, by_people: bool
+async def test_a_foreign_service_blocks_the_job(
+    server: FakeServer, metadata: dict[str, Any], reason: str, needs_user_action: bool
 ) -> None:
     server.put("services", {"metadata": {"namespace": KEY.namespace, "name": names.service_name(KEY.name), **metadata}})
     answer = await create(server)
     assert isinstance(answer, Blocked)
-    assert (answer.reason, answer.by_people) == (reason, by_people)
+    assert (answer.reason, answer.needs_user_action) == (reason, needs_user_action)
     assert server.names_of("jobs") == []
 
 
@@ -149,7 +151,7 @@ RBAC = 'jobs.batch is forbidden: User "system:serviceaccount:a:b" cannot create 
         (400, "json: cannot unmarshal", Refused, "PodRejected"),
     ],
 )
-async def test_what_a_refusal_means(
+async def test_a_refusal_is_classified_by_its_code_and_message(
     server: FakeServer, code: int, message: str, answer: type[Blocked | Refused], reason: str
 ) -> None:
     server.answers["POST jobs"] = refusal(code, "Forbidden", message)
@@ -157,11 +159,11 @@ async def test_what_a_refusal_means(
     assert isinstance(found, answer)
     assert (found.reason, found.message) == (reason, f"Job news-1: {message}")
     if isinstance(found, Blocked):
-        assert found.by_people == (reason == "Forbidden")
+        assert found.needs_user_action == (reason == "Forbidden")
 
 
 @pytest.mark.parametrize("code", [0, 429, 500, 503])
-async def test_what_only_a_retry_can_mend_is_raised(server: FakeServer, code: int) -> None:
+async def test_an_error_that_only_a_retry_can_fix_is_raised(server: FakeServer, code: int) -> None:
     server.answers["POST jobs"] = OSError("no route") if code == 0 else refusal(code, "Whatever")
     with pytest.raises(ApiError):
         await create(server)

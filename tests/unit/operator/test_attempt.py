@@ -1,4 +1,4 @@
-"""What is done next about a job, over the states that it can be seen in."""
+"""The next step for a job, in each state in which it can be observed."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ import pytest
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.status import Attempt, FineTuneJobStatus, Progress, Resolved, Restarts
 from finetune_api.wire import Report
-from finetune_operator.observed import Observation, Owner, Whole, write_time
-from finetune_operator.policy.attempt import choose_image, decide, pod_to_ask
-from finetune_operator.policy.status import is_due, started
+from finetune_operator.observed import CreatedAttempt, Observation, Owner, write_time
+from finetune_operator.policy.attempt import choose_image, decide, pod_to_poll
+from finetune_operator.policy.status import attempt_created, is_write_due
 from unit.operator.builders import (
     IMAGE,
     NOW,
@@ -37,8 +37,8 @@ def test_a_new_job_gets_its_first_attempt() -> None:
     assert decision.create_attempt == 1
 
 
-def test_a_job_whose_children_are_there_has_started() -> None:
-    status = started(FineTuneJobStatus(), build_spec(), Whole(1, NOW, IMAGE, 2))
+def test_a_job_whose_children_were_created_has_started() -> None:
+    status = attempt_created(FineTuneJobStatus(), build_spec(), CreatedAttempt(1, NOW, IMAGE, 2))
     assert (status.phase, status.attempt, status.start_time) == ("Pending", 1, "2026-01-02T03:04:05Z")
     assert status.resolved == Resolved(image=IMAGE, nodes=2, processes=2)
     assert status.attempts == [Attempt(number=1, start_time="2026-01-02T03:04:05Z", nodes=2)]
@@ -54,15 +54,15 @@ def test_a_wrong_spec_fails_without_a_pod() -> None:
     assert decision.status.failure.hint is not None
 
 
-def test_a_job_waits_for_the_pods_of_an_earlier_one_of_its_name() -> None:
+def test_a_job_waits_for_the_pods_of_an_earlier_job_of_the_same_name() -> None:
     old = build_pod(0, job_uid="another")
     decision = decide(Observation(build_record(), pods=[old]), None, NOW)
     assert decision.create_attempt is None
     assert (decision.status.phase, decision.status.reason) == ("Pending", "WaitingForDeletion")
 
 
-def test_a_job_does_not_wait_for_what_a_finalizer_holds_of_an_earlier_one() -> None:
-    old = build_pod(0, job_uid="another", finished=end(0, 10), deleted_at=ago(20), due_at=ago(20))
+def test_a_job_does_not_wait_for_a_pod_of_an_earlier_job_that_only_a_finalizer_keeps() -> None:
+    old = build_pod(0, job_uid="another", terminated=end(0, 10), deletion_requested_at=ago(20), deletion_timestamp=ago(20))
     assert decide(Observation(build_record(), pods=[old]), None, NOW).create_attempt == 1
 
 
@@ -72,7 +72,7 @@ def test_a_job_of_another_uid_is_not_adopted() -> None:
     assert (decision.create_attempt, decision.status.reason) == (None, "WaitingForDeletion")
 
 
-def test_a_job_that_was_created_before_its_status_was_written_is_gone_through_again_and_not_duplicated() -> None:
+def test_a_job_that_was_created_before_its_status_was_written_is_created_again_and_not_duplicated() -> None:
     decision = decide(Observation(build_record(), jobs=[build_child()]), None, NOW)
     assert decision.create_attempt == 1
     later = decide(observe(status=in_restart(), jobs=[build_child(2)]), None, NOW)
@@ -80,29 +80,29 @@ def test_a_job_that_was_created_before_its_status_was_written_is_gone_through_ag
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
-def test_final_phases_are_latched_whatever_is_gone(phase: Any) -> None:
+def test_final_phases_are_kept_although_children_are_gone(phase: Any) -> None:
     status = FineTuneJobStatus(phase=phase, attempt=1)
     decision = decide(observe(status=status, jobs=[]), None, NOW)
-    assert (decision.create_attempt, decision.delete, decision.status) == (None, None, status)
+    assert (decision.create_attempt, decision.delete_child_job, decision.status) == (None, None, status)
 
 
-def test_pods_that_run_on_after_the_failure_are_stopped_but_not_before_the_job_controller_had_its_time() -> None:
-    stuck = [build_pod(0), build_pod(1, finished=end(1))]
+def test_pods_that_still_run_after_the_failure_are_stopped_once_the_job_controller_had_time_to_stop_them() -> None:
+    stuck = [build_pod(0), build_pod(1, terminated=end(1))]
 
     def failed(seconds_ago: float) -> FineTuneJobStatus:
         return FineTuneJobStatus(phase="Failed", attempt=1, completion_time=write_time(ago(seconds_ago)))
 
     soon = decide(Observation(build_record(failed(10)), [build_child()], stuck), None, NOW)
-    assert soon.delete is None
-    assert soon.again_seconds == 51
+    assert soon.delete_child_job is None
+    assert soon.requeue_after_seconds == 51
     late = decide(Observation(build_record(failed(61)), [build_child()], stuck), None, NOW)
-    assert late.delete == build_child()
+    assert late.delete_child_job == build_child()
 
 
-def test_logs_of_ended_pods_are_left_alone() -> None:
+def test_terminated_pods_are_kept_for_their_logs() -> None:
     status = FineTuneJobStatus(phase="Failed", attempt=1)
-    decision = decide(observe(build_pod(0, finished=end(1)), build_pod(1, finished=end(1)), status=status), None, NOW)
-    assert decision.delete is None
+    decision = decide(observe(build_pod(0, terminated=end(1)), build_pod(1, terminated=end(1)), status=status), None, NOW)
+    assert decision.delete_child_job is None
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_logs_of_ended_pods_are_left_alone() -> None:
         (None, "PodsPending"),
     ],
 )
-def test_a_gang_that_waits_says_for_what(waiting: tuple[str, str] | None, reason: str) -> None:
+def test_the_status_says_what_pods_wait_for(waiting: tuple[str, str] | None, reason: str) -> None:
     status = FineTuneJobStatus(phase="Pending", attempt=1)
     pods = [build_pod(0), build_pod(1, started=False, waiting=waiting)]
     decision = decide(observe(*pods, status=status), None, NOW)
@@ -126,7 +126,7 @@ def test_a_gang_that_waits_says_for_what(waiting: tuple[str, str] | None, reason
     assert "news-1-1" in (decision.status.message or "")
 
 
-def test_a_young_pod_is_not_complained_about() -> None:
+def test_the_wait_of_a_new_pod_is_not_explained() -> None:
     pod = build_pod(1, started=False, waiting=("Unschedulable", "unbound claims"), created=ago(1))
     decision = decide(observe(build_pod(0), pod, status=FineTuneJobStatus(phase="Pending", attempt=1)), None, NOW)
     assert decision.status.reason == "PodsPending"
@@ -141,9 +141,9 @@ def test_a_young_pod_is_not_complained_about() -> None:
         (None, "PodsPending"),
     ],
 )
-def test_a_gang_whose_pods_are_not_created_says_why(refusal: str | None, reason: str) -> None:
-    seen = observe(build_pod(0), status=FineTuneJobStatus(phase="Pending", attempt=1), refusal=refusal)
-    assert decide(seen, None, NOW).status.reason == reason
+def test_the_status_says_why_pods_are_not_created(refusal: str | None, reason: str) -> None:
+    observation = observe(build_pod(0), status=FineTuneJobStatus(phase="Pending", attempt=1), refusal=refusal)
+    assert decide(observation, None, NOW).status.reason == reason
 
 
 @pytest.mark.parametrize(
@@ -156,22 +156,22 @@ def test_a_gang_whose_pods_are_not_created_says_why(refusal: str | None, reason:
         (Report(attempt=9, phase="Running", step=3, total_steps=10), "Initializing", "2 pods started"),
     ],
 )
-def test_a_gang_that_runs_is_where_its_report_says(report: Report | None, phase: str, message: str) -> None:
-    seen = observe(build_pod(0), build_pod(1), status=FineTuneJobStatus(phase="Pending", attempt=1))
-    decision = decide(seen, report, NOW)
+def test_the_phase_of_running_pods_is_the_phase_of_their_report(report: Report | None, phase: str, message: str) -> None:
+    observation = observe(build_pod(0), build_pod(1), status=FineTuneJobStatus(phase="Pending", attempt=1))
+    decision = decide(observation, report, NOW)
     assert (decision.status.phase, decision.status.message) == (phase, message)
 
 
-def test_a_pod_that_does_not_answer_once_changes_nothing() -> None:
-    seen = observe(build_pod(0), build_pod(1), status=RUNNING)
-    decision = decide(seen, None, NOW)
+def test_a_single_unanswered_poll_changes_nothing() -> None:
+    observation = observe(build_pod(0), build_pod(1), status=RUNNING)
+    decision = decide(observation, None, NOW)
     assert decision.status.phase == "Running"
-    assert decision.again_seconds == 20
+    assert decision.requeue_after_seconds == 20
 
 
-def test_success_takes_its_figures_from_the_last_word() -> None:
-    word = end(0, evaluation={"step": 300, "metrics": {"accuracy": 0.98123456}}, **SUCCEEDED)
-    decision = decide(observe(build_pod(0, finished=word), build_pod(1, finished=end(0)), status=RUNNING), None, NOW)
+def test_success_takes_its_metrics_from_the_final_report() -> None:
+    report = end(0, evaluation={"step": 300, "metrics": {"accuracy": 0.98123456}}, **SUCCEEDED)
+    decision = decide(observe(build_pod(0, terminated=report), build_pod(1, terminated=end(0)), status=RUNNING), None, NOW)
     status = decision.status
     assert (status.phase, status.reason) == ("Succeeded", "Completed")
     assert status.message == "trained 300 steps, accuracy 0.9812 on the held-out data"
@@ -186,63 +186,63 @@ def test_a_complete_job_whose_pods_are_gone_has_succeeded() -> None:
     assert decision.status.phase == "Succeeded"
 
 
-def test_the_first_pods_success_waits_for_the_others() -> None:
-    decision = decide(observe(build_pod(0, finished=end(0, **SUCCEEDED)), build_pod(1), status=RUNNING), None, NOW)
+def test_success_of_the_first_pod_waits_for_the_other_pods() -> None:
+    decision = decide(observe(build_pod(0, terminated=end(0, **SUCCEEDED)), build_pod(1), status=RUNNING), None, NOW)
     assert decision.status.phase == "Running"
-    assert decision.again_seconds == 1
+    assert decision.requeue_after_seconds == 1
 
 
 def test_a_published_model_is_a_condition() -> None:
     spec = build_spec(publish={"repository": "team/news"})
-    word = end(0, published={"url": "https://hub/team/news", "commit": "abc"}, **SUCCEEDED)
-    seen = observe(build_pod(0, finished=word), build_pod(1, finished=end(0)), job=build_record(RUNNING, spec))
-    conditions = decide(seen, None, NOW).status.conditions or ()
+    report = end(0, published={"url": "https://hub/team/news", "commit": "abc"}, **SUCCEEDED)
+    observation = observe(build_pod(0, terminated=report), build_pod(1, terminated=end(0)), job=build_record(RUNNING, spec))
+    conditions = decide(observation, None, NOW).status.conditions or ()
     assert [(item.type, item.status, item.message) for item in conditions][1:] == [
         ("Published", "True", "pushed to https://hub/team/news")
     ]
 
 
-def test_a_failure_that_a_retry_may_heal_is_written_down_before_anything_is_deleted() -> None:
-    decision = decide(observe(build_pod(0), build_pod(1, deleted_at=ago(0)), status=RUNNING), None, NOW)
-    assert (decision.delete, decision.create_attempt) == (None, None)
+def test_a_retryable_failure_is_written_to_the_status_before_anything_is_deleted() -> None:
+    decision = decide(observe(build_pod(0), build_pod(1, deletion_requested_at=ago(0)), status=RUNNING), None, NOW)
+    assert (decision.delete_child_job, decision.create_attempt) == (None, None)
     assert (decision.status.phase, decision.status.reason, decision.status.attempt) == ("Restarting", "PodLost", 1)
     assert decision.status.restarts == Restarts(total=1, preemptions=1)
     assert decision.status.message == "preemption 1 of 100: pod news-1-1-x was deleted"
 
 
-def test_a_failure_that_no_retry_heals_is_final() -> None:
-    seen = observe(build_pod(0), build_pod(1, finished=failed_with("DataError", 64)), status=RUNNING)
-    status = decide(seen, None, NOW).status
-    assert (status.phase, status.reason, status.message) == ("Failed", "DataError", "DataError it was")
+def test_a_failure_that_is_not_retryable_is_final() -> None:
+    observation = observe(build_pod(0), build_pod(1, terminated=failed_with("DataError", 64)), status=RUNNING)
+    status = decide(observation, None, NOW).status
+    assert (status.phase, status.reason, status.message) == ("Failed", "DataError", "message of DataError")
     assert [(item.type, item.reason) for item in status.conditions or ()] == [("Failed", "DataError")]
 
 
-def test_the_last_restart_is_the_last() -> None:
+def test_a_failure_after_the_last_restart_ends_the_job() -> None:
     spent = Restarts(total=3, failures=3, charged=3)
     status = RUNNING.model_copy(update={"restarts": spent})
-    decision = decide(observe(build_pod(0), build_pod(1, finished=end(137, 9)), status=status), None, NOW)
+    decision = decide(observe(build_pod(0), build_pod(1, terminated=end(137, 9)), status=status), None, NOW)
     assert decision.status.phase == "Failed"
-    assert decision.status.message == "after 3 restarts: pod news-1-1-x ended with exit code 137, without a word"
+    assert decision.status.message == "after 3 restarts: pod news-1-1-x ended with exit code 137 and no report"
     assert decision.status.restarts == spent
 
 
 def test_a_restart_deletes_then_waits_then_creates() -> None:
     status = in_restart()
     first = decide(observe(build_pod(0), status=status), None, NOW)
-    assert (first.delete, first.create_attempt, first.status) == (
+    assert (first.delete_child_job, first.create_attempt, first.status) == (
         build_child(),
         None,
         status.model_copy(update={"observed_generation": 1}),
     )
     second = decide(observe(build_pod(0), jobs=[], job=build_record(status, written=5)), None, NOW)
-    assert (second.delete, second.create_attempt, second.status.message) == (None, None, None)
+    assert (second.delete_child_job, second.create_attempt, second.status.message) == (None, None, None)
     third = decide(observe(jobs=[], status=status), None, NOW)
     assert third.create_attempt == 2
 
 
-def test_a_restart_that_waits_long_says_for_which_pod() -> None:
-    seen = observe(build_pod(1), jobs=[], job=build_record(in_restart(), written=31))
-    assert decide(seen, None, NOW).status.message == "waiting for pod news-1-1-x on node-1 of attempt 1 to end"
+def test_a_restart_that_waits_long_names_the_pod() -> None:
+    observation = observe(build_pod(1), jobs=[], job=build_record(in_restart(), written=31))
+    assert decide(observation, None, NOW).status.message == "waiting for pod news-1-1-x on node-1 of attempt 1 to end"
 
 
 def test_later_attempts_keep_the_image_of_the_first() -> None:
@@ -253,51 +253,53 @@ def test_later_attempts_keep_the_image_of_the_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "pod", "asked"),
+    ("status", "pod", "polled"),
     [
         (RUNNING, {}, True),
         (RUNNING, {"started": False}, False),
-        (RUNNING, {"finished": end(0)}, False),
-        (RUNNING, {"deleted_at": ago(0)}, False),
+        (RUNNING, {"terminated": end(0)}, False),
+        (RUNNING, {"deletion_requested_at": ago(0)}, False),
         (RUNNING, {"address": None}, False),
         (RUNNING, {"job_uid": "another"}, False),
         (in_restart(), {}, False),
         (FineTuneJobStatus(phase="Failed", attempt=1), {}, False),
     ],
 )
-def test_only_the_running_first_pod_of_our_own_is_asked(status: FineTuneJobStatus, pod: dict[str, Any], asked: bool) -> None:
-    assert (pod_to_ask(observe(build_pod(0, **pod), build_pod(1), status=status)) is not None) == asked
+def test_only_the_running_first_pod_of_the_job_itself_is_polled(
+    status: FineTuneJobStatus, pod: dict[str, Any], polled: bool
+) -> None:
+    assert (pod_to_poll(observe(build_pod(0, **pod), build_pod(1), status=status)) is not None) == polled
 
 
 def test_a_stable_job_costs_no_write() -> None:
-    seen = observe(build_pod(0), build_pod(1), status=RUNNING)
-    first = decide(seen, None, NOW).status
+    observation = observe(build_pod(0), build_pod(1), status=RUNNING)
+    first = decide(observation, None, NOW).status
     again = decide(observe(build_pod(0), build_pod(1), status=first), None, NOW).status
-    assert not is_due(build_record(first, written=600), again, NOW)
+    assert not is_write_due(build_record(first, written=600), again, NOW)
 
 
 def test_progress_is_written_every_ten_seconds_and_a_phase_at_once() -> None:
     status = RUNNING.model_copy(update={"progress": Progress(step=1, total_steps=10)})
     further = status.model_copy(update={"progress": Progress(step=2, total_steps=10)})
-    assert not is_due(build_record(status, written=9), further, NOW)
-    assert is_due(build_record(status, written=10), further, NOW)
-    assert is_due(build_record(status, written=1), status.model_copy(update={"phase": "Publishing"}), NOW)
-    assert is_due(build_record(FineTuneJobStatus(), written=None), further, NOW)
+    assert not is_write_due(build_record(status, written=9), further, NOW)
+    assert is_write_due(build_record(status, written=10), further, NOW)
+    assert is_write_due(build_record(status, written=1), status.model_copy(update={"phase": "Publishing"}), NOW)
+    assert is_write_due(build_record(FineTuneJobStatus(), written=None), further, NOW)
 
 
-def test_a_job_keeps_its_uid_in_mind() -> None:
-    seen = observe(build_pod(0, job_uid="another"), build_pod(1), status=RUNNING)
-    assert [pod.index for pod in seen.pods_of(1)] == [1]
-    assert seen.job.uid == UID
+def test_only_pods_with_the_uid_of_the_job_count() -> None:
+    observation = observe(build_pod(0, job_uid="another"), build_pod(1), status=RUNNING)
+    assert [pod.index for pod in observation.pods_of(1)] == [1]
+    assert observation.job.uid == UID
 
 
-def test_a_gang_of_which_nobody_knows_yet_why_it_failed_says_so_and_charges_nothing() -> None:
-    victim = build_pod(0, finished=failed_with("CollectiveFailed", seconds_ago=20))
-    going = build_pod(1, deleted_at=ago(19), due_at=ago(-41))
-    seen = observe(victim, going, status=RUNNING, jobs=[build_child(ending=True)])
-    decision = decide(seen, None, NOW)
+def test_an_attempt_whose_failure_is_not_explained_yet_says_so_and_charges_no_restart() -> None:
+    failed_peer = build_pod(0, terminated=failed_with("CollectiveFailed", seconds_ago=20))
+    terminating = build_pod(1, deletion_requested_at=ago(19), deletion_timestamp=ago(-41))
+    observation = observe(failed_peer, terminating, status=RUNNING, jobs=[build_child(failing=True)])
+    decision = decide(observation, None, NOW)
     assert (decision.status.phase, decision.status.message) == (
         "Running",
-        "a pod has failed: waiting for the others, to know why",
+        "a pod has failed: waiting for the other pods to find the cause",
     )
-    assert (decision.status.restarts, decision.delete) == (Restarts(), None)
+    assert (decision.status.restarts, decision.delete_child_job) == (Restarts(), None)

@@ -1,4 +1,4 @@
-"""Many that ask for their children at the same time share lists, and each gets its own."""
+"""Concurrent reads of children share list requests, and each caller gets the children of its own job."""
 
 import asyncio
 
@@ -16,8 +16,8 @@ def name(number: int) -> str:
     return f"job-{number}"
 
 
-def belonging(manifest: Manifest, number: int) -> Manifest:
-    """The same, of another FineTuneJob."""
+def with_owner(manifest: Manifest, number: int) -> Manifest:
+    """Change a manifest so that it belongs to another FineTuneJob."""
     metadata = manifest["metadata"]
     metadata["labels"][names.LABEL_JOB] = name(number)
     metadata["name"] = metadata["name"].replace(KEY.name, name(number))
@@ -28,12 +28,12 @@ def belonging(manifest: Manifest, number: int) -> Manifest:
 def server() -> FakeServer:
     server = FakeServer()
     for number in range(130):
-        server.put("jobs", belonging(child_manifest(), number))
-        server.put("pods", belonging(pod_manifest(), number))
+        server.put("jobs", with_owner(child_manifest(), number))
+        server.put("pods", with_owner(pod_manifest(), number))
     return server
 
 
-async def test_those_that_ask_together_are_answered_from_few_lists_and_each_with_its_own(server: FakeServer) -> None:
+async def test_concurrent_callers_share_few_lists_and_each_gets_its_own_children(server: FakeServer) -> None:
     reader = ChildrenReader(server.api())
     keys = [Key("team", name(number)) for number in range(130)]
     answers = await asyncio.gather(*map(reader.read, keys))
@@ -43,7 +43,7 @@ async def test_those_that_ask_together_are_answered_from_few_lists_and_each_with
     assert len(server.requests) == 6
 
 
-async def test_one_that_comes_while_a_list_is_on_its_way_is_answered_by_the_next(server: FakeServer) -> None:
+async def test_a_caller_that_comes_during_a_list_is_served_by_the_next_list(server: FakeServer) -> None:
     reader = ChildrenReader(server.api())
     first = asyncio.create_task(reader.read(Key("team", name(1))))
     await asyncio.sleep(0)
@@ -53,7 +53,7 @@ async def test_one_that_comes_while_a_list_is_on_its_way_is_answered_by_the_next
     assert server.requests == ["GET jobs", "GET pods"] * 2
 
 
-async def test_an_error_reaches_all_who_asked_and_the_next_ask_anew(server: FakeServer) -> None:
+async def test_an_error_reaches_all_waiting_callers_and_the_next_call_lists_again(server: FakeServer) -> None:
     reader = ChildrenReader(server.api())
     server.answers["GET pods"] = refusal(500, "InternalError")
     failed = await asyncio.gather(*(reader.read(Key("team", name(number))) for number in range(3)), return_exceptions=True)
@@ -62,9 +62,9 @@ async def test_an_error_reaches_all_who_asked_and_the_next_ask_anew(server: Fake
     assert len((await reader.read(Key("team", name(2))))[1]) == 1
 
 
-async def test_who_gives_up_waiting_takes_nothing_from_the_others(server: FakeServer) -> None:
+async def test_a_cancelled_caller_does_not_affect_the_others(server: FakeServer) -> None:
     reader = ChildrenReader(server.api())
-    gone, stays = (asyncio.create_task(reader.read(Key("team", name(1)))) for _ in range(2))
+    cancelled, waiting = (asyncio.create_task(reader.read(Key("team", name(1)))) for _ in range(2))
     await asyncio.sleep(0)
-    gone.cancel()
-    assert len((await stays)[0]) == 1
+    cancelled.cancel()
+    assert len((await waiting)[0]) == 1

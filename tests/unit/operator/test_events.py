@@ -1,72 +1,72 @@
-"""Events are told once, after the status and beside the turns; one that can't be written is lost, and holds up nothing."""
-
-import asyncio
-import contextlib
+"""Which changes of the status are recorded as events."""
 
 import pytest
 
-from finetune_operator.cluster import events
-from finetune_operator.cluster.events import Events, build_event
-from finetune_operator.turn import Turn
-from unit.operator.builders import KEY, NOW, UID, build_record
-from unit.operator.fake_server import FakeServer, refusal
-
-STARTED = Turn("Normal", "Started", "Attempt 1 trains.", 1)
-LOST = Turn("Warning", "Restarting", "PodLost: gone", 1)
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.policy.events import build_events
 
 
-@pytest.fixture
-def server() -> FakeServer:
-    return FakeServer()
+def status(phase: str | None, reason: str | None = None, attempt: int | None = 1, message: str = "why") -> FineTuneJobStatus:
+    return FineTuneJobStatus.model_validate({"phase": phase, "reason": reason, "attempt": attempt, "message": message})
 
 
-def test_an_event_is_named_after_its_turn_and_tells_of_that_very_job() -> None:
-    event = build_event(build_record(), STARTED, NOW)
-    assert event["metadata"] == {"namespace": KEY.namespace, "name": f"news.{UID[:8]}.1.started"}
-    assert event["involvedObject"]["uid"] == UID
-    assert (event["type"], event["reason"], event["message"]) == ("Normal", "Started", "Attempt 1 trains.")
-
-
-def test_a_long_message_is_cut() -> None:
-    turn = Turn("Warning", "Failed", "x" * 5000, 1)
-    assert len(build_event(build_record(), turn, NOW)["message"]) == 1000
-
-
-async def test_what_is_told_twice_is_written_once(server: FakeServer) -> None:
-    teller = Events(server.api())
-    teller.tell(build_record(), [STARTED, STARTED], NOW)
-    await teller.finish()
-    assert len(server.names_of("events")) == 1
-
-
-async def test_workers_write_what_is_told_until_they_are_cancelled(server: FakeServer) -> None:
-    teller = Events(server.api())
-    work = asyncio.create_task(teller.run())
-    teller.tell(build_record(), [STARTED, LOST], NOW)
-    await asyncio.sleep(0.01)
-    assert len(server.names_of("events")) == 2
-    work.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await work
-
-
-@pytest.mark.parametrize("code", [0, 403, 404, 429, 500])
-async def test_an_event_that_can_not_be_written_is_lost_with_a_warning(
-    server: FakeServer, caplog: pytest.LogCaptureFixture, code: int
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (status(None, attempt=None), status("Pending", "PodsPending"), [("Normal", "Created", "Created the pods of attempt 1.")]),
+        (status("Pending", "PodsPending"), status("Pending", "Unschedulable"), [("Warning", "Unschedulable", "why")]),
+        (status("Pending", "Unschedulable"), status("Pending", "PodsPending"), []),
+        (status("Initializing"), status("Running", "Training"), [("Normal", "Started", "Attempt 1 trains.")]),
+        (status("Running", "Training"), status("Running", "Training", message="further"), []),
+        (status("Running"), status("Publishing"), [("Normal", "Publishing", "why")]),
+        (status(None, attempt=None), status("Pending", "NameTaken", attempt=None), [("Warning", "NameTaken", "why")]),
+        (status("Queued", "Pending"), status("Queued", "Inadmissible"), [("Warning", "Inadmissible", "why")]),
+        (status("Pending", "PodsPending"), status("Queued", "Pending"), []),
+        (status("Running", "Training"), status("Queued", "Preempted"), [("Warning", "Evicted", "why")]),
+        (
+            status("Running", "Training"),
+            status("Suspended", "Suspended"),
+            [("Normal", "Suspended", "Stopped on request: the pods save a checkpoint and end.")],
+        ),
+        (status("Running"), status("Restarting", "PodLost"), [("Warning", "Restarting", "PodLost: why")]),
+        (status("Running"), status("Failed", "DataError"), [("Warning", "Failed", "DataError: why")]),
+        (status("Publishing"), status("Succeeded", "Completed"), [("Normal", "Succeeded", "why")]),
+    ],
+)
+def test_events_of_phase_changes(
+    before: FineTuneJobStatus, after: FineTuneJobStatus, expected: list[tuple[str, str, str]]
 ) -> None:
-    server.answers["POST events"] = refusal(code, "Whatever") if code else OSError("no route")
-    teller = Events(server.api())
-    teller.tell(build_record(), [STARTED], NOW)
-    await teller.finish()
-    assert "no event" in caplog.text
+    assert [(event.type, event.reason, event.message) for event in build_events(before, after)] == expected
 
 
-async def test_more_events_than_can_be_written_do_not_pile_up(
-    server: FakeServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def saved(step: int | None, total: int | None = 100, best: int | None = None, url: str | None = None) -> FineTuneJobStatus:
+    return FineTuneJobStatus.model_validate(
+        {
+            "phase": "Running",
+            "attempt": 1,
+            "progress": {"step": step or 0, "totalSteps": total},
+            "checkpoint": None if step is None else {"step": step, "time": "2026-01-02T03:04:05Z"},
+            "best": None if best is None else {"step": best, "metrics": {"accuracy": 0.5}},
+            "published": None if url is None else {"url": url, "commit": "0123456789abcdef"},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (saved(None), saved(2), ["The checkpoint of step 2 of 100 is complete."]),
+        (saved(2), saved(24), []),
+        (saved(24), saved(30), ["The checkpoint of step 30 of 100 is complete."]),
+        (saved(30), saved(100), ["The checkpoint of step 100 of 100 is complete."]),
+        (saved(30), saved(20), []),
+        (saved(5, total=None), saved(50, total=None), []),
+        (saved(2), saved(2, best=2), ["The model of step 2 is the best so far: accuracy 0.5."]),
+        (saved(2, best=2), saved(2, best=2), []),
+        (saved(2), saved(2, url="https://hub/a/b"), ["Pushed to https://hub/a/b, commit 0123456789ab."]),
+    ],
+)
+def test_checkpoints_have_an_event_per_quarter_and_each_better_model_has_one(
+    before: FineTuneJobStatus, after: FineTuneJobStatus, expected: list[str]
 ) -> None:
-    monkeypatch.setattr(events, "_MOST_WAITING", 1)
-    teller = Events(server.api())
-    teller.tell(build_record(), [STARTED, LOST], NOW)
-    await teller.finish()
-    assert server.names_of("events") == [f"news.{UID[:8]}.1.started"]
-    assert "this one is lost: PodLost: gone" in caplog.text
+    assert [event.message for event in build_events(before, after)] == expected

@@ -1,4 +1,4 @@
-"""Probes: who is live, who is ready, and that an API server that is away makes nobody restart."""
+"""Liveness and readiness probes. An unavailable API server does not restart the operator."""
 
 from collections.abc import AsyncIterator
 
@@ -7,46 +7,46 @@ import pytest_asyncio
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry, Gauge
 
-from finetune_operator.health import OLDEST_LIST_SECONDS, SLOWEST_TURN_SECONDS, Health
+from finetune_operator.health import MAX_LIST_AGE_SECONDS, MAX_RECONCILE_SECONDS, Health
 from finetune_operator.server import build_app
 
 
-class World:
-    """A clock and a queue that a test sets."""
+class Harness:
+    """Holds the clock and the age of the oldest key in the queue, which a test sets."""
 
     now = 0.0
-    slowest = 0.0
+    oldest = 0.0
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def harness() -> Harness:
+    return Harness()
 
 
 @pytest.fixture
-def health(world: World) -> Health:
-    return Health(queue_seconds=lambda: world.slowest, clock=lambda: world.now)
+def health(harness: Harness) -> Health:
+    return Health(queue_seconds=lambda: harness.oldest, clock=lambda: harness.now)
 
 
-def test_lists_that_fail_are_a_sign_of_life_but_not_of_readiness(health: Health, world: World) -> None:
+def test_an_operator_whose_lists_fail_is_live_but_not_ready(health: Health, harness: Harness) -> None:
     for _ in range(10):
-        world.now += OLDEST_LIST_SECONDS
+        harness.now += MAX_LIST_AGE_SECONDS
         health.list_failed()
-        assert health.complaint() is None
+        assert health.liveness_failure() is None
     assert not health.is_ready()
-    health.list_done()
+    health.list_succeeded()
     assert health.is_ready()
 
 
-def test_a_list_loop_that_stands_still_is_complained_about(health: Health, world: World) -> None:
-    health.list_done()
-    world.now = OLDEST_LIST_SECONDS + 1
-    assert health.complaint() == "FineTuneJobs were listed 181 s ago"
+def test_a_stuck_list_loop_fails_the_liveness_probe(health: Health, harness: Harness) -> None:
+    health.list_succeeded()
+    harness.now = MAX_LIST_AGE_SECONDS + 1
+    assert health.liveness_failure() == "the last list of FineTuneJobs was 181 s ago"
 
 
-def test_a_queue_that_stands_still_is_complained_about(health: Health, world: World) -> None:
-    world.slowest = SLOWEST_TURN_SECONDS + 1
-    assert health.complaint() == "the queue stands still for 181 s"
+def test_a_stuck_queue_fails_the_liveness_probe(health: Health, harness: Harness) -> None:
+    harness.oldest = MAX_RECONCILE_SECONDS + 1
+    assert health.liveness_failure() == "a key has been in the queue for 181 s"
 
 
 @pytest_asyncio.fixture
@@ -57,12 +57,12 @@ async def client(health: Health) -> AsyncIterator[TestClient]:
         yield client
 
 
-async def test_the_server_answers_as_health_says(client: TestClient, health: Health, world: World) -> None:
+async def test_the_server_answers_with_the_state_of_health(client: TestClient, health: Health, harness: Harness) -> None:
     assert (await client.get("/readyz")).status == 503
-    health.list_done()
+    health.list_succeeded()
     assert (await client.get("/readyz")).status == 200
     assert (await client.get("/healthz")).status == 200
-    world.slowest = SLOWEST_TURN_SECONDS + 1
+    harness.oldest = MAX_RECONCILE_SECONDS + 1
     assert (await client.get("/healthz")).status == 503
 
 

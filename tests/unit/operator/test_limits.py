@@ -1,4 +1,4 @@
-"""What ends a job that runs too long or never starts, and makes a gang retreat that can't become whole."""
+"""Limits: the deadline, the start timeout, and the withdrawal of an attempt whose pods can't all be created."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ import pytest
 
 from finetune_api.status import Attempt, FineTuneJobStatus, Restarts
 from finetune_operator.observed import write_time
-from finetune_operator.policy.aside import QUOTA_PAUSE
-from finetune_operator.policy.attempt import PARTIAL_GANG, decide
-from finetune_operator.policy.status import is_due
+from finetune_operator.policy.attempt import PARTIAL_GANG_TIMEOUT, decide
+from finetune_operator.policy.restart import QUOTA_RETRY_DELAY
+from finetune_operator.policy.status import is_write_due
 from unit.operator.builders import NOW, ago, build_child, build_pod, build_record, build_spec, observe, running
 
 QUOTA = 'Error creating: pods "news-1-1" is forbidden: exceeded quota: gpus, requested: 1, used: 4, limited: 4'
@@ -16,7 +16,7 @@ UNSCHEDULABLE = ("Unschedulable", "0/2 nodes are available: 2 Insufficient nvidi
 
 
 def pending(seconds: float, **changes: Any) -> FineTuneJobStatus:
-    """A job whose present attempt was created so long ago."""
+    """Return the status of a job whose current attempt was created ``seconds`` ago."""
     attempts = [Attempt(number=1, start_time=write_time(ago(seconds)), nodes=2)]
     return running(
         **{"phase": "Pending", "reason": "PodsPending", "message": "", "running_since": None, "attempts": attempts, **changes}
@@ -40,19 +40,19 @@ def test_the_deadline_counts_the_running_time_of_all_attempts(before: int, now: 
         assert decision.status.reason == "DeadlineExceeded"
         assert decision.status.message == "the job ran for 1m40s, activeDeadlineSeconds allows 1m40s"
         assert decision.status.running_seconds == 100
-        assert decision.needs_a_fresh_look(status)
+        assert decision.requires_live_read(status)
 
 
-def test_a_job_is_looked_at_in_time_for_its_deadline() -> None:
+def test_a_job_is_requeued_in_time_for_its_deadline() -> None:
     spec = build_spec(activeDeadlineSeconds=70)
     decision = decide(observe(build_pod(0), build_pod(1), job=build_record(running(seconds=60), spec)), None, NOW)
-    assert decision.again_seconds == 10.5
+    assert decision.requeue_after_seconds == 10.5
 
 
-def test_time_before_the_whole_gang_runs_does_not_count() -> None:
+def test_time_before_all_pods_run_does_not_count() -> None:
     spec = build_spec(activeDeadlineSeconds=100)
-    seen = observe(build_pod(0), waiting(1), job=build_record(pending(1000), spec))
-    assert decide(seen, None, NOW).status.phase == "Pending"
+    observation = observe(build_pod(0), waiting(1), job=build_record(pending(1000), spec))
+    assert decide(observation, None, NOW).status.phase == "Pending"
     pods = [build_pod(0, started_at=ago(900)), build_pod(1, started_at=ago(30))]
     status = decide(observe(*pods, job=build_record(pending(1000), spec)), None, NOW).status
     assert (status.phase, status.running_since) == ("Initializing", write_time(ago(30)))
@@ -68,7 +68,7 @@ def test_time_before_the_whole_gang_runs_does_not_count() -> None:
         (("Unschedulable", 'persistentvolumeclaim "data" not found'), "ClaimNotFound"),
     ],
 )
-def test_a_gang_that_does_not_start_in_time_fails_with_its_cause(why: tuple[str, str], reason: str) -> None:
+def test_an_attempt_that_does_not_start_in_time_fails_with_its_cause(why: tuple[str, str], reason: str) -> None:
     spec = build_spec(recovery={"startTimeoutSeconds": 600})
     early = decide(observe(build_pod(0), waiting(1, why), job=build_record(pending(599), spec)), None, NOW)
     assert early.status.phase == "Pending"
@@ -77,21 +77,23 @@ def test_a_gang_that_does_not_start_in_time_fails_with_its_cause(why: tuple[str,
     assert (late.status.message or "").startswith("not started within 10m00s: pod news-1-1-x")
     assert late.status.failure is not None
     assert late.status.failure.hint
-    assert late.needs_a_fresh_look(pending(600))
+    assert late.requires_live_read(pending(600))
 
 
-def test_pods_that_the_cluster_refuses_end_in_time_too() -> None:
-    seen = observe(job=build_record(pending(3601)), refusal='pods "news-1-0" is forbidden: violates PodSecurity "restricted"')
-    assert decide(seen, None, NOW).status.reason == "PodRejected"
+def test_an_attempt_whose_pods_the_cluster_refuses_fails_in_time_too() -> None:
+    observation = observe(
+        job=build_record(pending(3601)), refusal='pods "news-1-0" is forbidden: violates PodSecurity "restricted"'
+    )
+    assert decide(observation, None, NOW).status.reason == "PodRejected"
 
 
-def test_a_start_time_out_of_zero_waits_without_end() -> None:
+def test_a_start_timeout_of_zero_never_expires() -> None:
     spec = build_spec(recovery={"startTimeoutSeconds": 0})
-    seen = observe(build_pod(0), waiting(1), job=build_record(pending(10**6), spec))
-    assert decide(seen, None, NOW).status.phase == "Pending"
+    observation = observe(build_pod(0), waiting(1), job=build_record(pending(10**6), spec))
+    assert decide(observation, None, NOW).status.phase == "Pending"
 
 
-def test_a_quota_is_waited_for_without_end() -> None:
+def test_a_job_waits_for_a_quota_without_a_timeout() -> None:
     decision = decide(observe(job=build_record(pending(10**6)), refusal=QUOTA), None, NOW)
     assert (decision.status.phase, decision.status.reason) == ("Pending", "QuotaExceeded")
 
@@ -99,53 +101,53 @@ def test_a_quota_is_waited_for_without_end() -> None:
 def test_time_in_a_queue_does_not_count_as_time_to_start() -> None:
     child = build_child(started_at=ago(100))
     pods = [build_pod(0), waiting(1)]
-    seen = observe(*pods, jobs=[child], job=build_record(pending(10**6, phase="Queued")))
-    assert decide(seen, None, NOW).status.phase == "Pending"
+    observation = observe(*pods, jobs=[child], job=build_record(pending(10**6, phase="Queued")))
+    assert decide(observation, None, NOW).status.phase == "Pending"
     late = observe(*pods, jobs=[build_child(started_at=ago(3700))], job=build_record(pending(10**6)))
     assert decide(late, None, NOW).status.reason == "StartTimeout"
 
 
-def test_a_part_of_a_gang_gives_its_machines_back_when_a_quota_keeps_the_rest_away() -> None:
+def test_a_partial_attempt_releases_its_nodes_if_a_quota_refuses_its_other_pods() -> None:
     early = decide(observe(build_pod(0), job=build_record(pending(30)), refusal=QUOTA), None, NOW)
     assert (early.status.phase, early.status.reason) == ("Pending", "QuotaExceeded")
     late = decide(observe(build_pod(0), job=build_record(pending(31)), refusal=QUOTA), None, NOW)
-    assert PARTIAL_GANG.total_seconds() == 30
+    assert PARTIAL_GANG_TIMEOUT.total_seconds() == 30
     assert (late.status.phase, late.status.reason) == ("Queued", "QuotaExceeded")
     assert "exceeded quota: gpus" in (late.status.message or "")
     assert late.status.attempts is not None
     assert (late.status.attempts[-1].completion_time, late.status.attempts[-1].reason) == (write_time(NOW), "QuotaExceeded")
-    assert late.needs_a_fresh_look(pending(31))
+    assert late.requires_live_read(pending(31))
 
 
-def test_a_gang_of_which_nothing_is_there_holds_nothing_and_stays() -> None:
+def test_an_attempt_without_pods_is_not_withdrawn() -> None:
     assert decide(observe(job=build_record(pending(600)), refusal=QUOTA), None, NOW).status.phase == "Pending"
 
 
-def test_a_gang_that_retreated_is_deleted_and_tried_again_a_minute_later_as_the_next_attempt() -> None:
+def test_a_withdrawn_attempt_is_deleted_and_retried_a_minute_later_as_the_next_attempt() -> None:
     def withdrawn(seconds: float) -> FineTuneJobStatus:
         ended = Attempt(number=1, start_time=write_time(ago(99)), completion_time=write_time(ago(seconds)), nodes=2)
         return pending(0, phase="Queued", reason="QuotaExceeded", attempts=[ended])
 
     first = decide(observe(build_pod(0), job=build_record(withdrawn(1))), None, NOW)
-    assert first.delete == build_child()
+    assert first.delete_child_job == build_child()
     second = decide(observe(build_pod(0), jobs=[], job=build_record(withdrawn(1), written=1)), None, NOW)
-    assert (second.delete, second.create_attempt, second.status.phase) == (None, None, "Queued")
+    assert (second.delete_child_job, second.create_attempt, second.status.phase) == (None, None, "Queued")
     third = decide(observe(jobs=[], job=build_record(withdrawn(10))), None, NOW)
-    assert (third.create_attempt, third.again_seconds) == (None, 50)
-    fourth = decide(observe(jobs=[], job=build_record(withdrawn(QUOTA_PAUSE.total_seconds()))), None, NOW)
+    assert (third.create_attempt, third.requeue_after_seconds) == (None, 50)
+    fourth = decide(observe(jobs=[], job=build_record(withdrawn(QUOTA_RETRY_DELAY.total_seconds()))), None, NOW)
     assert fourth.create_attempt == 2
     assert fourth.status.restarts == Restarts()
 
 
 @pytest.mark.parametrize("refusal", [QUOTA, 'pods "news-1-0" is forbidden: violates PodSecurity "restricted"'])
-def test_a_refusal_of_pods_is_not_forgotten_between_two_looks_at_the_events(refusal: str) -> None:
-    told = decide(observe(job=build_record(pending(60)), refusal=refusal), None, NOW).status
-    record = build_record(told, written=20)
+def test_a_refusal_of_pods_is_not_forgotten_between_two_checks(refusal: str) -> None:
+    first = decide(observe(job=build_record(pending(60)), refusal=refusal), None, NOW).status
+    record = build_record(first, written=20)
     again = decide(observe(job=record, live=False), None, NOW).status
-    assert not is_due(record, again, NOW)
+    assert not is_write_due(record, again, NOW)
 
 
-def test_a_gang_that_ran_and_lost_a_pod_has_not_failed_to_start() -> None:
+def test_an_attempt_that_ran_and_lost_a_pod_has_not_failed_to_start() -> None:
     status = running(seconds=7200)
     decision = decide(observe(build_pod(0), job=build_record(status)), None, NOW)
     assert decision.status.reason != "StartTimeout"

@@ -1,4 +1,4 @@
-"""What a rendered file does not show: later attempts, and a volume that an earlier job left. The rest is in tests/golden."""
+"""Manifests that tests/golden does not cover: later attempts, and a volume that an earlier job left."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ from unit.operator.builders import IMAGE, KEY, UID, build_spec
 
 
 def build(attempt: int = 1, **changes: Any) -> dict[str, Manifest]:
-    """The children by kind."""
+    """Return the children by kind."""
     values = {"namespace": KEY.namespace, "name": KEY.name, "uid": UID, "attempt": attempt, "image": IMAGE, **changes}
     plan = Plan(**{"nodes": changes["spec"].distributed.nodes, "restarts_left": 3, **values})
     return {manifest["kind"]: manifest for manifest in build_children(plan)}
@@ -25,7 +25,7 @@ def run_config(children: dict[str, Manifest]) -> RunConfig:
     return RunConfig.model_validate(content, by_alias=True, by_name=False)
 
 
-def test_a_later_attempt_has_a_job_and_a_run_file_of_its_own_and_all_else_in_common() -> None:
+def test_a_later_attempt_has_its_own_job_and_run_file_and_shares_the_rest() -> None:
     first, second = build(1, spec=build_spec()), build(2, spec=build_spec())
     assert [second[kind]["metadata"]["name"] for kind in ("Job", "ConfigMap")] == ["news-2", "news-2-11111111"]
     assert {kind for kind in first if first[kind] == second[kind]} == {"Service", "PersistentVolumeClaim"}
@@ -35,25 +35,25 @@ def test_a_later_attempt_has_a_job_and_a_run_file_of_its_own_and_all_else_in_com
     assert environment[names.ENV_RENDEZVOUS_HOST] == "news-2-0.news-gang.team.svc"
 
 
-def test_the_run_file_tells_what_earlier_attempts_resolved() -> None:
+def test_the_run_file_contains_what_earlier_attempts_resolved() -> None:
     resolved = Resolved(model_revision="abc", dataset_revisions=["def"], image=IMAGE)
     assert run_config(build(2, spec=build_spec(), resolved=resolved)).resolved == resolved
     assert run_config(build(2, spec=build_spec(), resolved=resolved)).attempt == 2
 
 
-def test_the_run_file_tells_that_the_volume_was_left_by_an_earlier_job() -> None:
+def test_the_run_file_says_whether_an_earlier_job_left_the_volume() -> None:
     assert run_config(build(spec=build_spec(), adopted=True)).adopted
     assert not run_config(build(spec=build_spec())).adopted
 
 
-def test_a_volume_goes_with_its_job_only_if_that_says_so() -> None:
+def test_a_volume_is_deleted_with_its_job_only_if_the_spec_says_so() -> None:
     kept = build(spec=build_spec())["PersistentVolumeClaim"]["metadata"]
-    gone = build(spec=build_spec(output={"retention": {"whenDeleted": "Delete"}}))["PersistentVolumeClaim"]["metadata"]
-    assert ("ownerReferences" in kept, gone["ownerReferences"][0]["uid"]) == (False, UID)
-    assert kept["annotations"] == gone["annotations"] == {names.ANNOTATION_OWNER_UID: UID}
+    deleted = build(spec=build_spec(output={"retention": {"whenDeleted": "Delete"}}))["PersistentVolumeClaim"]["metadata"]
+    assert ("ownerReferences" in kept, deleted["ownerReferences"][0]["uid"]) == (False, UID)
+    assert kept["annotations"] == deleted["annotations"] == {names.ANNOTATION_OWNER_UID: UID}
 
 
-def test_a_job_is_held_back_for_a_queue_only() -> None:
+def test_a_job_is_created_suspended_only_for_a_queue() -> None:
     labels = {names.LABEL_KUEUE_QUEUE: "gpus", f"{names.KUEUE_PREFIX}priority-class": "high"}
     assert build(spec=build_spec(), kueue_labels=labels)["Job"]["spec"]["suspend"]
     del labels[names.LABEL_KUEUE_QUEUE]
@@ -62,13 +62,13 @@ def test_a_job_is_held_back_for_a_queue_only() -> None:
     assert job["metadata"]["labels"][f"{names.KUEUE_PREFIX}priority-class"] == "high"
 
 
-def test_labels_of_kueue_do_not_shadow_ours() -> None:
+def test_labels_of_kueue_do_not_replace_labels_of_the_operator() -> None:
     labels = {names.LABEL_JOB: "another", names.LABEL_KUEUE_QUEUE: "gpus"}
     assert build(spec=build_spec(), kueue_labels=labels)["Job"]["metadata"]["labels"][names.LABEL_JOB] == "news"
 
 
-def test_pods_never_start_with_the_run_file_of_an_earlier_job_of_the_name() -> None:
-    """It may still be there, to be collected, when the Job is created; the run file comes after the Job."""
+def test_pods_never_start_with_the_run_file_of_an_earlier_job_of_the_same_name() -> None:
+    """The old run file may await garbage collection when the Job is created, and the new one is created after the Job."""
     first, second = (build(spec=build_spec(), uid=f"{number}" * 36) for number in (1, 2))
     run_files = [children["ConfigMap"]["metadata"]["name"] for children in (first, second)]
     assert run_files[0] != run_files[1]
@@ -77,12 +77,12 @@ def test_pods_never_start_with_the_run_file_of_an_earlier_job_of_the_name() -> N
 
 
 @pytest.mark.parametrize("left", [0, 2])
-def test_a_pod_is_told_how_many_restarts_in_place_it_has_left(left: int) -> None:
+def test_a_pod_gets_the_number_of_restarts_in_place_that_are_left(left: int) -> None:
     [container] = build(spec=build_spec(), restarts_left=left)["Job"]["spec"]["template"]["spec"]["containers"]
     assert {"name": names.ENV_RESTARTS_LEFT, "value": str(left)} in container["env"]
 
 
-def test_a_pod_leaves_a_machine_that_does_not_answer_sooner_than_one_that_is_not_ready() -> None:
+def test_a_pod_leaves_an_unreachable_node_sooner_than_a_node_that_is_not_ready() -> None:
     tolerations = build(spec=build_spec())["Job"]["spec"]["template"]["spec"]["tolerations"]
     seconds = {item["key"].rpartition("/")[2]: item["tolerationSeconds"] for item in tolerations}
     assert seconds == {"not-ready": 30, "unreachable": 5}

@@ -1,4 +1,4 @@
-"""The operator's metrics are those that the contract declares, are few, and end with their jobs."""
+"""The operator exports exactly the declared metrics, few series per job, and no series of deleted jobs."""
 
 from typing import get_args
 
@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from finetune_api.metrics import OF_JOBS, OPERATOR_METRICS, SECONDS_AFTER_END
+from finetune_api.metrics import JOB_METRICS, OPERATOR_METRICS, SERIES_RETENTION_SECONDS
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.status import (
     Attempt,
@@ -59,7 +59,7 @@ ENDED = RUNNING.model_copy(update={"phase": "Failed", "completion_time": "2026-0
 
 
 class Scraped:
-    """Metrics, and what a scrape gets of them. seconds: of Unix time."""
+    """Holds metrics, and returns what a scrape gets. seconds: the current Unix time."""
 
     def __init__(self) -> None:
         self.seconds = NOW.timestamp()
@@ -78,8 +78,8 @@ def scraped() -> Scraped:
     return Scraped()
 
 
-def test_every_declared_metric_is_there_with_its_type_help_and_labels(scraped: Scraped) -> None:
-    scraped.metrics.remember(build_record(ENDED))
+def test_every_declared_metric_is_exported_with_its_type_help_and_labels(scraped: Scraped) -> None:
+    scraped.metrics.track(build_record(ENDED))
     scraped.metrics.count_request("get", "Job", 200)
     text = generate_latest(scraped.registry).decode()
     families = {family.name: family for family in text_string_to_metric_families(text)}
@@ -91,17 +91,17 @@ def test_every_declared_metric_is_there_with_its_type_help_and_labels(scraped: S
             if not sample.name.endswith("_created"):
                 assert set(sample.labels) - {"le"} == set(metric.labels)
     ours = {name for name in families if name.startswith("finetune_") and not name.endswith("_created")}
-    assert ours == {metric.name.removesuffix("_total") for metric in OPERATOR_METRICS}, "and no other"
+    assert ours == {metric.name.removesuffix("_total") for metric in OPERATOR_METRICS}, "no other metric is exported"
 
 
-def test_a_jobs_series_say_what_its_status_says(scraped: Scraped) -> None:
+def test_the_series_of_a_job_match_its_status(scraped: Scraped) -> None:
     spec = build_spec(distributed={"nodes": 4, "gpusPerNode": 8})
-    scraped.metrics.remember(build_record(RUNNING, spec))
+    scraped.metrics.track(build_record(RUNNING, spec))
     assert {phase: scraped.value("phase", phase=phase) for phase in get_args(Phase)} == {
         phase: float(phase == "Running") for phase in get_args(Phase)
     }
     assert [scraped.value("restarts_total", kind=kind) for kind in ("failures", "in_place", "preemptions")] == [2, 1, 7]
-    assert scraped.value("gpus") == 24, "of the nodes that the attempt has, not of those that the spec asks for"
+    assert scraped.value("gpus") == 24, "the nodes of the attempt count, not those of the spec"
     assert scraped.value("info", task="text-classification", model="a/b") == 1
     assert scraped.value("progress_ratio") == 0.25
     assert scraped.value("estimated_completion_timestamp_seconds") == NOW.timestamp() + 600
@@ -118,66 +118,66 @@ def test_a_jobs_series_say_what_its_status_says(scraped: Scraped) -> None:
 
 
 def test_a_finished_job_holds_no_gpu_and_has_a_final_loss(scraped: Scraped) -> None:
-    scraped.metrics.remember(build_record(ENDED, build_spec(distributed={"nodes": 4, "gpusPerNode": 8})))
+    scraped.metrics.track(build_record(ENDED, build_spec(distributed={"nodes": 4, "gpusPerNode": 8})))
     assert (scraped.value("gpus"), scraped.value("final_loss")) == (0, 0.25)
 
 
-def test_a_job_of_which_nothing_is_known_yet_is_pending(scraped: Scraped) -> None:
-    scraped.metrics.remember(build_record(FineTuneJobStatus(), FineTuneError(Reason.INVALID_SPEC, "spec.task: no such")))
+def test_a_job_without_a_status_is_pending(scraped: Scraped) -> None:
+    scraped.metrics.track(build_record(FineTuneJobStatus(), FineTuneError(Reason.INVALID_SPEC, "spec.task: no such")))
     assert scraped.value("phase", phase="Pending") == 1
     assert scraped.value("info", task="", model="") == 1
     assert scraped.value("progress_ratio") is None
 
 
 def test_a_claim_is_named_with_its_path(scraped: Scraped) -> None:
-    scraped.metrics.remember(build_record(RUNNING, build_spec(model={"claim": {"claimName": "models", "path": "bert"}})))
+    scraped.metrics.track(build_record(RUNNING, build_spec(model={"claim": {"claimName": "models", "path": "bert"}})))
     assert scraped.value("info", task="text-classification", model="models/bert") == 1
 
 
 def test_a_job_has_at_most_fifty_series(scraped: Scraped) -> None:
-    scraped.metrics.remember(build_record(ENDED))
+    scraped.metrics.track(build_record(ENDED))
     assert 30 < scraped.series() <= 50
 
 
-def test_a_list_that_was_under_way_while_the_status_was_written_changes_nothing(scraped: Scraped) -> None:
-    scraped.metrics.remember(build_record(RUNNING, version=8))
-    scraped.metrics.remember(build_record(FineTuneJobStatus(phase="Pending"), version=7))
+def test_a_list_that_is_older_than_the_written_status_changes_nothing(scraped: Scraped) -> None:
+    scraped.metrics.track(build_record(RUNNING, version=8))
+    scraped.metrics.track(build_record(FineTuneJobStatus(phase="Pending"), version=7))
     assert scraped.value("phase", phase="Running") == 1
 
 
 def test_the_series_of_a_job_end_when_it_is_deleted(scraped: Scraped) -> None:
-    scraped.metrics.remember(build_record(RUNNING))
+    scraped.metrics.track(build_record(RUNNING))
     scraped.metrics.keep_only([Key("team", "other")])
     assert scraped.series() == 0
 
 
 def test_the_series_of_a_finished_job_stay_for_an_hour(scraped: Scraped) -> None:
-    scraped.metrics.remember(build_record(ENDED))
-    scraped.seconds += SECONDS_AFTER_END
+    scraped.metrics.track(build_record(ENDED))
+    scraped.seconds += SERIES_RETENTION_SECONDS
     assert scraped.value("failure_info", reason="WorkerDied") == 1
     scraped.seconds += 1
     assert scraped.series() == 0
 
 
-def test_of_finished_jobs_only_the_newest_are_remembered(scraped: Scraped) -> None:
+def test_only_recently_finished_jobs_have_series(scraped: Scraped) -> None:
     def manifest(name: str, ended: float) -> dict[str, object]:
         at = ago(ended).strftime("%Y-%m-%dT%H:%M:%SZ")
         metadata = {"name": name, "namespace": "team", "uid": "u", "resourceVersion": "9", "generation": 1}
         status = {"phase": "Succeeded", "completionTime": at}
         return {"metadata": {**metadata, "creationTimestamp": at}, "spec": spec_fields(), "status": status}
 
-    scraped.metrics.remember_finished(manifest("news", 60))
-    scraped.metrics.remember_finished(manifest("old", 2 * SECONDS_AFTER_END))
+    scraped.metrics.track_finished(manifest("news", 60))
+    scraped.metrics.track_finished(manifest("old", 2 * SERIES_RETENTION_SECONDS))
     text = generate_latest(scraped.registry).decode()
     assert 'finetunejob="news"' in text
     assert 'finetunejob="old"' not in text
 
 
-def test_only_the_operator_that_acts_tells_of_jobs(scraped: Scraped) -> None:
-    scraped.metrics.remember(build_record(RUNNING))
-    scraped.metrics.lead(False)
+def test_only_the_leader_exports_series_of_jobs(scraped: Scraped) -> None:
+    scraped.metrics.track(build_record(RUNNING))
+    scraped.metrics.set_leading(False)
     assert scraped.series() == 0
     assert scraped.registry.get_sample_value("finetune_operator_leader") == 0
-    scraped.metrics.lead(True)
+    scraped.metrics.set_leading(True)
     assert scraped.series() > 0
-    assert {metric.labels[:2] for metric in OF_JOBS} == {("namespace", "finetunejob")}
+    assert {metric.labels[:2] for metric in JOB_METRICS} == {("namespace", "finetunejob")}

@@ -1,4 +1,4 @@
-"""What is read afresh of a job, and what only some of its states make worth a request."""
+"""The live read of a job: the requests that it always makes, and those for some states only."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from finetune_operator.observed import Observation
 from unit.operator.builders import KEY, UID, child_manifest, job_manifest, pod_manifest, running, spec_fields
 from unit.operator.fake_server import FakeServer, refusal
 
-LOOK = ["GET finetunejobs news", "GET jobs", "GET pods"]
-HELD = {"completions": 2, "suspend": True}
+LIVE_READ = ["GET finetunejobs news", "GET jobs", "GET pods"]
+SUSPENDED = {"completions": 2, "suspend": True}
 QUEUE = {names.LABEL_KUEUE_QUEUE: "gpus"}
 
 
@@ -38,50 +38,56 @@ def workload(*conditions: tuple[str, str, str, str], uid: str = "job-1") -> dict
     return {"metadata": metadata, "status": {"conditions": listed}}
 
 
-async def test_a_whole_gang_costs_three_requests(server: FakeServer) -> None:
+async def test_a_complete_attempt_costs_three_requests(server: FakeServer) -> None:
     server.put("finetunejobs", job_manifest(status=running()))
     server.put("jobs", child_manifest())
     for index in (0, 1):
         server.put("pods", pod_manifest(index))
-    seen = await observe(server)
-    assert seen is not None
-    assert (seen.live, len(seen.jobs), len(seen.pods), seen.refusal, seen.queueing) == (True, 1, 2, None, None)
-    assert server.requests == LOOK
+    observation = await observe(server)
+    assert observation is not None
+    assert (observation.live, len(observation.jobs), len(observation.pods), observation.refusal, observation.queueing) == (
+        True,
+        1,
+        2,
+        None,
+        None,
+    )
+    assert server.requests == LIVE_READ
 
 
 @pytest.mark.parametrize("there", [False, True])
-async def test_a_job_that_is_gone_or_going_costs_one(server: FakeServer, there: bool) -> None:
+async def test_a_job_that_is_deleted_or_being_deleted_costs_one_request(server: FakeServer, there: bool) -> None:
     if there:
         server.put("finetunejobs", job_manifest(deletionTimestamp="2026-01-02T03:04:05Z"))
     assert await observe(server) is None
-    assert server.requests == LOOK[:1]
+    assert server.requests == LIVE_READ[:1]
 
 
-async def test_what_carries_another_jobs_label_is_not_seen(server: FakeServer) -> None:
+async def test_objects_with_the_label_of_another_job_are_not_observed(server: FakeServer) -> None:
     server.put("finetunejobs", job_manifest())
     other = pod_manifest(0)
     other["metadata"]["labels"][names.LABEL_JOB] = "other"
     server.put("pods", other)
-    seen = await observe(server)
-    assert seen is not None
-    assert seen.pods == []
+    observation = await observe(server)
+    assert observation is not None
+    assert observation.pods == []
 
 
-async def test_why_pods_are_not_created_is_what_the_last_event_of_that_very_job_says(server: FakeServer) -> None:
+async def test_the_refusal_of_pods_is_the_message_of_the_last_event_of_their_job(server: FakeServer) -> None:
     server.put("finetunejobs", job_manifest(status=running()))
     server.put("jobs", child_manifest())
     server.put("pods", pod_manifest(0))
     for number, args in enumerate([("old",), ("exceeded quota",), ("other", "job-9"), ("started", "job-1", "SuccessfulCreate")]):
         server.put("events", event(f"e{number}", *args))
-    seen = await observe(server)
-    assert seen is not None
-    assert seen.refusal == "exceeded quota"
+    observation = await observe(server)
+    assert observation is not None
+    assert observation.refusal == "exceeded quota"
 
 
 @pytest.mark.parametrize(
     ("conditions", "queueing"),
     [
-        pytest.param([], None, id="nothing yet"),
+        pytest.param([], None, id="no condition yet"),
         pytest.param([("QuotaReserved", "False", "Pending", "no quota")], ("Pending", "no quota"), id="waits for quota"),
         pytest.param(
             [("QuotaReserved", "False", "Inadmissible", "LocalQueue nope doesn't exist")],
@@ -102,60 +108,62 @@ async def test_why_pods_are_not_created_is_what_the_last_event_of_that_very_job_
         pytest.param([("QuotaReserved", "True", "QuotaReserved", ""), ("Admitted", "True", "", "")], None, id="just admitted"),
     ],
 )
-async def test_why_kueue_holds_a_job_back(
+async def test_the_reason_why_kueue_suspends_a_job_is_read_from_its_workload(
     server: FakeServer, conditions: list[tuple[str, str, str, str]], queueing: tuple[str, str] | None
 ) -> None:
     server.put("finetunejobs", job_manifest(status=running(), labels=QUEUE))
-    server.put("jobs", child_manifest(spec=HELD))
+    server.put("jobs", child_manifest(spec=SUSPENDED))
     server.put("workloads", workload(*conditions))
     server.put("workloads", workload(("QuotaReserved", "False", "Other", "another job's"), uid="job-9"))
-    seen = await observe(server)
-    assert seen is not None
-    assert seen.queueing == queueing
+    observation = await observe(server)
+    assert observation is not None
+    assert observation.queueing == queueing
 
 
-async def test_a_job_that_somebody_else_holds_back_is_none_of_kueues(server: FakeServer) -> None:
+async def test_no_workload_is_read_for_a_suspended_job_without_a_queue(server: FakeServer) -> None:
     server.put("finetunejobs", job_manifest(status=running()))
-    server.put("jobs", child_manifest(spec=HELD))
+    server.put("jobs", child_manifest(spec=SUSPENDED))
     await observe(server)
-    assert server.requests == LOOK
+    assert server.requests == LIVE_READ
 
 
 @pytest.mark.parametrize(("code", "raised"), [(403, False), (404, False), (500, True)])
-async def test_what_a_site_does_not_grant_or_have_is_done_without(server: FakeServer, code: int, raised: bool) -> None:
+async def test_the_reason_of_kueue_is_optional_without_permission_or_without_kueue(
+    server: FakeServer, code: int, raised: bool
+) -> None:
     server.put("finetunejobs", job_manifest(status=running(), labels=QUEUE))
-    server.put("jobs", child_manifest(spec=HELD))
+    server.put("jobs", child_manifest(spec=SUSPENDED))
     server.answers["GET workloads"] = refusal(code, "Whatever")
     if raised:
         with pytest.raises(ApiError):
             await observe(server)
         return
-    seen = await observe(server)
-    assert seen is not None
-    assert seen.queueing is None
+    observation = await observe(server)
+    assert observation is not None
+    assert observation.queueing is None
 
 
 ENDED = running(phase="Succeeded", published=Published(url="https://hub/a/b", commit="c"))
-GIVE_BACK = spec_fields(output={"retention": {"whenFinished": "Delete"}}, publish={"repository": "a/b"})
+DELETE_CLAIM = spec_fields(output={"retention": {"whenFinished": "Delete"}}, publish={"repository": "a/b"})
 
 
 @pytest.mark.parametrize(
     ("spec", "status", "metadata", "found"),
     [
-        (GIVE_BACK, ENDED, {"annotations": {names.ANNOTATION_OWNER_UID: UID}}, "claim"),
-        (GIVE_BACK, ENDED, {"annotations": {names.ANNOTATION_OWNER_UID: "another"}}, None),
-        (GIVE_BACK, ENDED, {}, None),
-        (GIVE_BACK, ENDED, {"annotations": {names.ANNOTATION_OWNER_UID: UID}, "deletionTimestamp": "now"}, None),
-        (GIVE_BACK, running(), {"annotations": {names.ANNOTATION_OWNER_UID: UID}}, None),
+        (DELETE_CLAIM, ENDED, {"annotations": {names.ANNOTATION_OWNER_UID: UID}}, "claim"),
+        (DELETE_CLAIM, ENDED, {"annotations": {names.ANNOTATION_OWNER_UID: "another"}}, None),
+        (DELETE_CLAIM, ENDED, {}, None),
+        (DELETE_CLAIM, ENDED, {"annotations": {names.ANNOTATION_OWNER_UID: UID}, "deletionTimestamp": "now"}, None),
+        (DELETE_CLAIM, running(), {"annotations": {names.ANNOTATION_OWNER_UID: UID}}, None),
         (None, ENDED, {"annotations": {names.ANNOTATION_OWNER_UID: UID}}, None),
     ],
 )
-async def test_only_the_jobs_own_claim_is_looked_for_and_only_at_its_end(
+async def test_only_the_claim_of_the_job_itself_is_read_and_only_after_its_end(
     server: FakeServer, spec: Any, status: FineTuneJobStatus, metadata: dict[str, Any], found: str | None
 ) -> None:
     server.put("finetunejobs", job_manifest(spec, status))
     claim = {"namespace": "team", "name": names.output_claim_name(KEY.name), "uid": "claim"}
     server.put("persistentvolumeclaims", {"metadata": {**claim, **metadata}})
-    seen = await observe(server)
-    assert seen is not None
-    assert seen.output_claim == found
+    observation = await observe(server)
+    assert observation is not None
+    assert observation.output_claim == found

@@ -1,4 +1,4 @@
-"""Parsing what the API server sends."""
+"""Parsing of objects that the API server returns."""
 
 from typing import Any
 
@@ -44,12 +44,12 @@ def container(**state: Any) -> Manifest:
     }
 
 
-def test_a_job_that_nobody_has_looked_at_has_an_empty_status() -> None:
+def test_a_new_job_has_an_empty_status() -> None:
     job = read_job(build_manifest())
     assert (str(job.key), job.uid, job.generation, job.status.phase, job.status_written_at) == ("team/news", UID, 2, None, None)
 
 
-def test_a_wrong_spec_and_a_wrong_name_become_the_error_that_says_why() -> None:
+def test_an_invalid_spec_or_name_becomes_an_error_that_says_why() -> None:
     job = read_job(build_manifest(spec={"task": "text-classification"}))
     assert isinstance(job.spec, FineTuneError)
     assert job.spec.message == "spec.model: required field is missing; spec.datasets: required field is missing"
@@ -57,7 +57,7 @@ def test_a_wrong_spec_and_a_wrong_name_become_the_error_that_says_why() -> None:
     assert isinstance(job.spec, FineTuneError)
 
 
-def test_when_we_wrote_the_status_is_read_from_the_managed_fields() -> None:
+def test_the_time_of_the_last_status_write_is_read_from_the_managed_fields() -> None:
     fields = [
         {"manager": "kubectl", "time": "2026-01-01T00:00:00Z"},
         {"manager": names.FIELD_MANAGER, "subresource": "status", "time": TIME},
@@ -65,45 +65,45 @@ def test_when_we_wrote_the_status_is_read_from_the_managed_fields() -> None:
     assert read_job(build_manifest(metadata={"managedFields": fields})).status_written_at == read_time(TIME)
 
 
-def test_what_another_version_wrote_into_the_status_does_not_make_the_rest_unreadable() -> None:
+def test_status_fields_of_another_version_do_not_make_the_rest_unreadable() -> None:
     status = read_status({"phase": "Running", "attempt": 2, "restarts": {"failures": 1, "elsewhere": 3}, "goodput": 0.9})
     assert (status.phase, status.attempt, status.restarts) == ("Running", 2, None)
     assert read_status({"restarts": {"failures": 1}}).restarts == Restarts(failures=1)
 
 
-def test_a_pod_that_is_to_be_deleted_was_so_when_it_was_asked_for() -> None:
+def test_the_deletion_was_requested_one_grace_period_before_the_deletion_timestamp() -> None:
     pod = read_pod(build_pod_manifest({}, deletionTimestamp="2026-01-02T03:05:05Z", deletionGracePeriodSeconds=60))
-    assert pod.deleted_at is not None
-    assert pod.due_at is not None
-    assert (write_time(pod.deleted_at), write_time(pod.due_at)) == (TIME, "2026-01-02T03:05:05Z")
+    assert pod.deletion_requested_at is not None
+    assert pod.deletion_timestamp is not None
+    assert (write_time(pod.deletion_requested_at), write_time(pod.deletion_timestamp)) == (TIME, "2026-01-02T03:05:05Z")
 
 
-def test_only_the_trainers_own_container_counts() -> None:
+def test_only_the_container_of_the_trainer_counts() -> None:
     pod = read_pod(build_pod_manifest(container(waiting={"reason": "ContainerCreating"})))
     assert (pod.started, pod.waiting, pod.index, pod.attempt, pod.job_uid) == (False, ("ContainerCreating", ""), 1, 1, UID)
     ended = read_pod(build_pod_manifest(container(terminated={"exitCode": 137, "reason": "OOMKilled", "finishedAt": TIME})))
-    assert ended.finished is not None
-    assert (ended.started, ended.finished.exit_code, ended.finished.reason) == (True, 137, "OOMKilled")
+    assert ended.terminated is not None
+    assert (ended.started, ended.terminated.exit_code, ended.terminated.reason) == (True, 137, "OOMKilled")
 
 
-@pytest.mark.parametrize(("phase", "lingers"), [("Running", True), ("Failed", False), ("Succeeded", False)])
-def test_a_pod_lingers_while_another_container_of_it_goes_on(phase: str, lingers: bool) -> None:
+@pytest.mark.parametrize(("phase", "sidecar_running"), [("Running", True), ("Failed", False), ("Succeeded", False)])
+def test_a_sidecar_is_running_if_the_pod_runs_after_the_trainer_has_ended(phase: str, sidecar_running: bool) -> None:
     ended = container(terminated={"exitCode": 0, "reason": "Completed", "finishedAt": TIME})
-    assert read_pod(build_pod_manifest({**ended, "phase": phase})).lingers is lingers
-    assert not read_pod(build_pod_manifest({**container(running={"startedAt": TIME}), "phase": "Running"})).lingers
+    assert read_pod(build_pod_manifest({**ended, "phase": phase})).sidecar_running is sidecar_running
+    assert not read_pod(build_pod_manifest({**container(running={"startedAt": TIME}), "phase": "Running"})).sidecar_running
 
 
 def test_an_evicted_pod_has_ended_without_an_exit_code() -> None:
     condition = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet", "message": "low on memory"}
     status = {"phase": "Failed", "reason": "Evicted", "conditions": [condition | {"lastTransitionTime": TIME}]}
     pod = read_pod(build_pod_manifest(status))
-    assert pod.finished is not None
-    assert (pod.finished.exit_code, pod.finished.reason, pod.evicted) == (None, "Evicted", "")
+    assert pod.terminated is not None
+    assert (pod.terminated.exit_code, pod.terminated.reason, pod.evicted) == (None, "Evicted", "")
     assert pod.disruption == "TerminationByKubelet: low on memory"
 
 
 @pytest.mark.parametrize(
-    ("conditions", "complete", "ending", "failed"),
+    ("conditions", "complete", "failing", "failed"),
     [
         ([], False, False, None),
         ([("Complete", "True")], True, False, None),
@@ -112,7 +112,9 @@ def test_an_evicted_pod_has_ended_without_an_exit_code() -> None:
         ([("Failed", "False")], False, False, None),
     ],
 )
-def test_a_jobs_conditions(conditions: list[tuple[str, str]], complete: bool, ending: bool, failed: str | None) -> None:
+def test_the_conditions_of_a_job_are_parsed(
+    conditions: list[tuple[str, str]], complete: bool, failing: bool, failed: str | None
+) -> None:
     child = read_child_job(
         {
             "metadata": {"name": "news-1", "uid": "u", "labels": {names.LABEL_ATTEMPT: "1"}},
@@ -120,18 +122,18 @@ def test_a_jobs_conditions(conditions: list[tuple[str, str]], complete: bool, en
             "status": {"conditions": [{"type": kind, "status": value, "message": "why"} for kind, value in conditions]},
         }
     )
-    assert (child.attempt, child.size, child.complete, child.ending, child.failed) == (1, 3, complete, ending, failed)
+    assert (child.attempt, child.completions, child.complete, child.failing, child.failed) == (1, 3, complete, failing, failed)
     assert child.owner is None
 
 
 @pytest.mark.parametrize(
     "text", ["", "yesterday", "2026-01-02T03:04:05", None, 5, "0001-01-01T00:00:00+10:00", "0999-12-31T23:59:59Z"]
 )
-def test_a_time_without_a_zone_or_that_is_none_is_not_guessed(text: Any) -> None:
+def test_an_invalid_time_or_a_time_without_a_zone_is_not_parsed(text: Any) -> None:
     assert read_time(text) is None
 
 
-def test_labels_and_annotations_of_kueue_are_read_and_no_others() -> None:
+def test_only_labels_and_annotations_of_kueue_are_read() -> None:
     labels = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "high", "team": "search"}
     annotations = {"kueue.x-k8s.io/podset-required-topology": "rack", "note": "mine", "x.kueue.x-k8s.io/a": "b"}
     job = read_job(build_manifest(metadata={"labels": labels, "annotations": annotations}))
@@ -141,7 +143,7 @@ def test_labels_and_annotations_of_kueue_are_read_and_no_others() -> None:
 
 
 @pytest.mark.parametrize(("given", "version"), [("9", 9), ("10000000000000000000", 10**19), ("", 0), ("abc", 0)])
-def test_versions_are_numbers_that_grow(given: str, version: int) -> None:
+def test_a_resource_version_is_parsed_as_a_number(given: str, version: int) -> None:
     assert read_version(build_manifest(metadata={"resourceVersion": given})) == version
 
 
@@ -154,7 +156,7 @@ def test_versions_are_numbers_that_grow(given: str, version: int) -> None:
         ({"running": {}}, None),
     ],
 )
-def test_when_a_container_started_is_what_the_kubelet_says(state: Manifest, started_at: str | None) -> None:
+def test_the_start_time_of_a_container_is_the_one_that_the_kubelet_reports(state: Manifest, started_at: str | None) -> None:
     pod = read_pod(build_pod_manifest(container(**state)))
     assert (write_time(pod.started_at) if pod.started_at else None) == started_at
 
@@ -162,17 +164,23 @@ def test_when_a_container_started_is_what_the_kubelet_says(state: Manifest, star
 @pytest.mark.parametrize(
     ("spec", "suspended"), [({}, False), ({"suspend": None}, False), ({"suspend": False}, False), ({"suspend": True}, True)]
 )
-def test_a_job_that_is_held_back_is_known_by_its_spec(spec: Manifest, suspended: bool) -> None:
+def test_a_suspended_job_is_recognized_by_its_spec(spec: Manifest, suspended: bool) -> None:
     metadata = {"name": "news-1", "uid": "u", "resourceVersion": "12"}
     child = read_child_job({"metadata": metadata, "spec": spec, "status": {"startTime": TIME}})
-    assert (child.suspended, child.started_at, child.version, child.size, child.attempt) == (suspended, read_time(TIME), 12, 1, 0)
+    assert (child.suspended, child.started_at, child.version, child.completions, child.attempt) == (
+        suspended,
+        read_time(TIME),
+        12,
+        1,
+        0,
+    )
 
 
-def test_a_child_is_known_by_its_label_alone() -> None:
+def test_a_child_is_recognized_by_its_label_alone() -> None:
     assert read_child_key({"metadata": {"namespace": "team", "labels": {names.LABEL_JOB: "news"}}}) == KEY
     assert read_child_key({"metadata": {"namespace": "team"}}) is None
 
 
-def test_a_job_that_is_being_deleted_is_known_by_its_time_of_deletion() -> None:
+def test_a_job_that_is_being_deleted_is_recognized_by_its_deletion_timestamp() -> None:
     assert read_job(build_manifest(metadata={"deletionTimestamp": TIME})).deleting
     assert not read_job(build_manifest()).deleting

@@ -1,4 +1,4 @@
-"""Whatever a valid spec says, its pods pass Pod Security "restricted", and are still ours."""
+"""Pods of every valid spec pass Pod Security "restricted" and keep the fields that the operator relies on."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from hypothesis import HealthCheck, given, settings
 
 from finetune_api import names
 from finetune_api.resource import parse_spec
+from finetune_operator.defaults import OperatorDefaults
 from finetune_operator.manifests import Plan, build_children
 from finetune_operator.observed import Manifest
-from finetune_operator.site import Site
 from unit.operator.pod_security import violations
 from unit.operator.random_specs import specs
 
 UID = "11111111-aaaa-bbbb-cccc-000000000000"
-SITE = Site.model_validate(
+DEFAULTS = OperatorDefaults.model_validate(
     {
         "trainerImage": "trainer:1",
         "imagePullSecrets": [{"name": "registry"}],
@@ -30,9 +30,9 @@ SITE = Site.model_validate(
 ANY = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def children_of(spec: dict[str, Any], site: Site) -> list[Manifest]:
+def children_of(spec: dict[str, Any], defaults: OperatorDefaults) -> list[Manifest]:
     parsed = parse_spec(spec)
-    return build_children(Plan("team", "news", UID, 3, parsed, parsed.distributed.nodes, "trainer:1", 3, site=site))
+    return build_children(Plan("team", "news", UID, 3, parsed, parsed.distributed.nodes, "trainer:1", 3, defaults=defaults))
 
 
 def template_of(children: list[Manifest]) -> Manifest:
@@ -41,18 +41,20 @@ def template_of(children: list[Manifest]) -> Manifest:
     return template
 
 
-@pytest.mark.parametrize("site", [Site(), SITE], ids=["plain site", "full site"])
+@pytest.mark.parametrize("defaults", [OperatorDefaults(), DEFAULTS], ids=["no defaults", "all defaults"])
 @ANY
 @given(spec=specs())
-def test_pods_of_any_valid_spec_pass_pod_security_and_keep_what_is_ours(site: Site, spec: dict[str, Any]) -> None:
-    template = template_of(children_of(spec, site))
+def test_pods_of_any_valid_spec_pass_pod_security_and_keep_the_fields_of_the_operator(
+    defaults: OperatorDefaults, spec: dict[str, Any]
+) -> None:
+    template = template_of(children_of(spec, defaults))
     assert violations(template) == []
     check_isolation(template)
-    check_identity(template, site)
+    check_identity(template, defaults)
 
 
 def check_isolation(template: Manifest) -> None:
-    """Stricter than "restricted": no credentials of the cluster, no volumes but those that a training needs."""
+    """Check more than "restricted" does: no credentials of the cluster, and only volumes that a training needs."""
     spec = template["spec"]
     assert spec["automountServiceAccountToken"] is False
     assert "serviceAccountName" not in spec
@@ -74,8 +76,8 @@ def check_isolation(template: Manifest) -> None:
     }
 
 
-def check_identity(template: Manifest, site: Site) -> None:
-    """Nothing that the operator relies on can be said otherwise by a job."""
+def check_identity(template: Manifest, defaults: OperatorDefaults) -> None:
+    """Check that a job can't change anything that the operator relies on."""
     labels, annotations = template["metadata"]["labels"], template["metadata"]["annotations"]
     assert (labels[names.LABEL_JOB], labels[names.LABEL_ATTEMPT], labels[names.LABEL_MANAGED_BY]) == (
         "news",
@@ -88,7 +90,7 @@ def check_identity(template: Manifest, site: Site) -> None:
     assert container["name"] == names.TRAINER_CONTAINER
     assert container["terminationMessagePath"] == names.TERMINATION_LOG
     variables = [item["name"] for item in container["env"]]
-    assert len(variables) == len(set(variables)), "a variable that is set twice: the second one wins"
+    assert len(variables) == len(set(variables)), "if a variable is set twice, the second value wins"
     values = {item["name"]: item.get("value") for item in container["env"]}
     assert values[names.ENV_RUN_FILE] == f"{names.CONFIG_DIR}/{names.RUN_FILE_NAME}"
     assert values[names.ENV_RENDEZVOUS_HOST] == "news-3-0.news-gang.team.svc"

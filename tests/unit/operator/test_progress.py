@@ -1,4 +1,4 @@
-"""From a pod's report to the status."""
+"""Merging the report of a pod into the status."""
 
 import pytest
 
@@ -32,7 +32,7 @@ from unit.operator.builders import NOW
         (273_600, "3d4h"),
     ],
 )
-def test_durations_read_like_ages(seconds: float, text: str) -> None:
+def test_durations_are_formatted_like_ages_in_kubectl(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
@@ -47,7 +47,7 @@ def test_durations_read_like_ages(seconds: float, text: str) -> None:
         (1.79e308, 1, 1.79e308),
     ],
 )
-def test_figures_keep_their_significant_digits(value: float, digits: int, rounded: float) -> None:
+def test_numbers_keep_their_significant_digits(value: float, digits: int, rounded: float) -> None:
     assert round_significant(value, digits) == rounded
 
 
@@ -87,12 +87,12 @@ def test_progress_is_rounded_and_readable() -> None:
         Report(attempt=1, phase="Initializing"),
     ],
 )
-def test_what_makes_no_sense_is_not_taken_over(report: Report) -> None:
+def test_implausible_reports_are_ignored(report: Report) -> None:
     before = FineTuneJobStatus(progress=Progress(step=5, total_steps=10))
     assert merge_report(before, report, NOW) == before
 
 
-def test_a_later_attempt_shows_the_old_progress_until_it_has_found_its_place() -> None:
+def test_a_later_attempt_shows_the_old_progress_until_it_has_resumed() -> None:
     before = FineTuneJobStatus(progress=Progress(step=200, total_steps=300, percent=66, display="66%"))
     loading = Report(attempt=2, phase="Initializing", step=0, total_steps=300)
     assert merge_report(before, loading, NOW).progress == before.progress
@@ -102,7 +102,7 @@ def test_a_later_attempt_shows_the_old_progress_until_it_has_found_its_place() -
     assert progress.display == "50%"
 
 
-def test_a_time_that_is_none_does_not_reach_the_api_server() -> None:
+def test_an_invalid_time_is_not_written_to_the_status() -> None:
     report = Report(
         attempt=1,
         phase="Running",
@@ -119,7 +119,7 @@ def test_a_time_that_is_none_does_not_reach_the_api_server() -> None:
     assert status.progress.remaining == "3650d0h"
 
 
-def test_commits_stay_what_the_first_attempt_resolved() -> None:
+def test_commits_stay_those_that_the_first_attempt_resolved() -> None:
     before = FineTuneJobStatus(resolved=Resolved(image="trainer:1", nodes=2, model_revision="old"))
     report = Report(
         attempt=2,
@@ -131,7 +131,7 @@ def test_commits_stay_what_the_first_attempt_resolved() -> None:
     )
 
 
-def test_an_evaluation_has_a_bounded_number_of_rounded_figures() -> None:
+def test_an_evaluation_has_a_bounded_number_of_rounded_metrics() -> None:
     metrics = {"accuracy": 0.98123456, **{f"m{index:03}": 1.0 for index in range(200)}}
     status = merge_report(
         FineTuneJobStatus(), Report(attempt=1, phase="Running", evaluation=Evaluation(step=1, metrics=metrics)), NOW
@@ -141,15 +141,15 @@ def test_an_evaluation_has_a_bounded_number_of_rounded_figures() -> None:
     assert len(status.evaluation.metrics) == 64
 
 
-def test_answers_to_samples_are_bounded_whatever_the_task() -> None:
+def test_answers_to_samples_are_bounded_for_every_task() -> None:
     long = "x" * 1000
-    told = SampleAnswer(
+    answer_of_a_pod = SampleAnswer(
         text=long,
         entities=[Entity(text=long, label=long)] * 100,
         guesses=[Guess(token=long, score=0.123456)] * 100,
         answer=long,
     )
-    status = merge_report(FineTuneJobStatus(), Report(attempt=1, phase="Running", samples=[told] * 100), NOW)
+    status = merge_report(FineTuneJobStatus(), Report(attempt=1, phase="Running", samples=[answer_of_a_pod] * 100), NOW)
     assert status.samples is not None
     assert len(status.samples) == 16
     assert status.samples[0] == SampleAnswer(

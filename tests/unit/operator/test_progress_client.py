@@ -1,4 +1,4 @@
-"""What the operator reads from pods is not trusted: a server of our own plays the pods that lie."""
+"""The operator does not trust what it reads from pods. A local server simulates pods that misbehave."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ async def _elsewhere(_: web.Request) -> web.Response:
 
 @pytest_asyncio.fixture
 async def pull() -> AsyncIterator[Callable[[Handler], Awaitable[Report | None]]]:
-    """Pull once from a server that answers as the handler says."""
+    """Return a function that pulls once from a server with the given handler."""
     runners = []
     client = ProgressClient.open()
 
@@ -83,17 +83,19 @@ async def test_a_huge_body_is_cut_off(pull: Callable[[Handler], Awaitable[Report
     assert sent < 20_000_000
 
 
-async def test_a_pod_that_does_not_answer_holds_nobody_up(pull: Callable[[Handler], Awaitable[Report | None]]) -> None:
-    over = asyncio.Event()
+async def test_a_pod_that_does_not_answer_delays_the_client_by_a_few_seconds_only(
+    pull: Callable[[Handler], Awaitable[Report | None]],
+) -> None:
+    released = asyncio.Event()
 
     async def handler(_: web.Request) -> web.Response:
-        await over.wait()
+        await released.wait()
         return web.Response()
 
     started = asyncio.get_running_loop().time()
     assert await pull(handler) is None
     assert asyncio.get_running_loop().time() - started < 4
-    over.set()
+    released.set()
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ async def test_a_pod_that_does_not_answer_holds_nobody_up(pull: Callable[[Handle
         b"[" * 60_000,
     ],
 )
-async def test_what_is_no_report_counts_as_no_answer(body: bytes, pull: Callable[[Handler], Awaitable[Report | None]]) -> None:
+async def test_an_invalid_report_counts_as_no_answer(body: bytes, pull: Callable[[Handler], Awaitable[Report | None]]) -> None:
     async def handler(_: web.Request) -> web.Response:
         return web.Response(body=body)
 
@@ -125,7 +127,7 @@ async def test_an_error_page_counts_as_no_answer(pull: Callable[[Handler], Await
     assert await pull(handler) is None
 
 
-async def test_a_port_that_nobody_listens_on_counts_as_no_answer() -> None:
+async def test_a_closed_port_counts_as_no_answer() -> None:
     client = ProgressClient.open()
     assert await client.pull("127.0.0.1", 1) is None
     assert await client.pull("::1", 1) is None

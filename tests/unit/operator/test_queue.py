@@ -1,15 +1,15 @@
-"""The work queue, with a clock that stands still until a test moves it."""
+"""The work queue, with a clock that only a test advances."""
 
 import asyncio
 import contextlib
 
 import pytest
 
-from finetune_operator.queue import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, RetryLaterError, WorkQueue
+from finetune_operator.queue import BASE_DELAY_SECONDS, MAX_DELAY_SECONDS, RetryLaterError, WorkQueue
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock in seconds that only a test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -28,19 +28,19 @@ def queue(clock: Clock) -> WorkQueue[str]:
     return WorkQueue(clock=clock, jitter=lambda: 1.0)
 
 
-def test_a_key_added_twice_has_one_turn(queue: WorkQueue[str]) -> None:
+def test_a_key_added_twice_is_processed_once(queue: WorkQueue[str]) -> None:
     queue.add("a")
     queue.add("a")
     assert [queue.take(), queue.take()] == ["a", None]
 
 
-def test_keys_come_in_the_order_in_which_they_were_added(queue: WorkQueue[str]) -> None:
+def test_keys_are_taken_in_the_order_in_which_they_were_added(queue: WorkQueue[str]) -> None:
     for key in ("b", "a", "c"):
         queue.add(key)
     assert [queue.take() for _ in range(3)] == ["b", "a", "c"]
 
 
-def test_a_key_in_work_is_not_given_to_a_second_worker_but_comes_again(queue: WorkQueue[str]) -> None:
+def test_a_key_is_not_processed_by_two_workers_but_is_requeued(queue: WorkQueue[str]) -> None:
     queue.add("a")
     assert queue.take() == "a"
     queue.add("a")
@@ -49,18 +49,20 @@ def test_a_key_in_work_is_not_given_to_a_second_worker_but_comes_again(queue: Wo
     assert queue.take() == "a"
 
 
-def test_a_turn_asked_for_during_work_comes_at_once_and_not_after_the_pause(queue: WorkQueue[str], clock: Clock) -> None:
+def test_a_key_added_while_it_is_processed_is_requeued_at_once_and_not_after_the_delay(
+    queue: WorkQueue[str], clock: Clock
+) -> None:
     queue.add("a")
     queue.take()
     queue.add("a")
-    queue.done("a", again_after_seconds=60)
+    queue.done("a", requeue_after_seconds=60)
     assert queue.take() == "a"
     queue.done("a")
     clock.now += 1000
     assert queue.take() is None
 
 
-def test_a_delayed_key_comes_when_it_is_due(queue: WorkQueue[str], clock: Clock) -> None:
+def test_a_delayed_key_is_taken_when_it_is_due(queue: WorkQueue[str], clock: Clock) -> None:
     queue.add_after("a", 3)
     assert queue.next_due_seconds() == 3
     clock.now += 2.9
@@ -80,7 +82,7 @@ def test_the_earlier_of_two_delays_counts(queue: WorkQueue[str], clock: Clock) -
     assert queue.take() is None
 
 
-def test_an_event_overtakes_a_delay_and_uses_it_up(queue: WorkQueue[str], clock: Clock) -> None:
+def test_an_event_replaces_a_delay(queue: WorkQueue[str], clock: Clock) -> None:
     queue.add_after("a", 60)
     queue.add("a")
     assert queue.take() == "a"
@@ -89,7 +91,7 @@ def test_an_event_overtakes_a_delay_and_uses_it_up(queue: WorkQueue[str], clock:
     assert queue.take() is None
 
 
-def test_a_delay_that_runs_out_during_work_gives_another_turn(queue: WorkQueue[str], clock: Clock) -> None:
+def test_a_delay_that_ends_while_the_key_is_processed_requeues_it(queue: WorkQueue[str], clock: Clock) -> None:
     queue.add("a")
     queue.take()
     queue.add_after("a", 1)
@@ -99,36 +101,36 @@ def test_a_delay_that_runs_out_during_work_gives_another_turn(queue: WorkQueue[s
     assert queue.take() == "a"
 
 
-def test_pauses_after_errors_double_up_to_the_longest_and_a_success_ends_them(queue: WorkQueue[str], clock: Clock) -> None:
-    pauses = []
+def test_the_backoff_after_errors_doubles_up_to_its_maximum_and_a_success_resets_it(queue: WorkQueue[str], clock: Clock) -> None:
+    delays = []
     for _ in range(10):
         queue.add("a")
         queue.take()
-        pauses.append(queue.failed("a"))
-    assert pauses[:4] == [FIRST_PAUSE_SECONDS * 2**n for n in range(4)]
-    assert pauses[-1] == LONGEST_PAUSE_SECONDS
+        delays.append(queue.failed("a"))
+    assert delays[:4] == [BASE_DELAY_SECONDS * 2**n for n in range(4)]
+    assert delays[-1] == MAX_DELAY_SECONDS
     queue.add("a")
     queue.take()
     queue.done("a")
     queue.add("a")
     queue.take()
-    assert queue.failed("a") == FIRST_PAUSE_SECONDS
+    assert queue.failed("a") == BASE_DELAY_SECONDS
 
 
-def test_jitter_shortens_a_pause_to_half_at_most(clock: Clock) -> None:
+def test_jitter_shortens_the_backoff_to_half_at_most(clock: Clock) -> None:
     queue: WorkQueue[str] = WorkQueue(clock=clock, jitter=lambda: 0.0)
     queue.add("a")
     queue.take()
-    assert queue.failed("a") == FIRST_PAUSE_SECONDS / 2
+    assert queue.failed("a") == BASE_DELAY_SECONDS / 2
 
 
-def test_a_pause_that_the_server_asks_for_is_kept(queue: WorkQueue[str]) -> None:
+def test_a_delay_that_the_server_requests_is_kept(queue: WorkQueue[str]) -> None:
     queue.add("a")
     queue.take()
     assert queue.failed("a", at_least_seconds=17) == 17
 
 
-def test_an_event_does_not_shorten_a_pause_that_the_server_asked_for(queue: WorkQueue[str], clock: Clock) -> None:
+def test_an_event_does_not_shorten_a_delay_that_the_server_requested(queue: WorkQueue[str], clock: Clock) -> None:
     queue.add("a")
     queue.take()
     queue.failed("a", at_least_seconds=17)
@@ -138,7 +140,7 @@ def test_an_event_does_not_shorten_a_pause_that_the_server_asked_for(queue: Work
     assert queue.take() == "a"
 
 
-def test_depth_and_age_tell_of_what_waits_and_of_what_is_worked_on(queue: WorkQueue[str], clock: Clock) -> None:
+def test_depth_counts_waiting_keys_and_age_counts_processed_keys_too(queue: WorkQueue[str], clock: Clock) -> None:
     assert (queue.depth(), queue.oldest_seconds()) == (0, 0)
     queue.add("a")
     clock.now += 5
@@ -158,21 +160,21 @@ async def _run_until(queue: WorkQueue[str], handle: object, finished: asyncio.Ev
         await runner
 
 
-async def test_workers_work_on_different_keys_at_the_same_time_and_never_on_one() -> None:
+async def test_workers_process_different_keys_at_the_same_time_but_never_the_same_key() -> None:
     queue: WorkQueue[str] = WorkQueue()
     working: set[str] = set()
-    most, turns, finished = 0, 0, asyncio.Event()
+    most, runs, finished = 0, 0, asyncio.Event()
 
     async def handle(key: str) -> float | None:
-        nonlocal most, turns
+        nonlocal most, runs
         assert key not in working
         working.add(key)
         most = max(most, len(working))
         queue.add(key)
         await asyncio.sleep(0)
         working.discard(key)
-        turns += 1
-        if turns == 50:
+        runs += 1
+        if runs == 50:
             finished.set()
         return None
 
@@ -182,59 +184,59 @@ async def test_workers_work_on_different_keys_at_the_same_time_and_never_on_one(
     assert most == 3
 
 
-async def test_an_error_costs_a_pause_and_neither_the_queue_nor_the_key(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_key_is_retried_after_an_error_and_the_queue_keeps_running(caplog: pytest.LogCaptureFixture) -> None:
     queue: WorkQueue[str] = WorkQueue(jitter=lambda: 0.0)
-    finished, turns = asyncio.Event(), []
+    finished, runs = asyncio.Event(), []
 
     async def handle(key: str) -> float | None:
-        turns.append(key)
-        if len(turns) == 1:
+        runs.append(key)
+        if len(runs) == 1:
             raise RetryLaterError("the server is busy", 0.0)
-        if len(turns) == 2:
+        if len(runs) == 2:
             raise RuntimeError("unforeseen")
         finished.set()
         return None
 
     queue.add("a")
     await _run_until(queue, handle, finished)
-    assert turns == ["a", "a", "a"]
+    assert runs == ["a", "a", "a"]
     assert "unforeseen" in caplog.text
 
 
-async def test_a_turn_that_somebody_cancels_is_not_lost() -> None:
+async def test_a_key_whose_processing_is_cancelled_is_not_lost() -> None:
     queue: WorkQueue[str] = WorkQueue(jitter=lambda: 0.0)
-    finished, turns = asyncio.Event(), 0
+    finished, runs = asyncio.Event(), 0
 
     async def handle(_: str) -> float | None:
-        nonlocal turns
-        turns += 1
-        if turns == 1:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
             raise asyncio.CancelledError
         finished.set()
         return None
 
     queue.add("a")
     await _run_until(queue, handle, finished)
-    assert turns == 2
+    assert runs == 2
 
 
-async def test_a_turn_that_wants_another_gets_it() -> None:
+async def test_a_key_is_requeued_if_its_handler_requests_it() -> None:
     queue: WorkQueue[str] = WorkQueue()
-    finished, turns = asyncio.Event(), 0
+    finished, runs = asyncio.Event(), 0
 
     async def handle(_: str) -> float | None:
-        nonlocal turns
-        turns += 1
-        if turns == 3:
+        nonlocal runs
+        runs += 1
+        if runs == 3:
             finished.set()
         return 0.01
 
     queue.add("a")
     await _run_until(queue, handle, finished)
-    assert turns == 3
+    assert runs == 3
 
 
-def test_a_look_that_was_to_come_sooner_waits_for_what_the_server_asked_for() -> None:
+def test_an_earlier_requeue_waits_for_the_delay_that_the_server_requested() -> None:
     now = [0.0]
     queue: WorkQueue[str] = WorkQueue(clock=lambda: now[0], jitter=lambda: 0.0)
     queue.add("a")

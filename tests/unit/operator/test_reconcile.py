@@ -1,4 +1,4 @@
-"""One job's turns, with a small API server in memory: what each of them reads and writes."""
+"""Reconciles of one job against an in-memory API server: what each of them reads and writes."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ from finetune_operator.cluster.lease import NotLeadingError
 from finetune_operator.observed import write_time
 from finetune_operator.parsing import read_pod
 from finetune_operator.queue import RetryLaterError
-from finetune_operator.store import Heard
+from finetune_operator.store import LastReport
 from unit.operator.builders import (
     IMAGE,
     KEY,
@@ -24,257 +24,259 @@ from unit.operator.builders import (
     spec_fields,
 )
 from unit.operator.fake_server import refusal
-from unit.operator.world import World
+from unit.operator.harness import Harness
 
-LOOK = ["GET finetunejobs news", "GET jobs", "GET pods"]
-GIVE_BACK: dict[str, Any] = {"output": {"retention": {"whenFinished": "Delete"}}, "publish": {"repository": "team/news"}}
+LIVE_READ = ["GET finetunejobs news", "GET jobs", "GET pods"]
+DELETE_CLAIM: dict[str, Any] = {"output": {"retention": {"whenFinished": "Delete"}}, "publish": {"repository": "team/news"}}
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def harness() -> Harness:
+    return Harness()
 
 
 def ended(seconds: float = 5, phase: str = "Succeeded", **changes: Any) -> Any:
     return running(phase=phase, reason="Completed", running_since=None, completion_time=write_time(ago(seconds)), **changes)
 
 
-async def test_a_new_job_gets_its_children_its_status_and_its_event_in_that_order(world: World) -> None:
-    world.watched(job_manifest(), [], [])
-    assert await world.turn() == 1
+async def test_a_new_job_gets_its_children_its_status_and_its_event_in_that_order(harness: Harness) -> None:
+    harness.add_objects(job_manifest(), [], [])
+    assert await harness.reconcile() == 1
     children = ["POST services", "POST jobs", "POST configmaps", "POST persistentvolumeclaims"]
-    assert world.server.writes() == [*children, "PATCH finetunejobs news/status", "POST events"]
-    assert (world.status["phase"], world.status["attempt"], world.status["resolved"]["image"]) == ("Pending", 1, IMAGE)
-    assert [child.name for child in world.store.children.of(KEY)] == ["news-1"]
+    assert harness.server.writes() == [*children, "PATCH finetunejobs news/status", "POST events"]
+    assert (harness.status["phase"], harness.status["attempt"], harness.status["resolved"]["image"]) == ("Pending", 1, IMAGE)
+    assert [child.name for child in harness.store.children.by_job(KEY)] == ["news-1"]
 
 
-async def test_in_a_rush_the_first_status_comes_after_the_children_of_others(world: World) -> None:
-    world.watched(job_manifest(), [], [])
-    world.rush = True
-    assert await world.turn() == 2
-    assert world.server.writes()[-1] == "POST persistentvolumeclaims"
-    world.wait(2)
-    assert await world.turn() == 2
-    assert world.server.requests == []
-    world.rush = False
-    await world.turn()
-    assert world.server.requests == ["PATCH finetunejobs news/status", "POST events"]
-    assert (world.status["phase"], world.status["attempt"]) == ("Pending", 1)
-    assert world.status["startTime"] == write_time(NOW)
+async def test_with_a_backlog_the_first_status_comes_after_the_children_of_other_jobs(harness: Harness) -> None:
+    harness.add_objects(job_manifest(), [], [])
+    harness.backlog = True
+    assert await harness.reconcile() == 2
+    assert harness.server.writes()[-1] == "POST persistentvolumeclaims"
+    harness.advance(2)
+    assert await harness.reconcile() == 2
+    assert harness.server.requests == []
+    harness.backlog = False
+    await harness.reconcile()
+    assert harness.server.requests == ["PATCH finetunejobs news/status", "POST events"]
+    assert (harness.status["phase"], harness.status["attempt"]) == ("Pending", 1)
+    assert harness.status["startTime"] == write_time(NOW)
 
 
-async def test_no_rush_makes_a_job_wait_for_its_status_without_end(world: World) -> None:
-    world.watched(job_manifest(), [], [])
-    world.rush = True
-    await world.turn()
-    world.wait(20)
-    await world.turn()
-    assert "PATCH finetunejobs news/status" in world.server.requests
+async def test_a_backlog_delays_the_first_status_for_a_limited_time(harness: Harness) -> None:
+    harness.add_objects(job_manifest(), [], [])
+    harness.backlog = True
+    await harness.reconcile()
+    harness.advance(20)
+    await harness.reconcile()
+    assert "PATCH finetunejobs news/status" in harness.server.requests
 
 
-async def test_an_operator_that_ended_in_a_rush_is_followed_by_one_that_creates_nothing_twice(world: World) -> None:
-    world.watched(job_manifest(), [], [])
-    world.rush = True
-    await world.turn()
-    world.start()
-    world.rush = False
-    world.watched(world.server.take("finetunejobs", KEY.name), [], [])
-    await world.turn()
-    assert world.status["attempt"] == 1
-    assert world.server.names_of("jobs") == ["news-1"]
+async def test_an_operator_that_is_restarted_during_a_backlog_creates_nothing_twice(harness: Harness) -> None:
+    harness.add_objects(job_manifest(), [], [])
+    harness.backlog = True
+    await harness.reconcile()
+    harness.start()
+    harness.backlog = False
+    harness.add_objects(harness.server.take("finetunejobs", KEY.name), [], [])
+    await harness.reconcile()
+    assert harness.status["attempt"] == 1
+    assert harness.server.names_of("jobs") == ["news-1"]
 
 
-async def test_a_stable_job_costs_no_request(world: World) -> None:
-    world.runs()
+async def test_a_stable_job_costs_no_request(harness: Harness) -> None:
+    harness.add_running_job()
     for _ in range(5):
-        assert await world.turn() == 20
-        assert world.server.requests == []
-        world.wait(60)
+        assert await harness.reconcile() == 20
+        assert harness.server.requests == []
+        harness.advance(60)
 
 
-async def test_progress_costs_one_write_every_ten_seconds(world: World) -> None:
-    world.runs()
+async def test_progress_costs_one_write_every_ten_seconds(harness: Harness) -> None:
+    harness.add_running_job()
     writes = []
     for step in range(60):
-        world.store.heard[KEY] = Heard(
-            "news-1-0-x", Report(attempt=1, phase="Running", step=step, total_steps=100), world.seconds
+        harness.store.last_reports[KEY] = LastReport(
+            "news-1-0-x", Report(attempt=1, phase="Running", step=step, total_steps=100), harness.seconds
         )
-        await world.turn()
-        assert set(world.server.requests) <= {"PATCH finetunejobs news/status"}
-        writes += world.server.requests
-        world.wait(1)
+        await harness.reconcile()
+        assert set(harness.server.requests) <= {"PATCH finetunejobs news/status"}
+        writes += harness.server.requests
+        harness.advance(1)
     assert len(writes) == 6
 
 
-async def test_a_failure_is_looked_at_afresh_before_it_is_written(world: World) -> None:
-    world.runs()
-    gone = pod_manifest(1)
-    gone["metadata"] |= {"deletionTimestamp": write_time(NOW), "resourceVersion": "900"}
-    world.store.put_pod(KEY, read_pod(gone))
-    await world.turn()
-    assert world.server.requests == LOOK
-    assert world.status["phase"] == "Running", "the watch was wrong: the pod is as it was"
-    world.server.put("pods", gone)
-    await world.turn()
-    assert world.server.requests == [*LOOK, "PATCH finetunejobs news/status", "POST events"]
-    assert (world.status["phase"], world.status["reason"]) == ("Restarting", "PodLost")
+async def test_a_failure_is_read_live_before_it_is_written(harness: Harness) -> None:
+    harness.add_running_job()
+    deleted = pod_manifest(1)
+    deleted["metadata"] |= {"deletionTimestamp": write_time(NOW), "resourceVersion": "900"}
+    harness.store.put_pod(KEY, read_pod(deleted))
+    await harness.reconcile()
+    assert harness.server.requests == LIVE_READ
+    assert harness.status["phase"] == "Running", "the watch was wrong: the pod is unchanged"
+    harness.server.put("pods", deleted)
+    await harness.reconcile()
+    assert harness.server.requests == [*LIVE_READ, "PATCH finetunejobs news/status", "POST events"]
+    assert (harness.status["phase"], harness.status["reason"]) == ("Restarting", "PodLost")
 
 
-async def test_the_last_word_of_a_pod_that_was_gone_before_the_list_is_written(world: World) -> None:
+async def test_the_final_report_of_a_pod_that_was_gone_before_the_list_is_written(harness: Harness) -> None:
     stopped = running(
         phase="Suspended",
         reason="Suspended",
         running_since=None,
         attempts=[Attempt(number=1, start_time=write_time(ago(90)), completion_time=write_time(ago(2)), nodes=2)],
     )
-    world.watched(job_manifest(spec=spec_fields(suspend=True), status=stopped), [], [])
-    word = {"attempt": 1, "phase": "Interrupted", "step": 120, "checkpoint": {"step": 120, "time": write_time(ago(1))}}
-    end = {"terminated": {"exitCode": 75, "finishedAt": write_time(ago(1)), "message": json.dumps(word)}}
-    world.store.drop_pod(KEY, read_pod(pod_manifest(0, state=end)))
-    await world.turn()
-    assert world.status["checkpoint"]["step"] == 120
-    assert world.status["message"].startswith("suspended, the checkpoint of step 120 is kept")
+    harness.add_objects(job_manifest(spec=spec_fields(suspend=True), status=stopped), [], [])
+    report = {"attempt": 1, "phase": "Interrupted", "step": 120, "checkpoint": {"step": 120, "time": write_time(ago(1))}}
+    end = {"terminated": {"exitCode": 75, "finishedAt": write_time(ago(1)), "message": json.dumps(report)}}
+    harness.store.drop_pod(KEY, read_pod(pod_manifest(0, state=end)))
+    await harness.reconcile()
+    assert harness.status["checkpoint"]["step"] == 120
+    assert harness.status["message"].startswith("suspended, the checkpoint of step 120 is kept")
 
 
-async def test_a_job_that_is_doubted_is_looked_at_afresh_once(world: World) -> None:
-    world.runs()
-    world.store.doubtful.add(KEY)
-    await world.turn()
-    assert world.server.requests == LOOK
-    await world.turn()
-    assert world.server.requests == []
+async def test_a_job_that_requires_a_live_read_is_read_live_once(harness: Harness) -> None:
+    harness.add_running_job()
+    harness.store.requires_live_read.add(KEY)
+    await harness.reconcile()
+    assert harness.server.requests == LIVE_READ
+    await harness.reconcile()
+    assert harness.server.requests == []
 
 
-async def test_a_restart_deletes_waits_and_creates_in_turns_of_their_own(world: World) -> None:
+async def test_a_restart_deletes_waits_and_creates_in_separate_reconciles(harness: Harness) -> None:
     status = running(phase="Restarting", reason="PodLost")
-    world.watched(job_manifest(status=status), [child_manifest()], [pod_manifest(0)])
-    await world.turn()
-    assert world.server.writes() == ["DELETE jobs news-1"]
-    await world.turn()
-    assert world.server.writes() == []
-    del world.server.objects["pods", "team", "news-1-0-x"]
-    await world.turn()
-    assert world.server.names_of("jobs") == ["news-2"]
-    assert world.status["attempt"] == 2
+    harness.add_objects(job_manifest(status=status), [child_manifest()], [pod_manifest(0)])
+    await harness.reconcile()
+    assert harness.server.writes() == ["DELETE jobs news-1"]
+    await harness.reconcile()
+    assert harness.server.writes() == []
+    del harness.server.objects["pods", "team", "news-1-0-x"]
+    await harness.reconcile()
+    assert harness.server.names_of("jobs") == ["news-2"]
+    assert harness.status["attempt"] == 2
 
 
-async def test_a_status_that_somebody_else_changed_is_looked_at_again(world: World) -> None:
-    world.watched(job_manifest(), [], [])
-    world.server.answers["PATCH finetunejobs"] = refusal(409, "Conflict")
-    assert await world.turn() == 0.2
-    assert world.store.doubtful == {KEY}
-    assert world.server.names_of("jobs") == ["news-1"]
-    del world.server.answers["PATCH finetunejobs"]
-    await world.turn()
-    assert world.server.names_of("jobs") == ["news-1"]
-    assert (world.status["phase"], world.status["attempt"]) == ("Pending", 1)
+async def test_a_status_conflict_leads_to_a_live_read(harness: Harness) -> None:
+    harness.add_objects(job_manifest(), [], [])
+    harness.server.answers["PATCH finetunejobs"] = refusal(409, "Conflict")
+    assert await harness.reconcile() == 0.2
+    assert harness.store.requires_live_read == {KEY}
+    assert harness.server.names_of("jobs") == ["news-1"]
+    del harness.server.answers["PATCH finetunejobs"]
+    await harness.reconcile()
+    assert harness.server.names_of("jobs") == ["news-1"]
+    assert (harness.status["phase"], harness.status["attempt"]) == ("Pending", 1)
 
 
-async def test_a_job_that_is_gone_is_forgotten(world: World) -> None:
-    world.runs()
-    await world.turn()
-    del world.server.objects["finetunejobs", "team", "news"]
-    world.store.doubtful.add(KEY)
-    assert await world.turn() is None
-    assert not any([world.store.jobs, world.store.doubtful, world.store.looked, world.store.pods.of(KEY)])
+async def test_a_deleted_job_is_dropped_from_the_store_and_the_metrics(harness: Harness) -> None:
+    harness.add_running_job()
+    await harness.reconcile()
+    del harness.server.objects["finetunejobs", "team", "news"]
+    harness.store.requires_live_read.add(KEY)
+    assert await harness.reconcile() is None
+    assert not any(
+        [harness.store.jobs, harness.store.requires_live_read, harness.store.last_refusal_check, harness.store.pods.by_job(KEY)]
+    )
     labels = {"namespace": "team", "finetunejob": "news", "phase": "Running"}
-    assert world.registry.get_sample_value("finetune_job_phase", labels) is None
+    assert harness.registry.get_sample_value("finetune_job_phase", labels) is None
 
 
 @pytest.mark.parametrize("code", [429, 503])
-async def test_an_error_of_the_server_is_tried_again_when_it_says(world: World, code: int) -> None:
-    world.watched(job_manifest(), [], [])
-    world.server.answers["POST jobs"] = refusal(code, "Busy", **{"Retry-After": "9"})
+async def test_an_error_of_the_server_is_retried_after_the_requested_delay(harness: Harness, code: int) -> None:
+    harness.add_objects(job_manifest(), [], [])
+    harness.server.answers["POST jobs"] = refusal(code, "Busy", **{"Retry-After": "9"})
     with pytest.raises(RetryLaterError) as caught:
-        await world.turn()
+        await harness.reconcile()
     assert caught.value.after_seconds == 9
-    assert world.registry.get_sample_value("finetune_operator_reconcile_errors_total") == 1
+    assert harness.registry.get_sample_value("finetune_operator_reconcile_errors_total") == 1
 
 
-async def test_a_process_that_may_not_act_for_the_moment_tries_again_later(world: World) -> None:
+async def test_a_process_that_does_not_hold_the_lease_retries_later(harness: Harness) -> None:
     def refuse() -> None:
         raise NotLeadingError("this process does not hold the Lease")
 
-    world.watched(job_manifest(), [], [])
-    world.api.guard(refuse)
+    harness.add_objects(job_manifest(), [], [])
+    harness.api.set_write_check(refuse)
     with pytest.raises(RetryLaterError):
-        await world.turn()
+        await harness.reconcile()
 
 
-async def test_an_event_that_can_not_be_written_is_no_error(world: World) -> None:
-    world.watched(job_manifest(), [], [])
-    world.server.answers["POST events"] = refusal(403, "Forbidden", "no")
-    assert await world.turn() == 1
-    assert world.status["phase"] == "Pending"
+async def test_an_event_that_can_not_be_written_is_no_error(harness: Harness) -> None:
+    harness.add_objects(job_manifest(), [], [])
+    harness.server.answers["POST events"] = refusal(403, "Forbidden", "no")
+    assert await harness.reconcile() == 1
+    assert harness.status["phase"] == "Pending"
 
 
-async def test_a_finished_job_is_looked_at_once_and_costs_nothing_more(world: World) -> None:
-    world.server.put("finetunejobs", job_manifest(status=ended()))
-    assert await world.turn() is None
-    assert world.server.requests == LOOK
-    assert not any([world.store.jobs, world.store.looked])
+async def test_a_finished_job_is_read_once_and_costs_no_further_request(harness: Harness) -> None:
+    harness.server.put("finetunejobs", job_manifest(status=ended()))
+    assert await harness.reconcile() is None
+    assert harness.server.requests == LIVE_READ
+    assert not any([harness.store.jobs, harness.store.last_refusal_check])
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
-async def test_nothing_is_ever_created_for_a_finished_job(world: World, phase: str) -> None:
-    world.server.put("finetunejobs", job_manifest(status=ended(phase=phase)))
+async def test_nothing_is_ever_created_for_a_finished_job(harness: Harness, phase: str) -> None:
+    harness.server.put("finetunejobs", job_manifest(status=ended(phase=phase)))
     for _ in range(3):
-        await world.turn()
-        assert world.server.writes() == []
+        await harness.reconcile()
+        assert harness.server.writes() == []
 
 
-async def test_a_finished_job_is_deleted_in_time(world: World) -> None:
+async def test_a_finished_job_is_deleted_after_its_time_to_live(harness: Harness) -> None:
     spec = spec_fields(ttlSecondsAfterFinished=60)
-    world.server.put("finetunejobs", job_manifest(spec, ended(20)))
-    assert await world.turn() == 40
-    world.wait(40)
-    await world.turn()
-    assert world.server.writes() == ["DELETE finetunejobs news"]
-    assert await world.turn() is None
+    harness.server.put("finetunejobs", job_manifest(spec, ended(20)))
+    assert await harness.reconcile() == 40
+    harness.advance(40)
+    await harness.reconcile()
+    assert harness.server.writes() == ["DELETE finetunejobs news"]
+    assert await harness.reconcile() is None
 
 
-async def test_the_volume_of_a_published_model_goes_and_no_other(world: World) -> None:
+async def test_only_the_volume_of_the_published_job_itself_is_deleted(harness: Harness) -> None:
     published = Published(url="https://hub/team/news", commit="abc")
-    world.server.put("finetunejobs", job_manifest(spec_fields(**GIVE_BACK), ended(published=published)))
-    world.server.put("persistentvolumeclaims", {"metadata": {"namespace": "team", "name": "news-output"}})
-    await world.turn()
-    assert world.server.writes() == []
+    harness.server.put("finetunejobs", job_manifest(spec_fields(**DELETE_CLAIM), ended(published=published)))
+    harness.server.put("persistentvolumeclaims", {"metadata": {"namespace": "team", "name": "news-output"}})
+    await harness.reconcile()
+    assert harness.server.writes() == []
     uid = job_manifest()["metadata"]["uid"]
     metadata = {"namespace": "team", "name": "news-output", "annotations": {"finetune.dev/owner-uid": uid}}
-    world.server.put("persistentvolumeclaims", {"metadata": metadata})
-    await world.turn()
-    assert world.server.writes() == ["DELETE persistentvolumeclaims news-output"]
+    harness.server.put("persistentvolumeclaims", {"metadata": metadata})
+    await harness.reconcile()
+    assert harness.server.writes() == ["DELETE persistentvolumeclaims news-output"]
 
 
-async def test_the_pods_that_hold_the_volume_go_first(world: World) -> None:
+async def test_the_pods_that_use_the_volume_are_deleted_first(harness: Harness) -> None:
     published = Published(url="https://hub/team/news", commit="abc")
-    world.server.put("finetunejobs", job_manifest(spec_fields(**GIVE_BACK), ended(published=published)))
+    harness.server.put("finetunejobs", job_manifest(spec_fields(**DELETE_CLAIM), ended(published=published)))
     metadata = {
         "namespace": "team",
         "name": "news-output",
         "annotations": {"finetune.dev/owner-uid": job_manifest()["metadata"]["uid"]},
     }
-    world.server.put("persistentvolumeclaims", {"metadata": metadata})
-    world.server.put("jobs", child_manifest())
-    await world.turn()
-    assert world.server.writes() == ["DELETE jobs news-1"]
-    await world.turn()
-    assert world.server.writes() == ["DELETE persistentvolumeclaims news-output"]
+    harness.server.put("persistentvolumeclaims", {"metadata": metadata})
+    harness.server.put("jobs", child_manifest())
+    await harness.reconcile()
+    assert harness.server.writes() == ["DELETE jobs news-1"]
+    await harness.reconcile()
+    assert harness.server.writes() == ["DELETE persistentvolumeclaims news-output"]
 
 
-async def test_a_job_that_gave_its_volume_back_costs_nothing_more(world: World) -> None:
+async def test_a_job_whose_volume_was_deleted_needs_no_further_reconcile(harness: Harness) -> None:
     published = Published(url="https://hub/team/news", commit="abc")
-    world.server.put("finetunejobs", job_manifest(spec_fields(**GIVE_BACK), ended(published=published)))
-    assert await world.turn() is None
+    harness.server.put("finetunejobs", job_manifest(spec_fields(**DELETE_CLAIM), ended(published=published)))
+    assert await harness.reconcile() is None
 
 
-async def test_why_a_job_waits_to_start_is_asked_every_fifteen_seconds(world: World) -> None:
+async def test_the_refusal_of_pods_is_checked_every_fifteen_seconds(harness: Harness) -> None:
     status = running(phase="Pending", reason="PodsPending", message="0 of 2 pods created", running_since=None)
-    world.watched(job_manifest(status=status), [child_manifest()], [])
-    await world.turn()
-    assert world.server.requests == []
-    world.wait(16)
-    await world.turn()
-    assert world.server.requests == ["GET events"]
-    await world.turn()
-    assert world.server.requests == []
+    harness.add_objects(job_manifest(status=status), [child_manifest()], [])
+    await harness.reconcile()
+    assert harness.server.requests == []
+    harness.advance(16)
+    await harness.reconcile()
+    assert harness.server.requests == ["GET events"]
+    await harness.reconcile()
+    assert harness.server.requests == []

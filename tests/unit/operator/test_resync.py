@@ -1,4 +1,4 @@
-"""The full list heals what watches lost, and looks after jobs that have ended."""
+"""The full list corrects what watches missed, and enqueues finished jobs that need a reconcile."""
 
 import datetime
 from typing import Any
@@ -32,8 +32,8 @@ from unit.operator.fake_server import FakeServer, refusal
 GONE = Key("team", "gone")
 
 
-class World:
-    """A cluster, and what is remembered of it. seconds: the queue's clock."""
+class Harness:
+    """An in-memory cluster and the operator's store. seconds: the clock of the queue."""
 
     def __init__(self, *namespaces: str) -> None:
         self.server, self.store, self.seconds = FakeServer(), Store(), 0.0
@@ -43,11 +43,11 @@ class World:
         health = Health(lambda: 0.0, lambda: self.seconds)
         self.resync = Resync(self.server.api(), self.store, self.queue, self.metrics, health, namespaces, lambda: NOW)
 
-    def know(self, *keys: Key, **changes: Any) -> None:
+    def store_jobs(self, *keys: Key, **changes: Any) -> None:
         for key in keys:
             self.store.put_job(build_record(running(), key=key, **changes))
 
-    def turns(self) -> list[Key]:
+    def drain_queue(self) -> list[Key]:
         taken = []
         while (key := self.queue.take()) is not None:
             taken.append(key)
@@ -60,8 +60,8 @@ class World:
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def harness() -> Harness:
+    return Harness()
 
 
 def finished(name: str, seconds: float, ttl: int | None = None, phase: str = "Succeeded") -> Any:
@@ -70,81 +70,81 @@ def finished(name: str, seconds: float, ttl: int | None = None, phase: str = "Su
     return job_manifest(spec, status, name=name, uid=f"uid-of-{name}")
 
 
-async def test_every_job_that_is_not_finished_comes_to_the_queue(world: World) -> None:
-    world.server.put("finetunejobs", job_manifest())
-    world.server.put("finetunejobs", finished("old", 1000))
-    await world.resync.list_active()
-    assert world.turns() == [KEY]
-    assert list(world.store.jobs) == [KEY]
-    assert world.server.writes() == []
+async def test_every_job_that_is_not_finished_is_enqueued(harness: Harness) -> None:
+    harness.server.put("finetunejobs", job_manifest())
+    harness.server.put("finetunejobs", finished("old", 1000))
+    await harness.resync.list_active()
+    assert harness.drain_queue() == [KEY]
+    assert list(harness.store.jobs) == [KEY]
+    assert harness.server.writes() == []
 
 
-async def test_a_job_that_the_watch_lost_is_dropped_and_looked_at(world: World) -> None:
-    world.know(GONE)
-    await world.resync.list_active()
-    assert (world.store.jobs, world.turns()) == ({}, [GONE])
+async def test_a_job_whose_deletion_the_watch_missed_is_dropped_and_enqueued(harness: Harness) -> None:
+    harness.store_jobs(GONE)
+    await harness.resync.list_active()
+    assert (harness.store.jobs, harness.drain_queue()) == ({}, [GONE])
 
 
-async def test_a_job_that_is_newer_than_the_list_stays(world: World) -> None:
-    world.know(GONE, version=world.server.version + 1)
-    await world.resync.list_active()
-    assert list(world.store.jobs) == [GONE]
+async def test_a_job_that_is_newer_than_the_list_stays(harness: Harness) -> None:
+    harness.store_jobs(GONE, version=harness.server.version + 1)
+    await harness.resync.list_active()
+    assert list(harness.store.jobs) == [GONE]
 
 
-async def test_children_that_the_watches_missed_are_taken_over(world: World) -> None:
-    world.server.put("finetunejobs", job_manifest(status=running()))
-    world.server.put("jobs", child_manifest())
-    world.server.put("pods", pod_manifest(0))
-    await world.resync.list_active()
-    seen = world.store.observation(KEY)
-    assert seen is not None
-    assert ([child.name for child in seen.jobs], [pod.name for pod in seen.pods]) == (["news-1"], ["news-1-0-x"])
-    assert world.store.doubtful == set()
+async def test_children_that_the_watches_missed_are_stored(harness: Harness) -> None:
+    harness.server.put("finetunejobs", job_manifest(status=running()))
+    harness.server.put("jobs", child_manifest())
+    harness.server.put("pods", pod_manifest(0))
+    await harness.resync.list_active()
+    observation = harness.store.observation(KEY)
+    assert observation is not None
+    assert ([child.name for child in observation.jobs], [pod.name for pod in observation.pods]) == (["news-1"], ["news-1-0-x"])
+    assert harness.store.requires_live_read == set()
 
 
-async def test_a_job_of_which_the_list_lacks_something_is_doubted(world: World) -> None:
-    world.server.put("finetunejobs", job_manifest(status=running()))
-    world.know(KEY)
-    world.store.put_observation(Observation(world.store.jobs[KEY], [build_child()], [build_pod(0)]), at=0)
-    await world.resync.list_active()
-    assert world.store.doubtful == {KEY}
-    assert (world.store.children.of(KEY), world.store.pods.of(KEY)) == ([], [])
-    assert world.turns() == [KEY]
+async def test_a_job_with_a_child_missing_in_the_list_requires_a_live_read(harness: Harness) -> None:
+    harness.server.put("finetunejobs", job_manifest(status=running()))
+    harness.store_jobs(KEY)
+    harness.store.put_observation(Observation(harness.store.jobs[KEY], [build_child()], [build_pod(0)]), read_at=0)
+    await harness.resync.list_active()
+    assert harness.store.requires_live_read == {KEY}
+    assert (harness.store.children.by_job(KEY), harness.store.pods.by_job(KEY)) == ([], [])
+    assert harness.drain_queue() == [KEY]
 
 
-async def test_children_of_nobody_are_left_alone(world: World) -> None:
-    world.server.put("jobs", child_manifest())
-    world.server.put("pods", pod_manifest(0))
-    await world.resync.list_active()
-    assert world.store.children.of(KEY) == []
+async def test_children_of_an_unknown_job_are_ignored(harness: Harness) -> None:
+    harness.server.put("jobs", child_manifest())
+    harness.server.put("pods", pod_manifest(0))
+    await harness.resync.list_active()
+    assert harness.store.children.by_job(KEY) == []
 
 
 async def test_only_the_namespaces_of_the_operator_are_listed() -> None:
-    world = World("team", "lab")
+    harness = Harness("team", "lab")
     for namespace in ("team", "lab", "elsewhere"):
-        world.server.put("finetunejobs", job_manifest(namespace=namespace, uid=f"{UID}-{namespace}"))
-    await world.resync.list_active()
-    assert sorted(key.namespace for key in world.turns()) == ["lab", "team"]
+        harness.server.put("finetunejobs", job_manifest(namespace=namespace, uid=f"{UID}-{namespace}"))
+    await harness.resync.list_active()
+    assert sorted(key.namespace for key in harness.drain_queue()) == ["lab", "team"]
 
 
 @pytest.mark.parametrize("code", [403, 404])
-async def test_a_namespace_that_is_gone_keeps_no_other_waiting(code: int) -> None:
-    world = World("gone", "team")
-    world.server.put("finetunejobs", job_manifest())
-    world.server.answers["GET finetunejobs in gone"] = refusal(code, "Forbidden")
-    await world.resync.list_active()
-    await world.resync.list_finished()
-    assert ([key.namespace for key in world.turns()], world.resync.closed) == (["team"], {"gone"})
-    del world.server.answers["GET finetunejobs in gone"]
-    await world.resync.list_active()
-    assert world.resync.closed == set()
+async def test_a_missing_namespace_does_not_delay_the_others(code: int) -> None:
+    harness = Harness("gone", "team")
+    harness.server.put("finetunejobs", job_manifest())
+    harness.server.answers["GET finetunejobs in gone"] = refusal(code, "Forbidden")
+    await harness.resync.list_active()
+    await harness.resync.list_finished()
+    assert ([key.namespace for key in harness.drain_queue()], harness.resync.forbidden_namespaces) == (["team"], {"gone"})
+    del harness.server.answers["GET finetunejobs in gone"]
+    await harness.resync.list_active()
+    assert harness.resync.forbidden_namespaces == set()
 
 
-async def test_an_operator_that_may_list_nothing_says_so() -> None:
-    world = World("gone", "team")
-    world.server.answers["GET finetunejobs"] = refusal(403, "Forbidden")
+async def test_an_operator_that_may_list_no_namespace_raises_an_error() -> None:
+    harness = Harness("gone", "team")
+    harness.server.answers["GET finetunejobs"] = refusal(403, "Forbidden")
     with pytest.raises(ApiError):
-        await world.resync.list_active()
+        await harness.resync.list_active()
 
 
 @pytest.mark.parametrize(
@@ -157,61 +157,61 @@ async def test_an_operator_that_may_list_nothing_says_so() -> None:
         pytest.param(1000, 1300, None, id="due after the next list"),
     ],
 )
-async def test_a_finished_job_gets_a_turn_only_when_it_is_due(
-    world: World, age: float, ttl: int | None, due: float | None
+async def test_a_finished_job_is_enqueued_only_when_it_is_due(
+    harness: Harness, age: float, ttl: int | None, due: float | None
 ) -> None:
-    world.server.put("finetunejobs", finished("old", age, ttl))
-    await world.resync.list_finished()
+    harness.server.put("finetunejobs", finished("old", age, ttl))
+    await harness.resync.list_finished()
     if due:
-        world.seconds = due - 1
-        assert world.turns() == []
+        harness.seconds = due - 1
+        assert harness.drain_queue() == []
     if due is not None:
-        world.seconds = due
-        assert world.turns() == [Key("team", "old")]
-    world.seconds = 10_000
-    assert world.turns() == []
+        harness.seconds = due
+        assert harness.drain_queue() == [Key("team", "old")]
+    harness.seconds = 10_000
+    assert harness.drain_queue() == []
 
 
-async def test_a_finished_job_is_told_of_until_it_is_gone(world: World) -> None:
-    world.server.put("finetunejobs", finished("old", 1000, phase="Failed"))
-    world.server.put("finetunejobs", job_manifest(status=running()))
-    await world.resync.list_active()
-    await world.resync.list_finished()
-    assert (world.phase("old", "Failed"), world.phase("news", "Running")) == (1, 1)
-    del world.server.objects["finetunejobs", "team", "old"]
-    await world.resync.list_finished()
-    assert (world.phase("old", "Failed"), world.phase("news", "Running")) == (None, 1)
+async def test_a_finished_job_has_metrics_until_it_is_deleted(harness: Harness) -> None:
+    harness.server.put("finetunejobs", finished("old", 1000, phase="Failed"))
+    harness.server.put("finetunejobs", job_manifest(status=running()))
+    await harness.resync.list_active()
+    await harness.resync.list_finished()
+    assert (harness.phase("old", "Failed"), harness.phase("news", "Running")) == (1, 1)
+    del harness.server.objects["finetunejobs", "team", "old"]
+    await harness.resync.list_finished()
+    assert (harness.phase("old", "Failed"), harness.phase("news", "Running")) == (None, 1)
 
 
-async def test_a_finished_job_is_not_remembered(world: World) -> None:
-    world.server.put("finetunejobs", finished("old", 10))
-    await world.resync.list_finished()
-    assert (world.store.jobs, world.store.looked, world.store.heard) == ({}, {}, {})
+async def test_a_finished_job_is_not_stored(harness: Harness) -> None:
+    harness.server.put("finetunejobs", finished("old", 10))
+    await harness.resync.list_finished()
+    assert (harness.store.jobs, harness.store.last_refusal_check, harness.store.last_reports) == ({}, {}, {})
 
 
-async def test_a_job_that_goes_on_creating_pods_after_its_end_is_found_too(world: World) -> None:
+async def test_a_finished_job_that_still_creates_pods_is_enqueued(harness: Harness) -> None:
     status = running(phase="Failed", reason="PodRejected", running_since=None, completion_time=write_time(ago(600)))
-    world.server.put("finetunejobs", job_manifest(status=status))
-    world.server.put("jobs", child_manifest())
-    await world.resync.list_active()
-    assert world.turns() == [KEY]
+    harness.server.put("finetunejobs", job_manifest(status=status))
+    harness.server.put("jobs", child_manifest())
+    await harness.resync.list_active()
+    assert harness.drain_queue() == [KEY]
 
 
-async def test_jobs_that_have_ended_ask_for_no_turn(world: World) -> None:
+async def test_a_finished_job_whose_pods_have_ended_is_not_enqueued(harness: Harness) -> None:
     status = running(phase="Failed", reason="CodeError", running_since=None, completion_time=write_time(ago(600)))
-    world.server.put("finetunejobs", job_manifest(status=status))
-    world.server.put("jobs", child_manifest(status={"conditions": [{"type": "Failed", "status": "True"}]}))
-    world.server.put("pods", pod_manifest(0, phase="Failed"))
-    await world.resync.list_active()
-    assert world.turns() == []
+    harness.server.put("finetunejobs", job_manifest(status=status))
+    harness.server.put("jobs", child_manifest(status={"conditions": [{"type": "Failed", "status": "True"}]}))
+    harness.server.put("pods", pod_manifest(0, phase="Failed"))
+    await harness.resync.list_active()
+    assert harness.drain_queue() == []
 
 
-async def test_pods_that_run_on_after_their_job_ended_are_found_however_long_nobody_looked(world: World) -> None:
+async def test_a_finished_job_whose_pods_still_run_is_enqueued_even_if_it_ended_long_ago(harness: Harness) -> None:
     ended = datetime.timedelta(minutes=10).total_seconds()
     status = running(phase="Failed", reason="DeadlineExceeded", running_since=None, completion_time=write_time(ago(ended)))
-    world.server.put("finetunejobs", job_manifest(status=status))
-    world.server.put("jobs", child_manifest())
-    world.server.put("pods", pod_manifest(0))
-    await world.resync.list_active()
-    await world.resync.list_finished()
-    assert world.turns() == [KEY]
+    harness.server.put("finetunejobs", job_manifest(status=status))
+    harness.server.put("jobs", child_manifest())
+    harness.server.put("pods", pod_manifest(0))
+    await harness.resync.list_active()
+    await harness.resync.list_finished()
+    assert harness.drain_queue() == [KEY]

@@ -1,4 +1,4 @@
-"""A job of which nothing is heard any more, and who may conclude what from that."""
+"""Jobs whose pods no longer answer, and when the operator treats that as a stall."""
 
 import dataclasses
 from typing import Any
@@ -23,7 +23,7 @@ from unit.operator.builders import (
     pod_manifest,
     running,
 )
-from unit.operator.world import World
+from unit.operator.harness import Harness
 
 
 def training(**progress: Any) -> FineTuneJobStatus:
@@ -31,104 +31,108 @@ def training(**progress: Any) -> FineTuneJobStatus:
     return running(seconds=3600, progress=Progress(**values), resolved=Resolved(global_batch_size=32))
 
 
-def look(status: FineTuneJobStatus, silent: float, *pods: Any, **recovery: Any) -> FineTuneJobStatus:
-    seen = observe(*(pods or (build_pod(0), build_pod(1))), job=build_record(status, build_spec(recovery=recovery)))
-    return decide(dataclasses.replace(seen, silent_seconds=silent), None, NOW).status
+def next_status(status: FineTuneJobStatus, unresponsive: float, *pods: Any, **recovery: Any) -> FineTuneJobStatus:
+    observation = observe(*(pods or (build_pod(0), build_pod(1))), job=build_record(status, build_spec(recovery=recovery)))
+    return decide(dataclasses.replace(observation, unresponsive_seconds=unresponsive), None, NOW).status
 
 
 def test_a_job_that_has_not_answered_for_too_long_is_restarted() -> None:
-    assert look(training(), 719).phase == "Running"
-    status = look(training(), 720)
+    assert next_status(training(), 719).phase == "Running"
+    status = next_status(training(), 720)
     assert (status.phase, status.reason) == ("Restarting", "Stalled")
     assert status.failure is not None
     assert status.failure.node == "node-0"
     assert status.failure.message == (
-        f"pod news-1-0-x on node-0 has not answered for 12m00s; the last step that it told of was 40, at {write_time(ago(900))}"
+        f"pod news-1-0-x on node-0 has not answered for 12m00s; the last step that it reported was 40, at {write_time(ago(900))}"
     )
     assert status.restarts is not None
     assert (status.restarts.failures, status.restarts.charged) == (1, 1)
 
 
-def test_a_slow_step_has_ten_times_as_long_as_it_usually_takes() -> None:
+def test_a_slow_step_may_take_ten_times_its_usual_time() -> None:
     slow = training(samples_per_second=0.2)  # 160 s for a batch of 32
-    assert look(slow, 1719).phase == "Running"
-    assert look(slow, 1720).phase == "Restarting"
+    assert next_status(slow, 1719).phase == "Running"
+    assert next_status(slow, 1720).phase == "Restarting"
 
 
 @pytest.mark.parametrize(
     ("status", "pods", "recovery"),
     [
-        pytest.param(training(), (), {"stallTimeoutSeconds": 0}, id="nobody wants to know"),
-        pytest.param(training(), (), {"stallTimeoutSeconds": 10**6}, id="not yet"),
-        pytest.param(training(last_step_time=None), (), {}, id="it never told of a step"),
+        pytest.param(training(), (), {"stallTimeoutSeconds": 0}, id="the timeout is disabled"),
+        pytest.param(training(), (), {"stallTimeoutSeconds": 10**6}, id="the timeout is not over"),
+        pytest.param(training(last_step_time=None), (), {}, id="it never reported a step"),
         pytest.param(running(phase="Initializing", progress=training().progress), (), {}, id="it does not train"),
-        pytest.param(running(phase="Publishing", progress=training().progress), (), {}, id="it is through"),
+        pytest.param(running(phase="Publishing", progress=training().progress), (), {}, id="its training has finished"),
     ],
 )
-def test_silence_alone_is_no_stall(status: FineTuneJobStatus, pods: tuple[Any, ...], recovery: dict[str, Any]) -> None:
-    assert look(status, 5000, *pods, **recovery).phase == status.phase
+def test_an_unresponsive_pod_alone_is_no_stall(
+    status: FineTuneJobStatus, pods: tuple[Any, ...], recovery: dict[str, Any]
+) -> None:
+    assert next_status(status, 5000, *pods, **recovery).phase == status.phase
 
 
-def test_a_gang_that_is_about_to_end_is_not_taken_for_silent() -> None:
-    assert look(training(), 5000, build_pod(0), build_pod(1, finished=end(0))).phase == "Running"
+def test_an_attempt_that_is_about_to_end_is_not_unresponsive() -> None:
+    assert next_status(training(), 5000, build_pod(0), build_pod(1, terminated=end(0))).phase == "Running"
 
 
-def talking(world: World) -> None:
-    world.watched(job_manifest(status=training()), [child_manifest()], [pod_manifest(0), pod_manifest(1)])
+def add_training_job(harness: Harness) -> None:
+    harness.add_objects(job_manifest(status=training()), [child_manifest()], [pod_manifest(0), pod_manifest(1)])
 
 
-async def test_an_operator_that_has_just_started_gives_the_whole_time() -> None:
-    world = World()
-    talking(world)
-    await world.turn()
-    world.poller._watched[KEY] = 50
-    world.wait(719)
-    await world.turn()
-    assert world.status["phase"] == "Running"
-    world.wait(1)
-    await world.turn()
-    assert (world.status["phase"], world.status["reason"]) == ("Restarting", "Stalled")
+async def test_an_operator_that_has_just_started_waits_for_the_whole_timeout() -> None:
+    harness = Harness()
+    add_training_job(harness)
+    await harness.reconcile()
+    harness.poller._unanswered_polls[KEY] = 50
+    harness.advance(719)
+    await harness.reconcile()
+    assert harness.status["phase"] == "Running"
+    harness.advance(1)
+    await harness.reconcile()
+    assert (harness.status["phase"], harness.status["reason"]) == ("Restarting", "Stalled")
 
 
-async def test_a_pod_that_was_hardly_asked_is_not_silent() -> None:
-    world = World()
-    talking(world)
-    await world.turn()
-    world.poller._watched[KEY] = 9
-    world.wait(5000)
-    await world.turn()
-    assert world.status["phase"] == "Running"
+async def test_a_pod_that_was_hardly_polled_is_not_unresponsive() -> None:
+    harness = Harness()
+    add_training_job(harness)
+    await harness.reconcile()
+    harness.poller._unanswered_polls[KEY] = 9
+    harness.advance(5000)
+    await harness.reconcile()
+    assert harness.status["phase"] == "Running"
 
 
-async def test_a_pod_that_answers_again_begins_anew() -> None:
-    world = World()
-    talking(world)
-    await world.turn()
-    world.wait(700)
-    world.store.heard[KEY] = dataclasses.replace(
-        world.store.heard[KEY], report=Report(attempt=1, phase="Running", step=41, total_steps=100), at=world.seconds
+async def test_an_answer_restarts_the_timeout() -> None:
+    harness = Harness()
+    add_training_job(harness)
+    await harness.reconcile()
+    harness.advance(700)
+    harness.store.last_reports[KEY] = dataclasses.replace(
+        harness.store.last_reports[KEY],
+        report=Report(attempt=1, phase="Running", step=41, total_steps=100),
+        received_at=harness.seconds,
     )
-    world.poller._watched[KEY] = 50
-    world.wait(700)
-    await world.turn()
-    assert world.status["phase"] == "Running"
+    harness.poller._unanswered_polls[KEY] = 50
+    harness.advance(700)
+    await harness.reconcile()
+    assert harness.status["phase"] == "Running"
 
 
-async def test_nothing_follows_from_silence_where_nobody_at_all_answers() -> None:
-    world = World()
-    talking(world)
-    await world.turn()
+async def test_unresponsive_pods_are_no_stall_while_the_network_is_down() -> None:
+    harness = Harness()
+    add_training_job(harness)
+    await harness.reconcile()
     other = dataclasses.replace(KEY, name="other")
-    world.poller._watched |= {KEY: 500, other: 500}
-    world.wait(5000)
-    await world.turn()
-    assert world.status["phase"] == "Running"
-    world.poller._last_answer = world.seconds  # the network is back: the other one has answered
-    world.wait(30)
-    await world.turn()
-    assert world.status["phase"] == "Running", "this one has its whole time again"
-    world.wait(25)
-    world.poller._last_answer = world.seconds
-    world.wait(20)
-    await world.turn()
-    assert world.status["phase"] == "Running"
+    harness.poller._unanswered_polls |= {KEY: 500, other: 500}
+    harness.advance(5000)
+    await harness.reconcile()
+    assert harness.status["phase"] == "Running"
+    harness.poller._last_report_at = harness.seconds  # the network is back: the other pod has answered
+    harness.advance(30)
+    await harness.reconcile()
+    assert harness.status["phase"] == "Running", "the timeout of this job starts again"
+    harness.advance(25)
+    harness.poller._last_report_at = harness.seconds
+    harness.advance(20)
+    await harness.reconcile()
+    assert harness.status["phase"] == "Running"

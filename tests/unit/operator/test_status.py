@@ -1,4 +1,4 @@
-"""How the status changes: what is kept, what comes and goes, and what may rest on what the watches told."""
+"""How the status changes: what is kept, when conditions are set and removed, and which changes require a live read."""
 
 from typing import Any
 
@@ -6,19 +6,19 @@ import pytest
 
 from finetune_api.reasons import Reason
 from finetune_api.status import Attempt, FineTuneJobStatus, Phase, Progress, Restarts
-from finetune_operator.observed import Whole, write_time
+from finetune_operator.observed import CreatedAttempt, write_time
 from finetune_operator.policy.attempt import decide
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.failure import build_failure
-from finetune_operator.policy.restarts import lost
+from finetune_operator.policy.restart_budget import attempt_failed
 from finetune_operator.policy.status import (
+    attempt_created,
     blocked,
     failed,
     in_phase,
-    is_due,
+    is_write_due,
     refused,
     running_seconds,
-    started,
     succeeded,
 )
 from unit.operator.builders import (
@@ -44,46 +44,48 @@ def blocked_conditions(status: FineTuneJobStatus) -> list[tuple[str, str]]:
 def test_the_last_ten_attempts_are_kept() -> None:
     status = FineTuneJobStatus()
     for number in range(1, 14):
-        status = started(status, build_spec(), Whole(number, ago(100 - number), IMAGE, 2))
+        status = attempt_created(status, build_spec(), CreatedAttempt(number, ago(100 - number), IMAGE, 2))
     assert [item.number for item in status.attempts or ()] == list(range(4, 14))
 
 
-def test_an_attempt_that_is_gone_through_twice_is_told_of_once() -> None:
-    status = started(running(), build_spec(), Whole(2, ago(9), IMAGE, 2))
-    again = started(status, build_spec(), Whole(2, ago(9), IMAGE, 2))
+def test_an_attempt_that_is_created_twice_is_listed_once() -> None:
+    status = attempt_created(running(), build_spec(), CreatedAttempt(2, ago(9), IMAGE, 2))
+    again = attempt_created(status, build_spec(), CreatedAttempt(2, ago(9), IMAGE, 2))
     assert again == status
 
 
-def test_a_lost_attempt_is_closed_with_its_reason_its_steps_and_its_time() -> None:
+def test_a_failed_attempt_ends_with_its_reason_its_steps_and_its_time() -> None:
     status = running(seconds=60, progress=Progress(step=7, total_steps=10))
-    after = lost(status, build_spec(), build_failure(Reason.NODE_LOST, "evicted"), JOB, NOW)
+    after = attempt_failed(status, build_spec(), build_failure(Reason.NODE_LOST, "evicted"), JOB, NOW)
     assert after.attempts == [
         Attempt(number=1, start_time=write_time(ago(70)), completion_time=write_time(NOW), nodes=2, step=7, reason="NodeLost")
     ]
     assert (after.running_seconds, after.running_since) == (60, None)
 
 
-def test_a_closed_attempt_is_not_closed_again() -> None:
-    once = lost(running(), build_spec(), build_failure(Reason.NODE_LOST, "evicted"), JOB, ago(50))
+def test_an_attempt_that_ended_is_not_ended_again() -> None:
+    once = attempt_failed(running(), build_spec(), build_failure(Reason.NODE_LOST, "evicted"), JOB, ago(50))
     ended = refused(once, Reason.OUTPUT_CONFLICT, "taken", JOB, NOW)
     assert ended.attempts == once.attempts
 
 
 @pytest.mark.parametrize(("before", "since", "seconds"), [(None, None, 0), (5, None, 5), (None, 7, 7), (5, 7, 12), (5, -7, 5)])
-def test_running_time_is_what_was_added_up_and_what_runs_now(before: int | None, since: float | None, seconds: int) -> None:
+def test_running_time_is_the_sum_of_earlier_periods_and_the_current_one(
+    before: int | None, since: float | None, seconds: int
+) -> None:
     status = FineTuneJobStatus(running_seconds=before, running_since=write_time(ago(since)) if since is not None else None)
     assert running_seconds(status, NOW) == seconds
 
 
-def test_what_blocks_a_job_is_a_condition_while_it_does() -> None:
+def test_a_blocked_job_has_a_condition_until_it_is_unblocked() -> None:
     status = blocked(FineTuneJobStatus(), JOB, "Pending", "NameTaken", "Service news-gang is there", NOW)
     assert blocked_conditions(status) == [("NameTaken", "Service news-gang is there")]
     assert (status.phase, status.reason) == ("Pending", "NameTaken")
-    assert blocked_conditions(started(status, build_spec(), Whole(1, NOW, IMAGE, 2))) == []
+    assert blocked_conditions(attempt_created(status, build_spec(), CreatedAttempt(1, NOW, IMAGE, 2))) == []
 
 
 @pytest.mark.parametrize("phase", ["Initializing", "Running", "Publishing", "Suspended"])
-def test_a_job_that_is_on_its_way_is_not_blocked(phase: Phase) -> None:
+def test_a_job_that_makes_progress_is_not_blocked(phase: Phase) -> None:
     status = blocked(running(), JOB, "Restarting", "NameTaken", "Service news-gang is there", NOW)
     assert blocked_conditions(in_phase(status, phase, "Training", "")) == []
 
@@ -101,14 +103,14 @@ def test_a_condition_keeps_its_time_while_its_value_does_not_change() -> None:
     assert [(item.reason, item.last_transition_time) for item in second.conditions or ()] == [("Forbidden", write_time(ago(60)))]
 
 
-def test_a_success_forgets_the_failure_of_an_earlier_attempt_and_keeps_the_count() -> None:
+def test_a_success_removes_the_failure_of_an_earlier_attempt_and_keeps_the_count() -> None:
     status = running(failure=build_failure(Reason.POD_LOST, "gone"), restarts=Restarts(failures=2))
     after = succeeded(status, build_spec(), JOB, NOW)
     assert (after.failure, after.restarts, after.message) == (None, Restarts(failures=2), "trained")
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "fresh"),
+    ("before", "after", "live_read"),
     [
         (None, "Pending", True),
         (None, "Failed", True),
@@ -131,35 +133,35 @@ def test_a_success_forgets_the_failure_of_an_earlier_attempt_and_keeps_the_count
         ("Restarting", "Pending", True),
     ],
 )
-def test_only_a_step_forward_may_rest_on_what_the_watches_told(before: Any, after: Any, fresh: bool) -> None:
+def test_only_a_forward_phase_change_may_rely_on_the_cache(before: Any, after: Any, live_read: bool) -> None:
     decision = Decision(FineTuneJobStatus(phase=after))
-    assert decision.needs_a_fresh_look(FineTuneJobStatus(phase=before)) == fresh
+    assert decision.requires_live_read(FineTuneJobStatus(phase=before)) == live_read
 
 
 @pytest.mark.parametrize(
-    "deed", [{"create_attempt": 1}, {"delete": build_child()}, {"delete_claim": "uid"}, {"delete_job": True}]
+    "action", [{"create_attempt": 1}, {"delete_child_job": build_child()}, {"delete_claim": "uid"}, {"delete_job": True}]
 )
-def test_a_deed_always_needs_a_fresh_look(deed: dict[str, Any]) -> None:
-    assert Decision(running(), **deed).needs_a_fresh_look(running())
+def test_an_action_always_requires_a_live_read(action: dict[str, Any]) -> None:
+    assert Decision(running(), **action).requires_live_read(running())
 
 
-def test_a_success_of_which_the_last_word_was_not_seen_needs_a_fresh_look() -> None:
-    seen = observe(build_pod(0), build_pod(1), jobs=[build_child(complete=True)], job=build_record(running()), live=False)
-    assert decide(seen, None, NOW).needs_a_fresh_look(seen.job.status)
+def test_a_success_without_its_final_report_requires_a_live_read() -> None:
+    observation = observe(build_pod(0), build_pod(1), jobs=[build_child(complete=True)], job=build_record(running()), live=False)
+    assert decide(observation, None, NOW).requires_live_read(observation.job.status)
 
 
-def test_a_success_with_its_last_word_costs_no_look() -> None:
-    word = end(0, phase="Succeeded", step=3, totalSteps=3)
-    pods = [build_pod(0, finished=word), build_pod(1, finished=end(0))]
-    seen = observe(*pods, jobs=[build_child(complete=True)], job=build_record(running()), live=False)
-    assert not decide(seen, None, NOW).needs_a_fresh_look(seen.job.status)
+def test_a_success_with_its_final_report_requires_no_live_read() -> None:
+    report = end(0, phase="Succeeded", step=3, totalSteps=3)
+    pods = [build_pod(0, terminated=report), build_pod(1, terminated=end(0))]
+    observation = observe(*pods, jobs=[build_child(complete=True)], job=build_record(running()), live=False)
+    assert not decide(observation, None, NOW).requires_live_read(observation.job.status)
 
 
-def test_the_steps_of_an_ordinary_start_wait_and_what_is_worth_a_look_does_not() -> None:
+def test_a_normal_start_is_throttled_and_a_problem_is_written_at_once() -> None:
     status = running(phase="Pending", reason="PodsPending", message="0 of 2 pods created")
     record = build_record(status, written=3)
     ordinary = status.model_copy(update={"reason": "ContainerCreating", "message": "pod a is being created"})
-    assert not is_due(record, ordinary, NOW)
-    assert not is_due(build_record(status, written=29), ordinary, NOW)
-    assert is_due(build_record(status, written=30), ordinary, NOW)
-    assert is_due(record, status.model_copy(update={"reason": "Unschedulable"}), NOW)
+    assert not is_write_due(record, ordinary, NOW)
+    assert not is_write_due(build_record(status, written=29), ordinary, NOW)
+    assert is_write_due(build_record(status, written=30), ordinary, NOW)
+    assert is_write_due(record, status.model_copy(update={"reason": "Unschedulable"}), NOW)

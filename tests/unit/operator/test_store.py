@@ -1,4 +1,4 @@
-"""What is remembered of what watches and lists told, and what is not believed."""
+"""The store: what it keeps of watch events and lists, and what it ignores."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import pytest
 
 from finetune_api.wire import Report
 from finetune_operator.observed import Key, Observation, PodState
-from finetune_operator.store import Children, Heard, Store
+from finetune_operator.store import Children, LastReport, Store
 from unit.operator.builders import KEY, build_child, build_pod, build_record, end
 
 OTHER = Key("other", "news")
@@ -14,14 +14,14 @@ OTHER = Key("other", "news")
 
 def filled() -> Store:
     store = Store()
-    store.put_observation(Observation(build_record(), [build_child(version=5)], [build_pod(0, version=5)]), at=50.0)
-    store.heard[KEY] = Heard("news-1-0-x", Report(attempt=1, phase="Running"), 5.0)
+    store.put_observation(Observation(build_record(), [build_child(version=5)], [build_pod(0, version=5)]), read_at=50.0)
+    store.last_reports[KEY] = LastReport("news-1-0-x", Report(attempt=1, phase="Running"), 5.0)
     return store
 
 
-def test_an_observation_of_the_store_says_that_it_is_one() -> None:
-    seen = filled().observation(KEY)
-    assert seen == Observation(build_record(), [build_child(version=5)], [build_pod(0, version=5)], live=False)
+def test_an_observation_from_the_store_is_not_marked_as_live() -> None:
+    observation = filled().observation(KEY)
+    assert observation == Observation(build_record(), [build_child(version=5)], [build_pod(0, version=5)], live=False)
     assert Store().observation(KEY) is None
 
 
@@ -39,86 +39,95 @@ def test_an_older_version_does_not_replace_a_later_one(version: int, kept: int) 
     assert store.jobs[KEY].version == kept
     store.pods.put(KEY, build_pod(0, version=7))
     store.pods.put(KEY, build_pod(0, version=version))
-    assert [pod.version for pod in store.pods.of(KEY)] == [kept]
+    assert [pod.version for pod in store.pods.by_job(KEY)] == [kept]
 
 
-def test_a_job_of_the_same_name_that_was_created_anew_replaces_the_old_one() -> None:
+def test_a_new_job_of_the_same_name_replaces_the_old_one() -> None:
     store = Store()
     store.put_job(build_record())
     store.put_job(build_record(uid="another", version=9))
     assert store.jobs[KEY].uid == "another"
 
 
-def test_a_late_word_of_the_old_job_of_that_name_does_not_replace_the_new_one() -> None:
+def test_a_late_event_of_the_old_job_of_that_name_does_not_replace_the_new_one() -> None:
     store = Store()
     store.put_job(build_record(uid="another", version=9))
     store.put_job(build_record(version=7))
     assert store.jobs[KEY].uid == "another"
 
 
-def departed(store: Store, *present: PodState) -> list[tuple[str, int]]:
-    seen = store.with_departed(Observation(build_record(), [], present))
-    return [(pod.name, pod.version) for pod in seen.departed]
+def terminated_pods(store: Store, *present: PodState) -> list[tuple[str, int]]:
+    observation = store.with_terminated_pods(Observation(build_record(), [], present))
+    return [(pod.name, pod.version) for pod in observation.terminated_pods]
 
 
-def test_a_pod_that_is_gone_is_known_by_its_end_until_another_has_its_place() -> None:
+def test_a_terminated_pod_is_kept_until_another_pod_replaces_it() -> None:
     store = filled()
-    ended = build_pod(0, version=8, finished=end(75, phase="Interrupted"))
+    ended = build_pod(0, version=8, terminated=end(75, phase="Interrupted"))
     store.put_pod(KEY, ended)
-    assert departed(store) == [(ended.name, 8)], "the list that does not have it is later than the watch"
-    assert departed(store, ended) == []
+    assert terminated_pods(store) == [(ended.name, 8)], "the list without the pod is newer than the watch event"
+    assert terminated_pods(store, ended) == []
     store.drop_pod(KEY, dataclasses.replace(ended, version=9))
-    assert store.pods.of(KEY) == []
-    assert departed(store) == [(ended.name, 9)]
-    assert departed(store, build_pod(0, attempt=2)) == []
+    assert store.pods.by_job(KEY) == []
+    assert terminated_pods(store) == [(ended.name, 9)]
+    assert terminated_pods(store, build_pod(0, attempt=2)) == []
     store.drop_pod(KEY, build_pod(1, attempt=2, version=12))
-    assert departed(store) == [], "it has nothing to say of a later attempt"
+    assert terminated_pods(store) == [], "it does not belong to the later attempt"
 
 
-def test_of_two_pods_in_the_same_place_the_later_one_alone_is_known_by_its_end() -> None:
+def test_only_the_later_of_two_pods_with_one_index_is_kept_as_a_terminated_pod() -> None:
     store = filled()
-    store.drop_pod(KEY, build_pod(0, name="evicted", version=8, finished=end(75, phase="Interrupted")))
-    store.drop_pod(KEY, build_pod(1, version=9, finished=end(75)))
+    store.drop_pod(KEY, build_pod(0, name="evicted", version=8, terminated=end(75, phase="Interrupted")))
+    store.drop_pod(KEY, build_pod(1, version=9, terminated=end(75)))
     store.drop_pod(KEY, build_pod(0, name="killed", version=10))
-    assert departed(store) == [(build_pod(1).name, 9)]
+    assert terminated_pods(store) == [(build_pod(1).name, 9)]
     store.drop_job(KEY)
-    assert departed(store) == []
+    assert terminated_pods(store) == []
 
 
-def test_children_of_a_job_that_is_not_known_are_not_kept() -> None:
+def test_children_of_an_unknown_job_are_not_kept() -> None:
     store = Store()
     store.put_child(KEY, build_child())
     store.put_pod(KEY, build_pod(0))
-    assert (store.children.of(KEY), store.pods.of(KEY)) == ([], [])
+    assert (store.children.by_job(KEY), store.pods.by_job(KEY)) == ([], [])
 
 
-def test_with_a_job_everything_of_it_is_forgotten() -> None:
+def test_dropping_a_job_drops_everything_that_belongs_to_it() -> None:
     store = filled()
-    store.doubtful.add(KEY)
+    store.requires_live_read.add(KEY)
     store.drop_job(KEY)
-    assert not any([store.jobs, store.heard, store.looked, store.doubtful, store.children.of(KEY), store.pods.of(KEY)])
+    assert not any(
+        [
+            store.jobs,
+            store.last_reports,
+            store.last_refusal_check,
+            store.requires_live_read,
+            store.children.by_job(KEY),
+            store.pods.by_job(KEY),
+        ]
+    )
 
 
 @pytest.mark.parametrize(("version", "there"), [(6, True), (7, False), (None, False)])
-def test_a_late_word_of_an_end_does_not_drop_a_later_job(version: int | None, there: bool) -> None:
+def test_a_late_deletion_event_does_not_drop_a_later_job(version: int | None, there: bool) -> None:
     store = filled()
     store.drop_job(KEY, version)
-    assert (KEY in store.jobs, KEY in store.heard, bool(store.pods.of(KEY))) == (there, there, there)
+    assert (KEY in store.jobs, KEY in store.last_reports, bool(store.pods.by_job(KEY))) == (there, there, there)
 
 
-def test_a_fresh_look_ends_the_doubts() -> None:
+def test_a_live_read_is_required_once() -> None:
     store = filled()
-    store.doubtful.add(KEY)
-    store.put_observation(Observation(build_record()), at=77.0)
-    assert (store.doubtful, store.looked) == (set(), {KEY: 77.0})
+    store.requires_live_read.add(KEY)
+    store.put_observation(Observation(build_record()), read_at=77.0)
+    assert (store.requires_live_read, store.last_refusal_check) == (set(), {KEY: 77.0})
 
 
 @pytest.mark.parametrize(("version", "there"), [(4, True), (5, False), (6, False)])
-def test_a_deletion_older_than_what_is_known_is_of_an_earlier_child(version: int, there: bool) -> None:
+def test_a_deletion_event_that_is_older_than_the_known_child_is_ignored(version: int, there: bool) -> None:
     children: Children[object] = Children()  # type: ignore[type-var]
     children.put(KEY, build_pod(0, version=5))
     children.drop(KEY, "news-1-0-x", version)
-    assert bool(children.of(KEY)) == there
+    assert bool(children.by_job(KEY)) == there
     children.drop(OTHER, "news-1-0-x", version)
 
 
@@ -129,32 +138,32 @@ def pods(key: Key, *versions: int) -> Store:
     return store
 
 
-def test_what_a_list_lacks_is_gone_and_its_job_is_named() -> None:
+def test_a_child_that_a_list_lacks_is_dropped_and_its_job_is_returned() -> None:
     store = pods(KEY, 5, 5)
     assert store.pods.replace({KEY: [build_pod(0, version=5)]}, 10, None) == {KEY}
-    assert [pod.index for pod in store.pods.of(KEY)] == [0]
+    assert [pod.index for pod in store.pods.by_job(KEY)] == [0]
     assert store.pods.replace({KEY: [build_pod(0, version=5)]}, 10, None) == set()
 
 
-def test_what_is_newer_than_a_list_stays() -> None:
+def test_a_child_that_is_newer_than_the_list_is_kept() -> None:
     store = pods(KEY, 5, 11)
     assert store.pods.replace({KEY: [build_pod(0, version=5)]}, 10, None) == set()
-    assert [pod.index for pod in store.pods.of(KEY)] == [0, 1]
+    assert [pod.index for pod in store.pods.by_job(KEY)] == [0, 1]
 
 
-def test_what_only_a_list_has_is_taken_over() -> None:
+def test_a_child_that_only_the_list_has_is_added() -> None:
     store = Store()
     assert store.pods.replace({KEY: [build_pod(0, version=5)]}, 10, None) == set()
-    assert [pod.index for pod in store.pods.of(KEY)] == [0]
+    assert [pod.index for pod in store.pods.by_job(KEY)] == [0]
 
 
-def test_a_list_of_one_namespace_says_nothing_of_others() -> None:
+def test_a_list_of_one_namespace_does_not_affect_others() -> None:
     store = pods(OTHER, 5)
     assert store.pods.replace({}, 10, "team") == set()
     assert store.pods.replace({}, 10, "other") == {OTHER}
 
 
-def test_nothing_is_left_of_jobs_whose_children_are_gone() -> None:
+def test_a_job_whose_children_are_all_dropped_leaves_no_entry() -> None:
     store = pods(KEY, 5)
     store.pods.replace({}, 10, None)
     assert not store.pods._by_job

@@ -1,11 +1,12 @@
-"""A cluster in memory, and the part of the operator that takes turns before it."""
+"""An in-memory cluster with the part of the operator that reconciles."""
 
 import datetime
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from finetune_operator.cluster.events import Events
+from finetune_operator.cluster.events import EventRecorder
+from finetune_operator.defaults import OperatorDefaults
 from finetune_operator.health import Health
 from finetune_operator.metrics import Metrics
 from finetune_operator.observed import Key, Manifest
@@ -14,63 +15,62 @@ from finetune_operator.poller import Poller
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.resync import Resync
-from finetune_operator.site import Site
 from finetune_operator.store import Store
 from unit.operator.builders import IMAGE, KEY, NOW, child_manifest, job_manifest, pod_manifest, running
 from unit.operator.fake_server import FakeServer
 
 
-class World:
-    """A cluster and the operator's part that takes turns. now, seconds: its clocks. rush: many other jobs wait for a turn."""
+class Harness:
+    """An in-memory cluster with the reconciler. now, seconds: its clocks. backlog: whether many other jobs wait in the queue."""
 
     def __init__(self) -> None:
-        self.now, self.seconds, self.rush = NOW, 1000.0, False
+        self.now, self.seconds, self.backlog = NOW, 1000.0, False
         self.server = FakeServer(lambda: self.now)
         self.start()
 
     def start(self) -> None:
-        """Begin as a process that remembers nothing."""
+        """Start a new operator process with an empty store."""
         self.store, self.api = Store(), self.server.api()
         self.registry = CollectorRegistry()
-        self.asked: list[Key] = []
-        self.poller = Poller(self.store, None, self.asked.append, lambda: self.seconds)  # type: ignore[arg-type]
+        self.enqueued: list[Key] = []
+        self.poller = Poller(self.store, None, self.enqueued.append, lambda: self.seconds)  # type: ignore[arg-type]
         metrics = Metrics(self.registry, now=NOW.timestamp)
-        site, health = Site(trainer_image=IMAGE), Health(lambda: 0.0)
-        self.events = Events(self.api)
+        defaults, health = OperatorDefaults(trainer_image=IMAGE), Health(lambda: 0.0)
+        self.events = EventRecorder(self.api)
         self.reconciler = Reconciler(
             self.api,
             self.store,
             self.poller,
             self.events,
             metrics,
-            site,
+            defaults,
             lambda: self.now,
             lambda: self.seconds,
-            lambda: self.rush,
+            lambda: self.backlog,
         )
         self.resync = Resync(self.api, self.store, WorkQueue(), metrics, health, (), lambda: self.now)
 
-    def watched(self, job: Manifest, children: list[Manifest], pods: list[Manifest]) -> None:
-        """Put all of it into the cluster, and let the watches tell of it."""
+    def add_objects(self, job: Manifest, children: list[Manifest], pods: list[Manifest]) -> None:
+        """Create the objects in the cluster and put them into the store, as the watches do."""
         self.store.put_job(read_job(self.server.put("finetunejobs", job)))
-        self.store.looked[KEY] = self.seconds
+        self.store.last_refusal_check[KEY] = self.seconds
         for child in children:
             self.store.put_child(KEY, read_child_job(self.server.put("jobs", child)))
         for pod in pods:
             self.store.put_pod(KEY, read_pod(self.server.put("pods", pod)))
 
-    def runs(self) -> None:
-        self.watched(job_manifest(status=running()), [child_manifest()], [pod_manifest(0), pod_manifest(1)])
+    def add_running_job(self) -> None:
+        self.add_objects(job_manifest(status=running()), [child_manifest()], [pod_manifest(0), pod_manifest(1)])
 
-    def wait(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.now += datetime.timedelta(seconds=seconds)
         self.seconds += seconds
 
-    async def turn(self) -> float | None:
-        """One turn, and what it has to tell."""
+    async def reconcile(self) -> float | None:
+        """Reconcile once, and write the events that this recorded."""
         self.server.forget_requests()
         again = await self.reconciler.reconcile(KEY)
-        await self.events.finish()
+        await self.events.flush()
         return again
 
     @property

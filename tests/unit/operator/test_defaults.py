@@ -1,11 +1,11 @@
-"""The site's file: what is wrong in it is said in a sentence."""
+"""The file of operator defaults: each mistake in it is reported in a sentence."""
 
 import pathlib
 
 import pytest
 
 from finetune_api.spec import PodSecurity
-from finetune_operator.site import Site, read_site
+from finetune_operator.defaults import OperatorDefaults, read_defaults
 
 IMAGE = "trainer:1"
 
@@ -17,21 +17,21 @@ def write(folder: pathlib.Path, text: str) -> pathlib.Path:
 
 
 def test_without_a_file_only_the_image_is_set() -> None:
-    assert read_site(None, IMAGE) == Site(trainer_image=IMAGE)
-    assert Site().security_context == PodSecurity(run_as_user=1000, run_as_group=1000, fs_group=1000)
+    assert read_defaults(None, IMAGE) == OperatorDefaults(trainer_image=IMAGE)
+    assert OperatorDefaults().security_context == PodSecurity(run_as_user=1000, run_as_group=1000, fs_group=1000)
 
 
-def test_an_empty_file_is_no_mistake(tmp_path: pathlib.Path) -> None:
-    assert read_site(write(tmp_path, "# nothing\n"), IMAGE) == Site(trainer_image=IMAGE)
+def test_an_empty_file_is_valid(tmp_path: pathlib.Path) -> None:
+    assert read_defaults(write(tmp_path, "# nothing\n"), IMAGE) == OperatorDefaults(trainer_image=IMAGE)
 
 
-def test_the_files_image_comes_before_the_one_given(tmp_path: pathlib.Path) -> None:
-    assert read_site(write(tmp_path, "trainerImage: mine:2\n"), IMAGE).trainer_image == "mine:2"
+def test_the_image_in_the_file_takes_precedence_over_the_argument(tmp_path: pathlib.Path) -> None:
+    assert read_defaults(write(tmp_path, "trainerImage: mine:2\n"), IMAGE).trainer_image == "mine:2"
 
 
-def test_ids_that_are_null_are_the_clusters_to_choose(tmp_path: pathlib.Path) -> None:
-    site = read_site(write(tmp_path, "securityContext: {runAsUser: null, runAsGroup: null, fsGroup: null}\n"), IMAGE)
-    assert site.security_context == PodSecurity()
+def test_the_cluster_chooses_ids_that_are_null(tmp_path: pathlib.Path) -> None:
+    defaults = read_defaults(write(tmp_path, "securityContext: {runAsUser: null, runAsGroup: null, fsGroup: null}\n"), IMAGE)
+    assert defaults.security_context == PodSecurity()
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,13 @@ def test_ids_that_are_null_are_the_clusters_to_choose(tmp_path: pathlib.Path) ->
         ("a: [\n", "can't be read: while parsing"),
     ],
 )
-def test_what_is_wrong_in_the_file_is_said_in_a_sentence(tmp_path: pathlib.Path, text: str, sentence: str) -> None:
+def test_a_mistake_in_the_file_is_reported_in_a_sentence(tmp_path: pathlib.Path, text: str, sentence: str) -> None:
     file = write(tmp_path, text)
     with pytest.raises(ValueError, match=r"site\.yaml") as caught:
-        read_site(file, IMAGE)
+        read_defaults(file, IMAGE)
     assert sentence in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_said_in_a_sentence(tmp_path: pathlib.Path) -> None:
+def test_a_missing_file_is_reported_in_a_sentence(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere.yaml: can't be read: .*No such file"):
-        read_site(tmp_path / "nowhere.yaml", IMAGE)
+        read_defaults(tmp_path / "nowhere.yaml", IMAGE)

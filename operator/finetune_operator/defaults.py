@@ -1,4 +1,4 @@
-"""What the people who run the cluster set for all jobs: the chart writes it into a file, jobs override what is theirs to say."""
+"""The operator defaults for all jobs. The chart writes them to a file. A job can override some of them."""
 
 import pathlib
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from finetune_api.spec.common import LocalObjectReference
 
 
 class Proxy(Model):
-    """The way out of the cluster, as the usual variables have it."""
+    """The proxy for connections out of the cluster, as in the usual environment variables."""
 
     http_proxy: str | None = None
     https_proxy: str | None = None
@@ -23,15 +23,15 @@ class Proxy(Model):
 
 
 class NetworkPolicy(Model):
-    """Whether each gang is shut off. operator_peer, metrics_from: NetworkPolicyPeers that may reach the telemetry port."""
+    """Isolation of the pods of each job. operator_peer, metrics_from: NetworkPolicyPeers that may reach the telemetry port."""
 
     enabled: bool = False
     operator_peer: dict[str, Any] | None = None
     metrics_from: Sequence[dict[str, Any]] = ()
 
 
-class Site(Model):
-    """Defaults for jobs that say nothing themselves. ca_bundle: PEM of every authority that the pods are to trust."""
+class OperatorDefaults(Model):
+    """Values for jobs that do not set their own. ca_bundle: PEM of all certificate authorities that the pods trust."""
 
     trainer_image: str | None = None
     image_pull_secrets: Sequence[LocalObjectReference] = ()
@@ -45,15 +45,15 @@ class Site(Model):
     network_policy: NetworkPolicy = Field(default_factory=NetworkPolicy)
 
 
-def read_site(path: pathlib.Path | None, trainer_image: str) -> Site:
-    """The site's file, with the trainer image where it names none; raise ValueError with a sentence if it can't be understood."""
+def read_defaults(path: pathlib.Path | None, trainer_image: str) -> OperatorDefaults:
+    """Read the file, and use the given trainer image if it names none. Raise ValueError with a message if the file is invalid."""
     if path is None:
-        return Site(trainer_image=trainer_image)
+        return OperatorDefaults(trainer_image=trainer_image)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        site = Site.model_validate(content, by_alias=True, by_name=False)
+        defaults = OperatorDefaults.model_validate(content, by_alias=True, by_name=False)
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: can't be read: {error}") from None
     except pydantic.ValidationError as error:
         raise ValueError(f"{path}: {describe_errors(error)}") from None
-    return site if site.trainer_image else site.model_copy(update={"trainer_image": trainer_image})
+    return defaults if defaults.trainer_image else defaults.model_copy(update={"trainer_image": trainer_image})
