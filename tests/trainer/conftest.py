@@ -10,7 +10,7 @@ from trainer.runner import Runner
 
 
 def package_dir(name: str) -> pathlib.Path:
-    """Directory of an installed package."""
+    """Return the directory of an installed package."""
     spec = importlib.util.find_spec(name)
     assert spec is not None, f"{name} is missing: pip install '.[dev]'"
     assert spec.submodule_search_locations
@@ -29,7 +29,7 @@ def news() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory, minilm: pathlib.Path) -> Callable[[float], pathlib.Path]:
-    """A random BERT of two layers, by dropout."""
+    """Return a function that writes a random BERT of two layers with the given dropout."""
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel
 

@@ -14,8 +14,8 @@ import yaml
 EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "news.yaml"
 
 
-def same_again(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of a history what a run that takes the same steps has, too: without when, how fast, and in which attempt."""
+def comparable_history(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a history without times, throughput and attempts, so that runs with the same steps compare equal."""
     others = ("time", "attempt", "stepSeconds", "samplesPerSecond", "tokensPerSecond")
     return [{name: value for name, value in entry.items() if name not in others} for entry in history]
 
@@ -28,7 +28,7 @@ class Runner:
     claims: dict[str, pathlib.Path]
 
     def job(self, **changes: Any) -> pathlib.Path:
-        """The example with small data and the changes: training, dataset, or any other field of spec."""
+        """Write the example with small data and the changes: training, dataset, or any other field of spec."""
         job = yaml.safe_load(EXAMPLE.read_text())
         spec = job["spec"]
         spec["datasets"][0] |= {"maxTrainSamples": 61, "maxEvalSamples": 45} | changes.pop("dataset", {})

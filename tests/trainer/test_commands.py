@@ -46,7 +46,7 @@ def refused(command: click.Command, *arguments: object) -> str:
 
 
 def finished(directory: pathlib.Path, tokenizer: pathlib.Path, model: Any, chat_template: str | None = None) -> pathlib.Path:
-    """An output directory with a model in it."""
+    """Write an output directory with a finished model."""
     loaded = transformers.AutoTokenizer.from_pretrained(tokenizer)
     loaded.chat_template = chat_template
     loaded.save_pretrained(directory / "model")
@@ -72,16 +72,16 @@ def classifier(tmp_path: pathlib.Path, minilm: pathlib.Path) -> pathlib.Path:
     return finished(tmp_path / "out", minilm, bert("ForSequenceClassification", ["bad", "good"]))
 
 
-def test_a_classifier_says_class_and_probability_as_a_pipeline_does(classifier: pathlib.Path) -> None:
+def test_a_classifier_prints_class_and_probability_as_a_pipeline_does(classifier: pathlib.Path) -> None:
     [line] = shown(predict, classifier, "A delight.")
     [expected] = transformers.pipeline("text-classification", str(classifier / "model"))("A delight.")
     label, score = line.split()
     assert label == expected["label"]
     assert float(score) == pytest.approx(expected["score"], abs=1e-3)
-    assert shown(predict, classifier / "model", "A delight.") == [line], "DIR may be the model's own"
+    assert shown(predict, classifier / "model", "A delight.") == [line], "DIR may be the directory of the model itself"
 
 
-def test_texts_come_from_standard_input_too_and_answers_as_json(classifier: pathlib.Path) -> None:
+def test_texts_are_read_from_standard_input_and_answers_printed_as_json(classifier: pathlib.Path) -> None:
     lines = shown(predict, classifier, "-", "--json", stdin="one\n\ntwo\n")
     assert [json.loads(line)["text"] for line in lines] == ["one", "two"]
     assert {json.loads(line)["label"] for line in lines} <= {"bad", "good"}
@@ -92,13 +92,13 @@ def test_a_pair_is_one_input(classifier: pathlib.Path) -> None:
     assert alone != pair
 
 
-def test_a_regression_says_a_number(tmp_path: pathlib.Path, minilm: pathlib.Path) -> None:
+def test_a_regression_prints_a_number(tmp_path: pathlib.Path, minilm: pathlib.Path) -> None:
     model = bert("ForSequenceClassification", ["score"], problem_type="regression")
     [line] = shown(predict, finished(tmp_path, minilm, model), "A delight.")
     assert float(line) == pytest.approx(float(line))
 
 
-def test_the_other_tasks_answer_in_their_way(tmp_path: pathlib.Path, minilm: pathlib.Path) -> None:
+def test_the_other_tasks_print_their_type_of_answer(tmp_path: pathlib.Path, minilm: pathlib.Path) -> None:
     [fillings] = shown(predict, finished(tmp_path / "mlm", minilm, bert("ForMaskedLM")), "A [MASK] film.")
     assert len(fillings.split("  ")) == 5
     tagger = finished(tmp_path / "ner", minilm, bert("ForTokenClassification", TAGS))
@@ -106,11 +106,11 @@ def test_the_other_tasks_answer_in_their_way(tmp_path: pathlib.Path, minilm: pat
     assert found == "(nothing found)" or found.startswith("PER: ")
     plain = finished(tmp_path / "lm", minilm, llama())
     chat = finished(tmp_path / "chat", minilm, llama(), CHATML)
-    assert shown(predict, plain, "Once upon") != shown(predict, chat, "Once upon"), "a chat model is asked by its template"
+    assert shown(predict, plain, "Once upon") != shown(predict, chat, "Once upon"), "a chat model gets the text in its template"
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's
-def test_an_adapter_answers_with_its_base(tmp_path: pathlib.Path, minilm: pathlib.Path) -> None:
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # from peft
+def test_an_adapter_is_loaded_with_its_base(tmp_path: pathlib.Path, minilm: pathlib.Path) -> None:
     import peft
 
     base = finished(tmp_path / "base", minilm, bert("ForSequenceClassification", ["bad", "good"])) / "model"
@@ -122,14 +122,14 @@ def test_an_adapter_answers_with_its_base(tmp_path: pathlib.Path, minilm: pathli
     assert "write --base" in refused(predict, out.parent, "A delight.")
     result = call(predict, out.parent, "A delight.", "--base", base)
     [line] = result.stdout.splitlines()
-    assert result.stderr == "", "nobody is told to train a model that is finished"
+    assert result.stderr == "", "no warning advises to train a finished model"
     inputs = transformers.AutoTokenizer.from_pretrained(minilm)("A delight.", return_tensors="pt")
     with torch.no_grad():
         score, number = adapted.eval()(**inputs).logits[0].softmax(dim=0).max(dim=0)
     assert line.split() == [["bad", "good"][int(number)], f"{float(score):.4f}"]
 
 
-def test_slips_are_answered_with_one_sentence(tmp_path: pathlib.Path, minilm: pathlib.Path, classifier: pathlib.Path) -> None:
+def test_wrong_input_is_refused_with_one_sentence(tmp_path: pathlib.Path, minilm: pathlib.Path, classifier: pathlib.Path) -> None:
     assert "holds no finished model" in refused(predict, tmp_path / "nowhere", "A")
     assert "was not made for any of the tasks" in refused(predict, finished(tmp_path / "base", minilm, bert("Model")), "A")
     assert "write one --pair for each TEXT" in refused(predict, classifier, "A", "B", "--pair", "C")
@@ -137,13 +137,13 @@ def test_slips_are_answered_with_one_sentence(tmp_path: pathlib.Path, minilm: pa
     assert "has no [MASK]" in refused(predict, filler, "A film.")
     assert "knows no pairs" in refused(predict, filler, "A [MASK].", "--pair", "B")
     assert "write --to OWNER/NAME" in refused(push, classifier)
-    assert "'news' is no repository" in refused(push, classifier, "--to", "news")
+    assert "'news' is not a repository" in refused(push, classifier, "--to", "news")
     (classifier / "model" / "model.safetensors").unlink()
     assert "safetensors" in refused(predict, classifier, "A")
-    assert "no finished model that is whole" in refused(push, classifier, "--to", "a/b")
+    assert "no complete finished model" in refused(push, classifier, "--to", "a/b")
 
 
-def test_debug_shows_where(tmp_path: pathlib.Path) -> None:
+def test_debug_raises_the_error(tmp_path: pathlib.Path) -> None:
     result = call(predict, tmp_path, "A", "--debug")
     assert result.exc_info is not None
     assert "holds no finished model" in str(result.exception)
@@ -154,7 +154,7 @@ def test_help_shows_an_example(command: click.Command) -> None:
     assert f"Example:  finetune {command.name} " in "\n".join(shown(command, "--help"))
 
 
-def test_an_evaluation_measures_every_row_and_writes_what_was_predicted(tmp_path: pathlib.Path, classifier: pathlib.Path) -> None:
+def test_an_evaluation_covers_every_row_and_writes_the_predictions(tmp_path: pathlib.Path, classifier: pathlib.Path) -> None:
     texts = [f"{'word ' * (number % 7 + 1)}{number}" for number in range(70)]
     expected = [json.loads(line)["label"] for line in shown(predict, classifier, "--json", "-", stdin="\n".join(texts) + "\n")]
     truth = ["good" if number % 3 else "bad" for number in range(70)]
@@ -162,23 +162,23 @@ def test_an_evaluation_measures_every_row_and_writes_what_was_predicted(tmp_path
     data.write_text("review,stars\n" + "".join(f"{text},{label}\n" for text, label in zip(texts, truth, strict=True)))
     out = tmp_path / "predicted.jsonl"
     lines = shown(evaluate, classifier, data, "--column", "text=review", "--column", "label=stars", "--output", out)
-    figures = dict(line.split("  ") for line in lines if "  " in line)
+    metrics = dict(line.split("  ") for line in lines if "  " in line)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["row"] for row in rows] == list(range(70))
     assert [row["label"] for row in rows] == expected
     assert [row["expected"] for row in rows] == truth
     assert [row["text"] for row in rows] == texts
     right = sum(label == true for label, true in zip(expected, truth, strict=True))
-    assert float(figures["accuracy"]) == pytest.approx(right / 70, abs=1e-4)
+    assert float(metrics["accuracy"]) == pytest.approx(right / 70, abs=1e-4)
 
 
-def test_data_with_one_class_only_is_measured_too(tmp_path: pathlib.Path, classifier: pathlib.Path) -> None:
+def test_data_with_a_single_class_can_be_evaluated(tmp_path: pathlib.Path, classifier: pathlib.Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps({"text": f"text {number}", "label": "good"}) + "\n" for number in range(5)))
     assert any(line.startswith("accuracy") for line in shown(evaluate, classifier, data, "--output", tmp_path / "p.jsonl"))
 
 
-def test_a_language_model_has_figures_and_no_predictions(tmp_path: pathlib.Path, minilm: pathlib.Path) -> None:
+def test_a_language_model_has_metrics_and_no_predictions(tmp_path: pathlib.Path, minilm: pathlib.Path) -> None:
     data = tmp_path / "data.txt"
     data.write_text("Once upon a time.\nThere was a king.\n")
     lines = shown(evaluate, finished(tmp_path / "lm", minilm, llama()), data, "--output", tmp_path / "p.jsonl")
@@ -186,7 +186,7 @@ def test_a_language_model_has_figures_and_no_predictions(tmp_path: pathlib.Path,
     assert not (tmp_path / "p.jsonl").exists()
 
 
-def test_a_job_says_what_to_evaluate_on(tmp_path: pathlib.Path, classifier: pathlib.Path) -> None:
+def test_the_evaluation_data_can_come_from_a_job(tmp_path: pathlib.Path, classifier: pathlib.Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "test.csv").write_text("text,label\n" + "a,good\nb,bad\nc,good\n")
     (tmp_path / "data" / "train.csv").write_text("text,label\n" + "d,good\ne,bad\n" * 5)
@@ -208,9 +208,7 @@ def test_a_job_says_what_to_evaluate_on(tmp_path: pathlib.Path, classifier: path
     )
 
 
-def test_the_rows_that_a_job_holds_out_are_those_that_it_did_not_train_on(
-    tmp_path: pathlib.Path, classifier: pathlib.Path
-) -> None:
+def test_the_held_out_rows_of_a_job_are_those_that_it_did_not_train_on(tmp_path: pathlib.Path, classifier: pathlib.Path) -> None:
     (tmp_path / "data").mkdir()
     rows = [{"text": f"row {number} " + "word " * 40, "label": ("good", "bad")[number % 2]} for number in range(40)]
     (tmp_path / "data" / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -238,7 +236,7 @@ def test_the_rows_that_a_job_holds_out_are_those_that_it_did_not_train_on(
     assert max(len(text.split()) for text in seen) <= 16
 
 
-def test_slips_in_an_evaluation_are_answered_with_one_sentence(tmp_path: pathlib.Path, classifier: pathlib.Path) -> None:
+def test_wrong_input_of_an_evaluation_is_refused_with_one_sentence(tmp_path: pathlib.Path, classifier: pathlib.Path) -> None:
     data = tmp_path / "data.csv"
     data.write_text("text,label\na,good\nb,excellent\n")
     assert "there is no" in refused(evaluate, classifier, tmp_path / "missing.csv")

@@ -1,4 +1,4 @@
-"""Logs of real trainings, as a pod writes them: who speaks is in every line, and in JSON every line is an object."""
+"""Logs of real trainings, as a pod writes them: every line names its source, and every line of JSON is an object."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from trainer.runner import Runner
 
 
 def pod_log(runner: Runner, log_format: str, processes: int) -> list[str]:
-    """What launcher and workers of a pod write to standard error, together."""
+    """Run a pod; return the lines that its launcher and workers write."""
     job = read_job(runner.job(logging={"format": log_format}, training={"maxSteps": 4, "epochs": None}))
     output = runner.directory / log_format
     config = local_config(job, {name: str(path) for name, path in runner.claims.items()}, output, processes, True)
@@ -54,7 +54,7 @@ def runner(make_runner: Callable[..., Runner]) -> Runner:
     return make_runner()
 
 
-def test_each_line_for_people_says_when_and_who(runner: Runner) -> None:
+def test_each_text_line_has_time_and_source(runner: Runner) -> None:
     lines = pod_log(runner, "Text", 2)
     wrong = [line for line in lines if not re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (launcher|rank \d) [A-Z]+ \S", line)]
     assert wrong == []

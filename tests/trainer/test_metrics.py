@@ -1,4 +1,4 @@
-"""What a real training tells Prometheus: every metric that a CPU can have, from both loops, with figures that are true."""
+"""Prometheus metrics of a real training: both loops set every metric that a CPU can have, to correct values."""
 
 import pathlib
 import signal
@@ -8,37 +8,37 @@ import pytest
 
 from finetune_api import metrics as declared
 from finetune_trainer.pod.server import build_registry
-from trainer import small
-from trainer.pods import Gang, Pod
+from trainer import small_jobs
+from trainer.pod_processes import Pod, PodGroup
 
 STEPS = 12
 JOB = {"namespace": "team", "finetunejob": "job"}
-# On a GPU alone, and what only the launcher tells (tests/unit/trainer/test_telemetry.py).
-ELSEWHERE = {
+# Metrics that need a GPU, and metrics that only the launcher sets (tests/unit/trainer/test_server.py).
+SET_ELSEWHERE = {
     declared.TRAINING_MFU,
     declared.GPU_MEMORY_ALLOCATED,
     declared.GPU_MEMORY_PEAK,
     declared.GPU_MEMORY_TOTAL,
-    *declared.OF_THE_LAUNCHER,
+    *declared.LAUNCHER_METRICS,
 }
 
 
 @pytest.fixture(scope="module")
 def claim(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     directory = tmp_path_factory.mktemp("small") / "claim"
-    small.write_all(directory)
+    small_jobs.write_all(directory)
     return directory
 
 
 @pytest.fixture
-def gang(tmp_path: pathlib.Path, claim: pathlib.Path) -> Iterator[Gang]:
-    made = Gang(tmp_path, claim)
+def pod_group(tmp_path: pathlib.Path, claim: pathlib.Path) -> Iterator[PodGroup]:
+    made = PodGroup(tmp_path, claim)
     yield made
     made.close()
 
 
-class Told:
-    """What a pod's files of metrics hold, as a scrape gets it."""
+class Scrape:
+    """The metrics of a pod's files, as a scrape gets them."""
 
     def __init__(self, pod: Pod) -> None:
         self._registry = build_registry(pod.state)
@@ -53,34 +53,34 @@ class Told:
 
 
 @pytest.mark.parametrize("loop", ["trainer", "native"])
-def test_a_training_tells_every_metric_that_a_cpu_can_have(gang: Gang, loop: str) -> None:
-    training = small.job("text-classification", "encoder", "texts", STEPS)["training"] | {"loop": loop}
-    pod, report = gang.run(gang.config("out", processes=2, steps=STEPS, training=training))
+def test_a_training_sets_every_metric_that_a_cpu_can_have(pod_group: PodGroup, loop: str) -> None:
+    training = small_jobs.job("text-classification", "encoder", "texts", STEPS)["training"] | {"loop": loop}
+    pod, report = pod_group.run(pod_group.config("out", processes=2, steps=STEPS, training=training))
     assert report.phase == "Succeeded", pod.log.read_text()
-    told = Told(pod)
-    expected = {metric.name.removesuffix("_total") for metric in declared.TRAINER_METRICS if metric not in ELSEWHERE}
-    assert told.names() == expected
+    scrape = Scrape(pod)
+    expected = {metric.name.removesuffix("_total") for metric in declared.TRAINER_METRICS if metric not in SET_ELSEWHERE}
+    assert scrape.names() == expected
 
-    assert told.value(declared.TRAINING_STEP) == told.value(declared.TRAINING_MAX_STEPS) == STEPS
-    assert told.value(declared.TRAINING_SAMPLES) == STEPS * training["globalBatchSize"]
+    assert scrape.value(declared.TRAINING_STEP) == scrape.value(declared.TRAINING_MAX_STEPS) == STEPS
+    assert scrape.value(declared.TRAINING_SAMPLES) == STEPS * training["globalBatchSize"]
     assert report.evaluation is not None
     for name, value in report.evaluation.metrics.items():
-        assert told.value(declared.TRAINING_EVALUATION, figure=name) == pytest.approx(value, abs=1e-5)
-    assert told.value(declared.CHECKPOINT_FAILURES) == told.value(declared.NON_FINITE_LOSS) == 0
+        assert scrape.value(declared.TRAINING_EVALUATION, figure=name) == pytest.approx(value, abs=1e-5)
+    assert scrape.value(declared.CHECKPOINT_FAILURES) == scrape.value(declared.NON_FINITE_LOSS) == 0
     for rank in ("0", "1"):
-        assert told.value(declared.TRAINING_TOKENS, rank=rank) > 0
-        assert told.value(declared.STEP_DURATION, "_count", rank=rank) == STEPS
-        steps = told.value(declared.STEP_DURATION, "_sum", rank=rank)
-        assert 0 < told.value(declared.DATA_WAIT, rank=rank) < steps
-        assert 0 < told.value(declared.FORWARD_DURATION, rank=rank) < steps
+        assert scrape.value(declared.TRAINING_TOKENS, rank=rank) > 0
+        assert scrape.value(declared.STEP_DURATION, "_count", rank=rank) == STEPS
+        steps = scrape.value(declared.STEP_DURATION, "_sum", rank=rank)
+        assert 0 < scrape.value(declared.DATA_WAIT, rank=rank) < steps
+        assert 0 < scrape.value(declared.FORWARD_DURATION, rank=rank) < steps
 
 
-def test_counters_go_on_where_a_process_was_started_again_in_place(gang: Gang) -> None:
-    pod = gang.start(gang.config("out", steps=STEPS), fault={"seconds": 0.3})
+def test_counters_continue_after_a_restart_in_place(pod_group: PodGroup) -> None:
+    pod = pod_group.start(pod_group.config("out", steps=STEPS), fault={"seconds": 0.3})
     pod.wait_for_step(5)
-    before = Told(pod).value(declared.TRAINING_SAMPLES)
+    before = Scrape(pod).value(declared.TRAINING_SAMPLES)
     pod.signal_worker(0, signal.SIGKILL)
-    assert pod.last_word().phase == "Succeeded", pod.log.read_text()
-    told = Told(pod)
-    assert told.value(declared.TRAINING_SAMPLES) > before, "a counter that went back would be a rate that is wrong"
-    assert told.value(declared.TRAINING_STEP) == STEPS, "a gauge is what was said last"
+    assert pod.final_report().phase == "Succeeded", pod.log.read_text()
+    scrape = Scrape(pod)
+    assert scrape.value(declared.TRAINING_SAMPLES) > before, "a counter that decreases gives a wrong rate"
+    assert scrape.value(declared.TRAINING_STEP) == STEPS, "a gauge has the last value that was set"

@@ -1,4 +1,4 @@
-"""Pushes to a real Hub server: what is there afterwards, beside the training, and by the command."""
+"""Pushes to a real Hub server: its contents after a push, pushes during the training, and the command."""
 
 import json
 import logging
@@ -15,16 +15,17 @@ from huggingface_hub import ModelCard
 
 from finetune_api import names
 from finetune_trainer.commands.push import push
-from finetune_trainer.publish import push as publish
-from trainer.hub_side import COMMIT, ENDPOINT, NEEDS_A_HUB, SHARED, Hub, spec
-from trainer.small import job, write_all
+from finetune_trainer.publish.push import BestPusher
+from finetune_trainer.publish.push import push as push_model
+from trainer.hub_server import COMMIT, ENDPOINT, NEEDS_A_HUB, SHARED, Hub, spec
+from trainer.small_jobs import job, write_all
 
-pytest_plugins = ["trainer.publishing"]
+pytest_plugins = ["trainer.publish_fixtures"]
 pytestmark = NEEDS_A_HUB
 
 
-def test_it_is_private_whole_and_names_its_commit(hub: Hub, model: pathlib.Path) -> None:
-    published = publish.push(model, spec(hub), "news")
+def test_a_pushed_model_is_private_and_complete_and_the_push_returns_its_commit(hub: Hub, model: pathlib.Path) -> None:
+    published = push_model(model, spec(hub), "news")
     info = hub.api.model_info(hub.repository)
     assert published.url == f"{ENDPOINT}/{hub.repository}"
     assert published.commit == info.sha
@@ -33,15 +34,15 @@ def test_it_is_private_whole_and_names_its_commit(hub: Hub, model: pathlib.Path)
     assert hub.titles() == ["Fine-tuned by news"]
 
 
-def test_it_is_public_where_that_is_asked_for(hub: Hub, model: pathlib.Path) -> None:
-    publish.push(model, spec(hub, visibility="Public"), "news")
+def test_a_pushed_model_is_public_if_the_spec_says_so(hub: Hub, model: pathlib.Path) -> None:
+    push_model(model, spec(hub, visibility="Public"), "news")
     assert not hub.api.model_info(hub.repository).private
 
 
-def test_it_can_be_loaded(hub: Hub, model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_pushed_model_can_be_loaded(hub: Hub, model: pathlib.Path, tmp_path: pathlib.Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    publish.push(model, spec(hub), "news")
+    push_model(model, spec(hub), "news")
     there = hub.api.snapshot_download(hub.repository, local_dir=tmp_path / "there")
     loaded = AutoModelForSequenceClassification.from_pretrained(there).state_dict()
     ours = AutoModelForSequenceClassification.from_pretrained(model).state_dict()
@@ -51,37 +52,37 @@ def test_it_can_be_loaded(hub: Hub, model: pathlib.Path, tmp_path: pathlib.Path)
 def test_no_file_names_the_token_or_a_directory_and_the_card_names_the_repository(
     hub: Hub, model: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    publish.push(model, spec(hub), "news")
+    push_model(model, spec(hub), "news")
     there = pathlib.Path(hub.api.snapshot_download(hub.repository, local_dir=tmp_path / "there"))
     texts = "".join(path.read_text() for path in there.iterdir() if path.name in SHARED and path.suffix != ".safetensors")
     for private in (os.environ["HF_TOKEN"], str(model), str(model.parent), "/somewhere/else", os.uname().nodename + "-"):
         assert private not in texts
     assert f"from [removed] by [removed]: {hub.repository}" in texts
-    assert str(model) in (model / "README.md").read_text(), "on the disk nothing was changed"
+    assert str(model) in (model / "README.md").read_text(), "the file on disk is not changed"
 
 
-def test_the_same_again_sends_nothing_and_makes_no_commit(hub: Hub, model: pathlib.Path) -> None:
-    first = publish.push(model, spec(hub), "news")
+def test_a_second_push_of_the_same_model_sends_nothing_and_makes_no_commit(hub: Hub, model: pathlib.Path) -> None:
+    first = push_model(model, spec(hub), "news")
     hub.forget_requests()
-    assert publish.push(model, spec(hub), "news") == first
+    assert push_model(model, spec(hub), "news") == first
     assert hub.requests("PUT", "/_lfs/") == []
     assert hub.requests("POST", "/commit/") == []
     assert len(hub.titles()) == 1
 
 
-def test_weights_of_an_earlier_model_go_and_other_files_stay(hub: Hub, model: pathlib.Path) -> None:
+def test_weights_of_an_earlier_model_are_removed_and_other_files_are_kept(hub: Hub, model: pathlib.Path) -> None:
     hub.api.create_repo(hub.repository)
     for name in ("model.safetensors", "adapter_config.json", "pytorch_model.bin", "LICENSE", "onnx/model.safetensors"):
         hub.api.upload_file(path_or_fileobj=b"old", path_in_repo=name, repo_id=hub.repository)
-    publish.push(model, spec(hub), "news")
+    push_model(model, spec(hub), "news")
     assert hub.files() == SHARED | {"LICENSE", "onnx/model.safetensors"}
 
 
-def test_each_best_model_is_pushed_beside_the_training(hub: Hub, model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_best_models_are_pushed_in_the_background(hub: Hub, model: pathlib.Path, tmp_path: pathlib.Path) -> None:
     best = tmp_path / "best" / "step-1"
     shutil.copytree(model, best)
     hub.fail(COMMIT, delay=3, times=1)
-    pusher = publish.BestPusher(spec(hub), "news")
+    pusher = BestPusher(spec(hub), "news")
     pusher.submit(best, 1, {"accuracy": 0.5})
     for step in (2, 3):
         moved = tmp_path / "best" / f"step-{step}"
@@ -99,24 +100,24 @@ def test_each_best_model_is_pushed_beside_the_training(hub: Hub, model: pathlib.
     assert list((tmp_path / "best").iterdir()) == []
 
 
-def test_a_best_model_that_can_not_be_pushed_stops_nothing(
+def test_a_failed_push_of_a_best_model_does_not_stop_the_training(
     hub: Hub, model: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub.fail(COMMIT, status=403, times=None)
-    told: list[int] = []
-    pusher = publish.BestPusher(spec(hub), "news", failed=lambda: told.append(1))
+    reported: list[int] = []
+    pusher = BestPusher(spec(hub), "news", on_failure=lambda: reported.append(1))
     started = time.monotonic()
     with caplog.at_level(logging.WARNING):
         pusher.submit(model, 1, {"accuracy": 0.5})
         assert time.monotonic() - started < 1
         pusher.close()
-    assert (pusher.failures, told) == (1, [1])
+    assert (pusher.failures, reported) == (1, [1])
     assert "the training goes on" in caplog.text
 
 
-def test_a_push_that_hangs_does_not_keep_the_training_from_ending(hub: Hub, model: pathlib.Path) -> None:
+def test_a_push_that_hangs_does_not_delay_the_end_of_the_training(hub: Hub, model: pathlib.Path) -> None:
     hub.fail(COMMIT, delay=5)
-    pusher = publish.BestPusher(spec(hub), "news")
+    pusher = BestPusher(spec(hub), "news")
     pusher.submit(model, 1, {"accuracy": 0.5})
     started = time.monotonic()
     pusher.close(timeout_seconds=0.5)
@@ -137,7 +138,7 @@ def test_a_training_pushes_each_better_model_with_its_card(hub: Hub, tmp_path: p
     (tmp_path / "jobs.json").write_text(
         json.dumps([config | {"claims": {"small": str(tmp_path)}, "output": str(tmp_path / "out")}])
     )
-    script = pathlib.Path(__file__).parent / "many.py"
+    script = pathlib.Path(__file__).parent / "train_jobs.py"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), str(tmp_path / "jobs.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
@@ -157,7 +158,7 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(push, [str(argument) for argument in arguments])
 
 
-def test_the_command_says_address_and_commit_and_makes_a_private_repository(hub: Hub, model: pathlib.Path) -> None:
+def test_the_command_prints_address_and_commit_and_creates_a_private_repository(hub: Hub, model: pathlib.Path) -> None:
     done = call(model.parent, "--to", hub.repository)
     assert done.exit_code == 0, done.output
     info = hub.api.model_info(hub.repository)
@@ -165,14 +166,14 @@ def test_the_command_says_address_and_commit_and_makes_a_private_repository(hub:
     assert info.private
 
 
-def test_the_command_knows_the_repository_of_the_job(hub: Hub, model: pathlib.Path) -> None:
+def test_the_command_uses_the_repository_of_the_job(hub: Hub, model: pathlib.Path) -> None:
     (model.parent / "run.json").write_text(json.dumps({"name": "news", "repository": hub.repository}))
     assert call(model, "--public").exit_code == 0
     assert not hub.api.model_info(hub.repository).private
     assert hub.titles() == ["Fine-tuned by news"]
 
 
-def test_the_command_names_the_option_and_the_variable_of_a_refusal(hub: Hub, model: pathlib.Path) -> None:
+def test_the_command_names_the_option_and_the_variable_that_a_refusal_is_about(hub: Hub, model: pathlib.Path) -> None:
     hub.fail(COMMIT, status=403)
     done = call(model, "--to", hub.repository)
     assert done.exit_code == names.EXIT_REFUSED

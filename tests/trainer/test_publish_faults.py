@@ -13,14 +13,14 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from finetune_api.reasons import FineTuneError, Reason
-from finetune_trainer.publish import push as publish
-from trainer.hub_side import COMMIT, NEEDS_A_HUB, SHARED, Hub, ask, spec
+from finetune_trainer.publish.push import push
+from trainer.hub_server import COMMIT, NEEDS_A_HUB, SHARED, Hub, ask, spec
 
-pytest_plugins = ["trainer.publishing"]
+pytest_plugins = ["trainer.publish_fixtures"]
 pytestmark = NEEDS_A_HUB
 
 
-HEALED: dict[str, tuple[str, dict[str, Any]]] = {
+TRANSIENT: dict[str, tuple[str, dict[str, Any]]] = {
     "429 with Retry-After, commit": (COMMIT, {"status": 429, "headers": {"Retry-After": "7"}, "times": 2}),
     "429 with Retry-After, PUT": ("^/_lfs/", {"method": "PUT", "status": 429, "headers": {"Retry-After": "7"}}),
     "500, PUT": ("^/_lfs/", {"method": "PUT", "status": 500, "times": 3}),
@@ -37,41 +37,41 @@ HEALED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", HEALED)
-def test_trouble_that_passes_ends_in_one_commit(hub: Hub, model: pathlib.Path, waits: list[float], name: str) -> None:
-    path, fault = HEALED[name]
+@pytest.mark.parametrize("name", TRANSIENT)
+def test_a_transient_fault_ends_in_one_commit(hub: Hub, model: pathlib.Path, waits: list[float], name: str) -> None:
+    path, fault = TRANSIENT[name]
     hub.fail(path, **fault)
-    published = publish.push(model, spec(hub), "news")
+    published = push(model, spec(hub), "news")
     ask("/_test/faults", "DELETE")
     assert published.commit == hub.api.model_info(hub.repository).sha
     assert hub.files() == SHARED
     assert hub.titles() == ["Fine-tuned by news"]
     if "Retry-After" in fault.get("headers", {}):
-        assert [seconds for seconds in waits if seconds >= 7], "the Hub says how long"
+        assert [seconds for seconds in waits if seconds >= 7], "the wait follows Retry-After"
     assert bool(waits) is (name != "slow")
 
 
 def test_a_commit_whose_answer_was_lost_is_not_made_again(hub: Hub, model: pathlib.Path, waits: list[float]) -> None:
     hub.fail(COMMIT, drop="answer")
-    published = publish.push(model, spec(hub), "news")
+    published = push(model, spec(hub), "news")
     assert hub.titles() == ["Fine-tuned by news"]
     assert published.commit == hub.api.model_info(hub.repository).sha
     assert len(hub.requests("POST", "/commit/")) == 1
 
 
-def test_a_commit_of_somebody_else_in_between_is_kept(
+def test_a_commit_of_another_client_in_between_is_kept(
     hub: Hub, model: pathlib.Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really = HfApi.create_commit
+    original = HfApi.create_commit
     others = ["LICENSE"]
 
     def create_commit(api: HfApi, *arguments: Any, **options: Any) -> Any:
         while others:
             api.upload_file(path_or_fileobj=b"x", path_in_repo=others.pop(), repo_id=hub.repository)
-        return really(api, *arguments, **options)
+        return original(api, *arguments, **options)
 
     monkeypatch.setattr(HfApi, "create_commit", create_commit)
-    publish.push(model, spec(hub), "news")
+    push(model, spec(hub), "news")
     assert hub.files() == SHARED | {"LICENSE"}
     assert len(hub.titles()) == 2
 
@@ -94,7 +94,7 @@ def test_a_commit_that_takes_longer_than_the_client_waits_is_not_made_twice(
     delay = 3.0
     monkeypatch.setattr("finetune_trainer.hub.client._TIMEOUT", httpx2.Timeout(delay / 3))
     hub.fail(COMMIT, delay=delay)
-    published = publish.push(model, spec(hub), "news")
+    published = push(model, spec(hub), "news")
     deadline = time.monotonic() + 3 * delay
     while len(hub.requests("POST", "/commit/")) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -104,13 +104,13 @@ def test_a_commit_that_takes_longer_than_the_client_waits_is_not_made_twice(
 
 
 @pytest.mark.parametrize("name", FINAL)
-def test_a_refusal_ends_at_once_with_the_command_for_later(
+def test_a_refusal_ends_the_push_at_once_and_names_the_command_for_later(
     hub: Hub, model: pathlib.Path, waits: list[float], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, fault, sentence = FINAL[name]
     hub.fail(path, **fault)
     with pytest.raises(FineTuneError, match=sentence) as failed:
-        publish.push(model, spec(hub), "news")
+        push(model, spec(hub), "news")
     assert failed.value.reason is Reason.HUB_PUSH_FAILED
     assert failed.value.message.endswith(f"this pushes it later: finetune push {model} --to {hub.repository}")
     assert "\n" not in failed.value.message
@@ -120,35 +120,35 @@ def test_a_refusal_ends_at_once_with_the_command_for_later(
 
 
 @pytest.mark.parametrize("fault", [{"status": 503}, {"drop": True}, {"status": 429, "headers": {"Retry-After": "99999"}}])
-def test_trouble_that_stays_ends_too_and_the_next_push_sends_only_the_rest(
+def test_a_permanent_fault_ends_the_push_and_the_next_push_sends_only_the_rest(
     hub: Hub, model: pathlib.Path, waits: list[float], fault: dict[str, Any]
 ) -> None:
     hub.fail(COMMIT, times=None, **fault)
     with pytest.raises(FineTuneError, match="this pushes it later: finetune push") as failed:
-        publish.push(model, spec(hub), "news")
+        push(model, spec(hub), "news")
     assert failed.value.reason is Reason.HUB_PUSH_FAILED
-    assert sum(waits) <= 1200, "nobody waits for an answer of hours"
+    assert sum(waits) <= 1200, "a Retry-After of hours is limited"
     assert len(hub.requests("PUT", "/_lfs/")) == 2
     ask("/_test/faults", "DELETE")
     hub.forget_requests()
-    publish.push(model, spec(hub), "news")
+    push(model, spec(hub), "news")
     assert hub.requests("PUT", "/_lfs/") == []
     assert hub.titles() == ["Fine-tuned by news"]
 
 
-def test_a_hub_that_is_not_there_ends_too(
+def test_an_unreachable_hub_ends_the_push(
     hub: Hub, model: pathlib.Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(FineTuneError, match="can't be reached") as failed:
-        publish.push(model, spec(hub), "news")
+        push(model, spec(hub), "news")
     assert failed.value.reason is Reason.HUB_PUSH_FAILED
 
 
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), PermissionError(errno.EACCES, "Permission denied", "config.json")]
 )
-def test_what_is_wrong_with_this_machine_is_a_sentence(
+def test_a_local_error_gives_a_sentence(
     hub: Hub, model: pathlib.Path, waits: list[float], monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
     def create_commit(*_: Any, **__: Any) -> None:
@@ -156,14 +156,14 @@ def test_what_is_wrong_with_this_machine_is_a_sentence(
 
     monkeypatch.setattr(HfApi, "create_commit", create_commit)
     with pytest.raises(FineTuneError, match=f"{error.strerror}.*this pushes it later") as failed:
-        publish.push(model, spec(hub), "news")
+        push(model, spec(hub), "news")
     assert failed.value.reason is Reason.HUB_PUSH_FAILED
     assert waits == []
 
 
-def test_a_push_needs_no_room_on_a_disk(hub: Hub, model: pathlib.Path) -> None:
-    script = "import sys, pathlib; from finetune_trainer import publish; "
-    script += "print(publish.upload(pathlib.Path(sys.argv[1]), sys.argv[2], True, 'm', '--to').commit)"
+def test_a_push_needs_no_disk_space(hub: Hub, model: pathlib.Path) -> None:
+    script = "import sys, pathlib; from finetune_trainer.publish.push import upload; "
+    script += "print(upload(pathlib.Path(sys.argv[1]), sys.argv[2], True, 'm', '--to').commit)"
     nowhere = {"HOME": "/proc/none", "HF_HOME": "/proc/none", "TMPDIR": "/proc/none"}
     path = os.pathsep.join(["crds", "trainer_image"])
     done = subprocess.run(
@@ -181,6 +181,6 @@ def test_a_server_without_xet_is_pushed_to_by_lfs(
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "0")
     hub.fail("^/_xet/", status=404, times=None)
     hub.fail("/xet-write-token/", status=404, times=None)
-    publish.push(model, spec(hub), "news")
+    push(model, spec(hub), "news")
     assert hub.files() == SHARED
     assert len(hub.requests("PUT", "/_lfs/")) == 2

@@ -1,4 +1,4 @@
-"""`finetune report`: one page that a browser opens without network, whatever the data holds and wherever the training stands."""
+"""`finetune report`: one page that a browser opens without a network, for any data and at any stage of a training."""
 
 import json
 import os
@@ -32,7 +32,7 @@ START = {"time": "2026-01-01T00:00:00Z", "nodes": 2, "processes": 4, "device": "
 
 
 def write_output(directory: pathlib.Path, steps: int = 200, finished: bool = True, classes: int = 3) -> pathlib.Path:
-    """As a training leaves it that was restarted once, at step 50."""
+    """Write the output of a training that was restarted once, at step 50."""
     directory.mkdir()
     (directory / "run.json").write_text(
         json.dumps({"name": "news", "digest": "x", "resolved": {"modelRevision": "c0ffee"}, "spec": parse_spec(SPEC).to_wire()})
@@ -41,8 +41,8 @@ def write_output(directory: pathlib.Path, steps: int = 200, finished: bool = Tru
     (directory / "starts.jsonl").write_text("".join(json.dumps(start) + "\n" for start in starts))
     lines: list[dict[str, Any]] = []
     for step in range(1, steps + 1):
-        figures = {"loss": 1 / step, "learningRate": 1e-4, "gradientNorm": 1.0, "stepSeconds": 0.5, "samplesPerSecond": 64.0}
-        lines.append({"step": step, "epoch": step / 100, **figures, "time": "2026-01-01T00:01:00Z", "attempt": 1})
+        values = {"loss": 1 / step, "learningRate": 1e-4, "gradientNorm": 1.0, "stepSeconds": 0.5, "samplesPerSecond": 64.0}
+        lines.append({"step": step, "epoch": step / 100, **values, "time": "2026-01-01T00:01:00Z", "attempt": 1})
         if step % 50 == 0:
             lines.append({"step": step, "evaluation": {"loss": 0.5, "accuracy": 0.9}, "time": "2026-01-01T00:01:00Z"})
     history = "".join(json.dumps(line) + "\n" for line in lines)
@@ -60,7 +60,7 @@ def write_output(directory: pathlib.Path, steps: int = 200, finished: bool = Tru
     return directory
 
 
-def test_the_page_holds_everything_and_nothing_of_it_comes_from_elsewhere(tmp_path: pathlib.Path) -> None:
+def test_the_page_is_complete_and_loads_nothing_from_elsewhere(tmp_path: pathlib.Path) -> None:
     page = render(read_training(write_output(tmp_path / "out")))
     assert re.findall(r"<h3>(.*?)</h3>", page) == ["Loss", "Evaluation", "Learning rate", "Gradient norm", "Samples a second"]
     assert page.count("<svg") == 5
@@ -76,20 +76,20 @@ def test_the_page_holds_everything_and_nothing_of_it_comes_from_elsewhere(tmp_pa
     ):
         assert shown in page
     assert "1m40s" in page, "200 steps of half a second"
-    # The names of XML's vocabularies are no addresses that anybody asks.
+    # A browser does not request the addresses of XML namespaces.
     rest = re.sub(r'xmlns(:xlink)?="[^"]*"', "", page)
     assert "://" not in rest
     assert not re.findall(r"<(?:script|link(?! rel=\"icon\" href=\"data:)|iframe|object)|@import|url\((?!#)", rest)
 
 
-def test_what_is_hostile_in_names_and_samples_is_text(tmp_path: pathlib.Path) -> None:
+def test_hostile_names_and_samples_are_shown_as_text(tmp_path: pathlib.Path) -> None:
     page = render(read_training(write_output(tmp_path / "out")))
     assert "<script" not in page
     assert "<img" not in page
-    assert page.count("&lt;script&gt;") >= 4, "class, in both tables, sample, and configuration"
+    assert page.count("&lt;script&gt;") >= 4, "the class in both tables, the sample, and the configuration"
 
 
-def test_of_many_classes_it_shows_those_that_are_mixed_up_most(tmp_path: pathlib.Path) -> None:
+def test_with_many_classes_the_page_shows_those_that_are_confused_most(tmp_path: pathlib.Path) -> None:
     page = render(read_training(write_output(tmp_path / "out", classes=40)))
     assert '<table class="matrix">' not in page
     assert re.search(r'<td class="n">39</td><td>class 39</td>', page)
@@ -101,7 +101,7 @@ def test_a_training_that_was_interrupted_has_a_page_that_says_so(tmp_path: pathl
     assert done.exit_code == 0, done.output
     page = (output / "report.html").read_text()
     assert "Not finished" in page
-    assert "step 73 of 200 is the last that was written down, at 2026-01-01T00:01:00Z" in page
+    assert "the last record is step 73 of 200, at 2026-01-01T00:01:00Z" in page
     assert not (output / ".report.html.new").exists()
 
 
@@ -112,7 +112,7 @@ def test_a_training_that_has_not_made_a_step_yet_has_a_page(tmp_path: pathlib.Pa
     assert "it has not made a step yet" in render(read_training(output))
 
 
-def test_a_finished_model_s_own_directory_will_do(tmp_path: pathlib.Path) -> None:
+def test_the_directory_of_a_finished_model_is_accepted(tmp_path: pathlib.Path) -> None:
     output, page = write_output(tmp_path / "out"), tmp_path / "page.html"
     done = CliRunner().invoke(report, [str(output / "model"), "--output", str(page)])
     assert done.exit_code == 0, done.output
@@ -129,7 +129,7 @@ def test_a_directory_without_a_training_and_a_job_s_name_get_one_sentence(tmp_pa
 
 
 def browse(page: pathlib.Path, *options: str) -> "subprocess.CompletedProcess[str]":
-    """Open it in headless Chromium, which finds no other machine."""
+    """Open a page in headless Chromium, which can't resolve any host name."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("no Chromium on the PATH: apt-get install chromium")
@@ -154,20 +154,20 @@ def test_chromium_opens_the_page_without_network_and_without_an_error(tmp_path: 
     browse(page, f"--screenshot={tmp_path / 'light.png'}", "--window-size=1200,1600")
     browse(page, f"--screenshot={tmp_path / 'dark.png'}", "--window-size=1200,1600", "--blink-settings=preferredColorScheme=0")
     light, dark = mean_and_colours(tmp_path / "light.png"), mean_and_colours(tmp_path / "dark.png")
-    assert light[0] > 200 > 80 > dark[0], "light on light, dark on dark"
+    assert light[0] > 200 > 80 > dark[0], "the page is light in light mode and dark in dark mode"
     assert min(light[1], dark[1]) > 50, "something is drawn"
 
 
 def mean_and_colours(path: pathlib.Path) -> tuple[float, int]:
-    """Mean brightness, 0 to 255, and how many different colours there are."""
+    """Return the mean brightness, 0 to 255, and the number of colours."""
     from PIL import Image, ImageStat
 
     with Image.open(path) as image:
         return ImageStat.Stat(image.convert("L")).mean[0], len(image.convert("RGB").getcolors(1 << 24) or ())
 
 
-def test_a_browser_that_finds_fault_is_heard(tmp_path: pathlib.Path) -> None:
-    """So that the test above can fail."""
+def test_an_error_in_the_console_of_the_browser_is_detected(tmp_path: pathlib.Path) -> None:
+    """This shows that the test above can fail."""
     page = tmp_path / "page.html"
     page.write_text("<title>x</title><script>console.error('broken')</script>")
     assert "CONSOLE" in browse(page, "--dump-dom").stderr

@@ -1,4 +1,4 @@
-"""`finetune run` as people use it: results, Ctrl-C and going on, a clear word when something is wrong."""
+"""`finetune run` as people use it: results, Ctrl-C and resuming, and a clear message for each error."""
 
 import json
 import os
@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from finetune_api import names
-from trainer.runner import EXAMPLE, Runner, same_again
+from trainer.runner import EXAMPLE, Runner, comparable_history
 
 
 @pytest.mark.slow
-def test_the_demo_learns_to_sort_the_news(make_runner: Callable[..., Runner], minilm: pathlib.Path) -> None:
+def test_the_demo_learns_to_classify_the_news(make_runner: Callable[..., Runner], minilm: pathlib.Path) -> None:
     from transformers import pipeline
 
     runner = make_runner(model=minilm)
@@ -32,17 +32,21 @@ def test_the_demo_learns_to_sort_the_news(make_runner: Callable[..., Runner], mi
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_interrupted_and_run_again_ends_with_the_very_same_weights(make_runner: Callable[..., Runner], processes: int) -> None:
+def test_a_job_that_is_interrupted_and_run_again_ends_with_exactly_the_same_weights(
+    make_runner: Callable[..., Runner], processes: int
+) -> None:
     runner = make_runner(dropout=0.1)
     job = runner.job(training={"epochs": 6})
-    assert runner.run(job, "whole", processes).returncode == 0
+    assert runner.run(job, "uninterrupted", processes).returncode == 0
     for step in (3, 20):
-        assert runner.interrupt_after(step, job, "parts", processes) == names.EXIT_INTERRUPTED
-        assert not (runner.directory / "parts" / "model").exists()
-    assert runner.run(job, "parts", processes).returncode == 0
-    assert same_again(runner.history("parts")) == same_again(runner.history("whole")), "no step is missing, none is there twice"
-    whole, parts = runner.weights("whole"), runner.weights("parts")
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+        assert runner.interrupt_after(step, job, "interrupted", processes) == names.EXIT_INTERRUPTED
+        assert not (runner.directory / "interrupted" / "model").exists()
+    assert runner.run(job, "interrupted", processes).returncode == 0
+    assert comparable_history(runner.history("interrupted")) == comparable_history(runner.history("uninterrupted")), (
+        "no step is missing or repeated"
+    )
+    uninterrupted, interrupted = runner.weights("uninterrupted"), runner.weights("interrupted")
+    assert all(torch.equal(uninterrupted[name], interrupted[name]) for name in uninterrupted)
 
 
 def test_a_finished_job_does_not_train_again(make_runner: Callable[..., Runner]) -> None:
@@ -73,7 +77,7 @@ def test_workers_end_when_the_launcher_is_killed(make_runner: Callable[..., Runn
     assert processes_with(f"FINETUNE_LAUNCHER_PID={process.pid}") == []
 
 
-def test_a_second_ctrl_c_ends_it_at_once(make_runner: Callable[..., Runner]) -> None:
+def test_a_second_ctrl_c_ends_the_job_at_once(make_runner: Callable[..., Runner]) -> None:
     runner = make_runner()
     command = runner.command(runner.job(training={"epochs": 500}), "out", 2)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)

@@ -1,4 +1,4 @@
-"""Data that is streamed: a run that goes on from a checkpoint ends with the very weights of one that was never interrupted."""
+"""Streamed data: a run that resumes from a checkpoint ends with exactly the weights of an uninterrupted run."""
 
 import json
 import pathlib
@@ -8,31 +8,31 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer.checkpoints import store
-from trainer import small
+from finetune_trainer.checkpoints.directory import checkpoint_step, list_checkpoints
+from trainer import small_jobs
 from trainer.test_tasks import config, history, train_together, weights
 
-# Rows that change from pass to pass, rows that tokenising leaves nothing of, texts that become several rows.
+# Rows that change in each epoch, rows that are empty after tokenising, and texts that become several rows.
 JOBS = {
-    "masked-lm-streaming": small.job("masked-lm", "encoder", "texts", dataset=small.STREAMED),
-    **{name: small.JOBS[name] for name in ("sft-prompts-streaming", "causal-lm-streaming")},
+    "masked-lm-streaming": small_jobs.job("masked-lm", "encoder", "texts", dataset=small_jobs.STREAMED),
+    **{name: small_jobs.JOBS[name] for name in ("sft-prompts-streaming", "causal-lm-streaming")},
 }
 RUNS = [("trainer", name) for name in JOBS] + [("native", "masked-lm-streaming")]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_going_on_ends_with_the_very_same_weights(
+def test_a_resumed_run_ends_with_exactly_the_same_weights(
     tmp_path: pathlib.Path, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(small, "JOBS", JOBS)
-    small.write_all(tmp_path / "small")
+    monkeypatch.setattr(small_jobs, "JOBS", JOBS)
+    small_jobs.write_all(tmp_path / "small")
     add_dropout(tmp_path / "small" / "models")
-    whole, parts = (_configs(tmp_path, split, processes) for split in ("whole", "parts"))
-    train_together(whole, tmp_path / "whole.json", processes)
-    for one, other in zip(whole, parts, strict=True):
-        _take_back(pathlib.Path(one["output"]), pathlib.Path(other["output"]), step=14)
-    train_together(parts, tmp_path / "parts.json", processes)
-    for one, other in zip(whole, parts, strict=True):
+    uninterrupted, interrupted = (_configs(tmp_path, split, processes) for split in ("uninterrupted", "interrupted"))
+    train_together(uninterrupted, tmp_path / "uninterrupted.json", processes)
+    for one, other in zip(uninterrupted, interrupted, strict=True):
+        _rewind(pathlib.Path(one["output"]), pathlib.Path(other["output"]), step=14)
+    train_together(interrupted, tmp_path / "interrupted.json", processes)
+    for one, other in zip(uninterrupted, interrupted, strict=True):
         outputs = pathlib.Path(one["output"]), pathlib.Path(other["output"])
         assert history(outputs[0]) == history(outputs[1]), one["output"]
         expected, found = map(weights, outputs)
@@ -52,10 +52,10 @@ def add_dropout(models: pathlib.Path) -> None:
         file.write_text(json.dumps(json.loads(file.read_text()) | more))
 
 
-def _take_back(finished: pathlib.Path, output: pathlib.Path, step: int) -> None:
-    """An output as it was right after the checkpoint of a step, tokenised data and all later steps in the history included."""
+def _rewind(finished: pathlib.Path, output: pathlib.Path, step: int) -> None:
+    """Write an output as it was right after a step's checkpoint, with tokenised data and all later steps in the history."""
     shutil.copytree(finished, output, ignore=shutil.ignore_patterns("model", "report.json", "evaluation.json"))
-    for directory in store.complete_checkpoints(output / "checkpoints"):
-        if store.step_of(directory) > step:
+    for directory in list_checkpoints(output / "checkpoints"):
+        if checkpoint_step(directory) > step:
             shutil.rmtree(directory)
-    assert store.step_of(store.complete_checkpoints(output / "checkpoints")[-1]) == step
+    assert checkpoint_step(list_checkpoints(output / "checkpoints")[-1]) == step

@@ -1,6 +1,6 @@
-"""Every task takes the same steps however its global batch is split, on both loops, and the same as when they were written down.
+"""Every task takes the same steps for every split of its global batch and on both loops, and its losses equal the recorded ones.
 
-Each gang of processes trains all the jobs, one after the other, as starting it takes longer than they do.
+A group of processes trains all the jobs one after the other, because starting it takes longer than the jobs.
 """
 
 import json
@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from trainer import small
-from trainer.gang import start_gang
-from trainer.runner import same_again
+from trainer import small_jobs
+from trainer.runner import comparable_history
+from trainer.torchrun import run_script
 
 HERE = pathlib.Path(__file__).parent
 REFERENCE = HERE / "reference"
@@ -24,9 +24,9 @@ Runs = Callable[[str, str, str], pathlib.Path]
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """The output directory of a job on a loop with a split; all jobs of that split are trained when the first is asked for."""
+    """Return a function that finds the output of a job on a loop with a split. The first call trains all jobs of the split."""
     directory = tmp_path_factory.mktemp("tasks")
-    small.write_all(directory / "small")
+    small_jobs.write_all(directory / "small")
     done: set[str] = set()
 
     def find(name: str, loop: str, split: str) -> pathlib.Path:
@@ -40,20 +40,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 def train_all(directory: pathlib.Path, split: str) -> None:
     processes, micro = SPLITS[split]
-    jobs = [("trainer", name) for name in small.JOBS] + [("native", name) for name in small.NATIVE]
+    jobs = [("trainer", name) for name in small_jobs.JOBS] + [("native", name) for name in small_jobs.NATIVE]
     configs = [config(directory, split, loop, name, processes, micro) for loop, name in jobs]
     train_together(configs, directory / f"{split}.json", processes)
 
 
 def train_together(configs: list[dict[str, Any]], file: pathlib.Path, processes: int) -> None:
-    """One gang of processes trains all of them. file: for them to be read from."""
+    """Train all the jobs in one group of processes. file: the file from which the processes read them."""
     file.write_text(json.dumps(configs))
-    ended = start_gang("many.py", file, processes)
+    ended = run_script("train_jobs", file, processes)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-6000:]
 
 
 def config(directory: pathlib.Path, split: str, loop: str, name: str, processes: int, micro: int) -> dict[str, Any]:
-    spec = json.loads(json.dumps(small.JOBS[name]))
+    spec = json.loads(json.dumps(small_jobs.JOBS[name]))
     spec["training"] |= {"loop": loop, "perDeviceBatchSize": micro}
     return {
         "name": name,
@@ -67,11 +67,11 @@ def config(directory: pathlib.Path, split: str, loop: str, name: str, processes:
 
 
 def history(output: pathlib.Path) -> list[dict[str, Any]]:
-    return same_again([json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()])
+    return comparable_history([json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()])
 
 
 def losses(output: pathlib.Path) -> list[float]:
-    """One per step."""
+    """Return the loss of each step."""
     return [entry["loss"] for entry in history(output) if "loss" in entry]
 
 
@@ -89,37 +89,37 @@ def distance(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
 
 
 def assert_same(ours: pathlib.Path, theirs: pathlib.Path) -> None:
-    """Loss and gradient norm of each step, each evaluation, and the weights in the end."""
+    """Compare loss and gradient norm of each step, each evaluation, and the final weights."""
     entries, expected = history(ours), history(theirs)
     assert [entry["step"] for entry in entries] == [entry["step"] for entry in expected]
     for entry, reference in zip(entries, expected, strict=True):
-        for figure in ("loss", "gradientNorm"):
-            if figure in reference:
-                assert entry[figure] == pytest.approx(reference[figure], rel=1e-5, abs=1e-7), (entry["step"], figure)
+        for field in ("loss", "gradientNorm"):
+            if field in reference:
+                assert entry[field] == pytest.approx(reference[field], rel=1e-5, abs=1e-7), (entry["step"], field)
         if "evaluation" in reference:
-            figures, others = reference["evaluation"], entry["evaluation"]
-            # A correlation of predictions that hardly differ yet is made of their last digits.
-            loose = {name for name in ("pearson", "spearman") if name in figures}
-            for name, value in figures.items():
+            metrics, others = reference["evaluation"], entry["evaluation"]
+            # If the predictions hardly differ, a correlation depends on their last digits.
+            loose = {name for name in ("pearson", "spearman") if name in metrics}
+            for name, value in metrics.items():
                 assert others[name] == pytest.approx(value, rel=1e-5, abs=1e-3 if name in loose else 1e-6), (entry["step"], name)
     assert distance(weights(ours), weights(theirs)) <= 1e-5
 
 
 @pytest.mark.parametrize("split", ["8x1", "2x4"])
-@pytest.mark.parametrize("name", list(small.JOBS))
-def test_every_split_takes_the_same_steps(runs: Runs, name: str, split: str) -> None:
+@pytest.mark.parametrize("name", list(small_jobs.JOBS))
+def test_every_split_gives_the_same_steps(runs: Runs, name: str, split: str) -> None:
     assert_same(runs(name, "trainer", split), runs(name, "trainer", "1x8"))
 
 
 @pytest.mark.parametrize("split", ["1x8", "2x4"])
-@pytest.mark.parametrize("name", small.NATIVE)
-def test_both_loops_take_the_same_steps(runs: Runs, name: str, split: str) -> None:
+@pytest.mark.parametrize("name", small_jobs.NATIVE)
+def test_both_loops_give_the_same_steps(runs: Runs, name: str, split: str) -> None:
     assert_same(runs(name, "native", split), runs(name, "trainer", "1x8"))
 
 
-@pytest.mark.parametrize("name", list(small.JOBS))
-def test_the_losses_are_those_that_were_written_down(runs: Runs, name: str, request: pytest.FixtureRequest) -> None:
-    """A change of any number is explained in the commit that makes it (pytest --update-golden writes them)."""
+@pytest.mark.parametrize("name", list(small_jobs.JOBS))
+def test_the_losses_equal_the_recorded_ones(runs: Runs, name: str, request: pytest.FixtureRequest) -> None:
+    """A commit that changes a number gives the reason (pytest --update-golden writes the numbers)."""
     found = losses(runs(name, "trainer", "1x8"))
     assert len(found) == 20
     file = REFERENCE / f"{name}.json"

@@ -1,4 +1,4 @@
-"""Trackers: one run for a whole job, nothing twice and nothing missing; and a training that does not mind when one is away."""
+"""Trackers: a job is one run with each step exactly once, and a training continues if a tracker is unreachable."""
 
 import importlib.util
 import json
@@ -48,7 +48,7 @@ def evaluation(step: int) -> dict[str, Any]:
 
 
 def write_history(output: pathlib.Path, *entries: dict[str, Any]) -> None:
-    """As a training does that goes back to a checkpoint: the file is another one afterwards."""
+    """Replace the history by a new file, as a training that resumes from a checkpoint does."""
     output.mkdir(exist_ok=True)
     new = output / ".history"
     new.write_text("".join(json.dumps(line) + "\n" for line in entries))
@@ -56,7 +56,7 @@ def write_history(output: pathlib.Path, *entries: dict[str, Any]) -> None:
 
 
 class Attempt:
-    """The trackers' process of one attempt."""
+    """The tracker process of one attempt."""
 
     def __init__(self, output: pathlib.Path, tmp_path: pathlib.Path, environment: dict[str, str], *trackers: str) -> None:
         output.mkdir(exist_ok=True)
@@ -67,7 +67,7 @@ class Attempt:
             self._process = process.TrackerProcess(config(output, *trackers), state, whole, stream)
 
     def end(self, outcome: process.Outcome) -> float:
-        """Seconds that it took."""
+        """End the process; return the seconds that this took."""
         started = time.monotonic()
         self._process.finish(outcome)
         return time.monotonic() - started
@@ -78,12 +78,12 @@ class Attempt:
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an interrupted run has said is to arrive: the limit of a pod that has to go is not what is tested here."""
+    """Give an interrupted run time to deliver its points: these tests do not cover the short limit of a pod that must end."""
     monkeypatch.setattr(process, "_FLUSH_INTERRUPTED_SECONDS", 30.0)
 
 
 def three_attempts(output: pathlib.Path, start: Callable[[], Attempt]) -> None:
-    """Ten steps; killed after the checkpoint of step 5, done again from there, and ended after 20 with an evaluation."""
+    """Write ten steps, resume from the checkpoint of step 5, resume again, and end after step 20 with an evaluation."""
     first = start()
     write_history(output, *map(entry, range(1, 11)))
     _until(lambda: "reporting to" in first.text())
@@ -115,7 +115,7 @@ def test_tensorboard_has_each_step_once_after_two_restarts(tmp_path: pathlib.Pat
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """MLflow's own server, of the command `mlflow` on the PATH (or in FINETUNE_TEST_MLFLOW)."""
+    """Run MLflow's own server, by the command `mlflow` on the PATH (or in FINETUNE_TEST_MLFLOW)."""
     command = os.environ.get("FINETUNE_TEST_MLFLOW") or shutil.which("mlflow", path=os.environ["PATH"])
     if command is None or "skinny" in _kind(command):
         pytest.skip("no MLflow server: pip install mlflow in a virtual environment, and set FINETUNE_TEST_MLFLOW to its command")
@@ -142,7 +142,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def _kind(command: str) -> str:
-    """mlflow-skinny has a command of the same name, and no server."""
+    """Tell mlflow from mlflow-skinny, which has a command of the same name and no server."""
     python = pathlib.Path(command).parent / "python"
     probe = "import importlib.metadata as m; print([d.name for d in m.distributions() if 'mlflow' in d.name.lower()])"
     installed = subprocess.run([str(python), "-c", probe], capture_output=True, text=True, check=False).stdout
@@ -185,7 +185,9 @@ def test_mlflow_has_one_run_with_each_step_once_after_two_restarts(
     assert "not-to-be-seen-anywhere" not in str(run.data.params)
 
 
-def test_mlflow_that_comes_back_gets_what_it_missed(tmp_path: pathlib.Path, mlflow_server: str, mlflow_client: Any) -> None:
+def test_mlflow_gets_missed_points_when_it_is_reachable_again(
+    tmp_path: pathlib.Path, mlflow_server: str, mlflow_client: Any
+) -> None:
     port = int(mlflow_server.rpartition(":")[2])
     output = tmp_path / "out"
     with socket.socket() as probe:
@@ -206,7 +208,7 @@ def test_mlflow_that_comes_back_gets_what_it_missed(tmp_path: pathlib.Path, mlfl
         relay.wait()
     [run] = mlflow_client.search_runs([mlflow_client.get_experiment_by_name("away").experiment_id])
     assert [metric.step for metric in mlflow_client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2, 3, 4, 5]
-    assert attempt.text().count("can't be reached") == 1, "said once"
+    assert attempt.text().count("can't be reached") == 1, "the warning is logged once"
 
 
 RELAY = """
@@ -239,7 +241,7 @@ def test_wandb_offline_is_one_run_over_all_attempts_and_keeps_no_key(tmp_path: p
     three_attempts(output, lambda: Attempt(output, tmp_path, {"WANDB_MODE": "offline", "WANDB_API_KEY": KEY}, "wandb"))
     made = json.loads((output / "trackers.json").read_text())["id"]
     runs = sorted((output / "wandb").glob("offline-run-*"))
-    assert [directory.name.rpartition("-")[2] for directory in runs] == [made, made], "wandb sync makes one run of them"
+    assert [directory.name.rpartition("-")[2] for directory in runs] == [made, made], "wandb sync merges them into one run"
     steps = [step for directory in runs for step in wandb_steps(next(directory.glob("*.wandb")))]
     assert steps == list(range(1, 21))
     everything = b"".join(path.read_bytes() for path in output.rglob("*") if path.is_file())
@@ -248,7 +250,7 @@ def test_wandb_offline_is_one_run_over_all_attempts_and_keeps_no_key(tmp_path: p
 
 
 def wandb_steps(path: pathlib.Path) -> list[int]:
-    """The steps of the rows in a file of wandb."""
+    """Return the steps of the rows in a file of wandb."""
     from wandb.proto import wandb_internal_pb2
 
     steps = []
@@ -263,7 +265,7 @@ def wandb_steps(path: pathlib.Path) -> list[int]:
 
 
 def leveldb_records(content: bytes) -> Iterator[bytes]:
-    """LevelDB's log format, which those files have: blocks of 32 KiB, records in pieces with checksum, length and kind."""
+    """Read the records of LevelDB's log format: blocks of 32 KiB, records in fragments with checksum, length and type."""
     place, block, header, record = 7, 32768, 7, b""
     while place + header <= len(content):
         if block - place % block < header:
@@ -272,17 +274,17 @@ def leveldb_records(content: bytes) -> Iterator[bytes]:
         length, kind = struct.unpack("<HB", content[place + 4 : place + header])
         record += content[place + header : place + header + length]
         place += header + length
-        if kind in (1, 4):  # whole, or the last piece
+        if kind in (1, 4):  # a full record, or its last fragment
             yield record
             record = b""
 
 
-def test_trackers_that_are_away_cost_a_training_nothing_but_one_warning_each(make_runner: Callable[..., Runner]) -> None:
+def test_unreachable_trackers_cost_a_training_only_one_warning_each(make_runner: Callable[..., Runner]) -> None:
     runner = make_runner()
-    with socket.socket() as nobody:  # takes connections, and never answers: the worst kind
-        nobody.bind(("127.0.0.1", 0))
-        nobody.listen(64)
-        address = f"http://user:hidden-word@127.0.0.1:{nobody.getsockname()[1]}"
+    with socket.socket() as silent:  # accepts connections and never answers, which is the worst case
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(64)
+        address = f"http://user:hidden-word@127.0.0.1:{silent.getsockname()[1]}"
         environment = {**os.environ, "MLFLOW_TRACKING_URI": address, "WANDB_BASE_URL": address, "WANDB_API_KEY": KEY}
         job = runner.job(logging={"reportTo": ["mlflow", "wandb"]})
         started = time.monotonic()
@@ -300,7 +302,7 @@ def test_trackers_that_are_away_cost_a_training_nothing_but_one_warning_each(mak
     assert "hidden-word" not in log
 
 
-def test_a_missing_library_or_address_is_told_before_anything_starts(
+def test_a_missing_library_or_address_is_reported_before_anything_starts(
     make_runner: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = make_runner()
@@ -312,5 +314,7 @@ def test_a_missing_library_or_address_is_told_before_anything_starts(
 
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else real(name))
-    with pytest.raises(Exception, match=r"wandb needs the package wandb, which is not installed here: pip install 'finetune\[tr"):
+    with pytest.raises(
+        Exception, match=r"wandb needs the package wandb, which is not installed here: pip install 'finetune-operator\[tr"
+    ):
         process.check(Logging(report_to=["wandb"]), {})

@@ -1,4 +1,4 @@
-"""The trainer: what a training pod runs, and `finetune run` on one machine.
+"""The trainer. A training pod runs it, and so does `finetune run` on one machine.
 
-``launch`` starts and watches the workers, ``train`` is what each worker runs, ``state`` is how the two talk.
+``pod.launch`` starts and monitors the workers. Each worker runs ``train``. They exchange files through ``runtime.state``.
 """

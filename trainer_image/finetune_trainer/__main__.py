@@ -1,4 +1,4 @@
-"""`finetune run`: the same YAML file on this machine, without a cluster. `python -m finetune_trainer` also has `plan`."""
+"""`finetune run` trains a job's YAML file on this machine, without a cluster. `python -m finetune_trainer` also has `plan`."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ from finetune_api.wire import RunConfig
 from finetune_trainer.commands.arguments import missing_claims, parse_claims
 from finetune_trainer.plan.command import plan
 
-if TYPE_CHECKING:  # imported late, for speed
+if TYPE_CHECKING:  # imported late, so that the command starts fast
     from rich.console import Console
 
 
@@ -32,37 +32,37 @@ main.add_command(plan)
 
 @main.command(epilog="Example:  finetune run examples/news.yaml --claim minilm=./models/minilm --claim news=./data/news")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=pathlib.Path))
-@click.option("--claim", "claims", multiple=True, metavar="NAME=DIR", help="Directory that stands for a claim of the file.")
+@click.option("--claim", "claims", multiple=True, metavar="NAME=DIR", help="Local directory to use for a claim of the file.")
 @click.option(
     "--output", type=click.Path(path_type=pathlib.Path), help="Directory for checkpoints and model.  [default: runs/<job's name>]"
 )
 @click.option("--processes", type=click.IntRange(1, 64), help="Training processes.  [default: one per GPU, or one]")
-@click.option("--publish/--no-publish", default=True, help="Push the model where spec.publish says.  [default: publish]")
+@click.option("--publish/--no-publish", default=True, help="Push the model as spec.publish says.  [default: publish]")
 @click.option("--debug", is_flag=True, help="Show everything that the training processes print.")
 def run(
     file: pathlib.Path, claims: tuple[str, ...], output: pathlib.Path | None, processes: int | None, publish: bool, debug: bool
 ) -> None:
-    """Train what FILE says on this machine, in the foreground. Ctrl-C saves a checkpoint; the same command goes on from it."""
+    """Train the job in FILE on this machine, in the foreground. Ctrl-C saves a checkpoint; the same command resumes from it."""
     from rich.console import Console
 
-    from finetune_trainer.commands import console as view
+    from finetune_trainer.commands.console import print_error
 
     console = Console(highlight=False)
     try:
         job = read_job(file)
         config = local_config(job, parse_claims(claims), output, processes, publish)
     except FineTuneError as error:
-        view.fail(console, error.message)
+        print_error(console, error.message)
         sys.exit(names.EXIT_REFUSED)
     if job.spec.hub.endpoint:
-        os.environ[names.ENV_HUB_ENDPOINT] = job.spec.hub.endpoint  # before the Hub's client is imported: it reads it once
+        os.environ[names.ENV_HUB_ENDPOINT] = job.spec.hub.endpoint  # the Hub's client reads it once, when it is imported
     sys.exit(run_locally(config, console, debug))
 
 
 def local_config(
     job: FineTuneJob, claims: dict[str, str], output: pathlib.Path | None, processes: int | None, publish: bool
 ) -> RunConfig:
-    """What the operator would put into the ConfigMap, for one machine and directories in place of claims."""
+    """Return what the operator would write to the ConfigMap, for one machine, with directories in place of claims."""
     spec = job.spec if publish else job.spec.model_copy(update={"publish": None})
     missing = missing_claims(spec.claim_names(), claims)
     if missing:
@@ -83,7 +83,7 @@ def local_config(
 
 
 def visible_gpus() -> int:
-    """GPUs that this process may use, without importing torch: the launcher has to start fast."""
+    """Return the number of GPUs that this process may use. It does not import torch, because the launcher has to start fast."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         return len([device for device in listed.split(",") if device.strip() not in ("", "-1")])
@@ -91,42 +91,42 @@ def visible_gpus() -> int:
 
 
 def run_locally(config: RunConfig, console: "Console", debug: bool) -> int:
-    """Launch, show the progress, show the result; returns the exit code."""
-    from finetune_trainer.commands import console as view
-    from finetune_trainer.output.directory import Output
-    from finetune_trainer.pod import processes as workers
-    from finetune_trainer.pod.launch import Launcher, leave
+    """Launch the training, show its progress and its result, and return the exit code."""
+    from finetune_trainer.commands.console import ProgressView, print_error, show_result, tail
+    from finetune_trainer.output.directory import OutputDirectory
+    from finetune_trainer.pod.launch import Launcher, exit_immediately
+    from finetune_trainer.pod.processes import PodRank
     from finetune_trainer.pod.termination_message import exit_code
     from finetune_trainer.runtime.state import RunState
 
-    output = Output(pathlib.Path(config.output))
+    output = OutputDirectory(pathlib.Path(config.output))
     log_file = output.directory / "train.log"
     try:
         output.directory.mkdir(parents=True, exist_ok=True)
         log_stream = log_file.open("ab")
     except OSError as error:
-        view.fail(console, f"--output: {output.directory} can't be written: {error.strerror}")
+        print_error(console, f"--output: {output.directory} can't be written: {error.strerror}")
         return names.EXIT_REFUSED
-    with tempfile.TemporaryDirectory(prefix="finetune-") as directory, log_stream, view.ProgressView(console) as progress:
+    with tempfile.TemporaryDirectory(prefix="finetune-") as directory, log_stream, ProgressView(console) as progress:
         state = RunState(pathlib.Path(directory))
         state.create()
-        launcher = Launcher(config, workers.Gang(), state)
+        launcher = Launcher(config, PodRank(), state)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: launcher.request_stop())
         report = launcher.run(None if debug else log_stream, progress.show)
         progress.show(report)
     if report.phase == "Succeeded":
-        view.show_result(console, report, output)
+        show_result(console, report, output)
     elif report.phase == "Interrupted":
-        console.print(f"{report.message}. The same command goes on from there.")
+        console.print(f"{report.message}. The same command resumes from there.")
     else:
         assert report.failure
         if report.failure.traceback and not debug:
-            console.print(view.tail(log_file), markup=False, soft_wrap=True)
-            console.print(f"(all of it: {log_file})", markup=False, soft_wrap=True)
-        view.fail(console, report.failure.message, report.failure.hint)
-    if launcher.abandoned:
-        leave(exit_code(report))
+            console.print(tail(log_file), markup=False, soft_wrap=True)
+            console.print(f"(full log: {log_file})", markup=False, soft_wrap=True)
+        print_error(console, report.failure.message, report.failure.hint)
+    if launcher.push_abandoned:
+        exit_immediately(exit_code(report))
     return exit_code(report)
 
 

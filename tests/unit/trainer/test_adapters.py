@@ -1,4 +1,4 @@
-"""Adapters: what is trained, what is saved of it, and the model that comes of it again."""
+"""Adapters: which weights are trained and saved, and that a saved adapter loads as the same model."""
 
 import json
 import pathlib
@@ -11,8 +11,7 @@ import transformers
 
 from finetune_api.reasons import FineTuneError
 from finetune_trainer.models import adapters
-from finetune_trainer.models import load as models
-from finetune_trainer.models.load import ModelLocation
+from finetune_trainer.models.load import ModelLocation, load_config, load_model, load_tokenizer, save_model
 from finetune_trainer.tasks.base import DataInfo
 from finetune_trainer.tasks.causal_lm import CausalLanguageModeling
 from finetune_trainer.tasks.dpo import DirectPreference
@@ -23,14 +22,14 @@ CHATS = [[{"role": "user", "content": "Hello!"}, {"role": "assistant", "content"
 
 
 class TwoClasses(CausalLanguageModeling):
-    """As a classification is to the loader: a fresh head on the model."""
+    """A task that the loader treats like a classification: the model gets a new head."""
 
     auto_model = "AutoModelForSequenceClassification"
 
-    def peft_task(self) -> str | None:
+    def peft_task_type(self) -> str | None:
         return "SEQ_CLS"
 
-    def model_arguments(self) -> dict[str, Any]:
+    def model_kwargs(self) -> dict[str, Any]:
         return {"num_labels": 2, "ignore_mismatched_sizes": True}
 
 
@@ -39,10 +38,10 @@ def locate(directory: pathlib.Path, base: pathlib.Path | None = None) -> ModelLo
 
 
 def load(location: ModelLocation, kind: Any = CausalLanguageModeling, name: str = "causal-lm", **fields: Any) -> Any:
-    spec, tokenizer = build_spec(name, **fields), models.load_tokenizer(location)
-    task = kind(spec, tokenizer, models.load_config(location), DataInfo(format="messages"))
+    spec, tokenizer = build_spec(name, **fields), load_tokenizer(location)
+    task = kind(spec, tokenizer, load_config(location), DataInfo(format="messages"))
     torch.manual_seed(0)
-    task.model = models.load_model(task, location, spec)
+    task.model = load_model(task, location, spec)
     task.prepare_model()
     return task
 
@@ -68,7 +67,7 @@ def logits(model: Any, task: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
-def test_only_adapters_of_all_linear_layers_but_the_head_are_trained(kind: str, tmp_path: pathlib.Path) -> None:
+def test_only_adapters_of_all_linear_layers_except_the_head_are_trained(kind: str, tmp_path: pathlib.Path) -> None:
     location = start(tmp_path, kind)
     task = load(location, model={"lora": {"rank": 4}})
     trained = {name for name, weight in task.model.named_parameters() if weight.requires_grad}
@@ -92,7 +91,7 @@ def test_rank_alpha_and_modules_are_those_of_the_spec(tmp_path: pathlib.Path) ->
 
 
 @pytest.mark.parametrize(("field", "wording"), [("targetModules", "all-linear"), ("modulesToSave", "one of its modules")])
-def test_a_module_that_the_model_does_not_have_is_refused_with_those_it_has(
+def test_an_unknown_module_is_refused_with_the_names_of_the_model_s_modules(
     field: str, wording: str, tmp_path: pathlib.Path
 ) -> None:
     expected = rf"spec\.model\.lora\.{field}: the model has no module named 'query'; write {wording}.*: down_proj, .*v_proj"
@@ -101,7 +100,7 @@ def test_a_module_that_the_model_does_not_have_is_refused_with_those_it_has(
 
 
 @pytest.mark.parametrize("kind", ["llama", "distilbert", "roberta", "bert"])
-def test_what_is_new_in_a_model_is_trained_and_saved_whole(kind: str, tmp_path: pathlib.Path) -> None:
+def test_new_modules_of_a_model_are_trained_and_saved_in_full(kind: str, tmp_path: pathlib.Path) -> None:
     tokenizer = build_tokenizer()
     if kind == "llama":
         base = build_model(kind, len(tokenizer))
@@ -113,40 +112,40 @@ def test_what_is_new_in_a_model_is_trained_and_saved_whole(kind: str, tmp_path: 
         base = transformers.AutoModelForMaskedLM.from_config(config)
     location = locate(save(tmp_path / "start", base, tokenizer))
     spec = build_spec("text-classification", model={"lora": {}})
-    config = models.load_config(location)
-    task = TwoClasses.__new__(TwoClasses)  # a language model would refuse an encoder
-    task.spec, task.tokenizer, task.config, task.info = spec, models.load_tokenizer(location), config, DataInfo()
+    config = load_config(location)
+    task = TwoClasses.__new__(TwoClasses)  # the constructor refuses an encoder
+    task.spec, task.tokenizer, task.config, task.info = spec, load_tokenizer(location), config, DataInfo()
     torch.manual_seed(0)
-    task.model = models.load_model(task, location, spec)
+    task.model = load_model(task, location, spec)
 
     whole = {name for name, weight in task.model.named_parameters() if weight.requires_grad and "lora_" not in name}
-    fresh = {
+    new_modules = {
         "llama": {"score"},
         "distilbert": {"pre_classifier", "classifier"},
         "roberta": {"classifier.dense", "classifier.out_proj"},
         "bert": {"bert.pooler.dense", "classifier"},
     }[kind]
     parts = {name.removeprefix("base_model.model.").replace(".modules_to_save.default", "").rpartition(".")[0] for name in whole}
-    assert parts == fresh
+    assert parts == new_modules
     inputs = torch.tensor([task.tokenizer(TEXTS[0])["input_ids"]])
     task.model.eval()
     with torch.no_grad():
         before = task.model(inputs).logits
-        models.save_model(task.model, task.tokenizer, tmp_path / "written")
+        save_model(task.model, task.tokenizer, tmp_path / "written")
         task.spec = build_spec("text-classification")
-        again = models.load_model(task, locate(tmp_path / "written", base=tmp_path / "start"), task.spec)
+        again = load_model(task, locate(tmp_path / "written", base=tmp_path / "start"), task.spec)
         assert torch.allclose(again.eval()(inputs).logits, before, atol=1e-5)
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["two embeddings", "one embedding"])
-def test_of_the_embeddings_only_the_rows_of_new_markers_are_trained_and_saved(tied: bool, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("tied", [False, True], ids=["untied embeddings", "tied embeddings"])
+def test_only_the_embedding_rows_of_new_special_tokens_are_trained_and_saved(tied: bool, tmp_path: pathlib.Path) -> None:
     location = start(tmp_path, tie_word_embeddings=tied)
     task = load(location, SupervisedFineTuning, "sft", model={"lora": {"rank": 4}})
     before = task.model.get_base_model().get_input_embeddings().weight.detach().clone()
     train(task, rows_of(task, messages=CHATS))
     expected = logits(task.model, task)
 
-    models.save_model(task.model, task.tokenizer, tmp_path / "written")
+    save_model(task.model, task.tokenizer, tmp_path / "written")
     assert (tmp_path / "written" / "adapter_model.safetensors").stat().st_size < 200_000
     again = load(locate(tmp_path / "written", base=tmp_path / "start"))
     assert torch.allclose(logits(again.model, task), expected, atol=1e-4)
@@ -156,9 +155,9 @@ def test_of_the_embeddings_only_the_rows_of_new_markers_are_trained_and_saved(ti
     assert not torch.allclose(again.model.get_output_embeddings().weight[320:], before[320:])
 
 
-def test_what_is_saved_of_adapters_is_small_and_names_no_machine(tmp_path: pathlib.Path) -> None:
+def test_a_saved_adapter_is_small_and_contains_no_local_path(tmp_path: pathlib.Path) -> None:
     task = load(start(tmp_path), model={"lora": {}})
-    models.save_model(task.model, task.tokenizer, tmp_path / "written")
+    save_model(task.model, task.tokenizer, tmp_path / "written")
     files = {path.name for path in (tmp_path / "written").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "config.json", "tokenizer.json"} <= files
     assert "README.md" not in files
@@ -167,45 +166,47 @@ def test_what_is_saved_of_adapters_is_small_and_names_no_machine(tmp_path: pathl
     assert config["base_model_name_or_path"] == adapters.LOCAL_BASE
 
 
-def test_the_merged_model_is_a_full_one_that_answers_the_same(tmp_path: pathlib.Path) -> None:
+def test_a_merged_model_is_a_full_model_with_the_same_logits(tmp_path: pathlib.Path) -> None:
     task = load(start(tmp_path), model={"lora": {}})
     train(task, rows_of(task, text=TEXTS))
     expected = logits(task.model, task)
-    full = adapters.merged(task.model)
+    full = adapters.merge_adapters(task.model)
     assert not adapters.is_adapter(full)
-    models.save_model(full, task.tokenizer, tmp_path / "full")
+    save_model(full, task.tokenizer, tmp_path / "full")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "full")
     assert torch.allclose(logits(again, task), expected, atol=1e-4)
-    assert adapters.merged(again) is again
+    assert adapters.merge_adapters(again) is again
 
 
-def test_a_quantized_model_is_merged_from_its_base_loaded_anew_which_comes_to_the_same(tmp_path: pathlib.Path) -> None:
-    task = load(start(tmp_path), SupervisedFineTuning, "sft", model={"lora": {"rank": 4}})  # its loader has no 4 bits on a CPU
+def test_merging_into_a_reloaded_base_as_for_a_quantized_model_gives_the_same_logits(tmp_path: pathlib.Path) -> None:
+    task = load(start(tmp_path), SupervisedFineTuning, "sft", model={"lora": {"rank": 4}})  # 4-bit loading needs a GPU
     train(task, rows_of(task, messages=CHATS))
-    full = adapters.merged_anew(task.model, torch.float32)
+    full = adapters.merge_into_reloaded_base(task.model, torch.float32)
     assert torch.allclose(logits(full.eval(), task), logits(task.model, task), atol=1e-4)
     assert full.generation_config.eos_token_id == task.model.generation_config.eos_token_id
 
 
-def test_an_earlier_job_s_adapters_are_merged_and_new_ones_put_on_top(tmp_path: pathlib.Path) -> None:
+def test_adapters_of_an_earlier_job_are_merged_before_new_adapters_are_added(tmp_path: pathlib.Path) -> None:
     first = load(start(tmp_path), SupervisedFineTuning, "sft", model={"lora": {}})
     train(first, rows_of(first, messages=CHATS))
-    models.save_model(first.model, first.tokenizer, tmp_path / "sft")
+    save_model(first.model, first.tokenizer, tmp_path / "sft")
     second = load(locate(tmp_path / "sft", base=tmp_path / "start"), DirectPreference, "dpo", model={"lora": {}})
     assert adapters.is_adapter(second.model)
     assert torch.allclose(logits(second.model.eval(), first), logits(first.model, first), atol=1e-4)
     [config] = second.model.peft_config.values()
-    assert config.base_model_name_or_path == str(tmp_path / "sft"), "they belong to the sum, not to the model below it"
+    assert config.base_model_name_or_path == str(tmp_path / "sft"), (
+        "the base of the new adapters is the merged model, not the model below it"
+    )
 
 
-def test_adapters_whose_model_is_nowhere_are_refused(tmp_path: pathlib.Path) -> None:
+def test_adapters_without_their_base_model_are_refused(tmp_path: pathlib.Path) -> None:
     task = load(start(tmp_path), model={"lora": {}})
-    models.save_model(task.model, task.tokenizer, tmp_path / "written")
+    save_model(task.model, task.tokenizer, tmp_path / "written")
     with pytest.raises(FineTuneError, match=r"spec\.model\.claim: it holds adapters alone, and the model that they belong to"):
         load(locate(tmp_path / "written"))
 
 
-def test_what_is_trained_whole_is_fp32_on_a_model_of_16_bits(tmp_path: pathlib.Path) -> None:
+def test_fully_trained_modules_are_fp32_on_a_16_bit_model(tmp_path: pathlib.Path) -> None:
     model = load(start(tmp_path), model={"dtype": "bfloat16", "lora": {"modulesToSave": ["lm_head"]}}).model
     types = {weight.requires_grad: weight.dtype for weight in model.parameters()}
     assert types == {True: torch.float32, False: torch.bfloat16}
@@ -215,6 +216,6 @@ def test_what_is_trained_whole_is_fp32_on_a_model_of_16_bits(tmp_path: pathlib.P
 
 def test_adapters_are_not_added_to_quantized_weights(tmp_path: pathlib.Path) -> None:
     task = load(start(tmp_path), model={"lora": {}})
-    models.save_model(task.model, task.tokenizer, tmp_path / "written")
+    save_model(task.model, task.tokenizer, tmp_path / "written")
     with pytest.raises(FineTuneError, match=r"spec\.model\.quantization: spec\.model\.claim holds adapters, .*; write none"):
         load(locate(tmp_path / "written", base=tmp_path / "start"), model={"lora": {}, "quantization": "nf4"})

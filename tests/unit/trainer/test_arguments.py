@@ -1,4 +1,4 @@
-"""What users add by training.arguments is checked by name and type, before a model is loaded."""
+"""training.arguments are checked by name and type before a model is loaded."""
 
 import pathlib
 from typing import Any
@@ -26,16 +26,16 @@ def arguments(tmp_path: pathlib.Path, **training: Any) -> Any:
 
 
 @pytest.mark.parametrize("given", [{"weight_decay": 0.1}, {"weight_decay": 1}, {"torch_compile": True}, {"optim": "sgd"}])
-def test_a_field_of_the_right_type_is_taken(given: dict[str, Any]) -> None:
+def test_a_field_of_the_right_type_is_accepted(given: dict[str, Any]) -> None:
     assert check_arguments(spec(arguments=given).training) == given
 
 
-def test_a_value_becomes_what_it_is_to_be() -> None:
+def test_a_string_is_converted_to_the_type_of_the_field() -> None:
     found = check_arguments(spec(arguments={"weight_decay": "0.1", "torch_compile": "false"}).training)
     assert found == {"weight_decay": 0.1, "torch_compile": False}
 
 
-def test_the_plain_loop_refuses_what_it_has_no_use_for() -> None:
+def test_the_native_loop_refuses_arguments_that_it_does_not_support() -> None:
     check_arguments(spec(loop="native", arguments={"weight_decay": 0.1}).training)
     with pytest.raises(FineTuneError, match=r"spec.training.arguments.optim: loop: native does not know it; write loop: trainer"):
         check_arguments(spec(loop="native", arguments={"optim": "sgd"}).training)
@@ -50,26 +50,26 @@ def test_the_plain_loop_refuses_what_it_has_no_use_for() -> None:
         ({"torch_compile": "perhaps"}, r"spec.training.arguments.torch_compile: 'perhaps' is wrong"),
     ],
 )
-def test_another_is_refused_with_a_sentence(given: dict[str, Any], sentence: str) -> None:
+def test_an_unknown_name_or_a_wrong_type_is_refused_with_a_sentence(given: dict[str, Any], sentence: str) -> None:
     with pytest.raises(FineTuneError, match=sentence):
         check_arguments(spec(arguments=given).training)
 
 
-def test_what_users_add_counts_and_the_rest_is_ours(tmp_path: pathlib.Path) -> None:
+def test_arguments_of_users_are_applied_and_the_spec_sets_the_others(tmp_path: pathlib.Path) -> None:
     found = arguments(tmp_path, arguments={"weight_decay": 0.3}, learningRate=1e-3, warmupSteps=4)
     assert (found.weight_decay, found.learning_rate, found.max_steps, found.get_warmup_steps(40)) == (0.3, 1e-3, 40, 4)
     assert found.report_to == []
 
 
-def test_an_older_gpu_is_not_asked_for_tf32(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which is an error on a T4 or V100, and on AMD's."""
+def test_tf32_is_left_unset_on_a_gpu_without_it(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Setting tf32 is an error on a T4, a V100 and AMD GPUs."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("finetune_trainer.loops.arguments.is_torch_tf32_available", lambda: False)
-    monkeypatch.setattr("transformers.TrainingArguments.__post_init__", lambda _: None)  # which sets the GPU up
+    monkeypatch.setattr("transformers.TrainingArguments.__post_init__", lambda _: None)  # it sets the GPU up
     monkeypatch.setattr("finetune_trainer.loops.arguments.precision_flags", lambda _: {"fp16": True})
     assert arguments(tmp_path).tf32 is None
 
 
-def test_what_the_trainer_itself_refuses_is_a_sentence(tmp_path: pathlib.Path) -> None:
+def test_arguments_that_transformers_refuses_give_a_sentence(tmp_path: pathlib.Path) -> None:
     with pytest.raises(FineTuneError, match=r"spec.training.arguments \(optim\): the Trainer refuses them"):
         arguments(tmp_path, arguments={"optim": "no-such-optimizer"})

@@ -1,11 +1,11 @@
-"""The split of the data over steps and processes: pure, so it is tested over many shapes."""
+"""The split of the data over steps and processes. It is a pure function, so the tests run it over many shapes."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.data.batches import BatchPlan, TrainBatches, epoch_order, evaluation_batches, evaluation_order
+from finetune_trainer.data.batches import BatchPlan, TrainBatchSampler, epoch_order, evaluation_batches, evaluation_order
 
 SHAPES = st.tuples(st.integers(1, 90), st.integers(1, 33), st.integers(1, 5), st.integers(1, 12))
 
@@ -14,12 +14,12 @@ def some_lengths(rows: int) -> np.ndarray:
     return np.random.default_rng(0).integers(1, 100, rows)
 
 
-def steps_of(rows: int, global_batch: int, world: int, micro: int, epoch: int = 0) -> list[list[list[list[int]]]]:
-    """[step][rank][micro-batch] → rows; ~row for those that weigh nothing."""
-    plan = BatchPlan.choose(rows, global_batch, world, micro)
+def steps_of(rows: int, global_batch: int, world_size: int, micro: int, epoch: int = 0) -> list[list[list[list[int]]]]:
+    """[step][rank][micro-batch] → rows; a padding row is ~row."""
+    plan = BatchPlan.choose(rows, global_batch, world_size, micro)
     ranks = []
-    for rank in range(world):
-        sampler = TrainBatches(plan, some_lengths(rows), seed=7, rank=rank)
+    for rank in range(world_size):
+        sampler = TrainBatchSampler(plan, some_lengths(rows), seed=7, rank=rank)
         sampler.set_epoch(epoch)
         assert all(of == epoch for batch in sampler for of, _ in batch)
         batches = [[row for _, row in batch] for batch in sampler]
@@ -34,25 +34,25 @@ def chunks(batches: list[list[int]], plan: BatchPlan) -> list[list[list[int]]]:
 
 @given(SHAPES)
 @settings(max_examples=200, deadline=None)
-def test_every_row_is_trained_on_once_per_epoch_whatever_the_split(shape: tuple[int, int, int, int]) -> None:
+def test_every_row_is_trained_on_once_per_epoch_for_every_split(shape: tuple[int, int, int, int]) -> None:
     keys = [key for step in steps_of(*shape) for rank in step for batch in rank for key in batch]
     assert sorted(key for key in keys if key >= 0) == list(range(shape[0]))
 
 
 @given(SHAPES, st.integers(1, 5), st.integers(1, 12))
 @settings(max_examples=200, deadline=None)
-def test_a_step_has_the_same_rows_whatever_the_split(shape: tuple[int, int, int, int], world: int, micro: int) -> None:
+def test_a_step_has_the_same_rows_for_every_split(shape: tuple[int, int, int, int], world_size: int, micro: int) -> None:
     def rows_by_step(*split: int) -> list[list[int]]:
         return [
             sorted(key for rank in step for batch in rank for key in batch if key >= 0) for step in steps_of(*shape[:2], *split)
         ]
 
-    assert rows_by_step(*shape[2:]) == rows_by_step(world, micro)
+    assert rows_by_step(*shape[2:]) == rows_by_step(world_size, micro)
 
 
 @given(SHAPES)
 @settings(max_examples=200, deadline=None)
-def test_every_forward_pass_has_rows_and_none_too_many(shape: tuple[int, int, int, int]) -> None:
+def test_every_forward_pass_has_at_least_one_row_and_at_most_the_micro_batch(shape: tuple[int, int, int, int]) -> None:
     micro = shape[3]
     assert all(1 <= len(batch) <= micro for step in steps_of(*shape) for rank in step for batch in rank)
 
@@ -69,15 +69,15 @@ def test_the_order_depends_on_seed_and_epoch() -> None:
     assert first != order(seed=2, epoch=0)
 
 
-def test_rows_of_a_batch_are_of_similar_length_and_batches_in_any_order() -> None:
+def test_rows_of_a_batch_have_similar_lengths_and_batches_are_in_random_order() -> None:
     lengths = np.random.default_rng(1).integers(1, 500, 3200)
     batches = lengths[epoch_order(lengths, 32, seed=3, epoch=1)].reshape(-1, 32)
-    assert batches.max(axis=1).sum() * 32 < 1.05 * lengths.sum(), "no more than a twentieth is padding"
+    assert batches.max(axis=1).sum() * 32 < 1.05 * lengths.sum(), "padding adds at most 5%"
     longest = batches.max(axis=1)
-    assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.3, "lengths do not follow the time"
+    assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.3, "the length of a batch does not depend on its position"
 
 
-def test_the_longest_row_of_all_is_in_the_first_batch_and_the_ragged_batch_is_the_last() -> None:
+def test_the_longest_row_is_in_the_first_batch_and_the_incomplete_batch_is_the_last() -> None:
     lengths = some_lengths(61)
     lengths[17] = 1000
     first_epoch = epoch_order(lengths, 8, seed=1, epoch=0)
@@ -85,21 +85,21 @@ def test_the_longest_row_of_all_is_in_the_first_batch_and_the_ragged_batch_is_th
     assert len(first_epoch) == 61
 
 
-def test_without_lengths_that_differ_the_order_is_plainly_random() -> None:
+def test_rows_of_equal_length_are_in_random_order() -> None:
     found = epoch_order(np.full(64, 7), 8, seed=1, epoch=0)
     assert len({int(row) // 8 for row in found[:8]}) > 2
 
 
-def test_a_pass_can_be_taken_up_in_the_middle() -> None:
+def test_an_epoch_can_be_resumed_in_the_middle() -> None:
     plan = BatchPlan.choose(61, 8, 2, 3)
-    whole, rest = (TrainBatches(plan, some_lengths(61), seed=7, rank=1) for _ in range(2))
+    whole, rest = (TrainBatchSampler(plan, some_lengths(61), seed=7, rank=1) for _ in range(2))
     whole.set_epoch(2)
     rest.set_epoch(2, first_step=3)
     assert list(rest) == list(whole)[3 * plan.accumulation :]
 
 
 @pytest.mark.parametrize(
-    ("rows", "global_batch", "world", "micro", "expected"),
+    ("rows", "global_batch", "world_size", "micro", "expected"),
     [
         (1000, 32, 1, None, (32, 1)),
         (1000, 256, 1, None, (32, 8)),
@@ -111,9 +111,9 @@ def test_a_pass_can_be_taken_up_in_the_middle() -> None:
     ],
 )
 def test_the_micro_batch_is_the_share_of_the_process_at_most_32_rows(
-    rows: int, global_batch: int, world: int, micro: int | None, expected: tuple[int, int]
+    rows: int, global_batch: int, world_size: int, micro: int | None, expected: tuple[int, int]
 ) -> None:
-    plan = BatchPlan.choose(rows, global_batch, world, micro)
+    plan = BatchPlan.choose(rows, global_batch, world_size, micro)
     assert (plan.micro, plan.accumulation) == expected
 
 
@@ -124,9 +124,11 @@ def test_steps_follow_from_epochs_unless_they_are_given(epochs: float, max_steps
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 5))
 @settings(max_examples=100, deadline=None)
-def test_evaluation_counts_each_row_once_in_batches_that_do_not_depend_on_the_world(rows: int, size: int, world: int) -> None:
+def test_evaluation_counts_each_row_once_in_batches_that_do_not_depend_on_the_world_size(
+    rows: int, size: int, world_size: int
+) -> None:
     lengths = some_lengths(rows)
-    split = [batch for rank in range(world) for batch in evaluation_batches(lengths, size, rank, world)]
+    split = [batch for rank in range(world_size) for batch in evaluation_batches(lengths, size, rank, world_size)]
     assert sorted(row for batch in split for _, row in batch) == list(range(rows))
     assert sorted(split) == sorted(evaluation_batches(lengths, size, 0, 1))
-    assert evaluation_order(lengths, size, world).tolist() == [row for batch in split for _, row in batch]
+    assert evaluation_order(lengths, size, world_size).tolist() == [row for batch in split for _, row in batch]

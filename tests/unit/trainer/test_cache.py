@@ -1,4 +1,4 @@
-"""Tokenised once per content; what is in the cache is whole; and no cache ever costs more than time."""
+"""The cache of tokenised data: one entry per content, entries are complete, and a broken cache only costs time."""
 
 import errno
 import logging
@@ -27,8 +27,8 @@ from finetune_trainer.tasks.base import Task
 WORDS = ["[UNK]", "bad", "good", "very", "so"]
 
 
-class Counting(Task):
-    """Tokens of the text, and the class; notes how often it was asked."""
+class CountingTask(Task):
+    """Encodes the text and the class, and counts the calls."""
 
     calls = 0
 
@@ -38,13 +38,13 @@ class Counting(Task):
         labels = [self.info.classes.index(label) for label in batch["label"]]
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], "labels": labels}
 
-    blank = collate = count = loss = score = metrics = None  # type: ignore[assignment]
+    padding_row = collate = count_loss_labels = loss = score = compute_metrics = None  # type: ignore[assignment]
 
 
 @pytest.fixture(autouse=True)
 def _no_shared_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(names.ENV_CACHE_DIR, raising=False)
-    Counting.calls = 0
+    CountingTask.calls = 0
 
 
 @pytest.fixture
@@ -83,18 +83,18 @@ MODEL = transformers.BertConfig(max_position_embeddings=64)
 
 
 def run(config: RunConfig, words: Any = None) -> Prepared:
-    return prepare.prepare(config, [""], words or tokenizer(), MODEL, Counting)
+    return prepare.prepare(config, [""], words or tokenizer(), MODEL, CountingTask)
 
 
-def key_of(config: RunConfig, words: Any = None, task: type[Task] = Counting, model: Any = MODEL) -> str:
+def key_of(config: RunConfig, words: Any = None, task: type[Task] = CountingTask, model: Any = MODEL) -> str:
     return fingerprint(config, describe_contents(config, [""]), words or tokenizer(), model, task)
 
 
-# --- what comes out ---------------------------------------------------------------------------------------------------------
+# --- contents ---------------------------------------------------------------------------------------------------------------
 
 
 def test_rows_come_back_as_they_were_encoded_with_their_length(data: pathlib.Path) -> None:
-    prepared = pickle.loads(pickle.dumps(run(config_of(data))))  # noqa: S301 - as it goes to the other ranks
+    prepared = pickle.loads(pickle.dumps(run(config_of(data))))  # noqa: S301 - as it is sent to the other ranks
     train, evaluation = prepared.open()
     assert (len(train), len(evaluation)) == (prepared.train_rows, prepared.evaluation_rows) == (36, 4)
     assert train[0] == {"input_ids": [2], "attention_mask": [1], "labels": 1, "length": 1}
@@ -112,21 +112,21 @@ def test_the_report_says_how_long_the_rows_are_and_how_many_are_cut(data: pathli
     assert first.lengths.cut == sum(length >= 8 for length in train["length"])
     assert first.lengths.mean == round(sum(train["length"]) / len(train), 1)
     assert f"the longest 8; {first.lengths.cut} (" in caplog.text
-    assert run(config_of(data)).report == first, "it is kept with the rows"
+    assert run(config_of(data)).report == first, "the report is kept with the rows"
 
 
 def test_data_that_leaves_no_row_is_refused(data: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Counting, "encode", lambda *_: {"input_ids": [], "labels": []})
+    monkeypatch.setattr(CountingTask, "encode", lambda *_: {"input_ids": [], "labels": []})
     with pytest.raises(FineTuneError, match="tokenising leaves no row to train on"):
         run(config_of(data))
 
 
-def test_other_processes_make_the_same_rows(data: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_processes_encode_the_same_rows(data: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, task = config_of(data), task_class("text-classification")
     monkeypatch.setattr(prepare, "BATCH_ROWS", 7)
     alone = prepare.prepare(config, [""], tokenizer(), MODEL, task).open()[0].to_list()
     monkeypatch.setattr(prepare, "_workers", lambda _: 2)
-    work = prepare._Work.begin(config, load_data(config, [""]), tokenizer(), MODEL, task)
+    work = prepare._TokenisationJob.create(config, load_data(config, [""]), tokenizer(), MODEL, task)
     here = threading.Event()
     encode = prepare._encode
     monkeypatch.setattr(prepare, "_encode", lambda *given: here.set() or encode(*given))
@@ -138,12 +138,12 @@ def test_other_processes_make_the_same_rows(data: pathlib.Path, monkeypatch: pyt
 # --- one entry per content --------------------------------------------------------------------------------------------------
 
 
-def test_the_second_time_nothing_is_tokenised(data: pathlib.Path) -> None:
+def test_a_second_run_tokenises_nothing(data: pathlib.Path) -> None:
     assert run(config_of(data)) == run(config_of(data))
-    assert Counting.calls == 2, "one batch to train on, one to evaluate on"
+    assert CountingTask.calls == 2, "one batch to train on, one to evaluate on"
 
 
-def test_jobs_share_what_is_equal_wherever_it_lies(
+def test_jobs_share_the_entry_of_equal_data_in_any_directory(
     data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(names.ENV_CACHE_DIR, str(tmp_path / "shared"))
@@ -168,9 +168,7 @@ def test_jobs_share_what_is_equal_wherever_it_lies(
         ({"classification": {"balanced": True}}, False),
     ],
 )
-def test_options_that_change_rows_change_the_name_and_no_others_do(
-    data: pathlib.Path, spec: dict[str, Any], changed: bool
-) -> None:
+def test_only_options_that_change_rows_change_the_key(data: pathlib.Path, spec: dict[str, Any], changed: bool) -> None:
     if "classification" in spec and not changed:
         base = key_of(config_of(data, classification={"problemType": None}))
     else:
@@ -178,11 +176,11 @@ def test_options_that_change_rows_change_the_name_and_no_others_do(
     assert (key_of(config_of(data, **spec)) != base) is changed
 
 
-def test_content_tokenizer_and_task_change_the_name(data: pathlib.Path) -> None:
+def test_content_tokenizer_and_task_change_the_key(data: pathlib.Path) -> None:
     config = config_of(data)
     found = {key_of(config), key_of(config, tokenizer("more"))}
     found.add(key_of(config, model=transformers.BertConfig(max_position_embeddings=6)))
-    found.add(key_of(config, task=type("Newer", (Counting,), {"encoding_version": 2})))
+    found.add(key_of(config, task=type("Newer", (CountingTask,), {"encoding_version": 2})))
     templated = tokenizer()
     templated.chat_template = "{{ messages }}"
     found.add(key_of(config, templated))
@@ -191,32 +189,32 @@ def test_content_tokenizer_and_task_change_the_name(data: pathlib.Path) -> None:
     assert len(found) == 6
     used = tokenizer()
     used(["so so so"], truncation=True, max_length=2)
-    assert key_of(config, used) == key_of(config), "a tokenizer that was used is the same"
+    assert key_of(config, used) == key_of(config), "using a tokenizer does not change the key"
 
 
-# --- whole or not at all ----------------------------------------------------------------------------------------------------
+# --- complete or absent -----------------------------------------------------------------------------------------------------
 
 
-def test_an_entry_that_is_not_whole_is_made_again(data: pathlib.Path) -> None:
+def test_an_incomplete_entry_is_written_again(data: pathlib.Path) -> None:
     first = run(config_of(data))
     file = pathlib.Path(first.directory) / "train.arrow"
     file.write_bytes(file.read_bytes()[:-10])
     assert run(config_of(data)) == first
     assert len(first.open()[0]) == 36
-    assert Counting.calls == 4
+    assert CountingTask.calls == 4
 
 
-def test_a_writer_that_dies_leaves_nothing_that_is_used(data: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_entry_of_a_writer_that_died_is_not_used(data: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(data)
     with monkeypatch.context() as broken:
         broken.setattr(cache, "sync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(config)
-    assert cache.find(cache.places(config.output, 1)[:1], key_of(config)) is None
+    assert cache.find(cache.cache_roots(config.output, 1)[:1], key_of(config)) is None
     assert len(run(config).open()[0]) == 36
 
 
-def test_old_entries_of_the_output_go_and_those_of_the_shared_cache_stay(
+def test_old_entries_are_removed_from_the_output_and_kept_in_the_shared_cache(
     data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run(config_of(data))
@@ -230,11 +228,11 @@ def test_old_entries_of_the_output_go_and_those_of_the_shared_cache_stay(
     assert list((data.parent / "output" / "tokenised").iterdir()) == []
 
 
-# --- a cache that fails -----------------------------------------------------------------------------------------------------
+# --- a cache that can't be written ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
-def test_a_cache_that_takes_nothing_costs_only_time(
+def test_a_cache_that_cannot_be_written_only_costs_time(
     data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
     monkeypatch.setenv(names.ENV_CACHE_DIR, str(tmp_path / "shared"))
@@ -246,7 +244,7 @@ def test_a_cache_that_takes_nothing_costs_only_time(
     assert os.strerror(number) in warnings[0].getMessage()
 
 
-def test_without_any_room_several_nodes_end_with_a_sentence(data: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_output_volume_with_several_nodes_gives_a_sentence(data: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_below(data.parent / "output", errno.ENOSPC, monkeypatch)
     with pytest.raises(FineTuneError, match=r"spec\.output: the tokenised data can't be written") as caught:
         run(config_of(data, nodes=2, distributed={"nodes": 2}))
@@ -267,29 +265,29 @@ def fail_below(root: pathlib.Path, number: int, monkeypatch: pytest.MonkeyPatch)
 # --- two jobs at once -------------------------------------------------------------------------------------------------------
 
 
-def test_one_waits_for_what_another_makes(tmp_path: pathlib.Path) -> None:
+def test_a_job_waits_for_an_entry_that_another_job_writes(tmp_path: pathlib.Path) -> None:
     done = threading.Event()
-    with cache.turn(tmp_path, "k", done.is_set, 0):
+    with cache.entry_lock(tmp_path, "k", done.is_set, 0):
         threading.Timer(0.6, done.set).start()
         begin = time.monotonic()
-        with cache.turn(tmp_path, "k", done.is_set, 30):
+        with cache.entry_lock(tmp_path, "k", done.is_set, 30):
             assert 0.5 < time.monotonic() - begin < 5
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nobody_waits_longer_than_the_work_takes(tmp_path: pathlib.Path) -> None:
-    with cache.turn(tmp_path, "k", lambda: False, 0):
+def test_the_wait_for_the_lock_ends_after_its_timeout(tmp_path: pathlib.Path) -> None:
+    with cache.entry_lock(tmp_path, "k", lambda: False, 0):
         begin = time.monotonic()
-        with cache.turn(tmp_path, "k", lambda: False, 0.7):
+        with cache.entry_lock(tmp_path, "k", lambda: False, 0.7):
             assert 0.6 < time.monotonic() - begin < 5
 
 
-def test_a_turn_without_progress_is_over_and_one_with_progress_is_not(tmp_path: pathlib.Path) -> None:
-    with cache.turn(tmp_path, "k", lambda: False, 0) as mine:
+def test_a_lock_without_progress_is_stale_and_touch_renews_it(tmp_path: pathlib.Path) -> None:
+    with cache.entry_lock(tmp_path, "k", lambda: False, 0) as mine:
         os.utime(tmp_path / "k.turn", (0, 0))
         mine.touch()
         assert time.time() - (tmp_path / "k.turn").stat().st_mtime < 5
         os.utime(tmp_path / "k.turn", (0, 0))
         begin = time.monotonic()
-        with cache.turn(tmp_path, "k", lambda: False, 60):
+        with cache.entry_lock(tmp_path, "k", lambda: False, 60):
             assert time.monotonic() - begin < 5

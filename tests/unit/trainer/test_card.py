@@ -1,4 +1,4 @@
-"""The model card of every task: its header is the Hub's, its tables hold whatever users write."""
+"""The model card of every task: the Hub can parse its header, and its tables can hold any text that users write."""
 
 import pathlib
 import re
@@ -38,8 +38,8 @@ def config(task: str = "text-classification", **spec: Any) -> RunConfig:
 
 
 def card(directory: pathlib.Path, job: RunConfig, details: dict[str, Any] | None = None, **report: Any) -> str:
-    told = {"evaluation": Evaluation(step=12, metrics={"loss": 0.25, "macroF1": 0.5}), "resolved": REVISIONS, "step": 12}
-    write_model_card(directory, job, Report(attempt=1, phase="Running", **told | report), details or {})
+    fields = {"evaluation": Evaluation(step=12, metrics={"loss": 0.25, "macroF1": 0.5}), "resolved": REVISIONS, "step": 12}
+    write_model_card(directory, job, Report(attempt=1, phase="Running", **fields | report), details or {})
     return (directory / "README.md").read_text()
 
 
@@ -55,13 +55,13 @@ def adapter_in(directory: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_header_names_base_data_and_figures_of_each_task(tmp_path: pathlib.Path, task: str) -> None:
+def test_the_header_names_base_data_and_metrics_of_each_task(tmp_path: pathlib.Path, task: str) -> None:
     text = card(tmp_path, config(task))
-    told = header(text)
-    assert told["pipeline_tag"] == PIPELINES[task]  # type: ignore[index]
-    assert told["base_model"] == "acme/bert"
-    assert (told["library_name"], told["base_model_relation"]) == ("transformers", "finetune")
-    assert told["datasets"] == ["acme/reviews"]
+    metadata = header(text)
+    assert metadata["pipeline_tag"] == PIPELINES[task]  # type: ignore[index]
+    assert metadata["base_model"] == "acme/bert"
+    assert (metadata["library_name"], metadata["base_model_relation"]) == ("transformers", "finetune")
+    assert metadata["datasets"] == ["acme/reviews"]
     results = {result.metric_name: result.metric_value for result in ModelCard(text).data.eval_results or []}
     assert results == {"loss": 0.25, "macroF1": 0.5}
 
@@ -69,9 +69,7 @@ def test_the_header_names_base_data_and_figures_of_each_task(tmp_path: pathlib.P
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("source", [{"hub": {"name": "acme/bert"}}, {"claim": {"claimName": "models"}}])
 @pytest.mark.parametrize("adapter", [False, True])
-def test_the_lines_that_show_how_to_use_it_are_python(
-    tmp_path: pathlib.Path, task: str, source: dict[str, Any], adapter: bool
-) -> None:
+def test_the_usage_example_is_valid_python(tmp_path: pathlib.Path, task: str, source: dict[str, Any], adapter: bool) -> None:
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     text = card(adapter_in(tmp_path) if adapter else tmp_path, config(task, model=source | {"lora": {}}))
     code = text.split("```python\n")[1].split("```")[0]
@@ -80,7 +78,7 @@ def test_the_lines_that_show_how_to_use_it_are_python(
     assert ("peft" in code) is adapter
 
 
-def test_an_adapter_is_called_one(tmp_path: pathlib.Path) -> None:
+def test_the_card_of_an_adapter_says_that_it_is_an_adapter(tmp_path: pathlib.Path) -> None:
     model = {"hub": {"name": "acme/bert"}, "lora": {"rank": 4}}
     merged = card(tmp_path, config(model=model))
     assert (header(merged)["library_name"], header(merged)["base_model_relation"]) == ("transformers", "finetune")
@@ -90,7 +88,7 @@ def test_an_adapter_is_called_one(tmp_path: pathlib.Path) -> None:
     assert "| lora.rank | 4 |" in alone
 
 
-def test_it_tells_revisions_figures_classes_hyperparameters_and_versions(tmp_path: pathlib.Path) -> None:
+def test_the_card_has_revisions_metrics_classes_hyperparameters_and_versions(tmp_path: pathlib.Path) -> None:
     details = {
         "classes": ["bad", "good"],
         "confusion": [[3, 1], [0, 4]],
@@ -111,11 +109,11 @@ def test_it_tells_revisions_figures_classes_hyperparameters_and_versions(tmp_pat
         "- finetune ",
     ):
         assert line in text
-    assert "/" not in text.split("## Training")[1].split("## Versions")[0], "no path of this machine"
+    assert "/" not in text.split("## Training")[1].split("## Versions")[0], "no local path"
     assert "secret" not in text
 
 
-def test_a_matrix_that_nobody_could_read_is_left_out(tmp_path: pathlib.Path) -> None:
+def test_a_confusion_matrix_of_many_classes_is_left_out(tmp_path: pathlib.Path) -> None:
     classes = [f"class{number}" for number in range(60)]
     details = {"classes": classes, "confusion": [[1] * 60] * 60, "perClass": {name: {"f1": 0.5} for name in classes}}
     text = card(tmp_path, config(), details)
@@ -123,7 +121,7 @@ def test_a_matrix_that_nobody_could_read_is_left_out(tmp_path: pathlib.Path) -> 
     assert "columns the predicted" not in text
 
 
-def test_each_kind_of_answer_has_its_words(tmp_path: pathlib.Path) -> None:
+def test_each_kind_of_answer_is_shown(tmp_path: pathlib.Path) -> None:
     guess = Guess(token="great", score=0.75)
     samples = [
         SampleAnswer(text="a", label="good", score=0.9),
@@ -151,33 +149,33 @@ HOSTILE = (
 
 
 def html(text: str) -> str:
-    """The card's body as a page."""
+    """Render the card's body as HTML."""
     body = text.partition("---\n\n")[2]
     rendered = MarkdownIt("commonmark").enable("table").render(body)
     assert isinstance(rendered, str)
     return rendered
 
 
-def test_what_users_write_breaks_nothing(tmp_path: pathlib.Path) -> None:
+def test_hostile_text_of_users_does_not_break_the_page(tmp_path: pathlib.Path) -> None:
     def page(word: str) -> str:
         details = {"classes": [word, "b"], "confusion": [[1, 0], [0, 1]], "perClass": {word: {"f1": 1.0}, "b": {"f1": 1.0}}}
         samples = [SampleAnswer(text=word, label=word, score=1.0), SampleAnswer(text="c", answer=word)]
         return html(card(tmp_path, config(training={"arguments": {"note": word}}), details, samples=samples))
 
     hostile, plain = page(HOSTILE), page("x")
-    assert re.findall(r"<[^>]*>", hostile) == re.findall(r"<[^>]*>", plain), "not one tag more, fewer, or elsewhere"
+    assert re.findall(r"<[^>]*>", hostile) == re.findall(r"<[^>]*>", plain), "the tags are the same"
     shown = unescape(hostile)
-    assert shown.count("</td><script>alert(1)</script> | x | ## Evil [a](javascript:b)") == 7, "it is shown as it was written"
+    assert shown.count("</td><script>alert(1)</script> | x | ## Evil [a](javascript:b)") == 7, "the text is shown as written"
     for invisible in ("\u202e", "\x1b"):
         assert invisible not in hostile
 
 
-def test_a_name_that_looks_like_yaml_stays_a_name(tmp_path: pathlib.Path) -> None:
+def test_a_sample_that_looks_like_yaml_does_not_change_the_header(tmp_path: pathlib.Path) -> None:
     samples = [SampleAnswer(text="---\nlicense: mit\n---", label="x", score=1.0)]
     text = card(tmp_path, config(), samples=samples)
     assert "license" not in header(text)
 
 
-def test_escaped_text_reads_as_before() -> None:
+def test_escaping_changes_only_markup() -> None:
     assert escape("Plain text, with (brackets): 3 + 4 = 7!") == "Plain text, with (brackets): 3 + 4 = 7!"
     assert escape("a | b\n<i>") == "a \\| b &lt;i&gt;"

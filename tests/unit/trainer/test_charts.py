@@ -1,25 +1,25 @@
-"""Charts of the report: what they draw of many points, and that what is in them is text in the page's colours."""
+"""Charts of the report: downsampling of many points, escaped text, and the colours of the page."""
 
 import pytest
 
-from finetune_trainer.report.charts import line_chart, smoothed, thinned
-from finetune_trainer.report.page import number
+from finetune_trainer.report.charts import downsample, line_chart, smooth
+from finetune_trainer.report.page import format_number
 
 
-def test_a_mean_over_a_window_keeps_steps_ends_and_straight_lines() -> None:
+def test_smoothing_keeps_steps_and_straight_lines_and_lowers_spikes() -> None:
     line = [(float(step), 2.0 * step) for step in range(100)]
-    assert [step for step, _ in smoothed(line)] == [step for step, _ in line]
-    assert [value for _, value in smoothed(line)] == pytest.approx([value for _, value in line])
+    assert [step for step, _ in smooth(line)] == [step for step, _ in line]
+    assert [value for _, value in smooth(line)] == pytest.approx([value for _, value in line])
     spike = [(float(step), 100.0 if step == 50 else 0.0) for step in range(100)]
-    assert max(value for _, value in smoothed(spike)) < 15
+    assert max(value for _, value in smooth(spike)) < 15
 
 
-def test_of_very_many_points_a_screen_full_is_left_with_the_same_mean() -> None:
+def test_downsampling_leaves_at_most_800_points_with_the_same_mean() -> None:
     points = [(float(step), float(step % 7)) for step in range(100_000)]
-    few = thinned(points)
+    few = downsample(points)
     assert 400 < len(few) <= 800
     assert sum(value for _, value in few) / len(few) == pytest.approx(3.0, abs=0.01)
-    assert thinned(points[:800]) == points[:800]
+    assert downsample(points[:800]) == points[:800]
 
 
 def test_a_chart_is_text_and_lines_in_the_page_s_colours() -> None:
@@ -45,5 +45,5 @@ def test_a_chart_is_text_and_lines_in_the_page_s_colours() -> None:
         (0.0, "0"),
     ],
 )
-def test_numbers_are_as_short_as_says_enough(value: float | None, shown: str) -> None:
-    assert number(value) == shown
+def test_numbers_are_shown_with_few_digits(value: float | None, shown: str) -> None:
+    assert format_number(value) == shown

@@ -1,4 +1,4 @@
-"""What people see: their own texts are shown as they are, never taken for markup."""
+"""Output on the terminal: texts of users are shown as they are and never interpreted as markup."""
 
 import io
 import json
@@ -8,31 +8,33 @@ from rich.console import Console
 
 from finetune_api.status import SampleAnswer
 from finetune_api.wire import Report
-from finetune_trainer.commands import console as view
-from finetune_trainer.output.directory import Output
+from finetune_trainer.commands.console import ProgressView, print_error, show_result
+from finetune_trainer.output.directory import OutputDirectory
 
 
 def test_brackets_in_class_names_and_samples_are_shown_as_they_are(tmp_path: pathlib.Path) -> None:
-    output = Output(tmp_path)
+    output = OutputDirectory(tmp_path)
     evaluation = {"metrics": {"accuracy": 0.5}, "classes": ["[/red]", "[b]"], "confusion": [[1, 0], [2, 3]]}
     output.evaluation.write_text(json.dumps(evaluation))
     answer = SampleAnswer(text="see [/i] and [link]", label="[b]", score=0.9)
     stream = io.StringIO()
-    view.show_result(Console(file=stream, width=120), Report(attempt=1, phase="Succeeded", samples=[answer]), output)
+    show_result(Console(file=stream, width=120), Report(attempt=1, phase="Succeeded", samples=[answer]), output)
     for text in ("[/red]", "[b] 0.90  see [/i] and [link]", "accuracy 0.5000"):
         assert text in stream.getvalue()
 
 
 def test_an_error_is_shown_with_the_brackets_of_its_field() -> None:
     stream = io.StringIO()
-    view.fail(Console(file=stream, width=300), "spec.datasets[0].columns.text: no column 'a'; write one of: [b], [/c]", "[hint]")
+    print_error(
+        Console(file=stream, width=300), "spec.datasets[0].columns.text: no column 'a'; write one of: [b], [/c]", "[hint]"
+    )
     assert stream.getvalue() == "error: spec.datasets[0].columns.text: no column 'a'; write one of: [b], [/c]\n[hint]\n"
 
 
-def test_off_a_terminal_each_stage_and_each_logged_step_is_one_plain_line() -> None:
+def test_without_a_terminal_each_stage_and_each_logged_step_is_one_plain_line() -> None:
     stream = io.StringIO()
     report = Report(attempt=1, phase="Running", step=3, total_steps=4, loss=0.5, samples_per_second=10.0, remaining_seconds=70)
-    with view.ProgressView(Console(file=stream, width=80)) as progress:
+    with ProgressView(Console(file=stream, width=80)) as progress:
         progress.show(Report(attempt=1, phase="Initializing", message="loading the model"))
         progress.show(report)
         progress.show(report)

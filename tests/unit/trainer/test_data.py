@@ -1,4 +1,4 @@
-"""Loading: what the fields mean, and one clear sentence where something is wrong."""
+"""Loading of data: the meaning of the fields, and one clear sentence for each error."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ from finetune_api import resource
 from finetune_api.reasons import FineTuneError
 from finetune_api.wire import RunConfig
 from finetune_trainer.data import classes, splits
-from finetune_trainer.data.load import Data, count_listed, count_rows, load_data
+from finetune_trainer.data.load import Data, count_from_split_sizes, count_rows, load_data
 
 
 def config_of(root: pathlib.Path, *sets: dict[str, Any], task: str = "text-classification", **spec: Any) -> RunConfig:
@@ -63,7 +63,7 @@ def test_folders_below_train_and_test_are_splits(tmp_path: pathlib.Path) -> None
     assert (len(data.train), len(data.evaluation)) == (20, 6)
 
 
-def test_texts_without_a_class_are_for_language_models(tmp_path: pathlib.Path) -> None:
+def test_texts_without_a_class_are_used_only_by_language_models(tmp_path: pathlib.Path) -> None:
     write_folders(tmp_path / "train")
     write_folders(tmp_path / "test", 3)
     (tmp_path / "train" / "unsup").mkdir()
@@ -79,12 +79,12 @@ def test_tables_are_read_with_the_columns_that_are_named(tmp_path: pathlib.Path)
     (tmp_path / "test.tsv").write_text("body\tstars\nso so\t5\n")
     data = load(tmp_path, {"claim": {"path": "train.tsv", "evalPath": "test.tsv"}, "columns": {"text": "body", "label": "stars"}})
     assert data.classes == ["1", "5", "10"], "numbers are ordered by value"
-    assert data.train["text"].to_pylist() == ["bad", "good", "fine"], "a row without text is left out"
+    assert data.train["text"].to_pylist() == ["bad", "good", "fine"], "a row without text is dropped"
     assert data.evaluation["text"].to_pylist() == ["so so"]
     assert "1 left out (no text)" in data.report.sources[0]
 
 
-def test_maxima_draw_at_random_and_the_same_rows_each_time(tmp_path: pathlib.Path) -> None:
+def test_sample_limits_draw_the_same_random_rows_each_time(tmp_path: pathlib.Path) -> None:
     write_folders(tmp_path, 40)
     first, second = (load(tmp_path, {"maxTrainSamples": 10, "maxEvalSamples": 4}) for _ in range(2))
     assert (len(first.train), len(first.evaluation)) == (10, 4)
@@ -118,7 +118,7 @@ def test_duplicates_are_counted_and_kept(tmp_path: pathlib.Path) -> None:
 # --- labels -----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_order_of_the_spec_is_the_order_of_the_classes_and_numbers_count_from_its_first(tmp_path: pathlib.Path) -> None:
+def test_classes_have_the_order_of_the_spec_and_numeric_labels_are_indices_into_it(tmp_path: pathlib.Path) -> None:
     (tmp_path / "d.csv").write_text("text,label\n" + "x,0\ny,1\n" * 10)
     data = load(tmp_path, classification={"labels": ["zero", "one", "unused"]})
     assert (data.classes, data.counts) == (["zero", "one", "unused"], [9, 9, 0])
@@ -151,7 +151,7 @@ def test_lists_make_it_multi_label_and_decimals_a_regression(tmp_path: pathlib.P
 
 
 @pytest.mark.parametrize("as_list", [False, True])
-def test_half_an_emoji_is_a_lost_character_and_whole_ones_stay(tmp_path: pathlib.Path, as_list: bool) -> None:
+def test_an_unpaired_surrogate_becomes_a_replacement_character_and_pairs_are_kept(tmp_path: pathlib.Path, as_list: bool) -> None:
     lines = [r'{"text": "cut \ud83d", "label": "a"}', r'{"text": "whole \ud83d\ude00 \\ud83d", "label": "b"}'] * 4
     text = f"[{', '.join(lines)}]" if as_list else "\n".join(lines)
     (tmp_path / "data.jsonl").write_text(text)
@@ -170,7 +170,7 @@ def test_words_keep_their_tags_from_conll_and_from_json_in_a_table(tmp_path: pat
     assert sorted(zip(both(data, "tokens"), both(data, "tags"), strict=True)) == expected
 
 
-def test_declared_names_stand_for_the_numbers_and_keep_their_order(tmp_path: pathlib.Path) -> None:
+def test_numeric_labels_get_the_declared_class_names_in_their_order(tmp_path: pathlib.Path) -> None:
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["pos", "neg"])})
     datasets.Dataset.from_dict({"text": ["x", "y"] * 5, "label": [1, 0] * 5}, features).to_parquet(tmp_path / "d.parquet")
     data = load(tmp_path)
@@ -182,7 +182,7 @@ def test_names_that_only_look_like_numbers_are_ordered_as_names() -> None:
     assert classes.order_classes({"--1", "-1", "10", "9", "-"}, [None]) == ["-1", "9", "10", "-", "--1"]
 
 
-def test_classes_that_differ_between_data_sets_are_ordered_anew() -> None:
+def test_classes_that_differ_between_data_sets_are_sorted() -> None:
     assert classes.order_classes({"a", "b"}, [["b", "a"], ["b", "a"]]) == ["b", "a"]
     assert classes.order_classes({"a", "b"}, [["b", "a"], None]) == ["a", "b"]
     assert classes.order_classes({"10", "9", "-1", "x"}, [None]) == ["-1", "9", "10", "x"]
@@ -204,7 +204,7 @@ NO = {"role": "assistant", "content": "No"}
         ({"q": "p", "a": "c", "messages": CHAT}, {"prompt": "q", "completion": "a"}, "prompt"),
     ],
 )
-def test_sft_takes_the_format_that_the_data_has_or_the_columns_name(
+def test_sft_uses_the_format_of_the_data_or_of_the_named_columns(
     tmp_path: pathlib.Path, row: dict[str, Any], columns: dict[str, str], expected: str
 ) -> None:
     write_lines(tmp_path, "d.jsonl", [row] * 4)
@@ -214,7 +214,7 @@ def test_sft_takes_the_format_that_the_data_has_or_the_columns_name(
     assert data.train.column_names == names
 
 
-def test_a_chat_in_a_table_is_json(tmp_path: pathlib.Path) -> None:
+def test_a_chat_in_a_table_is_read_as_json(tmp_path: pathlib.Path) -> None:
     cell = json.dumps(CHAT).replace('"', '""')
     (tmp_path / "d.csv").write_text("messages\n" + f'"{cell}"\n' * 3)
     assert load(tmp_path, task="sft").train["messages"].to_pylist() == [CHAT, CHAT]
@@ -232,7 +232,7 @@ def test_a_chat_in_a_table_is_json(tmp_path: pathlib.Path) -> None:
         ({"prompt": "Hi", "chosen": "Hi! How are you?", "rejected": "Hi."}, ("Hi", "Hi! How are you?", "Hi.")),
     ],
 )  # fmt: skip
-def test_a_preference_has_a_prompt_even_where_only_the_answers_hold_it(
+def test_a_preference_has_a_prompt_even_if_only_the_answers_contain_it(
     tmp_path: pathlib.Path, row: dict[str, Any], expected: tuple[Any, Any, Any]
 ) -> None:
     write_lines(tmp_path, "d.jsonl", [row] * 3)
@@ -243,7 +243,7 @@ def test_a_preference_has_a_prompt_even_where_only_the_answers_hold_it(
 # --- several data sets ------------------------------------------------------------------------------------------------------
 
 
-def test_several_are_laid_end_to_end(tmp_path: pathlib.Path) -> None:
+def test_several_data_sets_are_concatenated(tmp_path: pathlib.Path) -> None:
     write_lines(tmp_path, "x.jsonl", [{"text": f"x{n}", "label": "a"} for n in range(10)])
     write_lines(tmp_path, "y.jsonl", [{"body": f"y{n}", "label": "b", "more": "z"} for n in range(20)])
     pair = {"text": "body", "textPair": "more"}
@@ -252,7 +252,7 @@ def test_several_are_laid_end_to_end(tmp_path: pathlib.Path) -> None:
     assert set(data.train["text_pair"].to_pylist()) == {"", "z"}
 
 
-def test_weights_mix_in_exact_proportion_and_repeat_what_is_small(tmp_path: pathlib.Path) -> None:
+def test_weights_mix_data_sets_in_exact_proportion_and_repeat_small_ones(tmp_path: pathlib.Path) -> None:
     for name, count in (("x", 40), ("y", 160)):
         write_lines(tmp_path, f"{name}.jsonl", [{"text": f"{name}{n}"} for n in range(count)])
     sets = [
@@ -263,8 +263,8 @@ def test_weights_mix_in_exact_proportion_and_repeat_what_is_small(tmp_path: path
     assert len(texts) == 200
     counts = {f"x{n}": texts.count(f"x{n}") for n in range(40)}
     assert sum(counts.values()) == 150
-    assert set(counts.values()) == {3, 4}, "all rows of a small set are there before one is there again"
-    assert [text[0] for text in texts[:40]].count("x") == 30, "spread evenly"
+    assert set(counts.values()) == {3, 4}, "every row of a small data set occurs before one is repeated"
+    assert [text[0] for text in texts[:40]].count("x") == 30, "the data sets are spread evenly"
     assert texts == load(tmp_path, *sets, task="masked-lm").train["text"].to_pylist()
 
 
@@ -273,7 +273,7 @@ def test_weights_mix_in_exact_proportion_and_repeat_what_is_small(tmp_path: path
 
 @pytest.fixture
 def on_hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, int]], None]:
-    """Make a data set of these splits what the Hub has."""
+    """Return a function that makes the Hub serve a data set with these splits."""
 
     def put(sizes: dict[str, int]) -> None:
         features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["n", "p"])})
@@ -302,7 +302,7 @@ def test_expressions_choose_parts_of_splits(on_hub: Callable[..., None], tmp_pat
         ({"trainSplit": "train[:80"}, r"trainSplit: 'train\[:80' can't be read"),
     ],
 )
-def test_splits_that_are_not_there_are_refused(
+def test_unknown_splits_are_refused(
     on_hub: Callable[..., None], tmp_path: pathlib.Path, options: dict[str, str], expected: str
 ) -> None:
     on_hub({"train": 10, "test": 4})
@@ -310,14 +310,14 @@ def test_splits_that_are_not_there_are_refused(
         load(tmp_path, {"hub": {"name": "a/b"}, **options})
 
 
-def test_rows_are_counted_without_reading_them_all_together(tmp_path: pathlib.Path) -> None:
+def test_rows_are_counted_without_loading_them_all_at_once(tmp_path: pathlib.Path) -> None:
     write_folders(tmp_path)
     spec = config_of(tmp_path, {}, {"hub": {"name": "a/b"}, "trainSplit": "train[:50%]", "maxEvalSamples": 7}).spec
     assert count_rows(spec, 0, {"d": str(tmp_path)}) == (18, 2)
-    assert count_listed({"train": 100, "test": 9}, spec.datasets[1], "f") == (50, 7)
+    assert count_from_split_sizes({"train": 100, "test": 9}, spec.datasets[1], "f") == (50, 7)
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_rows_are_counted_without_reading_them_all_together(tmp_path: pathlib.Pa
         ({"evalSplit": "held"}, r"evalSplit: there is no split 'held'"),
     ],
 )
-def test_what_is_wrong_is_said_with_the_field(tmp_path: pathlib.Path, options: dict[str, Any], expected: str) -> None:
+def test_an_error_names_the_field(tmp_path: pathlib.Path, options: dict[str, Any], expected: str) -> None:
     (tmp_path / "train.csv").write_text("text,label\none,a\ntwo,b\nthree,a\nfour,b\n")
     with pytest.raises(FineTuneError, match=r"spec\.datasets\[0\]\." + expected):
         load(tmp_path, {"claim": {"path": "train.csv"}, **options})
@@ -347,7 +347,7 @@ def test_what_is_wrong_is_said_with_the_field(tmp_path: pathlib.Path, options: d
         (",a\n,b\n", "x,a\n", r"columns\.text: no row of split 'train' has a text"),
     ],
 )
-def test_data_that_teaches_nothing_is_refused(tmp_path: pathlib.Path, train: str, evaluation: str, expected: str) -> None:
+def test_data_that_cannot_be_learned_from_is_refused(tmp_path: pathlib.Path, train: str, evaluation: str, expected: str) -> None:
     (tmp_path / "train.csv").write_text("text,label\n" + train)
     (tmp_path / "test.csv").write_text("text,label\n" + evaluation)
     with pytest.raises(FineTuneError, match=expected):
@@ -358,15 +358,15 @@ def test_data_that_teaches_nothing_is_refused(tmp_path: pathlib.Path, train: str
     ("task", "row", "expected"),
     [
         ("token-classification", {"tokens": ["a", "b"], "tags": ["O"]}, r"has 1 tags for 2 words"),
-        ("token-classification", {"tokens": "a b", "tags": ["O"]}, r"column 'tokens': the row is no JSON"),
+        ("token-classification", {"tokens": "a b", "tags": ["O"]}, r"column 'tokens': the row is not valid JSON"),
         ("sft", {"messages": [{"role": "bot", "content": "x"}]}, r"role 'bot'; write one of: system"),
         ("sft", {"messages": [{"from": "human", "value": "x"}]}, r"a message without role and content"),
-        ("sft", {"messages": [*CHAT, {"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}]}, r"calls of tools can't"),
+        ("sft", {"messages": [*CHAT, {"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}]}, r"tool calls can't"),
         ("dpo", {"prompt": "p", "chosen": "x", "rejected": CHAT}, r"one answer as a text and one as messages"),
         ("causal-lm", {"text": ["a"]}, r"is a list; a text is needed"),
     ],
 )
-def test_rows_of_another_shape_are_refused_with_their_place(
+def test_rows_of_a_wrong_shape_are_refused_with_their_location(
     tmp_path: pathlib.Path, task: str, row: dict[str, Any], expected: str
 ) -> None:
     good = {"tokens": ["a"], "tags": ["O"], "messages": CHAT, "prompt": "p", "chosen": "x", "rejected": "y", "text": "t"}
@@ -378,13 +378,13 @@ def test_rows_of_another_shape_are_refused_with_their_place(
 @pytest.mark.parametrize(
     ("label", "spec", "expected"),
     [
-        ("x", {"classification": {"problemType": "Regression"}}, r"line 2.* is no number \('x'\)"),
+        ("x", {"classification": {"problemType": "Regression"}}, r"line 2.* is not a number \('x'\)"),
         ("", {"classification": {"problemType": "Regression"}}, r"line 2.* has no number"),
         ("c", {"classification": {"labels": ["a", "b"]}}, r"labels: the training data .* not in it: 'c' \(3\)"),
         ("c", {"classification": {"labels": ["a", "a"]}}, r"'a' is there twice"),
     ],
 )  # fmt: skip
-def test_labels_that_are_none_are_refused(tmp_path: pathlib.Path, label: str, spec: dict[str, Any], expected: str) -> None:
+def test_invalid_labels_are_refused(tmp_path: pathlib.Path, label: str, spec: dict[str, Any], expected: str) -> None:
     (tmp_path / "d.csv").write_text("text,label\n" + f"t,{label}\n" * 4)
     with pytest.raises(FineTuneError, match=expected):
         load(tmp_path, **spec)

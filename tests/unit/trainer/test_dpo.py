@@ -1,4 +1,4 @@
-"""To prefer the better answer: the same loss as TRL's, whatever the split, and a reference that never moves."""
+"""DPO: the loss equals TRL's for every split, and the reference model never changes."""
 
 import pathlib
 from typing import Any
@@ -10,8 +10,8 @@ import torch
 
 from finetune_api.reasons import FineTuneError
 from finetune_trainer.models import adapters
-from finetune_trainer.models import load as models
-from finetune_trainer.tasks.base import IGNORED, DataInfo
+from finetune_trainer.models.load import save_model
+from finetune_trainer.tasks.base import IGNORE_INDEX, DataInfo
 from finetune_trainer.tasks.dpo import DirectPreference
 from unit.trainer.tiny_models import (
     TEXTS,
@@ -37,7 +37,7 @@ TEMPLATE = (
 
 
 def build(kind: str = "llama", lora: bool = False, max_tokens: int = 128, template: str | None = None, **options: Any) -> Any:
-    """A task at the start of its training."""
+    """Return a task at the start of its training."""
     tokenizer = build_tokenizer(chat_template=template)
     spec = build_spec("dpo", training={"maxTokens": max_tokens}, dpo=options, model={"lora": {"dropout": 0.0}} if lora else {})
     model = build_model(kind, len(tokenizer))
@@ -48,8 +48,8 @@ def build(kind: str = "llama", lora: bool = False, max_tokens: int = 128, templa
 
 
 @torch.no_grad()
-def move(task: Any) -> Any:
-    """The task as after some steps: at the start the model is the reference, and every reward 0."""
+def change_weights(task: Any) -> Any:
+    """Change the weights as some steps do: at the start the model equals the reference, and every reward is 0."""
     torch.manual_seed(1)
     for name, weight in task.model.named_parameters():
         if weight.requires_grad and "lora_A" not in name:
@@ -57,15 +57,15 @@ def move(task: Any) -> Any:
     return task
 
 
-def test_only_the_answers_are_learned_with_their_end() -> None:
+def test_only_the_answers_and_eos_are_learned() -> None:
     task = build()
     batch = task.collate(rows_of(task, **PAIRS))
-    learned = [task.tokenizer.decode([label for label in row if label != IGNORED]) for row in batch["labels"].tolist()]
+    learned = [task.tokenizer.decode([label for label in row if label != IGNORE_INDEX]) for row in batch["labels"].tolist()]
     assert learned == [answer + "</s>" for answer in PAIRS["chosen"] + PAIRS["rejected"]]
-    assert task.count(batch) == 3
+    assert task.count_loss_labels(batch) == 3
 
 
-def test_chats_go_through_the_template_of_the_model_and_without_one_are_refused() -> None:
+def test_chats_are_rendered_with_the_template_of_the_model_and_refused_without_one() -> None:
     columns = {
         "prompt": [[{"role": "user", "content": "Hello!"}]],
         "chosen": [[{"role": "assistant", "content": "How are you?"}]],
@@ -79,7 +79,7 @@ def test_chats_go_through_the_template_of_the_model_and_without_one_are_refused(
         rows_of(build(), **columns)
 
 
-def test_a_pair_whose_answer_is_cut_off_is_left_out_and_no_answer_is_too_long() -> None:
+def test_a_pair_without_room_for_an_answer_is_left_out_and_long_answers_are_truncated() -> None:
     task = build(max_tokens=12)
     rows = rows_of(task, prompt=[TEXTS[3], "A"], chosen=[" Four.", " delight."], rejected=[" bad.", TEXTS[3]])
     assert len(rows) == 1
@@ -89,20 +89,20 @@ def test_a_pair_whose_answer_is_cut_off_is_left_out_and_no_answer_is_too_long() 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "hinge"])
 def test_loss_and_gradient_do_not_depend_on_how_pairs_are_split(loss_type: str, lora: bool) -> None:
-    task = move(build(lora=lora, lossType=loss_type))
+    task = change_weights(build(lora=lora, lossType=loss_type))
     whole, *others = splits_with_padding(task, rows_of(task, **PAIRS))
     for other in others:
         assert_same_step(task, whole, other)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_the_reference_is_the_model_at_the_start_and_never_moves(lora: bool) -> None:
-    task = move(build(lora=lora, beta=0.5))
+def test_the_reference_is_the_model_at_the_start_and_never_changes(lora: bool) -> None:
+    task = change_weights(build(lora=lora, beta=0.5))
     rows = rows_of(task, **PAIRS)
     batch = task.collate(rows)
 
     def reference() -> torch.Tensor:
-        with torch.no_grad(), task._at_the_start(batch["input_ids"].device) as model:
+        with torch.no_grad(), task._reference_model(batch["input_ids"].device) as model:
             return model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 
     start = reference()
@@ -117,7 +117,7 @@ def test_the_reference_is_the_model_at_the_start_and_never_moves(lora: bool) -> 
     assert torch.equal(reference(), start)
 
 
-def test_at_the_start_of_the_training_no_answer_has_a_reward() -> None:
+def test_all_rewards_are_zero_at_the_start_of_the_training() -> None:
     tokenizer = build_tokenizer()
     spec = build_spec("dpo", model={"lora": {}})
     model = build_model("gpt2", len(tokenizer))
@@ -127,47 +127,47 @@ def test_at_the_start_of_the_training_no_answer_has_a_reward() -> None:
     task = build_task(DirectPreference, spec, tokenizer, model)
     task.model.train()
     batch = task.collate(rows_of(task, **PAIRS))
-    figures, details = task.metrics(task.score(task.model, batch))
-    assert figures["loss"] == pytest.approx(np.log(2), abs=1e-6)
-    assert figures["rewardMargin"] == pytest.approx(0, abs=1e-6)
+    metrics, details = task.compute_metrics(task.score(task.model, batch))
+    assert metrics["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert metrics["rewardMargin"] == pytest.approx(0, abs=1e-6)
     assert details == {"pairs": 3}
 
 
-def test_the_copy_at_the_start_computes_in_the_precision_that_the_model_is_trained_in() -> None:
-    """As accelerate wraps the model, and not its copy: in fp32 it would differ by the rounding of bf16."""
+def test_the_reference_copy_computes_in_the_precision_of_the_trained_model() -> None:
+    """accelerate wraps the model but not the copy: a copy in fp32 would differ by the rounding of bf16."""
     tokenizer = build_tokenizer()
     spec = build_spec("dpo", training={"precision": "bf16"})
     task = build_task(DirectPreference, spec, tokenizer, build_model("llama", len(tokenizer)))
     forward = task.model.forward
     task.model.forward = torch.autocast("cpu", torch.bfloat16)(forward)
     batch = task.collate(rows_of(task, **PAIRS))
-    figures, _ = task.metrics(task.score(task.model, batch))
-    assert figures["rewardMargin"] == 0
-    assert figures["loss"] == pytest.approx(np.log(2), abs=1e-7)
+    metrics, _ = task.compute_metrics(task.score(task.model, batch))
+    assert metrics["rewardMargin"] == 0
+    assert metrics["loss"] == pytest.approx(np.log(2), abs=1e-7)
 
 
-def test_figures_of_a_model_that_diverged_are_left_out() -> None:
+def test_non_finite_metrics_of_a_diverged_model_are_left_out() -> None:
     task = build()
     rows = rows_of(task, **PAIRS)
     with torch.no_grad():
         next(task.model.parameters()).fill_(float("nan"))
-    assert "loss" not in task.metrics(task.score(task.model, task.collate(rows)))[0]
+    assert "loss" not in task.compute_metrics(task.score(task.model, task.collate(rows)))[0]
 
 
-def test_the_copy_that_full_fine_tuning_is_held_to_is_saved_by_nobody(tmp_path: pathlib.Path) -> None:
+def test_the_reference_copy_of_full_fine_tuning_is_not_saved(tmp_path: pathlib.Path) -> None:
     task = build()
-    models.save_model(task.model, task.tokenizer, tmp_path)
+    save_model(task.model, task.tokenizer, tmp_path)
     assert sum(weight.numel() for weight in task.model.state_dict().values()) == sum(
         weight.numel() for weight in build_model("llama", len(task.tokenizer)).state_dict().values()
     )
-    assert not any(weight.requires_grad for weight in task._reference.parameters())
+    assert not any(weight.requires_grad for weight in task._reference_copy.parameters())
 
 
-def test_figures_tell_rewards_of_pairs_that_count_alone() -> None:
-    task = move(build())
+def test_metrics_ignore_padding_rows() -> None:
+    task = change_weights(build())
     rows = rows_of(task, **PAIRS)
-    whole = task.metrics(task.score(task.model, task.collate(rows)))[0]
-    padded = task.metrics(task.score(task.model, task.collate([*rows, task.blank(rows[0])])))[0]
+    whole = task.compute_metrics(task.score(task.model, task.collate(rows)))[0]
+    padded = task.compute_metrics(task.score(task.model, task.collate([*rows, task.padding_row(rows[0])])))[0]
     assert padded == pytest.approx(whole, rel=1e-5)
     assert 0 <= whole["rewardAccuracy"] <= 1
     assert set(whole) == {"loss", "rewardAccuracy", "rewardMargin", "chosenLogps", "rejectedLogps"}
@@ -176,7 +176,7 @@ def test_figures_tell_rewards_of_pairs_that_count_alone() -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "hinge"])
-def test_loss_and_figures_are_those_of_trl(loss_type: str, lora: bool, tmp_path: pathlib.Path) -> None:
+def test_loss_and_metrics_equal_those_of_trl(loss_type: str, lora: bool, tmp_path: pathlib.Path) -> None:
     from trl import DPOConfig, DPOTrainer
 
     task = build(lora=lora, lossType=loss_type, beta=0.3)
@@ -185,11 +185,11 @@ def test_loss_and_figures_are_those_of_trl(loss_type: str, lora: bool, tmp_path:
         output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=128, disable_tqdm=True, beta=0.3,
         loss_type=[loss_type], per_device_eval_batch_size=3, gradient_checkpointing=False,
     )  # fmt: skip
-    reference = None if lora else task._reference
+    reference = None if lora else task._reference_copy
     trainer = DPOTrainer(task.model, reference, args, train_dataset=data, eval_dataset=data, processing_class=task.tokenizer)
-    move(task)  # only now: TRL takes adapters that it is given for the reference
+    change_weights(task)  # after the trainer exists: TRL uses the adapters that it gets as the reference
     theirs = trainer.evaluate()
-    ours = task.metrics(task.score(task.model, task.collate(rows_of(task, **PAIRS))))[0]
+    ours = task.compute_metrics(task.score(task.model, task.collate(rows_of(task, **PAIRS))))[0]
     assert ours["loss"] == pytest.approx(theirs["eval_loss"], rel=1e-5)
     assert ours["rewardAccuracy"] == pytest.approx(theirs["eval_rewards/accuracies"])
     assert ours["rewardMargin"] == pytest.approx(theirs["eval_rewards/margins"], rel=1e-4)

@@ -1,4 +1,4 @@
-"""Every error gets a reason, and the reason tells whether a retry can heal it."""
+"""Every error gets a reason, and the reason says whether a retry can help."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ import os
 import pytest
 
 from finetune_api.reasons import FineTuneError, Reason
-from finetune_trainer.runtime.disk import is_disk_full
+from finetune_trainer.runtime.disk import is_caused_by_full_disk
 from finetune_trainer.runtime.errors import describe
 
 
@@ -15,7 +15,7 @@ def full(number: int = errno.ENOSPC) -> OSError:
 
 
 def wrapped(error: Exception) -> Exception:
-    """As libraries do."""
+    """Return the error of a library that has this error as its cause."""
     try:
         try:
             raise error
@@ -54,6 +54,6 @@ def test_an_error_has_a_reason(error: Exception, reason: Reason) -> None:
     assert failure.reason == reason
 
 
-def test_a_full_disk_is_seen_behind_the_error_of_a_library() -> None:
-    assert is_disk_full(wrapped(full()))
-    assert not is_disk_full(wrapped(FileNotFoundError(errno.ENOENT, "no such file")))
+def test_a_full_disk_is_found_as_the_cause_of_a_library_s_error() -> None:
+    assert is_caused_by_full_disk(wrapped(full()))
+    assert not is_caused_by_full_disk(wrapped(FileNotFoundError(errno.ENOENT, "no such file")))

@@ -1,4 +1,4 @@
-"""Files of a claim: every format, packed or not, and one sentence with file and line where one is broken."""
+"""Files of a claim: every format, compressed or not, and one sentence with file and line for each broken row."""
 
 import collections
 import gzip
@@ -36,17 +36,17 @@ def parquet() -> bytes:
 def read(
     root: pathlib.Path, path: str | None = None, format_name: str | None = None, split: str = "train", words: bool = False
 ) -> tuple[list[dict[str, Any]], list[str], collections.Counter[str]]:
-    """Rows, their places, and what was noted."""
+    """Return the rows, their locations, and the counted notes."""
     found = find_files(root, path, format_name, "spec.datasets[0].claim.path")
     notes = collections.Counter[str]()
-    rows, places = [], []
+    rows, locations = [], []
     for chunk in read_files("words" if words else found.format, found.splits[split], notes, labelled=True):
         rows += [dict(zip(chunk.columns, values, strict=True)) for values in zip(*chunk.columns.values(), strict=True)]
-        places += [chunk.place(row) for row in range(len(chunk))]
-    return rows, places, notes
+        locations += [chunk.location(row) for row in range(len(chunk))]
+    return rows, locations, notes
 
 
-@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -63,24 +63,24 @@ def read(
         ("d.parquet", parquet()),
     ],
 )
-def test_each_format_holds_the_same_rows(tmp_path: pathlib.Path, name: str, content: str | bytes, packed: str) -> None:
-    write(tmp_path, name + packed, content)
+def test_each_format_gives_the_same_rows(tmp_path: pathlib.Path, name: str, content: str | bytes, compression: str) -> None:
+    write(tmp_path, name + compression, content)
     assert read(tmp_path)[0] == ROWS
-    assert read(tmp_path, name + packed)[0] == ROWS
+    assert read(tmp_path, name + compression)[0] == ROWS
 
 
-def test_a_line_of_text_is_a_row_and_an_empty_one_too(tmp_path: pathlib.Path) -> None:
+def test_every_line_of_text_is_a_row_even_an_empty_one(tmp_path: pathlib.Path) -> None:
     write(tmp_path, "d.txt", "one\n\ntwo \r\nthree")
-    rows, places, _ = read(tmp_path)
+    rows, locations, _ = read(tmp_path)
     assert [row["text"] for row in rows] == ["one", "", "two ", "three"]
-    assert places[2] == "d.txt, line 3"
+    assert locations[2] == "d.txt, line 3"
 
 
-def test_words_and_tags_stand_in_the_first_and_last_column(tmp_path: pathlib.Path) -> None:
+def test_words_are_in_the_first_column_and_tags_in_the_last(tmp_path: pathlib.Path) -> None:
     write(tmp_path, "d.conll", "-DOCSTART- -X- O O\n\nEU NNP I-NP B-ORG\nrejects VBZ I-VP O\n\n\n# id = 2\nNew York\tNNP\tB-LOC")
-    rows, places, _ = read(tmp_path, words=True)
+    rows, locations, _ = read(tmp_path, words=True)
     assert rows == [{"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"]}, {"tokens": ["New York"], "tags": ["B-LOC"]}]
-    assert places == ["d.conll, line 3", "d.conll, line 8"]
+    assert locations == ["d.conll, line 3", "d.conll, line 8"]
 
 
 def test_folders_are_classes_and_texts_without_a_class_are_left_out(tmp_path: pathlib.Path) -> None:
@@ -105,7 +105,7 @@ def test_folders_are_classes_and_texts_without_a_class_are_left_out(tmp_path: pa
         (["news.csv", "news_test.csv", "contest.csv"], {"train": ["contest.csv", "news.csv"], "test": ["news_test.csv"]}),
     ],
 )
-def test_names_say_which_split_a_file_is(tmp_path: pathlib.Path, names: list[str], splits: dict[str, list[str]]) -> None:
+def test_the_name_of_a_file_decides_its_split(tmp_path: pathlib.Path, names: list[str], splits: dict[str, list[str]]) -> None:
     for name in names:
         write(tmp_path, name, CSV)
     found = find_files(tmp_path, None, None, "f")
@@ -137,10 +137,10 @@ def test_other_encodings_lose_nothing_and_are_counted(tmp_path: pathlib.Path, en
         ("d.csv", "text,text\na,b\n", r"d\.csv, line 1: the header has 'text' twice"),
         ("d.csv", "", r"d\.csv: has no rows"),
         ("d.csv", "text,label\n", r"d\.csv: has no rows"),
-        ("d.jsonl", '{"text": "a"}\n\n{"text": b}\n', r"d\.jsonl, line 3: column 10: the line is no JSON"),
-        ("d.jsonl", '{"text": "a"}\n"b"\n', r"d\.jsonl, line 2: the line is no object"),
-        ("d.json", '[{"text": "a"},\n {"text" "b"}]', r"d\.json, line 2: column 10: this is no JSON"),
-        ("d.json", '[{"text": "a"}, 3]', r"d\.json: row 2 is no object"),
+        ("d.jsonl", '{"text": "a"}\n\n{"text": b}\n', r"d\.jsonl, line 3: column 10: the line is not valid JSON"),
+        ("d.jsonl", '{"text": "a"}\n"b"\n', r"d\.jsonl, line 2: the line is not an object"),
+        ("d.json", '[{"text": "a"},\n {"text" "b"}]', r"d\.json, line 2: column 10: this is not valid JSON"),
+        ("d.json", '[{"text": "a"}, 3]', r"d\.json: row 2 is not an object"),
         ("d.parquet", b"PAR1 nonsense", r"d\.parquet: can't be read as parquet"),
         ("d.conll", "EU B-ORG\nrejects\n", r"d\.conll, line 2: 'rejects' has no tag"),
     ],
@@ -152,7 +152,7 @@ def test_a_broken_row_is_refused_with_file_and_line(tmp_path: pathlib.Path, name
 
 
 @pytest.mark.parametrize("name", ["d.csv.gz", "d.csv.zst"])
-def test_a_packed_file_that_breaks_off_is_refused(tmp_path: pathlib.Path, name: str) -> None:
+def test_a_truncated_compressed_file_is_refused(tmp_path: pathlib.Path, name: str) -> None:
     write(tmp_path, name, CSV * 100)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:60])
     with pytest.raises(FineTuneError, match=rf"{name}: can't be (read|unpacked)"):
@@ -167,10 +167,12 @@ def test_a_packed_file_that_breaks_off_is_refused(tmp_path: pathlib.Path, name: 
         ("odd.bin", None, r"claim\.format: write csv, tsv, jsonl, parquet, text or folders"),
         ("d.csv", "folders", r"'d\.csv' is a file; format folders needs one folder per class"),
         ("sub", "csv", r"'sub' has no \.csv file in it"),
-        (None, None, r"can't be told from .* \(csv, tsv\)"),
+        (None, None, r"can't be determined from .* \(csv, tsv\)"),
     ],
 )
-def test_what_is_not_there_is_said(tmp_path: pathlib.Path, path: str | None, format_name: str | None, expected: str) -> None:
+def test_missing_files_and_unknown_formats_are_refused(
+    tmp_path: pathlib.Path, path: str | None, format_name: str | None, expected: str
+) -> None:
     for name in ("d.csv", "odd.bin", "sub/d.tsv"):
         write(tmp_path, name, CSV)
     with pytest.raises(FineTuneError, match=expected):

@@ -1,4 +1,4 @@
-"""A finished model, loaded again: by its own configuration, and merged where that is asked for only now."""
+"""Loading a finished model: by its own configuration, and merged if the merge is requested only after the training."""
 
 import json
 import pathlib
@@ -11,12 +11,11 @@ import transformers
 from finetune_api.status import Evaluation, Published
 from finetune_api.wire import Report, RunConfig
 from finetune_trainer.commands import finished
-from finetune_trainer.models import load as models
+from finetune_trainer.models import load
 from finetune_trainer.models.load import ModelLocation
-from finetune_trainer.output.directory import Output
-from finetune_trainer.pod import processes as workers
+from finetune_trainer.output.directory import OutputDirectory
 from finetune_trainer.pod.launch import Launcher
-from finetune_trainer.publish import push as publish
+from finetune_trainer.pod.processes import PodRank
 from finetune_trainer.runtime.state import RunState, write_atomically
 from finetune_trainer.tasks.base import DataInfo
 from finetune_trainer.tasks.causal_lm import CausalLanguageModeling
@@ -24,20 +23,20 @@ from unit.trainer.tiny_models import TEXTS, build_model, build_spec, build_token
 
 
 def train_adapters(tmp_path: pathlib.Path, publishing: dict[str, Any]) -> tuple[RunConfig, Any]:
-    """Output with adapters alone, as a training without ``publish`` leaves it; and the model with them."""
+    """Write an output with adapters only, as a training without ``publish`` does; return its run and its task."""
     tokenizer = build_tokenizer()
     base = save(tmp_path / "claim" / "base", build_model("llama", len(tokenizer)), tokenizer)
     model = {"claim": {"claimName": "m", "path": "base"}, "hub": None, "lora": {}}
     spec, location = build_spec("causal-lm", model=model, publish=publishing), ModelLocation(str(base), None, "spec.model.claim")
-    tokenizer = models.load_tokenizer(location)
-    task = CausalLanguageModeling(spec, tokenizer, models.load_config(location), DataInfo())
-    task.model = models.load_model(task, location, spec).eval()
+    tokenizer = load.load_tokenizer(location)
+    task = CausalLanguageModeling(spec, tokenizer, load.load_config(location), DataInfo())
+    task.model = load.load_model(task, location, spec).eval()
     with torch.no_grad():
         for name, weight in task.model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.2)
-    output = Output(tmp_path / "out")
-    models.save_model(task.model, tokenizer, output.model)
+    output = OutputDirectory(tmp_path / "out")
+    load.save_model(task.model, tokenizer, output.model)
     output.evaluation.write_text(json.dumps({"step": 2, "metrics": {"loss": 1.0}}))
     report = Report(attempt=1, phase="Succeeded", step=2, evaluation=Evaluation(step=2, metrics={"loss": 1.0}))
     write_atomically(output.report, report.model_dump_json(by_alias=True, exclude_none=True))
@@ -48,7 +47,7 @@ def train_adapters(tmp_path: pathlib.Path, publishing: dict[str, Any]) -> tuple[
     return config, task
 
 
-def test_adapters_that_were_trained_before_anybody_asked_are_merged_before_the_push(
+def test_adapters_are_merged_before_the_push_if_the_merge_is_requested_after_the_training(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, task = train_adapters(tmp_path, {"repository": "team/news", "mergeAdapter": True})
@@ -58,10 +57,10 @@ def test_adapters_that_were_trained_before_anybody_asked_are_merged_before_the_p
         pushed.append(directory)
         return Published(url="https://hub.example.com/team/news", commit="c0ffee")
 
-    monkeypatch.setattr(publish, "push", push)
+    monkeypatch.setattr("finetune_trainer.publish.push.push", push)
     state = RunState(tmp_path / "state")
     state.create()
-    report = Launcher(config, workers.Gang(), state).run()
+    report = Launcher(config, PodRank(), state).run()
     assert (report.phase, report.failure) == ("Succeeded", None)
     [directory] = pushed
     assert not (directory / "adapter_config.json").exists()
@@ -76,19 +75,22 @@ def test_adapters_are_added_to_the_commit_that_they_were_trained_on(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, _ = train_adapters(tmp_path, {"repository": "team/news"})
-    model = Output(pathlib.Path(config.output)).model
+    model = OutputDirectory(pathlib.Path(config.output)).model
     named = json.loads((model / "adapter_config.json").read_text())
     (model / "adapter_config.json").write_text(
         json.dumps({**named, "base_model_name_or_path": "tiny/base", "revision": "c0ffee"})
     )
-    asked: list[ModelLocation] = []
+    locations: list[ModelLocation] = []
 
     def load_model(_: object, location: ModelLocation, __: object) -> Any:
-        asked.append(location)
-        raise KeyboardInterrupt  # that is all that was to be seen
+        locations.append(location)
+        raise KeyboardInterrupt  # the test needs only the location
 
     monkeypatch.setattr(finished, "load_model", load_model)
     for base in (None, "/elsewhere"):
         with pytest.raises(KeyboardInterrupt):
             finished.load_finished(model, base)
-    assert [(location.name_or_path, location.revision) for location in asked] == [("tiny/base", "c0ffee"), ("/elsewhere", None)]
+    assert [(location.name_or_path, location.revision) for location in locations] == [
+        ("tiny/base", "c0ffee"),
+        ("/elsewhere", None),
+    ]

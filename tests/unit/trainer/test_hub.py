@@ -1,4 +1,4 @@
-"""The Hub's answers as sentences: a small server answers as the Hub does, the real client asks."""
+"""Errors of the Hub as sentences. A small server answers like the Hub, and the real client sends the requests."""
 
 import http.server
 import json
@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from finetune_api import resource
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.status import Resolved
-from finetune_trainer.hub import client as hub
+from finetune_trainer.hub.client import ensure_repository, explain_errors, resolve_revisions, retry
 
 TOKEN = "hf_in_no_message"
 Answers = dict[str, tuple[int, dict[str, str]]]
@@ -23,7 +23,7 @@ Answers = dict[str, tuple[int, dict[str, str]]]
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answers]:
-    """Path → status and headers; any other path is answered with 200 and a commit."""
+    """Path → status and headers; every other path gets 200 and a commit."""
     found: Answers = {}
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -66,14 +66,14 @@ def spec(**fields: Any) -> Any:
     )
 
 
-def test_names_become_commits_and_a_claim_has_none(answers: Answers) -> None:
-    assert hub.resolve(spec(), None) == Resolved(model_revision="c0ffee", dataset_revisions=["c0ffee", ""])
+def test_hub_names_are_resolved_to_commits_and_a_claim_has_none(answers: Answers) -> None:
+    assert resolve_revisions(spec(), None) == Resolved(model_revision="c0ffee", dataset_revisions=["c0ffee", ""])
 
 
-def test_commits_that_are_known_are_not_asked_for_again(answers: Answers) -> None:
+def test_known_commits_are_not_requested_again(answers: Answers) -> None:
     answers |= {path: (500, {}) for path in ("/api/models/a/model", "/api/datasets/a/data")}
     known = Resolved(model_revision="old", dataset_revisions=["older", ""])
-    assert hub.resolve(spec(), known) == known
+    assert resolve_revisions(spec(), known) == known
 
 
 MODEL = "/api/models/a/model"
@@ -95,29 +95,29 @@ CASES: dict[str, tuple[Answers, Reason, str]] = {
         "spec.hub.tokenSecretRef: the Hub at .* refuses the token itself",
     ),
     "read-only token": ({WRITE: (403, {})}, Reason.HUB_AUTHENTICATION, "spec.publish: .* needs the right to write"),
-    "Hub in trouble": ({DATA: (501, {})}, Reason.HUB_UNAVAILABLE, r"spec.datasets\[0\].hub: the Hub at .* answers 501"),
+    "Hub error": ({DATA: (501, {})}, Reason.HUB_UNAVAILABLE, r"spec.datasets\[0\].hub: the Hub at .* answers 501"),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_each_refusal_names_the_field_and_never_the_token(answers: Answers, name: str) -> None:
-    told, reason, expected = CASES[name]
-    answers |= told
+    responses, reason, expected = CASES[name]
+    answers |= responses
     with pytest.raises(FineTuneError, match=expected) as refused:
-        hub.resolve(spec(publish={"repository": "a/out"}), None)
+        resolve_revisions(spec(publish={"repository": "a/out"}), None)
     assert refused.value.reason is reason
     assert TOKEN not in str(refused.value)
 
 
-def test_a_mirror_that_does_not_know_the_question_may_still_be_published_to(answers: Answers) -> None:
+def test_a_mirror_without_the_auth_check_may_still_be_published_to(answers: Answers) -> None:
     answers[WRITE] = (404, {})
-    assert hub.resolve(spec(publish={"repository": "a/out"}), None).model_revision == "c0ffee"
+    assert resolve_revisions(spec(publish={"repository": "a/out"}), None).model_revision == "c0ffee"
 
 
-def test_a_hub_that_is_not_there_is_worth_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_has_a_reason_that_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(FineTuneError, match=r"spec\.model\.hub: the Hub at http://127\.0\.0\.1:1 can't be reached") as refused:
-        hub.resolve(spec(), None)
+        resolve_revisions(spec(), None)
     assert refused.value.reason is Reason.HUB_UNAVAILABLE
 
 
@@ -142,23 +142,23 @@ def refusal(status: int, **headers: str) -> HfHubHTTPError:
     ],
     ids=str,
 )
-def test_patience_is_for_trouble_that_passes(monkeypatch: pytest.MonkeyPatch, error: Exception, seconds: list[float]) -> None:
+def test_only_transient_errors_are_retried(monkeypatch: pytest.MonkeyPatch, error: Exception, seconds: list[float]) -> None:
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
 
     def fail() -> None:
         try:
             raise error
-        except Exception as cause:  # as the client does with what an upload raises
+        except Exception as cause:  # as the client wraps errors of an upload
             raise RuntimeError("Error while uploading") from cause
 
     with pytest.raises(RuntimeError, match="uploading"):
-        hub.patiently(fail)
+        retry(fail)
     assert waited == seconds
 
 
-class SlowApi:
-    """A Hub on which somebody else is quicker, or where the name is taken by something else."""
+class ConflictingApi:
+    """A Hub that refuses to create a repository. exists: its answers to repo_exists, in order."""
 
     def __init__(self, *exists: bool) -> None:
         self.exists = list(exists)
@@ -170,22 +170,22 @@ class SlowApi:
         raise refusal(409)
 
 
-def test_a_repository_that_somebody_made_at_the_same_time_is_there() -> None:
-    api: Any = SlowApi(False, True)
-    hub.ensure_repository(api, "a/out", private=True)
+def test_a_repository_that_another_client_creates_at_the_same_time_is_used() -> None:
+    api: Any = ConflictingApi(False, True)
+    ensure_repository(api, "a/out", private=True)
     assert api.exists == []
 
 
-def test_a_conflict_that_leaves_no_repository_is_told() -> None:
-    api: Any = SlowApi(False, False)
+def test_a_conflict_without_a_repository_is_raised() -> None:
+    api: Any = ConflictingApi(False, False)
     with pytest.raises(HfHubHTTPError):
-        hub.ensure_repository(api, "a/out", private=True)
+        ensure_repository(api, "a/out", private=True)
 
 
-def test_a_hub_that_may_not_be_asked_is_one_that_can_not_be_reached() -> None:
+def test_offline_mode_is_reported_as_an_unreachable_hub() -> None:
     with (
         pytest.raises(FineTuneError, match="can't be reached") as raised,
-        hub.explained("spec.model.hub", "a/b", Reason.MODEL_NOT_FOUND),
+        explain_errors("spec.model.hub", "a/b", Reason.MODEL_NOT_FOUND),
     ):
         raise OfflineModeIsEnabled("offline mode is enabled")
     assert raised.value.reason is Reason.HUB_UNAVAILABLE

@@ -1,4 +1,4 @@
-"""A cache that jobs share is filled where it can be, and read where it can't."""
+"""Jobs write to a shared cache if possible, and otherwise only read it."""
 
 import errno
 import os
@@ -26,8 +26,8 @@ def environ(tmp_path: pathlib.Path) -> dict[str, str]:
     return {names.ENV_CACHE_DIR: str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "own")}
 
 
-def keep(cache: pathlib.Path, folder: str, **files: bytes) -> None:
-    """As the Hub's client keeps a commit of a repository."""
+def store_commit(cache: pathlib.Path, folder: str, **files: bytes) -> None:
+    """Write a commit of a repository as the Hub's client stores it."""
     home = cache / "huggingface/hub" / folder
     for part in ("blobs", "refs", f"snapshots/{COMMIT}"):
         (home / part).mkdir(parents=True)
@@ -45,9 +45,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, what: str, number: int) -> None:
     monkeypatch.setattr(what, fail)
 
 
-def test_what_is_fetched_goes_to_the_shared_cache_where_it_can_be_written(
-    tmp_path: pathlib.Path, environ: dict[str, str]
-) -> None:
+def test_downloads_go_to_the_shared_cache_if_it_is_writable(tmp_path: pathlib.Path, environ: dict[str, str]) -> None:
     use_shared_cache(environ, SPEC)
     assert environ["HF_HOME"] == str(tmp_path / "cache/huggingface")
     assert list((tmp_path / "cache/huggingface").iterdir()) == []
@@ -57,7 +55,7 @@ def test_what_is_fetched_goes_to_the_shared_cache_where_it_can_be_written(
     ("what", "number"),
     [("tempfile.TemporaryFile", errno.EROFS), ("tempfile.TemporaryFile", errno.ENOSPC), ("fcntl.flock", errno.ENOLCK)],
 )
-def test_what_is_in_a_cache_that_takes_nothing_is_read_all_the_same(
+def test_a_cache_that_cannot_be_written_is_still_read(
     tmp_path: pathlib.Path,
     environ: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
@@ -66,8 +64,8 @@ def test_what_is_in_a_cache_that_takes_nothing_is_read_all_the_same(
     number: int,
 ) -> None:
     weights = bytes(2 << 20)
-    keep(tmp_path / "cache", "models--team--model", config=b"{}", weights=weights)
-    keep(tmp_path / "cache", "models--team--other", config=b"{}")
+    store_commit(tmp_path / "cache", "models--team--model", config=b"{}", weights=weights)
+    store_commit(tmp_path / "cache", "models--team--other", config=b"{}")
     refuse(monkeypatch, what, number)
     use_shared_cache(environ, SPEC)
     assert environ["HF_HOME"] == str(tmp_path / "own")
@@ -80,12 +78,12 @@ def test_what_is_in_a_cache_that_takes_nothing_is_read_all_the_same(
     assert sorted(path.name for path in (own / "models--team--model/blobs").iterdir()) == ["etag-config", "etag-weights"]
     assert (own / "models--team--model/blobs/etag-weights").is_symlink()
     assert [folder.name for folder in own.iterdir() if not folder.name.startswith((".", "CACHEDIR"))] == ["models--team--model"]
-    # The client moves the branch on; that of the others stays.
+    # The client updates its own reference of the branch; the one in the shared cache does not change.
     (own / "models--team--model/refs/main").write_text("f" * 40)
     assert (tmp_path / "cache/huggingface/hub/models--team--model/refs/main").read_text() == COMMIT
 
 
-def test_a_cache_that_is_no_directory_only_costs_speed(
+def test_a_cache_that_is_not_a_directory_only_costs_speed(
     tmp_path: pathlib.Path, environ: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "cache").write_text("not a directory")

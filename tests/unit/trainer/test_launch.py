@@ -1,4 +1,4 @@
-"""The launcher's pure parts: command lines, environment, exit codes, the last word."""
+"""The launcher's pure functions: command lines, environment, exit codes and the termination message."""
 
 import errno
 import json
@@ -13,11 +13,11 @@ from finetune_api import names, resource
 from finetune_api.reasons import FineTuneError
 from finetune_api.status import Failure, Guess, Resolved, SampleAnswer
 from finetune_api.wire import Report, RunConfig
-from finetune_trainer.output.directory import Output
-from finetune_trainer.pod import processes as workers
+from finetune_trainer.output.directory import OutputDirectory
 from finetune_trainer.pod.launch import Launcher
+from finetune_trainer.pod.processes import PodRank, command, environment, usable_cpus
 from finetune_trainer.pod.termination_message import exit_code, termination_message
-from finetune_trainer.runtime.distributed import World, join
+from finetune_trainer.runtime.distributed import World, init_process_group
 from finetune_trainer.runtime.state import RunState
 
 SPEC = {
@@ -42,19 +42,17 @@ def config(nodes: int = 1, processes: int = 1, **spec: Any) -> RunConfig:
 
 def test_one_process_runs_without_torchrun() -> None:
     agent = [sys.executable, "-m", "finetune_trainer.pod.agent", "finetune_trainer.pod.worker"]
-    assert workers.command(config(), workers.Gang()) == agent
+    assert command(config(), PodRank()) == agent
 
 
 def test_several_processes_on_one_node_need_no_network() -> None:
-    line = workers.command(config(processes=2), workers.Gang())
+    line = command(config(processes=2), PodRank())
     assert line[line.index("--rdzv-endpoint") + 1] == "localhost:0"
     assert line[line.index("--local-addr") + 1] == "localhost"
 
 
 def test_the_pod_with_index_0_hosts_the_store_and_sorts_first() -> None:
-    lines = [
-        workers.command(config(nodes=12), workers.Gang(index, "news-2-0.gang", f"10.0.0.{200 - index}")) for index in range(12)
-    ]
+    lines = [command(config(nodes=12), PodRank(index, "news-2-0.gang", f"10.0.0.{200 - index}")) for index in range(12)]
     hosts = [line[line.index("--rdzv-conf") + 1].split(",")[0] for line in lines]
     assert hosts == ["is_host=1"] + ["is_host=0"] * 11
     addresses = [line[line.index("--local-addr") + 1] for line in lines]
@@ -68,21 +66,21 @@ def test_any_ip_address_sorts_before_the_other_nodes(address: str) -> None:
     assert address < "node-1"
 
 
-def test_the_processors_are_shared_and_nothing_looks_for_a_hub_that_is_not_used() -> None:
+def test_processes_share_the_cpus_and_the_hub_is_offline_unless_the_job_uses_it() -> None:
     state = RunState(pathlib.Path("/state"))
-    env = workers.environment(config(processes=2), {"HF_TOKEN": "t"}, pathlib.Path("/run.json"), state, cpus=8)
+    env = environment(config(processes=2), {"HF_TOKEN": "t"}, pathlib.Path("/run.json"), state, cpus=8)
     assert env["OMP_NUM_THREADS"] == "4"
     assert env["HF_HUB_OFFLINE"] == "1"
     published = config(publish={"repository": "a/b"}, hub={"endpoint": "https://hub.example.com"})
-    env = workers.environment(published, {}, pathlib.Path("/run.json"), state, cpus=1)
+    env = environment(published, {}, pathlib.Path("/run.json"), state, cpus=1)
     assert "HF_HUB_OFFLINE" not in env
     assert env["HF_ENDPOINT"] == "https://hub.example.com"
 
 
 @pytest.mark.parametrize(("given", "used"), [(None, "0"), ("3", "3"), ("2,3", "2"), ("", "")])
-def test_one_process_uses_one_gpu_the_first_that_it_was_given(given: str | None, used: str) -> None:
+def test_a_single_process_uses_only_the_first_visible_gpu(given: str | None, used: str) -> None:
     base = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
-    env = workers.environment(config(), base, pathlib.Path("/run.json"), RunState(pathlib.Path("/state")), cpus=1)
+    env = environment(config(), base, pathlib.Path("/run.json"), RunState(pathlib.Path("/state")), cpus=1)
     assert env["CUDA_VISIBLE_DEVICES"] == used
 
 
@@ -90,7 +88,7 @@ def test_more_processes_than_gpus_are_refused_in_one_sentence(monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(FineTuneError, match=r"processesPerNode .*there are 1 GPU\(s\) here"):
-        join(World(rank=1, local_rank=1, size=2), 1)
+        init_process_group(World(rank=1, local_rank=1, size=2), 1)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +105,7 @@ def test_the_exit_code_says_whether_a_retry_may_help(phase: Any, reason: str | N
     assert exit_code(Report(attempt=1, phase=phase, failure=failure)) == expected
 
 
-def test_a_long_last_word_loses_samples_and_traceback_but_never_the_reason() -> None:
+def test_a_long_termination_message_loses_samples_and_traceback_but_never_the_reason() -> None:
     report = Report(
         attempt=1,
         phase="Failed",
@@ -116,40 +114,40 @@ def test_a_long_last_word_loses_samples_and_traceback_but_never_the_reason() -> 
     )
     text = termination_message(report)
     assert len(text.encode()) <= names.TERMINATION_LOG_LIMIT_BYTES
-    said = Report.model_validate_json(text)
-    assert said.failure is not None
-    assert said.failure.message == "m" * 1000
+    parsed = Report.model_validate_json(text)
+    assert parsed.failure is not None
+    assert parsed.failure.message == "m" * 1000
     assert json.loads(text)["phase"] == "Failed"
 
 
-def test_the_last_word_keeps_as_many_samples_as_there_is_room_for() -> None:
+def test_the_termination_message_keeps_as_many_samples_as_fit() -> None:
     guesses = [Guess(token=f"word{number}", score=0.1234) for number in range(5)]
     filled = SampleAnswer(text="t" * 200, guesses=guesses, guesses_before=guesses)
     for samples in ([filled] * 16, [SampleAnswer(text="t" * 200, answer="é" * 400)] * 16):
         text = termination_message(Report(attempt=1, phase="Succeeded", step=9, samples=samples))
         assert 3500 < len(text.encode()) <= names.TERMINATION_LOG_LIMIT_BYTES
-        said = Report.model_validate_json(text).samples
-        assert said is not None
-        assert 6 <= len(said) < 16
-        assert said[0].guesses == samples[0].guesses
+        parsed = Report.model_validate_json(text).samples
+        assert parsed is not None
+        assert 6 <= len(parsed) < 16
+        assert parsed[0].guesses == samples[0].guesses
 
 
 @pytest.mark.parametrize("letter", ["m", "é", "語", "😀", "\x00"])
-def test_the_last_word_of_a_failure_fits_in_any_script(letter: str) -> None:
+def test_the_termination_message_of_a_failure_fits_in_any_script(letter: str) -> None:
     failure = Failure(reason="DataError", message=letter * 1000, hint="h" * 200, traceback=letter * 3000)
     text = termination_message(Report(attempt=1, phase="Failed", message=letter * 1000, failure=failure))
     assert len(text.encode()) <= names.TERMINATION_LOG_LIMIT_BYTES
-    said = Report.model_validate_json(text)
-    assert said.failure is not None
-    assert said.failure.message.startswith(letter * 300)
+    parsed = Report.model_validate_json(text)
+    assert parsed.failure is not None
+    assert parsed.failure.message.startswith(letter * 300)
 
 
-def test_the_root_failure_is_the_earliest_that_is_no_symptom(tmp_path: pathlib.Path) -> None:
+def test_the_root_failure_is_the_earliest_that_is_not_a_symptom(tmp_path: pathlib.Path) -> None:
     state = RunState(tmp_path)
-    state.write_failure(1, Failure(reason="CollectiveFailed", message="peer lost"), symptom=True)
+    state.write_failure(1, Failure(reason="CollectiveFailed", message="peer lost"), secondary=True)
     assert state.failures()[0].failure == Failure(reason="CollectiveFailed", message="peer lost")
-    state.write_failure(0, Failure(reason="DataError", message="row 7"), symptom=False)
-    state.write_failure(2, Failure(reason="CodeError", message="later"), symptom=False)
+    state.write_failure(0, Failure(reason="DataError", message="row 7"), secondary=False)
+    state.write_failure(2, Failure(reason="CodeError", message="later"), secondary=False)
     assert [entry.failure.reason for entry in state.failures()] == ["DataError", "CodeError", "CollectiveFailed"]
     assert state.failures(since=state.failures()[1].time) == []
 
@@ -165,23 +163,23 @@ def test_the_root_failure_is_the_earliest_that_is_no_symptom(tmp_path: pathlib.P
         ({}, 8),
     ],
 )
-def test_the_limit_of_the_container_counts_in_both_versions_of_cgroups(
+def test_the_cpu_limit_of_the_container_is_read_from_both_versions_of_cgroups(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content + "\n")
-    assert workers.usable_cpus(tmp_path) == expected
+    assert usable_cpus(tmp_path) == expected
 
 
 def adopting(output: pathlib.Path) -> Launcher:
     state = RunState(output.parent / "state")
     state.create()
-    return Launcher(config().model_copy(update={"output": str(output), "adopted": True}), workers.Gang(), state)
+    return Launcher(config().model_copy(update={"output": str(output), "adopted": True}), PodRank(), state)
 
 
-def test_the_output_of_an_earlier_job_is_not_gone_on_from(tmp_path: pathlib.Path) -> None:
+def test_the_output_of_an_earlier_job_is_not_resumed(tmp_path: pathlib.Path) -> None:
     (tmp_path / "output/checkpoints/step-10").mkdir(parents=True)
     report = adopting(tmp_path / "output").run()
     assert report.failure is not None
@@ -193,30 +191,30 @@ def test_the_output_of_an_earlier_job_is_not_gone_on_from(tmp_path: pathlib.Path
 @pytest.mark.parametrize(
     "left", [(), ("run.json", "history.jsonl", "best/step-3/x", "checkpoints/.step-10/x", "trackers.json", "wandb/x")]
 )
-def test_a_job_that_came_to_nothing_leaves_its_volume_to_the_next_of_its_name(
+def test_a_job_without_results_leaves_its_volume_to_the_next_job_of_its_name(
     tmp_path: pathlib.Path, left: tuple[str, ...]
 ) -> None:
-    """As after a wrong column: delete the job, correct the file, apply it again."""
+    """For example after a wrong column: the user deletes the job, corrects the file, and applies it again."""
     for name in left:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text('{"name": "news", "digest": "of another spec", "uid": "an earlier one"}')
-    output, mine = Output(tmp_path), config().model_copy(update={"adopted": True, "job_uid": "this one"})
-    assert not output.holds_unfinished_work_of_another(mine)
-    output.make_way(mine)
-    assert output.claim(mine) is None
+    output, mine = OutputDirectory(tmp_path), config().model_copy(update={"adopted": True, "job_uid": "this one"})
+    assert not output.has_unfinished_run_of_other_job(mine)
+    output.remove_previous_job(mine)
+    assert output.acquire(mine) is None
     assert {path.name for path in tmp_path.iterdir()} <= {"run.json", "checkpoints"}
     (tmp_path / "checkpoints/step-10").mkdir(parents=True)
-    output.keep_resolved(mine, Resolved(model_revision="abc"))
+    output.save_resolved(mine, Resolved(model_revision="abc"))
     again = mine.model_copy(update={"attempt": 2})
-    assert not output.holds_unfinished_work_of_another(again), "it is its own by now"
-    output.make_way(again)
-    resolved = output.claim(again)
+    assert not output.has_unfinished_run_of_other_job(again), "the directory belongs to this job now"
+    output.remove_previous_job(again)
+    resolved = output.acquire(again)
     assert resolved is not None
     assert resolved.model_revision == "abc"
-    assert output.holds_unfinished_work_of_another(mine.model_copy(update={"job_uid": "a later one"}))
+    assert output.has_unfinished_run_of_other_job(mine.model_copy(update={"job_uid": "a later one"}))
 
 
-def test_what_can_not_make_way_is_said_in_one_sentence(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_cannot_be_removed_give_one_sentence(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -230,8 +228,8 @@ def test_what_can_not_make_way_is_said_in_one_sentence(tmp_path: pathlib.Path, m
 
 
 def test_the_finished_model_of_an_earlier_job_of_the_same_spec_ends_the_job(tmp_path: pathlib.Path) -> None:
-    output = Output(tmp_path / "output")
-    output.claim(config())
+    output = OutputDirectory(tmp_path / "output")
+    output.acquire(config())
     output.model.mkdir()
     output.report.write_text(Report(attempt=1, phase="Succeeded", step=3, total_steps=3).model_dump_json(by_alias=True))
     report = adopting(tmp_path / "output").run()

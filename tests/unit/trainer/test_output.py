@@ -1,4 +1,4 @@
-"""The output directory after whatever happened to it."""
+"""The output directory: truncated files, changed data, volumes that can't be written, and what is synced to disk."""
 
 import errno
 import json
@@ -10,8 +10,7 @@ import pytest
 from finetune_api import resource
 from finetune_api.reasons import FineTuneError
 from finetune_api.wire import RunConfig
-from finetune_trainer.output import directory as outputs
-from finetune_trainer.output.directory import Output
+from finetune_trainer.output.directory import OutputDirectory
 
 
 def config(directory: pathlib.Path) -> RunConfig:
@@ -27,61 +26,57 @@ def config(directory: pathlib.Path) -> RunConfig:
 @pytest.mark.parametrize(
     "torn", ['{"step": 3, "evaluation": {"loss": 1.0}', '{"step": 3, "lo', "\0\0\0\0", '{"loss": {}}', "{}", "7"]
 )
-def test_a_line_of_the_history_that_was_cut_off_is_dropped(torn: str, tmp_path: pathlib.Path) -> None:
-    output = Output(tmp_path)
+def test_a_truncated_line_of_the_history_is_dropped(torn: str, tmp_path: pathlib.Path) -> None:
+    output = OutputDirectory(tmp_path)
     whole = [{"step": 1, "loss": 0.5}, {"step": 2, "evaluation": {"loss": 0.4}}]
     output.history.write_text("".join(json.dumps(entry) + "\n" for entry in whole) + torn)
     assert output.truncate_history(5) == whole
     assert [json.loads(line) for line in output.history.read_text().splitlines()] == whole
 
 
-def test_data_that_changes_under_a_training_is_not_mixed_into_it(tmp_path: pathlib.Path) -> None:
-    output = Output(tmp_path)
-    output.claim_data(["csv:1", "csv:2"])
-    output.claim_data(["csv:1", "csv:3"])  # nothing has been learned yet
+def test_data_that_changes_during_a_training_is_refused(tmp_path: pathlib.Path) -> None:
+    output = OutputDirectory(tmp_path)
+    output.record_data(["csv:1", "csv:2"])
+    output.record_data(["csv:1", "csv:3"])  # there is no checkpoint yet
     (tmp_path / "checkpoints/step-10").mkdir(parents=True)
-    output.claim_data(["csv:1", "csv:3"])
+    output.record_data(["csv:1", "csv:3"])
     for changed, fields in (
         (["csv:1", "csv:4"], r"spec\.datasets\[1\]: "),
         (["csv:0", "csv:4"], r"spec\.datasets\[0\] and spec\.datasets\[1\]: "),
         (["csv:1"], r"spec\.datasets\[1\]: "),
     ):
         with pytest.raises(FineTuneError, match=f"^{fields}its files have changed since this training began"):
-            output.claim_data(changed)
-    output.claim_data(["csv:1", "csv:3"])
+            output.record_data(changed)
+    output.record_data(["csv:1", "csv:3"])
 
 
 def test_a_file_in_the_place_of_the_directory_is_refused_in_one_sentence(tmp_path: pathlib.Path) -> None:
     (tmp_path / "out").write_text("")
     for directory in (tmp_path / "out", tmp_path / "out" / "deeper"):
         with pytest.raises(FineTuneError, match=r"can't be written: .*choose another directory"):
-            Output(directory).claim(config(directory))
+            OutputDirectory(directory).acquire(config(directory))
 
 
-def test_a_volume_that_is_mounted_for_reading_is_refused_in_one_sentence(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_volume_is_refused_in_one_sentence(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(outputs, "write_atomically", refuse)
+    monkeypatch.setattr("finetune_trainer.output.directory.write_atomically", refuse)
     with pytest.raises(FineTuneError, match="mount it for writing"):
-        Output(tmp_path).claim(config(tmp_path))
+        OutputDirectory(tmp_path).acquire(config(tmp_path))
 
 
-def test_whose_the_directory_is_is_on_the_disk_before_anything_else(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_owner_of_the_directory_is_synced_to_disk(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
-    Output(tmp_path).claim(config(tmp_path))
+    OutputDirectory(tmp_path).acquire(config(tmp_path))
     assert len(synced) == 1
 
 
-def test_the_model_is_on_the_disk_before_it_has_its_name(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_synced_to_disk_before_it_gets_its_name(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
-    monkeypatch.setattr(outputs, "sync", lambda path: synced.append(path.name))
-    output, written = Output(tmp_path), tmp_path / ".model"
+    monkeypatch.setattr("finetune_trainer.output.directory.sync", lambda path: synced.append(path.name))
+    output, written = OutputDirectory(tmp_path), tmp_path / ".model"
     written.mkdir()
     (written / "model.safetensors").write_text("weights")
     output.commit_model(written)

@@ -1,4 +1,4 @@
-"""`finetune plan`: what a job will need, from a spec and what is known of model and data."""
+"""`finetune plan`: what a job needs, computed from its spec and from the known facts about model and data."""
 
 import json
 import pathlib
@@ -18,7 +18,7 @@ from finetune_trainer.plan.gpus import Gpu, find_gpu
 from finetune_trainer.plan.memory import Architecture
 from finetune_trainer.plan.model import ModelFacts, describe_model
 from finetune_trainer.plan.remote import _splits
-from finetune_trainer.plan.rows import Rows
+from finetune_trainer.plan.rows import RowCounts
 from finetune_trainer.plan.tensors import Tensor
 
 SPEC: dict[str, Any] = {
@@ -29,21 +29,21 @@ SPEC: dict[str, Any] = {
 BERT = {"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 CONFIG = BERT | {"max_position_embeddings": 512, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 MODEL = ModelFacts(110_000_000, 85_000_000, Architecture.from_config(CONFIG, gated=False))
-ROWS = Rows(10_000, 1_000, exact=True)
+ROWS = RowCounts(10_000, 1_000, exact=True)
 
 
-def plan(rows: Rows = ROWS, model: ModelFacts | None = MODEL, gpu: Gpu | None = None, **spec: Any) -> Plan:
+def plan(rows: RowCounts = ROWS, model: ModelFacts | None = MODEL, gpu: Gpu | None = None, **spec: Any) -> Plan:
     return build_plan(resource.parse_spec(SPEC | spec), Facts(rows, model, gpu=gpu, gpu_reason="no label"))
 
 
-def test_the_split_and_the_steps_are_the_trainer_s() -> None:
+def test_the_split_and_the_steps_equal_those_of_the_trainer() -> None:
     made = plan(training={"globalBatchSize": 256, "epochs": 2}, distributed={"nodes": 2, "gpusPerNode": 2})
-    assert (made.batch.world, made.batch.micro, made.batch.accumulation) == (4, 32, 2)
+    assert (made.batch.world_size, made.batch.micro, made.batch.accumulation) == (4, 32, 2)
     assert (made.steps, made.warmup) == (80, 5)
 
 
-def test_steps_that_are_given_need_no_rows_and_epochs_do() -> None:
-    unknown = Rows(reason="the claim data is not given")
+def test_max_steps_need_no_row_count_and_epochs_do() -> None:
+    unknown = RowCounts(reason="the claim data is not given")
     assert plan(unknown, training={"maxSteps": 70}).steps == 70
     assert plan(unknown).steps is None
     assert plan(unknown, training={"warmupSteps": 3}).warmup == 3
@@ -69,24 +69,24 @@ def on_gpu(gib: int, **training: Any) -> Plan:
     return plan(gpu=Gpu("G", gib * GIB, bf16=True), distributed={"gpusPerNode": 1}, training=training)
 
 
-def test_a_micro_batch_that_is_not_given_is_one_that_fits() -> None:
+def test_the_default_micro_batch_fits_the_gpu() -> None:
     assert (on_gpu(40).batch.micro, on_gpu(6).batch.micro) == (32, 16)
     assert (on_gpu(6).batch.global_batch, on_gpu(6).batch.accumulation) == (32, 2)
     assert (on_gpu(6).refused, on_gpu(6).checkpointing) == ((), False)
 
 
-def test_a_given_micro_batch_that_does_not_fit_says_the_one_that_would() -> None:
+def test_a_micro_batch_that_does_not_fit_is_refused_with_one_that_fits() -> None:
     given = {"perDeviceBatchSize": 32, "activationCheckpointing": False}
     made = on_gpu(6, **given)
     assert made.memory is not None
     assert made.memory.total > 6 * GIB
     [sentence] = made.refused
     assert sentence.startswith("spec.training.perDeviceBatchSize: ")
-    assert f"{made.fitting_micro} would fit" in sentence
-    assert on_gpu(6, **given | {"perDeviceBatchSize": made.fitting_micro}).refused == ()
+    assert f"{made.fitting_micro_batch} would fit" in sentence
+    assert on_gpu(6, **given | {"perDeviceBatchSize": made.fitting_micro_batch}).refused == ()
 
 
-def test_activations_are_computed_again_where_they_would_not_fit_the_gpu_and_nowhere_else() -> None:
+def test_activation_checkpointing_is_used_only_if_the_activations_do_not_fit_the_gpu() -> None:
     assert (on_gpu(6, perDeviceBatchSize=32).checkpointing, on_gpu(40, perDeviceBatchSize=32).checkpointing) == (True, False)
     assert plan().checkpointing is False
     assert on_gpu(6, perDeviceBatchSize=32).refused == ()
@@ -97,15 +97,15 @@ def test_activations_are_computed_again_where_they_would_not_fit_the_gpu_and_now
     assert saved.activations < whole.activations / 4
 
 
-def test_a_model_that_fits_with_no_micro_batch_is_said_so() -> None:
+def test_a_model_that_fits_with_no_micro_batch_is_refused() -> None:
     [sentence] = plan(gpu=Gpu("TINY", GIB, bf16=True), distributed={"gpusPerNode": 1}).refused
     assert "not even 1 would fit" in sentence
 
 
-def test_on_the_cpu_the_pod_s_limit_is_the_room_of_its_processes() -> None:
+def test_on_the_cpu_the_processes_share_the_memory_limit_of_the_pod() -> None:
     pod = {"resources": {"limits": {"memory": "64Gi"}}}
     made = plan(distributed={"processesPerNode": 2}, pod=pod)
-    assert made.room == 32 * GIB
+    assert made.available_bytes == 32 * GIB
     assert made.refused == ()
     [sentence] = plan(pod={"resources": {"limits": {"memory": "2Gi"}}}).refused
     assert sentence.startswith("spec.pod.resources.limits.memory: 1 × ")
@@ -129,7 +129,7 @@ def test_a_volume_that_is_too_small_is_refused_with_the_size_to_write() -> None:
     assert plan(output={"claim": {"claimName": "c"}}, checkpoint={"keep": 100}).refused == ()
 
 
-def test_a_training_of_few_steps_never_has_as_many_checkpoints_as_it_may_keep() -> None:
+def test_a_short_training_has_fewer_checkpoints_than_it_may_keep() -> None:
     made = plan(training={"maxSteps": 10}, checkpoint={"everySteps": 10, "keep": 5})
     assert made.storage is not None
     assert made.storage.checkpoints == 1
@@ -141,14 +141,14 @@ def test_processes_without_work_are_warned_about() -> None:
     )
 
 
-def test_what_is_not_known_is_said_with_its_reason() -> None:
-    made = plan(Rows(reason="no card"), None, distributed={"gpusPerNode": 1})
+def test_unknown_facts_are_listed_with_their_reason() -> None:
+    made = plan(RowCounts(reason="no card"), None, distributed={"gpusPerNode": 1})
     assert made.unknown == ("rows: no card", "whether it fits: no label")
     strange = ModelFacts(1, 1, None, "config.json has no hidden_size")
     assert "activations: config.json has no hidden_size" in plan(model=strange).unknown
 
 
-def test_heads_of_earlier_tasks_and_whole_numbers_are_not_counted() -> None:
+def test_heads_of_earlier_tasks_and_integer_tensors_are_not_counted() -> None:
     tensors = [
         Tensor("bert.encoder.layer.0.output.dense.weight", "F32", (4, 8)),
         Tensor("bert.embeddings.word_embeddings.weight", "BF16", (10, 4)),
@@ -184,8 +184,8 @@ def test_sizes_are_read_as_kubernetes_reads_them(text: str | int, size: int) -> 
 
 
 @pytest.mark.parametrize("text", ["", "large", "1 Gi", "-1", "1GB", "1kib"])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no size; write for example 80Gi"):
+def test_an_invalid_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size; write for example 80Gi"):
         parse_quantity(text)
 
 
@@ -194,7 +194,7 @@ def test_sizes_are_shown_with_few_digits() -> None:
 
 
 def write_model(folder: pathlib.Path) -> pathlib.Path:
-    """A directory as a claim with a model has it, with a header and no weights."""
+    """Write a model directory as in a claim, with the header of the weights file and no weights."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG))
     header = json.dumps({"encoder.weight": {"dtype": "F32", "shape": [768, 768], "data_offsets": [0, 0]}}).encode()
@@ -234,7 +234,7 @@ def test_a_plan_without_claims_says_what_to_add(tmp_path: pathlib.Path) -> None:
     assert "what is in claims: add --claim data=DIR --claim model=DIR" in output
 
 
-def test_what_the_trainer_would_refuse_is_in_the_plan(tmp_path: pathlib.Path) -> None:
+def test_the_plan_contains_what_the_trainer_would_refuse(tmp_path: pathlib.Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     (data / "train.csv").write_text("body,label\na,x\n")
@@ -251,16 +251,16 @@ def test_a_wrong_file_and_wrong_options_get_one_sentence(tmp_path: pathlib.Path)
     assert run(write_job(tmp_path), "--claim", "x")[0] == 64
     code, output = run(write_job(tmp_path), "--gpu-memory", "large")
     assert code == 2
-    assert "'large' is no size; write for example 80Gi" in output
+    assert "'large' is not a size; write for example 80Gi" in output
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 20, struct.pack("<Q", 2) + b"[]"])
-def test_weights_that_are_no_safetensors_are_refused_with_a_sentence(tmp_path: pathlib.Path, content: bytes) -> None:
+def test_weights_in_another_format_are_refused_with_a_sentence(tmp_path: pathlib.Path, content: bytes) -> None:
     model = write_model(tmp_path / "model")
     (model / "model.safetensors").write_bytes(content)
     code, output = run(write_job(tmp_path), "--claim", f"model={model}")
     assert code == 64
-    assert "is no safetensors file" in output
+    assert "is not a safetensors file" in output
 
 
 def test_a_plan_imports_no_torch(tmp_path: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""What a plan learns from the Hub: a small server answers as the Hub does, the real client asks."""
+"""What a plan reads from the Hub. A small server answers like the Hub, and the real client sends the requests."""
 
 import http.server
 import json
@@ -33,7 +33,7 @@ Files = dict[str, bytes]
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[Files]:
-    """Path → content of what the Hub has; each repository that has a file is there."""
+    """Path → content of the Hub's files; a repository exists if it has a file."""
     found: Files = {
         "/owner/model/config.json": json.dumps(CONFIG).encode(),
         "/owner/model/model.safetensors": WEIGHTS,
@@ -87,26 +87,26 @@ def spec() -> FineTuneJobSpec:
     return resource.parse_spec(SPEC)
 
 
-def test_a_model_is_known_by_its_configuration_and_its_weights_headers(files: Files) -> None:
+def test_a_model_is_described_by_its_configuration_and_the_headers_of_its_weights(files: Files) -> None:
     facts = observe_model(spec(), {})
     assert facts is not None
     assert facts.architecture is not None
     assert (facts.parameters, facts.linear_parameters, facts.architecture.layers) == (64, 64, 2)
 
 
-def test_the_rows_of_a_data_set_are_those_of_its_card_within_what_the_job_takes(files: Files) -> None:
+def test_the_number_of_rows_comes_from_the_card_and_the_limits_of_the_job(files: Files) -> None:
     rows = observe_rows(spec(), {})
     assert (rows.train, rows.evaluation, rows.exact) == (1000, 300, False)
 
 
-@pytest.mark.parametrize("card", [None, b"# no figures\n", b"---\n: [\n---\n", b"---\ndataset_info: 5\n---\n"])
-def test_a_card_without_figures_leaves_the_rows_unknown(files: Files, card: bytes | None) -> None:
+@pytest.mark.parametrize("card", [None, b"# no numbers\n", b"---\n: [\n---\n", b"---\ndataset_info: 5\n---\n"])
+def test_a_card_without_numbers_leaves_the_rows_unknown(files: Files, card: bytes | None) -> None:
     files["/datasets/owner/data/README.md"] = card or b""
     if card is None:
         del files["/datasets/owner/data/README.md"]
         files["/datasets/owner/data/data.csv"] = b""
     rows = observe_rows(spec(), {})
-    assert (rows.train, rows.reason) == (None, "the card of owner/data does not say its number")
+    assert (rows.train, rows.reason) == (None, "the card of owner/data does not state the number of rows")
 
 
 @pytest.mark.parametrize(
@@ -116,14 +116,14 @@ def test_a_card_without_figures_leaves_the_rows_unknown(files: Files, card: byte
         ("model.safetensors", "spec.model.hub: 'owner/model' has no weights in the safetensors format"),
     ],
 )
-def test_a_repository_that_is_no_model_is_refused_with_a_sentence(files: Files, missing: str, sentence: str) -> None:
+def test_a_repository_without_a_model_is_refused_with_a_sentence(files: Files, missing: str, sentence: str) -> None:
     del files[f"/owner/model/{missing}"]
     with pytest.raises(FineTuneError) as refusal:
         observe_model(spec(), {})
     assert (refusal.value.reason, refusal.value.message) == (Reason.CONFIGURATION_ERROR, sentence)
 
 
-def test_repositories_that_are_not_there_are_named(files: Files) -> None:
+def test_missing_repositories_are_named(files: Files) -> None:
     files.clear()
     with pytest.raises(FineTuneError, match=r"spec\.model\.hub\.name: there is no 'owner/model'"):
         observe_model(spec(), {})

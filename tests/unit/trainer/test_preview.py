@@ -1,4 +1,4 @@
-"""`finetune preview`: rows as the model will see them."""
+"""`finetune preview`: rows as the model sees them."""
 
 import json
 import pathlib
@@ -28,7 +28,7 @@ def model(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def run(tmp_path: pathlib.Path, rows: list[dict[str, Any]], *options: str, **spec: Any) -> tuple[int, str]:
-    """Exit code, and all that was printed."""
+    """Run the command; return the exit code and the output."""
     (tmp_path / "data").mkdir(exist_ok=True)
     (tmp_path / "data" / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     job = {
@@ -43,7 +43,7 @@ def run(tmp_path: pathlib.Path, rows: list[dict[str, Any]], *options: str, **spe
     return result.exit_code, result.output
 
 
-def test_a_text_is_shown_with_its_class_and_the_data_with_its_figures(tmp_path: pathlib.Path, model: pathlib.Path) -> None:
+def test_a_text_is_shown_with_its_class_and_the_data_with_its_statistics(tmp_path: pathlib.Path, model: pathlib.Path) -> None:
     rows = [{"text": f"a {word} film", "label": word} for word in ("good", "bad")] * 10
     code, output = run(tmp_path, rows, "--claim", f"m={model}", "--rows", "1", task="text-classification")
     assert code == 0, output
@@ -61,7 +61,7 @@ def test_each_word_is_shown_with_its_tag(tmp_path: pathlib.Path, model: pathlib.
     assert "label: EU/B-ORG rejects/O film/O" in output
 
 
-def test_what_is_learned_is_marked(tmp_path: pathlib.Path, model: pathlib.Path) -> None:
+def test_learned_tokens_are_marked(tmp_path: pathlib.Path, model: pathlib.Path) -> None:
     transformers.GPT2Config(vocab_size=len(WORDS), n_layer=1, n_head=1, n_embd=8).save_pretrained(model)
     rows = [{"prompt": "a good", "completion": " film"}] * 4
     code, output = run(tmp_path, rows, "--model-dir", str(model), "--rows", "1", task="sft")
@@ -69,14 +69,14 @@ def test_what_is_learned_is_marked(tmp_path: pathlib.Path, model: pathlib.Path) 
     assert "a good⟦film [SEP]⟧" in output.replace("good ⟦", "good⟦")
 
 
-def test_what_is_hidden_is_marked(tmp_path: pathlib.Path, model: pathlib.Path) -> None:
+def test_masked_tokens_are_marked(tmp_path: pathlib.Path, model: pathlib.Path) -> None:
     rows = [{"text": "a good film " * 20}] * 4
     code, output = run(tmp_path, rows, "--model-dir", str(model), "--rows", "1", task="masked-lm")
     assert code == 0, output
     assert "⟦[MASK]⟧" in output
 
 
-def test_a_long_row_is_said_to_be_cut(tmp_path: pathlib.Path, model: pathlib.Path) -> None:
+def test_a_truncated_row_is_marked_as_cut(tmp_path: pathlib.Path, model: pathlib.Path) -> None:
     rows = [{"text": "good film " * 20, "label": "x"}, {"text": "bad film", "label": "y"}] * 10
     options: dict[str, Any] = {"task": "text-classification", "training": {"maxTokens": 8}}
     code, output = run(tmp_path, rows, "--model-dir", str(model), **options)

@@ -1,4 +1,4 @@
-"""What may leave the machine: an allow-list of files, and no word in them that is private."""
+"""What is published: an allow-list of files, without private strings."""
 
 import json
 import pathlib
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.reasons import FineTuneError, Reason
-from finetune_trainer.publish.upload_filter import is_weights, private_words, shareable_files, without_private
+from finetune_trainer.publish.upload_filter import is_weights, private_strings, redact, shareable_files
 
 SECRET = "hf_0123456789abcdefghij"
 
@@ -42,12 +42,12 @@ def shared(directory: pathlib.Path) -> dict[str, str]:
         "setup.py", "model.safetensors.tmp",
     ],
 )  # fmt: skip
-def test_a_file_that_is_not_on_the_list_stays(model: pathlib.Path, name: str) -> None:
+def test_a_file_that_is_not_on_the_list_is_not_shared(model: pathlib.Path, name: str) -> None:
     (model / name).write_text("x")
     assert set(shared(model)) == {"config.json", "model.safetensors"}
 
 
-def test_what_a_model_needs_goes(model: pathlib.Path) -> None:
+def test_the_files_that_a_model_needs_are_shared(model: pathlib.Path) -> None:
     files = {
         "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt",
         "chat_template.jinja", "README.md", "adapter_config.json", "adapter_model.safetensors",
@@ -57,14 +57,14 @@ def test_what_a_model_needs_goes(model: pathlib.Path) -> None:
     assert set(shared(model)) == files | {"config.json", "model.safetensors"}
 
 
-def test_code_goes_only_with_a_model_that_needs_it(model: pathlib.Path) -> None:
+def test_code_is_shared_only_with_a_model_that_needs_it(model: pathlib.Path) -> None:
     put(model, modeling__py="class A: ...")
     assert "modeling.py" not in shared(model)
     put(model, config__json={"auto_map": {"AutoModel": "modeling.A"}})
     assert "modeling.py" in shared(model)
 
 
-def test_fields_that_name_a_directory_are_emptied_and_names_of_the_hub_stay(model: pathlib.Path) -> None:
+def test_fields_that_name_a_directory_are_emptied_and_hub_names_are_kept(model: pathlib.Path) -> None:
     put(model, config__json={"_name_or_path": "/data/bert", "text_config": {"_name_or_path": "/x"}, "vocab_size": 7})
     put(model, adapter_config__json={"base_model_name_or_path": "acme/bert", "revision": None})
     put(model, tokenizer_config__json={"name_or_path": "/data/bert", "tokenizer_file": "/data/tokenizer.json"})
@@ -74,7 +74,7 @@ def test_fields_that_name_a_directory_are_emptied_and_names_of_the_hub_stay(mode
     assert found["tokenizer_config.json"] == {"name_or_path": None, "tokenizer_file": None}
 
 
-def test_tokens_and_directories_are_taken_out_of_every_text(model: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_and_directories_are_removed_from_every_text(model: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "w" * 40)
     text = f"{SECRET} {'w' * 40} {model} {model.parent} /finetune/claims/data owner/name"
     put(model, README__md=text, chat_template__jinja=text, generation_config__json={"note": text})
@@ -91,14 +91,14 @@ def test_a_vocabulary_with_a_token_in_it_is_refused(model: pathlib.Path) -> None
     assert SECRET not in refused.value.message
 
 
-def test_a_host_with_a_name_of_its_own_is_private_and_one_called_like_a_word_can_not_be() -> None:
+def test_a_specific_host_name_is_private_and_an_ordinary_word_is_not() -> None:
     directory = pathlib.Path("/home/me/runs/news/model")
-    assert "gpu-node-17" in private_words(directory, {}, "gpu-node-17")
-    assert "server" not in private_words(directory, {}, "server")
+    assert "gpu-node-17" in private_strings(directory, {}, "gpu-node-17")
+    assert "server" not in private_strings(directory, {}, "server")
 
 
-def test_words_of_any_text_are_no_secrets() -> None:
-    private = private_words(
+def test_short_and_ordinary_strings_are_not_private() -> None:
+    private = private_strings(
         pathlib.Path("/home/me/model"), {"SSH_KEY": "short", "LANG": "en_GB.UTF-8-and-more", "HF_TOKEN": ""}, "x"
     )
     assert "short" not in private
@@ -108,9 +108,9 @@ def test_words_of_any_text_are_no_secrets() -> None:
     assert "" not in private
 
 
-def test_a_text_without_anything_private_stays_as_it_is() -> None:
+def test_a_text_without_private_strings_is_not_changed() -> None:
     text = '{"b": 1,\n "a": "ä"}'
-    assert without_private("config.json", text, ["/home/me"]) == text
+    assert redact("config.json", text, ["/home/me"]) == text
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -125,7 +125,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_model_that_is_not_whole_is_not_pushed(model: pathlib.Path, name: str) -> None:
+def test_an_incomplete_model_is_not_pushed(model: pathlib.Path, name: str) -> None:
     for file, content in WRONG[name][0].items():
         if content is None:
             (model / file.replace("__", ".")).unlink()
@@ -136,7 +136,7 @@ def test_a_model_that_is_not_whole_is_not_pushed(model: pathlib.Path, name: str)
     assert refused.value.reason is Reason.HUB_PUSH_FAILED
 
 
-def test_a_directory_that_is_not_there_is_named(tmp_path: pathlib.Path) -> None:
+def test_a_missing_directory_is_named(tmp_path: pathlib.Path) -> None:
     with pytest.raises(FineTuneError, match="nowhere: No such file or directory"):
         shareable_files(tmp_path / "nowhere", "acme/news")
 

@@ -1,4 +1,4 @@
-"""Data that is read while training: what is read of it, in which order, what is asked for, and what is looked at before."""
+"""Streamed data: which rows are read in which order, which fields are required, and what is read before the training."""
 
 import json
 import pathlib
@@ -12,7 +12,6 @@ from rich.console import Console
 from finetune_api import names, resource
 from finetune_api.reasons import FineTuneError
 from finetune_api.wire import RunConfig
-from finetune_trainer.data import load as load_module
 from finetune_trainer.data import readers
 from finetune_trainer.data.load import Data, load_data
 from finetune_trainer.data.prepare import prepare
@@ -26,7 +25,7 @@ from unit.trainer.tiny_tasks import bert_config, make_tokenizer
 
 
 def config_of(root: pathlib.Path, *sets: dict[str, Any], task: str = "text-classification", **spec: Any) -> RunConfig:
-    """Data sets a, b, … of a claim, or what is given."""
+    """Return a run with data sets a, b, … of a claim, or with the given ones."""
     entries = [
         {"streaming": True, **one}
         if "hub" in one
@@ -57,14 +56,14 @@ def load(config: RunConfig) -> Data:
 
 
 def read(config: RunConfig) -> list[dict[str, Any]]:
-    """Rows of a pass."""
+    """Return the rows of an epoch."""
     stream = Stream(config, [""] * len(config.spec.datasets), DataInfo(classes=["bad", "good"]))
     found = [dict(row) for row in stream.read()]
-    assert [dict(row) for row in stream.read()] == found, "a pass is like another"
+    assert [dict(row) for row in stream.read()] == found, "every epoch has the same rows"
     return found
 
 
-def test_several_data_sets_give_their_rows_in_turn(tmp_path: pathlib.Path) -> None:
+def test_the_rows_of_several_data_sets_alternate(tmp_path: pathlib.Path) -> None:
     write(tmp_path, "a", "a1", "a2", "a3", "a4")
     write(tmp_path, "b", "b1", "", "b2")
     assert [row["text"] for row in read(config_of(tmp_path, {}, {}))] == ["a1", "b1", "a2", "b2", "a3", "a4"]
@@ -72,14 +71,14 @@ def test_several_data_sets_give_their_rows_in_turn(tmp_path: pathlib.Path) -> No
     assert [row["text"] for row in read(few)] == ["a1", "b1", "a2"]
 
 
-def test_a_text_without_a_second_one_gets_an_empty_one_where_others_have_it(tmp_path: pathlib.Path) -> None:
+def test_a_row_without_a_text_pair_gets_an_empty_one_if_other_rows_have_it(tmp_path: pathlib.Path) -> None:
     write(tmp_path, "a", "a1")
     write(tmp_path, "b", "b1")
     pair = {"columns": {"textPair": "text"}}
     assert [row["text_pair"] for row in read(config_of(tmp_path, pair, {}))] == ["a1", ""]
 
 
-def test_numbers_get_the_names_that_the_spec_lists_and_other_labels_are_refused(tmp_path: pathlib.Path) -> None:
+def test_numeric_labels_get_the_class_names_of_the_spec_and_unknown_labels_are_refused(tmp_path: pathlib.Path) -> None:
     write(tmp_path, "a", "a1", labels=0)
     assert read(config_of(tmp_path)) == [{"text": "a1", "label": "bad"}]
     write(tmp_path, "a", "a1", labels="fair")
@@ -87,7 +86,7 @@ def test_numbers_get_the_names_that_the_spec_lists_and_other_labels_are_refused(
         read(config_of(tmp_path))
 
 
-def test_the_first_rows_are_looked_at_and_the_evaluation_data_is_drawn_from(
+def test_the_first_training_rows_are_read_and_evaluation_rows_are_drawn_at_random(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, "a", *(f"text {number}" for number in range(1500)))
@@ -100,9 +99,9 @@ def test_the_first_rows_are_looked_at_and_the_evaluation_data_is_drawn_from(
     assert len(load(config_of(tmp_path, {"maxEvalSamples": 7, "maxTrainSamples": 5})).evaluation) == 7
 
 
-def test_evaluation_data_without_an_end_is_not_read_to_its_end(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_data_is_read_only_up_to_a_limit(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "CHUNK_ROWS", 100)
-    monkeypatch.setattr(load_module, "_STREAM_EVALUATION_READ", 150)
+    monkeypatch.setattr("finetune_trainer.data.load._STREAM_EVALUATION_READ", 150)
     write(tmp_path, "a", "a1")
     write(tmp_path, "held-out", *map(str, range(1000)))
     data = load(config_of(tmp_path, {"maxEvalSamples": 50}))
@@ -110,7 +109,7 @@ def test_evaluation_data_without_an_end_is_not_read_to_its_end(tmp_path: pathlib
     assert "validation 200" in data.report.sources[0]
 
 
-def test_what_a_stream_can_not_tell_is_asked_for(tmp_path: pathlib.Path) -> None:
+def test_fields_that_a_stream_cannot_infer_are_required(tmp_path: pathlib.Path) -> None:
     write(tmp_path, "a", "a1", "a2")
     with pytest.raises(FineTuneError, match=r"spec.classification.labels: streaming does not look through all data"):
         load(config_of(tmp_path, classification={}))
@@ -118,7 +117,7 @@ def test_what_a_stream_can_not_tell_is_asked_for(tmp_path: pathlib.Path) -> None
         load(config_of(tmp_path, {"claim": {"claimName": "d", "path": "a.jsonl"}}))
 
 
-def test_a_sample_is_tokenised_once_and_the_data_itself_is_not_read_for_its_name(
+def test_a_sample_is_tokenised_once_and_the_data_is_not_read_for_the_key(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(names.ENV_CACHE_DIR, raising=False)
@@ -133,12 +132,12 @@ def test_a_sample_is_tokenised_once_and_the_data_itself_is_not_read_for_its_name
     write(tmp_path, "a", "the film", "was dull")
     first = directory()
     write(tmp_path, "a", "the film", "was good")
-    assert directory() == first, "as large, and only its first rows are kept"
+    assert directory() == first, "the file has the same size, and only its first rows are kept"
     write(tmp_path, "held-out", "b2")
     assert directory() != first
 
 
-def test_a_plan_knows_the_steps_and_the_rows_to_evaluate_on(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_shows_the_steps_and_the_rows_to_evaluate_on(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, "a", "a1", "a2")
     config = config_of(tmp_path)
     show_plan(Console(), "job", build_plan(config.spec, Facts(observe_rows(config.spec, config.claims))))
@@ -152,8 +151,8 @@ def test_a_plan_knows_the_steps_and_the_rows_to_evaluate_on(tmp_path: pathlib.Pa
 
 @pytest.fixture
 def on_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Callable[..., None]:
-    """Make files what the Hub has, read by the library as it reads those of the Hub."""
-    really = datasets.load_dataset
+    """Return a function that makes the Hub serve files, which the library reads like those of the Hub."""
+    original = datasets.load_dataset
 
     def put(named: bool, **sizes: int) -> None:
         label = datasets.ClassLabel(names=["bad", "good"]) if named else datasets.Value("string")
@@ -165,7 +164,7 @@ def on_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Callable[
         def load_dataset(*_: Any, streaming: bool, **__: Any) -> Any:
             assert streaming
             files = {name: str(tmp_path / f"{name}.parquet") for name in sizes}
-            return really("parquet", data_files=files, streaming=True, cache_dir=str(tmp_path / "cache"))
+            return original("parquet", data_files=files, streaming=True, cache_dir=str(tmp_path / "cache"))
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 
@@ -184,7 +183,9 @@ def test_a_data_set_of_the_hub_is_streamed_with_the_classes_that_it_declares(
     assert found[2001] == {"text": "train2001", "label": "good"}
 
 
-def test_parts_of_splits_are_streamed_as_far_as_their_rows_are_known(on_hub: Callable[..., None], tmp_path: pathlib.Path) -> None:
+def test_parts_of_splits_are_streamed_unless_they_need_the_number_of_rows(
+    on_hub: Callable[..., None], tmp_path: pathlib.Path
+) -> None:
     on_hub(named=False, train=10, test=4)
     config = config_of(tmp_path, {"hub": {"name": "a/b"}, "trainSplit": "train[2:4]+test[3:]", "evalSplit": "test[:3]"})
     assert [row["text"] for row in read(config)] == ["train2", "train3", "test3"]

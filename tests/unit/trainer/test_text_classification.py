@@ -1,4 +1,4 @@
-"""Text classification: labels, losses, figures and answers, for each kind of problem."""
+"""Text classification: labels, losses, metrics and answers, for each type of problem."""
 
 from typing import Any
 
@@ -57,14 +57,14 @@ def test_an_evaluation_does_not_depend_on_its_batches(problem: str, spec: dict[s
 
 
 @pytest.mark.parametrize(("problem", "spec"), CASES)
-def test_the_evaluated_loss_is_the_trained_one(problem: str, spec: dict[str, Any]) -> None:
+def test_the_evaluation_loss_equals_the_training_loss(problem: str, spec: dict[str, Any]) -> None:
     task, rows = task_and_rows(problem, **spec)
     loss, count, _ = summed(task, [rows])
     assert evaluated(task, [rows])[0]["loss"] == pytest.approx(loss / count, rel=1e-6)
 
 
 @pytest.mark.parametrize("problem", INFOS)
-def test_without_weights_the_mean_loss_is_the_one_of_transformers(problem: str) -> None:
+def test_without_class_weights_the_mean_loss_equals_the_one_of_transformers(problem: str) -> None:
     task, rows = task_and_rows(problem)
     batch = task.collate(rows)
     loss, count, _ = summed(task, [rows])
@@ -73,11 +73,11 @@ def test_without_weights_the_mean_loss_is_the_one_of_transformers(problem: str) 
     assert loss / count == pytest.approx(theirs, rel=1e-6)
 
 
-def test_counts_are_rows_and_with_several_labels_rows_times_classes() -> None:
+def test_loss_labels_are_rows_and_with_several_labels_rows_times_classes() -> None:
     counts = {}
     for problem in INFOS:
         task, rows = task_and_rows(problem)
-        counts[problem] = task.count(task.collate([*rows, task.blank(rows[0])]))
+        counts[problem] = task.count_loss_labels(task.collate([*rows, task.padding_row(rows[0])]))
     assert counts == {"SingleLabel": 6, "MultiLabel": 18, "Regression": 6}
 
 
@@ -92,7 +92,7 @@ def test_balanced_weights_have_the_mean_1_over_the_training_rows() -> None:
     assert summed(balanced, [rows])[0] == pytest.approx(np.dot(mine, losses), rel=1e-6)
 
 
-def test_a_given_weight_counts_for_rows_of_its_class_alone() -> None:
+def test_a_given_weight_applies_only_to_rows_of_its_class() -> None:
     plain, rows = task_and_rows("SingleLabel")
     weighted, _ = task_and_rows("SingleLabel", **GIVEN)
     for row in rows:
@@ -100,7 +100,7 @@ def test_a_given_weight_counts_for_rows_of_its_class_alone() -> None:
         assert summed(weighted, [[row]])[0] == pytest.approx(factor * summed(plain, [[row]])[0], rel=1e-6)
 
 
-def test_weights_that_mean_nothing_are_refused_with_a_sentence() -> None:
+def test_invalid_class_weights_are_refused_with_a_sentence() -> None:
     with pytest.raises(FineTuneError, match=r"^spec.classification.classWeights: there is no class 'd'; write some of: a, b, c"):
         task_and_rows("SingleLabel", classification={"classWeights": {"d": 2.0}})
     with pytest.raises(FineTuneError, match=r"^spec.classification.balanced: a regression has no classes"):
@@ -116,11 +116,11 @@ def test_a_pair_of_texts_is_one_row_with_both() -> None:
     assert pair.score != single.score
 
 
-def test_long_texts_are_cut() -> None:
+def test_long_texts_are_truncated() -> None:
     task = make_task("text-classification", INFOS["SingleLabel"], training={"maxTokens": 8})
     (row,) = rows_of(task, text=["a " * 20], label=["a"])
     assert len(row["input_ids"]) == 8
-    assert task.is_cut(row)
+    assert task.is_truncated(row)
 
 
 def test_batches_are_as_wide_as_their_longest_row_and_on_a_gpu_a_multiple_of_8(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,15 +132,15 @@ def test_batches_are_as_wide_as_their_longest_row_and_on_a_gpu_a_multiple_of_8(m
     on_gpu = make_task("text-classification", INFOS["SingleLabel"], training={"maxTokens": 14})
     assert on_gpu.collate(rows[:1])["input_ids"].shape == (1, 8)
     (row,) = rows_of(on_gpu, text=["a " * 20], label=["a"])
-    assert on_gpu.collate([row])["input_ids"].shape == (1, 14), "16 might be more than the model has positions for"
+    assert on_gpu.collate([row])["input_ids"].shape == (1, 14), "the model may have fewer than 16 positions"
 
 
-def test_figures_of_a_single_label() -> None:
+def test_metrics_of_a_single_label() -> None:
     task, _ = task_and_rows("SingleLabel")
     logits = np.eye(3, dtype=np.float32)[[0, 0, 1, 1]]
     scores = {"loss": np.ones(4, np.float32), "logits": logits, "labels": np.array([0, 1, 1, 0])}
-    figures, details = task.metrics(scores)
-    assert figures == {"loss": 1.0, "accuracy": 0.5, "macroF1": 0.5}
+    metrics, details = task.compute_metrics(scores)
+    assert metrics == {"loss": 1.0, "accuracy": 0.5, "macroF1": 0.5}
     assert details["confusion"] == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
     assert details["perClass"]["b"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
     assert details["classes"] == list(CLASSES)
@@ -149,36 +149,36 @@ def test_figures_of_a_single_label() -> None:
     assert predictions[1] == {"label": "a", "score": 0.5761, "expected": "b"}
 
 
-def test_figures_of_several_labels() -> None:
+def test_metrics_of_several_labels() -> None:
     task, _ = task_and_rows("MultiLabel")
     logits = np.array([[1, -1, -1], [1, 1, -1], [-1, -1, -1]], np.float32)
     labels = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0]])
     scores = {"loss": np.full(3, 3.0, np.float32), "logits": logits, "labels": labels}
-    figures, _ = task.metrics(scores)
-    # a: 2 of 2; b: 1 predicted, 1 true, none right; c: nowhere, so it does not count.
-    assert figures == {"loss": 1.0, "microF1": pytest.approx(2 / 3), "macroF1": 0.5, "exactMatch": pytest.approx(1 / 3)}
+    metrics, _ = task.compute_metrics(scores)
+    # a: 2 of 2; b: 1 predicted, 1 true, none right; c: it does not occur, so it does not count.
+    assert metrics == {"loss": 1.0, "microF1": pytest.approx(2 / 3), "macroF1": 0.5, "exactMatch": pytest.approx(1 / 3)}
     predictions = task.predictions(scores)
     assert predictions is not None
     assert predictions[1] == {"labels": ["a", "b"], "scores": {"a": 0.7311, "b": 0.7311, "c": 0.2689}, "expected": ["a"]}
 
 
-def test_an_evaluation_without_rows_has_no_figures() -> None:
+def test_an_evaluation_without_rows_has_no_metrics() -> None:
     task, rows = task_and_rows("Regression")
-    assert evaluated(task, [[task.blank(rows[0])]])[:2] == ({}, {})
+    assert evaluated(task, [[task.padding_row(rows[0])]])[:2] == ({}, {})
 
 
 @pytest.mark.parametrize("problem", INFOS)
-def test_the_model_is_made_for_the_problem(problem: str) -> None:
+def test_the_configuration_of_the_model_matches_the_problem(problem: str) -> None:
     task, _ = task_and_rows(problem)
     config = task.model.config
     expected = {"SingleLabel": "single_label", "MultiLabel": "multi_label"}.get(problem)
     assert config.problem_type == (f"{expected}_classification" if expected else "regression")
     assert config.num_labels == (1 if problem == "Regression" else 3)
-    assert task.model_arguments()["ignore_mismatched_sizes"]
+    assert task.model_kwargs()["ignore_mismatched_sizes"]
 
 
 @pytest.mark.parametrize("problem", INFOS)
-def test_an_answer_of_a_model_that_diverged_has_no_score_as_a_status_knows_no_nan(problem: str) -> None:
+def test_an_answer_of_a_diverged_model_has_no_score_because_a_status_cannot_hold_nan(problem: str) -> None:
     task, _ = task_and_rows(problem)
     with torch.no_grad():
         next(task.model.parameters()).fill_(float("nan"))
@@ -186,7 +186,7 @@ def test_an_answer_of_a_model_that_diverged_has_no_score_as_a_status_knows_no_na
     assert answer.score is None
 
 
-def test_answers_say_class_and_probability() -> None:
+def test_answers_have_class_and_probability() -> None:
     for problem in INFOS:
         task, _ = task_and_rows(problem)
         (answer,) = task.answer([Sample(text="the film was great")])
@@ -207,9 +207,9 @@ def first(problem: str) -> dict[str, list[Any]]:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_a_decoder_finds_the_last_token_whatever_the_padding(kind: str) -> None:
+def test_a_decoder_finds_the_last_token_for_any_padding(kind: str) -> None:
     tokenizer = make_tokenizer()
-    # As with a decoder that has no pad token: another one serves, and the configuration knows none.
+    # As with a decoder without a pad token: another token is used for padding, and the configuration has none.
     tokenizer.pad_token = "[SEP]"
     tokenizer.padding_side = "left"
     tokenizer.backend_tokenizer.post_processor = None

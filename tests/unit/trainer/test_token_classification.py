@@ -1,4 +1,4 @@
-"""Token classification: which token carries a word's tag, and which entities are right."""
+"""Token classification: which token has the tag of a word, and which entities are correct."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ import transformers
 from finetune_api.reasons import FineTuneError
 from finetune_api.spec import Sample
 from finetune_api.status import Entity
-from finetune_trainer.tasks.base import IGNORED, DataInfo, Row, Task
+from finetune_trainer.tasks.base import IGNORE_INDEX, DataInfo, Row, Task
 from unit.trainer.tiny_tasks import (
     assert_evaluation_does_not_depend_on_batches,
     assert_split_does_not_matter,
@@ -42,26 +42,26 @@ def test_loss_and_gradients_do_not_depend_on_the_split(spec: dict[str, Any]) -> 
     assert evaluated(task, [rows])[0]["loss"] == pytest.approx(loss / count, rel=1e-6)
 
 
-def test_the_first_piece_of_a_word_carries_its_tag() -> None:
+def test_the_first_token_of_a_word_has_its_tag() -> None:
     task = make_task("token-classification", INFO)
     (row,) = rows_of(task, tokens=[["films", "playing", "a"]], tags=[["B-PER", "I-PER", "O"]])
     pieces = task.tokenizer.convert_ids_to_tokens(row["input_ids"])
     assert pieces == ["[CLS]", "film", "##s", "play", "##ing", "a", "[SEP]"]
-    assert row["labels"] == [IGNORED, 1, IGNORED, 2, IGNORED, 0, IGNORED]
+    assert row["labels"] == [IGNORE_INDEX, 1, IGNORE_INDEX, 2, IGNORE_INDEX, 0, IGNORE_INDEX]
 
 
-def test_a_word_that_the_tokenizer_drops_keeps_its_place() -> None:
+def test_a_word_that_the_tokenizer_drops_becomes_an_unknown_token() -> None:
     task = make_task("token-classification", INFO)
     (row,) = rows_of(task, tokens=[["\u200b", "anna", "\x00", "new", ""]], tags=[["O", "B-PER", "O", "B-LOC", "I-LOC"]])
     pieces = task.tokenizer.convert_ids_to_tokens(row["input_ids"])
     assert pieces == ["[CLS]", "[UNK]", "anna", "[UNK]", "new", "[UNK]", "[SEP]"]
-    assert row["labels"] == [IGNORED, 0, 1, 0, 3, 4, IGNORED]
+    assert row["labels"] == [IGNORE_INDEX, 0, 1, 0, 3, 4, IGNORE_INDEX]
 
 
-def test_words_that_are_cut_off_are_left_out_and_counted() -> None:
+def test_truncated_words_are_left_out_and_counted() -> None:
     task = make_task("token-classification", INFO, training={"maxTokens": 8})
     rows = rows_of(task, tokens=[["a"] * 10, ["anna"]], tags=[["O"] * 10, ["B-PER"]])
-    assert [task.is_cut(row) for row in rows] == [True, False]
+    assert [task.is_truncated(row) for row in rows] == [True, False]
     _, details, scores = evaluated(task, [rows])
     assert (details["words"], details["wordsCut"]) == (11, 4)
     predictions = task.predictions(scores)
@@ -69,7 +69,7 @@ def test_words_that_are_cut_off_are_left_out_and_counted() -> None:
     assert [(len(row["tags"]), row["expected"], row["wordsCut"]) for row in predictions] == [(6, ["O"] * 6, 4), (1, ["B-PER"], 0)]
 
 
-def test_words_of_a_byte_level_tokenizer_are_those_of_running_text() -> None:
+def test_a_byte_level_tokenizer_encodes_words_as_in_running_text() -> None:
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
@@ -84,10 +84,10 @@ def test_words_of_a_byte_level_tokenizer_are_those_of_running_text() -> None:
     task = make_task("token-classification", INFO, tokenizer)
     (row,) = rows_of(task, tokens=[["anna", "went", "to", "new", "york"]], tags=[["B-PER", "O", "O", "B-LOC", "I-LOC"]])
     assert row["input_ids"] == tokenizer("anna went to new york")["input_ids"]
-    assert [label for label in row["labels"] if label != IGNORED] == [1, 0, 0, 3, 4]
+    assert [label for label in row["labels"] if label != IGNORE_INDEX] == [1, 0, 0, 3, 4]
 
 
-def test_figures_are_those_of_entities() -> None:
+def test_metrics_are_those_of_entities() -> None:
     task, _ = task_and_rows()
     number = {tag: index for index, tag in enumerate(TAGS)}
     actual = [number[tag] for tag in ["B-PER", "O", "O", "B-LOC", "I-LOC", "O"]]
@@ -99,9 +99,9 @@ def test_figures_are_those_of_entities() -> None:
         "actual": np.array(actual),
         "predicted": np.array(predicted),
     }
-    figures, details = task.metrics(scores)
+    metrics, details = task.compute_metrics(scores)
     # The second row begins with I-LOC, which is an entity of its own there, and is not found.
-    assert figures == {
+    assert metrics == {
         "loss": 0.5,
         "accuracy": pytest.approx(4 / 6),
         "precision": 1.0,
@@ -127,7 +127,7 @@ def test_answers_name_the_entities() -> None:
     assert task.answer([Sample(text=" ")])[0].entities == []
 
 
-def test_a_tokenizer_without_word_numbers_is_refused_with_a_sentence() -> None:
+def test_a_tokenizer_without_word_ids_is_refused_with_a_sentence() -> None:
     class Slow:
         is_fast = False
 

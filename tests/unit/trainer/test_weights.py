@@ -1,4 +1,4 @@
-"""What was saved of a model comes back into it, whatever the model calls it on disk."""
+"""Saved weights are loaded into a model again, even if their names on disk differ."""
 
 import pathlib
 from typing import Any
@@ -15,16 +15,16 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 CONFIGS = {
     "tied": transformers.LlamaConfig(**SIZES, tie_word_embeddings=True),
-    "in shards": transformers.LlamaConfig(**SIZES),
+    "sharded": transformers.LlamaConfig(**SIZES),
     "experts": transformers.MixtralConfig(**SIZES, num_local_experts=2),
 }
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_the_saved_weights_come_back(kind: str, tmp_path: pathlib.Path) -> None:
+def test_saved_weights_are_restored(kind: str, tmp_path: pathlib.Path) -> None:
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS[kind])
-    model.save_pretrained(tmp_path, max_shard_size="5KB" if kind == "in shards" else "5GB")
-    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) is (kind == "in shards")
+    model.save_pretrained(tmp_path, max_shard_size="5KB" if kind == "sharded" else "5GB")
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) is (kind == "sharded")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     with torch.no_grad():
         for parameter in model.parameters():
@@ -33,6 +33,6 @@ def test_the_saved_weights_come_back(kind: str, tmp_path: pathlib.Path) -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
-def test_a_directory_without_weights_is_no_model(tmp_path: pathlib.Path) -> None:
+def test_a_directory_without_weights_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(AssertionError, match="no weights"):
         load_weights(transformers.AutoModelForCausalLM.from_config(CONFIGS["tied"]), tmp_path)

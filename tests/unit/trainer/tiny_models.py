@@ -1,4 +1,4 @@
-"""Models and tokenizers of a few thousand weights, drawn at random: a task does with them what it does with large ones."""
+"""Models of a few thousand random weights, and tokenizers. A task treats them like large ones."""
 
 import pathlib
 from typing import Any
@@ -22,7 +22,7 @@ SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "nu
 
 
 def build_tokenizer(**arguments: Any) -> Any:
-    """Byte-level BPE of about 300 tokens: every text has tokens, and decoding gives it back."""
+    """Build a byte-level BPE of about 300 tokens: it can encode every text, and decoding returns the text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -35,7 +35,7 @@ def build_tokenizer(**arguments: Any) -> Any:
 
 
 def build_model(kind: str, vocabulary: int, seed: int = 0, **arguments: Any) -> Any:
-    """A causal language model without dropout; its weights are large enough for attention to tell tokens apart."""
+    """Build a causal language model without dropout. Its weights are large enough for attention to distinguish tokens."""
     torch.manual_seed(seed)
     common = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.3, "use_cache": False}
     if kind == "gpt2":
@@ -49,21 +49,21 @@ def build_model(kind: str, vocabulary: int, seed: int = 0, **arguments: Any) -> 
 
 
 def save(directory: pathlib.Path, model: Any, tokenizer: Any) -> pathlib.Path:
-    """A directory as the Hub has them."""
+    """Write model and tokenizer to a directory, as in a repository of the Hub."""
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 
 
 def build_spec(task: str, **fields: Any) -> FineTuneJobSpec:
-    """model: more fields of spec.model; all others are fields of the spec."""
+    """Build a spec. model: more fields of spec.model. All other arguments are fields of the spec."""
     source = {"hub": {"name": "tiny/model"}, **fields.pop("model", {})}
     data = [{"hub": {"name": "tiny/data"}}]
     return FineTuneJobSpec.model_validate({"task": task, "model": source, "datasets": data, **fields})
 
 
 def build_task(kind: type[Task], spec: FineTuneJobSpec, tokenizer: Any, model: Any, **info: Any) -> Any:
-    """A task with its model in place."""
+    """Build a task with its model."""
     task = kind(spec, tokenizer, model.config, DataInfo(**info))
     task.model = model
     task.prepare_model()
@@ -71,28 +71,28 @@ def build_task(kind: type[Task], spec: FineTuneJobSpec, tokenizer: Any, model: A
 
 
 def rows_of(task: Task, **columns: list[Any]) -> list[dict[str, Any]]:
-    """Encoded rows, one dict each."""
+    """Return the encoded rows, one dict each."""
     encoded = task.encode(columns)
     names = list(encoded)
     return [dict(zip(names, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
 
 
 def loss_and_gradient(task: Any, batches: list[list[dict[str, Any]]]) -> tuple[float, int, torch.Tensor]:
-    """Sum of the losses over batches of rows, what they count, and the gradient of the sum over all that is trained."""
+    """Return the summed loss of batches of rows, the number of counted labels, and the gradient of all trained weights."""
     task.model.zero_grad()
     total, count = 0.0, 0
     for rows in batches:
         batch = task.collate(rows)
         loss = task.loss(task.model, batch)
         loss.backward()
-        total, count = total + loss.item(), count + task.count(batch)
+        total, count = total + loss.item(), count + task.count_loss_labels(batch)
     trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
     gradient = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in trained]
     return total, count, torch.cat([part.flatten() for part in gradient])
 
 
 def assert_same_step(task: Any, one: list[list[dict[str, Any]]], other: list[list[dict[str, Any]]]) -> None:
-    """Two splits of the same rows have the same loss, count and gradient, to 1e-5."""
+    """Assert that two splits of the same rows have the same loss, count and gradient, to 1e-5."""
     loss, count, gradient = loss_and_gradient(task, one)
     other_loss, other_count, other_gradient = loss_and_gradient(task, other)
     assert other_count == count > 0
@@ -102,11 +102,11 @@ def assert_same_step(task: Any, one: list[list[dict[str, Any]]], other: list[lis
 
 
 def splits_with_padding(task: Any, rows: list[dict[str, Any]]) -> list[list[list[dict[str, Any]]]]:
-    """Ways to split rows into batches, some of them with rows that weigh nothing; the first is the whole."""
-    blank = [task.blank(row) for row in rows]
+    """Return ways to split rows into batches, some of them with padding rows. The first is one batch of all rows."""
+    padding = [task.padding_row(row) for row in rows]
     return [
         [rows],
         [[row] for row in rows],
         [rows[:2], rows[2:]],
-        [[*rows[:1], blank[-1]], [*rows[1:], *blank[:2]], [blank[0]]],
+        [[*rows[:1], padding[-1]], [*rows[1:], *padding[:2]], [padding[0]]],
     ]

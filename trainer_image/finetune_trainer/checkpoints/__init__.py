@@ -1,5 +1,5 @@
-"""Checkpoints: complete or not there, written while the training goes on, the same for both loops.
+"""Checkpoints: complete or absent, written while the training continues, the same for both loops.
 
-content.py: what one holds. tensors.py: the files' format. store.py: the directory, what is whole and what is kept. writer.py: the
-thread that writes. keeper.py: all of it as the loops use it.
+content.py: what a checkpoint holds. tensors.py: the format of its files. directory.py: the directory, and which checkpoints are
+complete and kept. writer.py: the thread that writes. loops/checkpointer.py: the interface for the loops.
 """

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: tensors as safetensors, everything else as JSON. Nothing that is read is run, as a pickle is."""
+"""The files of a checkpoint: tensors as safetensors, everything else as JSON. Reading them runs no code, unlike a pickle."""
 
 import json
 import os
@@ -21,9 +21,9 @@ Tensors = dict[str, torch.Tensor]
 
 
 def flatten(state: Any, name: str) -> tuple[Any, Tensors]:
-    """A nested state (dicts, lists, tuples, numbers, words, tensors) → what JSON can hold of it, and its tensors by name.
+    """Split a nested state (dicts, lists, tuples, numbers, strings, tensors) into a skeleton for JSON, and its tensors by name.
 
-    Numbers as keys and tuples come back as what they were. Raises TypeError for anything else.
+    restore() returns tuples, and keys that are numbers, unchanged. Raises TypeError for other types.
     """
     tensors: Tensors = {}
 
@@ -46,7 +46,7 @@ def flatten(state: Any, name: str) -> tuple[Any, Tensors]:
 
 
 def restore(skeleton: Any, tensors: Tensors) -> Any:
-    """The state that flatten() was given."""
+    """Return the state that flatten() got."""
     if isinstance(skeleton, list):
         return [restore(entry, tensors) for entry in skeleton]
     if not isinstance(skeleton, dict):
@@ -60,9 +60,9 @@ def restore(skeleton: Any, tensors: Tensors) -> Any:
 
 
 def as_safetensors(tensors: Tensors) -> Iterator[memoryview]:
-    """The bytes of a safetensors file of tensors on the CPU, a few MiB at a time and without copying them.
+    """Yield the bytes of a safetensors file for tensors on the CPU, a few MiB at a time and without a copy.
 
-    The library writes a file in one go, which could be neither hashed on the way nor slowed down.
+    The library writes a file in one call, which can be neither hashed meanwhile nor throttled.
     """
     header: dict[str, Any] = {}
     start = 0
@@ -80,23 +80,23 @@ def as_safetensors(tensors: Tensors) -> Iterator[memoryview]:
 
 
 def load(file: pathlib.Path) -> Tensors:
-    """The tensors of a safetensors file, on the CPU."""
+    """Return the tensors of a safetensors file, on the CPU."""
     return safetensors.torch.load_file(file)
 
 
-def write(path: pathlib.Path, chunks: Iterator[memoryview], told: Callable[[memoryview], None]) -> None:
-    """Write a file. told: called with each chunk when it is written.
+def write(path: pathlib.Path, chunks: Iterator[memoryview], on_chunk: Callable[[memoryview], None]) -> None:
+    """Write a file. on_chunk: called with each chunk after it is written.
 
-    Little of it is ever on its way to the disk: all of it at once would be waited for without a sign of life.
+    The file is synced every few chunks, because one sync of the whole file would take long without a heartbeat.
     """
     with path.open("wb", buffering=0) as file:
-        waiting = 0
+        unsynced = 0
         for chunk in chunks:
             rest = chunk
             while rest:
                 rest = rest[file.write(rest) :]
-            waiting += len(chunk)
-            if waiting >= _SYNC_BYTES:
+            unsynced += len(chunk)
+            if unsynced >= _SYNC_BYTES:
                 os.fsync(file.fileno())
-                waiting = 0
-            told(chunk)
+                unsynced = 0
+            on_chunk(chunk)

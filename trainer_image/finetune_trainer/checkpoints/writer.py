@@ -1,4 +1,4 @@
-"""What writes checkpoints while the training goes on: a copy in host memory, and a thread that takes its time."""
+"""Writes checkpoints while the training continues: from a copy in host memory, in a thread that limits its speed."""
 
 import contextlib
 import os
@@ -13,22 +13,22 @@ import torch
 from finetune_trainer.checkpoints.tensors import Tensors
 from finetune_trainer.runtime import device, heartbeat
 
-# Rest after so much work, in terms of it: the processors are the training's, and what they do for us it can't do meanwhile.
-_REST = 1.0
-_LONGEST_REST_SECONDS = 0.1
-# Not more: it can't be taken back, and a machine that others use, too, would hardly let it come to its end.
+# Rest in relation to the work before it. The thread takes processor time from the training.
+_REST_RATIO = 1.0
+_MAX_REST_SECONDS = 0.1
+# A higher niceness is a risk: a thread can't lower it again, and on a busy machine it would hardly finish.
 _NICENESS = 5
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
 class HostCopy:
-    """A copy of tensors in host memory, whose buffers are used again: the next copy costs no memory and no page faults."""
+    """A copy of tensors in host memory. Its buffers are reused, so the next copy costs no new memory and no page faults."""
 
     def __init__(self) -> None:
         self._buffers: Tensors = {}
 
-    def take(self, tensors: Tensors) -> Tensors:
-        """Copy them, and wait until it is done. The result is valid until the next call."""
+    def copy(self, tensors: Tensors) -> Tensors:
+        """Copy the tensors, and wait until that is done. The result is valid until the next call."""
         on_gpu = False
         for name, tensor in tensors.items():
             buffer = self._buffers.get(name)
@@ -41,31 +41,31 @@ class HostCopy:
         return {name: self._buffers[name] for name in tensors}
 
     def missing_bytes(self, tensors: Tensors) -> int:
-        """How much more memory a copy would take."""
+        """Return how many more bytes a copy would take."""
         return sum(tensor.nbytes for name, tensor in tensors.items() if name not in self._buffers)
 
 
 class Writer:
-    """A thread that does one piece of work at a time, gently, until somebody waits for it."""
+    """A thread that does one piece of work at a time, at limited speed until something waits for it."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self._hurry = threading.Event()
+        self._full_speed = threading.Event()
         self._error: BaseException | None = None
         self._worked_until = 0.0
-        self._pieces = 0
+        self._chunks_written = 0
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Begin a piece of work; the one before must be through."""
+        """Start a piece of work. The one before must be done."""
         assert self._thread is None, "wait() comes first"
-        self._hurry.clear()
+        self._full_speed.clear()
         self._thread = threading.Thread(target=self._run, args=(work,), name="checkpoint", daemon=True)
         self._thread.start()
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
-        """Wait, as fast as it can, until the work is through; whether it is. Raises what it raised."""
+        """Wait until the work, now at full speed, is done. Return whether it is. Raises what the work raised."""
         if self._thread is not None:
-            self._hurry.set()
+            self._full_speed.set()
             if not self._join(self._thread, timeout_seconds):
                 return False
             self._thread = None
@@ -75,35 +75,35 @@ class Writer:
         return True
 
     def _join(self, thread: threading.Thread, timeout_seconds: float | None) -> bool:
-        """Wait for its end; as long as it gets on, this process gives signs of life."""
+        """Wait until the thread ends. While it makes progress, this process sends heartbeats."""
         until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        seen = self._pieces
+        seen = self._chunks_written
         while thread.is_alive() and (until is None or time.monotonic() < until):
-            thread.join(_LOOK_SECONDS if until is None else max(0.0, min(_LOOK_SECONDS, until - time.monotonic())))
-            if self._pieces != seen:
+            thread.join(_POLL_SECONDS if until is None else max(0.0, min(_POLL_SECONDS, until - time.monotonic())))
+            if self._chunks_written != seen:
                 heartbeat.beat(heartbeat.SAVING)
-                seen = self._pieces
+                seen = self._chunks_written
         return not thread.is_alive()
 
-    def pace(self) -> None:
-        """Called by the work, every few milliseconds: rests as long as it worked."""
-        self._pieces += 1
+    def throttle(self) -> None:
+        """Rest as long as the thread has worked. The work calls this every few milliseconds."""
+        self._chunks_written += 1
         worked = time.thread_time() - self._worked_until
-        self._hurry.wait(min(_REST * worked, _LONGEST_REST_SECONDS))
+        self._full_speed.wait(min(_REST_RATIO * worked, _MAX_REST_SECONDS))
         self._worked_until = time.thread_time()
 
     def _run(self, work: Callable[[], None]) -> None:
-        with contextlib.suppress(OSError):  # of this thread alone
+        with contextlib.suppress(OSError):  # for this thread only
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         self._worked_until = time.thread_time()
         try:
             work()
-        except BaseException as error:  # told to whoever waits
+        except BaseException as error:  # wait() raises it
             self._error = error
 
 
-def free_memory(cgroup: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this container may still take: the machine's, cut by the limit of its cgroup (v2 or v1)."""
+def available_memory(cgroup: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> int:
+    """Return the bytes that this container may still use: those of the machine, at most the limit of its cgroup (v2 or v1)."""
     free = int(psutil.virtual_memory().available)
     for limit, used, cache in (
         ("memory.max", "memory.current", "inactive_file"),

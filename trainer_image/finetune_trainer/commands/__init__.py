@@ -1,1 +1,1 @@
-"""Commands that work on a finished model or on data before a training, and what `finetune run` shows on a terminal."""
+"""Commands on finished models, and on data before a training; also the terminal output of `finetune run`."""

@@ -1,4 +1,4 @@
-"""What `finetune run` and `finetune plan` are told: claims as directories, and the model in one of them."""
+"""Command line arguments that name claims as directories, and the model in such a directory."""
 
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ from finetune_api.spec import Claim
 
 
 def parse_claims(options: Iterable[str]) -> dict[str, str]:
-    """NAME=DIR of each --claim, the directories made absolute; raise FineTuneError for what is none."""
+    """Parse NAME=DIR of each --claim into name → absolute directory. Raise FineTuneError for anything else."""
     return dict(_parse_claim(option) for option in options)
 
 
@@ -23,12 +23,12 @@ def _parse_claim(text: str) -> tuple[str, str]:
 
 
 def missing_claims(names: Iterable[str], given: Mapping[str, str]) -> str | None:
-    """What to add to the command line for the claims that are not given; None where all are."""
+    """Return the options to add for claims that are not given; None if all are given."""
     return " ".join(f"--claim {name}=DIR" for name in names if name not in given) or None
 
 
 def find_model(claim: Claim, claims: Mapping[str, str]) -> pathlib.Path:
-    """Directory of a model in a claim that is given; raise FineTuneError where there is no model."""
+    """Return the directory of a model in a given claim. Raise FineTuneError if there is no model."""
     directory = pathlib.Path(claims[claim.claim_name]) / (claim.path or "")
     if not (directory / "config.json").is_file():
         raise FineTuneError(

@@ -1,4 +1,4 @@
-"""What `finetune run` shows: a progress bar on a terminal, plain lines elsewhere, and the result at the end."""
+"""Output of `finetune run`: a progress bar on a terminal, plain lines elsewhere, and the result at the end."""
 
 import json
 import pathlib
@@ -12,23 +12,23 @@ from rich.table import Table
 from finetune_api.durations import format_duration
 from finetune_api.status import SampleAnswer
 from finetune_api.wire import Report
-from finetune_trainer.output.directory import Output
+from finetune_trainer.output.directory import OutputDirectory
 
 
 class ProgressView:
-    """Shows reports as they come. On a terminal one bar that moves; else one line per logged step, no carriage returns."""
+    """Shows reports: as a progress bar on a terminal, otherwise as one line per logged step, without carriage returns."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
-            TextColumn("{task.fields[figures]}", markup=False),
+            TextColumn("{task.fields[progress]}", markup=False),
             console=console,
             transient=False,
         )
         self._task: TaskID | None = None
-        self._last_news: tuple[object, ...] = ()
+        self._last_shown: tuple[object, ...] = ()
 
     def __enter__(self) -> "ProgressView":
         if self._console.is_terminal:
@@ -40,33 +40,33 @@ class ProgressView:
             self._progress.stop()
 
     def show(self, report: Report) -> None:
-        """Show a report; called a few times a second."""
+        """Show a report. Called several times per second."""
         if report.phase in ("Succeeded", "Failed", "Interrupted"):
-            return  # whoever shows the result says it better
+            return  # show_result() and print_error() show the outcome
         description = report.message or report.phase
         if not self._console.is_terminal:
             running = report.phase == "Running" and not report.message
-            # Step, rate and time left change all the time; these two only when a step is logged.
-            news = (report.phase, report.message, *((report.loss, report.learning_rate) if running else ()))
-            if news != self._last_news:
+            # Step, throughput and remaining time change all the time. Loss and learning rate change only when a step is logged.
+            shown = (report.phase, report.message, *((report.loss, report.learning_rate) if running else ()))
+            if shown != self._last_shown:
                 self._console.print(
-                    f"{report.phase}: {figures(report) if running else description}", markup=False, soft_wrap=True
+                    f"{report.phase}: {format_progress(report) if running else description}", markup=False, soft_wrap=True
                 )
-                self._last_news = news
+                self._last_shown = shown
             return
         if self._task is None:
-            self._task = self._progress.add_task(description, figures="")
+            self._task = self._progress.add_task(description, progress="")
         self._progress.update(
             self._task,
             description=description,
             total=report.total_steps,
             completed=report.step,
-            figures=figures(report),
+            progress=format_progress(report),
         )
 
 
-def figures(report: Report) -> str:
-    """One line: step, percent, loss, rate, time left."""
+def format_progress(report: Report) -> str:
+    """Return one line: step, percent, loss, throughput, remaining time."""
     if not report.total_steps or report.phase == "Initializing":
         return ""
     parts = [f"step {report.step}/{report.total_steps} ({100 * report.step // report.total_steps}%)"]
@@ -79,8 +79,8 @@ def figures(report: Report) -> str:
     return "  ".join(parts)
 
 
-def show_result(console: Console, report: Report, output: Output) -> None:
-    """Figures, confusion between the classes, answers to the samples, and where the model lies."""
+def show_result(console: Console, report: Report, output: OutputDirectory) -> None:
+    """Print metrics, confusion matrix, answers to the samples, and the path of the model."""
     evaluation = json.loads(output.evaluation.read_text())
     console.print()
     metrics = "   ".join(f"{name} {value:.4f}" for name, value in evaluation["metrics"].items())
@@ -107,7 +107,7 @@ def _confusion(classes: list[str], confusion: list[list[int]]) -> Table:
 
 
 def _answer(sample: SampleAnswer) -> str:
-    """What the model says of a sample, whatever the task."""
+    """Return the model's answer to a sample, for any task."""
     if sample.guesses is not None:
         return _bold(", ".join(f"{guess.token.strip()} {guess.score:.2f}" for guess in sample.guesses))
     if sample.entities is not None:
@@ -122,15 +122,15 @@ def _bold(text: str) -> str:
 
 
 def tail(path: pathlib.Path, lines: int = 20) -> str:
-    """The last lines of a log."""
+    """Return the last lines of a log file."""
     try:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
     except FileNotFoundError:
         return ""
 
 
-def fail(console: Console, message: str, hint: str | None = None) -> None:
-    """One clear sentence on standard error, and what to do."""
+def print_error(console: Console, message: str, hint: str | None = None) -> None:
+    """Print an error on standard error, and what to do."""
     error = Console(stderr=True, highlight=False, soft_wrap=True) if console.file is sys.stdout else console
     error.print(f"[bold red]error:[/bold red] {escape(message)}")
     if hint:

@@ -19,18 +19,18 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.wire import RunConfig
 from finetune_trainer.commands.arguments import missing_claims, parse_claims
 from finetune_trainer.commands.predict import BASE, TRUST
-from finetune_trainer.runtime.sentences import DEBUG, DIRECTORY, model_directory, one_sentence
+from finetune_trainer.runtime.command_line import DEBUG, DIRECTORY, find_model_directory, short_errors
 
 if TYPE_CHECKING:
-    from finetune_trainer.data.rows import Rows
+    from finetune_trainer.data.rows import RowDataset
     from finetune_trainer.tasks.base import DataInfo, Scores, Task
 
 _JOB = re.compile(r"\.ya?ml$")
 _DATA_CLAIM = "data"
-_LANGUAGE_TASKS = {"causal-lm", "sft"}  # of the same model
-_BLOCKS = ("maskedLM", "sft")  # of a job, which say what its rows are
-_BATCH = 32
-_LONGEST_SHOWN = 200  # letters
+_LANGUAGE_TASKS = {"causal-lm", "sft"}  # both use the same kind of model
+_BLOCKS = ("maskedLM", "sft")  # fields of a job that determine its rows
+_BATCH_SIZE = 32
+_MAX_SHOWN_CHARACTERS = 200
 
 
 @click.command(epilog="Example:  finetune evaluate runs/news more-news.csv --column text=article --column label=section")
@@ -55,33 +55,34 @@ def evaluate(
     trust_remote_code: bool,
     debug: bool,
 ) -> None:
-    """Measure the finished model in DIR on all rows of FILE, or on the evaluation data of the job that FILE is (.yaml).
+    """Evaluate the finished model in DIR on all rows of FILE. If FILE is a job (.yaml), use the job's evaluation data.
 
-    DIR is an output directory or a model's own. Every row's prediction is written to a file, one JSON object a line.
+    DIR is an output directory or the directory of a model. The predictions are written to a file, one JSON object per row.
     """
-    with one_sentence(debug):
-        model = model_directory(directory)
-        asked = _asked(data, parse_claims(claims), columns)
-        # Imported late: torch takes seconds, which --help and a slip need not wait for.
+    with short_errors(debug):
+        model = find_model_directory(directory)
+        request = _parse_request(data, parse_claims(claims), columns)
+        # Imported late: torch takes seconds, and --help and wrong arguments must not wait for it.
         from finetune_trainer.commands.finished import load_finished
 
         task = load_finished(model, base, trust_remote_code)
-        figures, predictions = _measure(task, asked)
-        for name, value in figures.items():
+        metrics, predictions = _evaluate(task, request)
+        for name, value in metrics.items():
             click.echo(f"{name}  {value:.4f}")
         if predictions is None:
-            click.echo(f"({task.spec.task} predicts nothing a row: no file was written)", err=True)
+            click.echo(f"({task.spec.task} makes no predictions per row: no file was written)", err=True)
             return
         output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions))
         click.echo(f"{len(predictions)} predictions in {output}")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Asked:
-    """What to evaluate on: data sets as a spec has them, of which no more than a row to train on is kept.
+class _Request:
+    """The data to evaluate on.
 
-    task: of the job that they are from, if they are. options: what else that job says of its rows: its seed says which
-    of them are held out, its maxTokens what is seen of them.
+    datasets: ``datasets`` of a spec, with only one training row each. task: task of the job, if the data is that of a job.
+    options: other fields of that job that affect its rows. For example, the seed selects the held-out rows, and maxTokens cuts
+    them.
     """
 
     datasets: Sequence[Mapping[str, Any]]
@@ -90,24 +91,24 @@ class _Asked:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _asked(data: pathlib.Path, claims: Mapping[str, str], columns: Sequence[str]) -> _Asked:
+def _parse_request(data: pathlib.Path, claims: Mapping[str, str], columns: Sequence[str]) -> _Request:
     if not data.exists():
         raise FineTuneError(Reason.CONFIGURATION_ERROR, f"FILE: there is no {data}")
     if not _JOB.search(data.name):
-        return _Asked(_of_file(data, columns), {_DATA_CLAIM: str(data.resolve().parent)})
+        return _Request(_of_file(data, columns), {_DATA_CLAIM: str(data.resolve().parent)})
     spec = read_job(data).spec
     missing = missing_claims([dataset.claim.claim_name for dataset in spec.datasets if dataset.claim], claims)
     if missing:
         raise FineTuneError(Reason.CONFIGURATION_ERROR, f"FILE: it reads from claims that are not given: add {missing}")
     if spec.hub.endpoint:
-        os.environ[names.ENV_HUB_ENDPOINT] = spec.hub.endpoint  # before the Hub's client is imported: it reads it once
-    training = {"seed": spec.training.seed, "maxTokens": spec.training.max_tokens, "maxSteps": 1}  # streaming asks for steps
+        os.environ[names.ENV_HUB_ENDPOINT] = spec.hub.endpoint  # the Hub's client reads it once, when it is imported
+    training = {"seed": spec.training.seed, "maxTokens": spec.training.max_tokens, "maxSteps": 1}  # streaming requires maxSteps
     options = {name: block for name, block in spec.to_wire().items() if name in _BLOCKS} | {"training": training}
-    return _Asked([{**dataset.to_wire(), "maxTrainSamples": 1} for dataset in spec.datasets], claims, spec.task, options)
+    return _Request([{**dataset.to_wire(), "maxTrainSamples": 1} for dataset in spec.datasets], claims, spec.task, options)
 
 
 def _of_file(data: pathlib.Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """The data sets of a spec: the file is read once to train on, of which one row is kept, and once to evaluate on."""
+    """Return the data sets of a spec that evaluates on the file. Its training data is one row of the same file."""
     pairs = [column.partition("=") for column in columns]
     wrong = next(("".join(pair) for pair in pairs if not (pair[0] and pair[2])), None)
     if wrong is not None:
@@ -122,45 +123,51 @@ def _of_file(data: pathlib.Path, columns: Sequence[str]) -> list[dict[str, Any]]
     ]
 
 
-def _measure(task: "Task", asked: _Asked) -> tuple[dict[str, float], list[dict[str, Any]] | None]:
-    """Figures, and the predictions in the order of the rows."""
+def _evaluate(task: "Task", request: _Request) -> tuple[dict[str, float], list[dict[str, Any]] | None]:
+    """Return the metrics, and the predictions in the order of the rows."""
     from finetune_trainer.data.prepare import prepare
-    from finetune_trainer.data.rows import Rows
-    from finetune_trainer.hub import client as hub
+    from finetune_trainer.data.rows import RowDataset
+    from finetune_trainer.hub.client import resolve_revisions
 
-    if asked.task not in (None, task.spec.task) and {asked.task, task.spec.task} != _LANGUAGE_TASKS:
+    if request.task not in (None, task.spec.task) and {request.task, task.spec.task} != _LANGUAGE_TASKS:
         raise FineTuneError(
-            Reason.CONFIGURATION_ERROR, f"FILE: spec.task is {asked.task}, and the model in DIR is for {task.spec.task}"
+            Reason.CONFIGURATION_ERROR, f"FILE: spec.task is {request.task}, and the model in DIR is for {task.spec.task}"
         )
-    spec = _with_data(task, asked)
-    revisions = hub.resolve(spec, None).dataset_revisions or []
+    spec = _with_data(task, request)
+    revisions = resolve_revisions(spec, None).dataset_revisions or []
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
         config = RunConfig(
-            name="evaluation", namespace="default", spec=spec, nodes=1, processes_per_node=1, claims=asked.claims, output=scratch
+            name="evaluation",
+            namespace="default",
+            spec=spec,
+            nodes=1,
+            processes_per_node=1,
+            claims=request.claims,
+            output=scratch,
         )
         prepared = prepare(config, revisions, task.tokenizer, task.config, type(task))
         task = _as_trained(task, spec, prepared.info)
-        rows = Rows(prepared.open()[1], task, spec.training.seed, varied=False)
+        rows = RowDataset(prepared.open()[1], task, spec.training.seed, augmented=False)
         scores = _score(task, rows)
-        figures, _ = task.metrics(scores)
-        return figures, _in_order(task, rows, task.predictions(scores))
+        metrics, _ = task.compute_metrics(scores)
+        return metrics, _in_order(task, rows, task.predictions(scores))
 
 
 def _as_trained(task: "Task", spec: FineTuneJobSpec, info: "DataInfo") -> "Task":
-    """The same model, in a task that knows the options of the job."""
-    anew = type(task)(spec, task.tokenizer, task.config, info)
-    anew.model = task.model
-    anew.prepare_model()
-    return anew
+    """Return a task with the same model and the options of the job."""
+    rebuilt = type(task)(spec, task.tokenizer, task.config, info)
+    rebuilt.model = task.model
+    rebuilt.prepare_model()
+    return rebuilt
 
 
-def _with_data(task: "Task", asked: _Asked) -> FineTuneJobSpec:
-    """The task's spec with the data; labels are the model's own, whatever of them the data has."""
-    spec = {**task.spec.to_wire(), "datasets": list(asked.datasets)}
-    if asked.task == task.spec.task:
-        spec |= asked.options
-    elif asked.task is not None:
-        spec["training"] = asked.options["training"]
+def _with_data(task: "Task", request: _Request) -> FineTuneJobSpec:
+    """Return the task's spec with the data. The classes are those of the model, even if the data lacks some."""
+    spec = {**task.spec.to_wire(), "datasets": list(request.datasets)}
+    if request.task == task.spec.task:
+        spec |= request.options
+    elif request.task is not None:
+        spec["training"] = request.options["training"]
     if task.info.classes and len(task.info.classes) > 1:
         spec["classification"] = {"labels": list(task.info.classes)}
     if task.info.problem:
@@ -168,7 +175,7 @@ def _with_data(task: "Task", asked: _Asked) -> FineTuneJobSpec:
     return parse_spec(spec)
 
 
-def _score(task: "Task", rows: "Rows") -> "Scores":
+def _score(task: "Task", rows: "RowDataset") -> "Scores":
     import numpy as np
     import torch
 
@@ -176,20 +183,20 @@ def _score(task: "Task", rows: "Rows") -> "Scores":
 
     parts = []
     with torch.no_grad():
-        for keys in evaluation_batches(rows.lengths, _BATCH, rank=0, world=1):
+        for keys in evaluation_batches(rows.lengths, _BATCH_SIZE, rank=0, world_size=1):
             batch = task.collate(rows.__getitems__(keys))
             parts.append(task.score(task.model, {name: tensor.to(task.model.device) for name, tensor in batch.items()}))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _in_order(task: "Task", rows: "Rows", predictions: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
-    """Each prediction with its row's number, from 0, and the beginning of what the model saw of it."""
+def _in_order(task: "Task", rows: "RowDataset", predictions: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Return each prediction with its row number, from 0, and the beginning of the text that the model saw."""
     from finetune_trainer.data.batches import evaluation_order
 
     if predictions is None:
         return None
-    order = evaluation_order(rows.lengths, _BATCH, world=1).tolist()
+    order = evaluation_order(rows.lengths, _BATCH_SIZE, world_size=1).tolist()
     by_row = dict(zip(order, predictions, strict=True))
     seen = (rows[0, row]["input_ids"] for row in range(len(rows)))
-    texts = [task.tokenizer.decode(ids, skip_special_tokens=True)[:_LONGEST_SHOWN] for ids in seen]
+    texts = [task.tokenizer.decode(ids, skip_special_tokens=True)[:_MAX_SHOWN_CHARACTERS] for ids in seen]
     return [{"row": row, "text": texts[row], **by_row[row]} for row in range(len(rows))]

@@ -1,4 +1,4 @@
-"""A finished model, loaded to be tried: its task, classes and problem come from its own configuration."""
+"""Loads a finished model for use. Its own configuration determines task, classes and problem type."""
 
 import json
 import pathlib
@@ -14,15 +14,15 @@ from finetune_api.spec import FineTuneJobSpec, ProblemType
 from finetune_api.spec import Task as TaskName
 from finetune_api.wire import RunConfig
 from finetune_trainer.commands.arguments import find_model
-from finetune_trainer.models.adapters import LOCAL_BASE, attach, merged
+from finetune_trainer.models.adapters import LOCAL_BASE, attach, merge_adapters
 from finetune_trainer.models.load import ModelLocation, load_config, load_model, load_tokenizer, save_model
-from finetune_trainer.output.directory import Output
+from finetune_trainer.output.directory import OutputDirectory
 from finetune_trainer.publish.card import write_model_card
 from finetune_trainer.runtime.device import current_device
 from finetune_trainer.tasks import task_class
 from finetune_trainer.tasks.base import DataInfo, Task
 
-# The end of a class's name → the task that it is for; a language model that was taught to chat has a chat template.
+# End of a class name → its task. A causal-lm model with a chat template gets the task sft.
 _TASKS: Mapping[str, TaskName] = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
@@ -40,15 +40,15 @@ _PROBLEMS: Mapping[str, ProblemType] = {
     "multi_label_classification": "MultiLabel",
     "regression": "Regression",
 }
-_LONGEST = 1_048_576  # of the field: the model's own limit holds
+_MAX_TOKENS = 1_048_576  # maximum of the field; the model's own limit applies
 
 
 def load_finished(directory: pathlib.Path, base: str | None = None, trust_remote_code: bool = False) -> Task:
-    """The task with its model, in evaluation mode, on the GPU where there is one.
+    """Load a task with its model, in evaluation mode, on the GPU if there is one. Raise FineTuneError.
 
-    base: repository or directory of the model that an adapter belongs to, where the adapter does not say. Raises FineTuneError.
+    base: repository or directory of the base model, if the adapter does not name it.
     """
-    transformers.logging.set_verbosity_error()  # that the head below an adapter is a fresh one is no news
+    transformers.logging.set_verbosity_error()  # hides the warning that the base model's head is new
     location = ModelLocation(str(directory), None, "DIR", trust_remote_code)
     tokenizer, config, adapter = load_tokenizer(location), load_config(location), _adapter(directory)
     spec = finished_spec(config, adapter, chat=bool(tokenizer.chat_template))
@@ -56,7 +56,7 @@ def load_finished(directory: pathlib.Path, base: str | None = None, trust_remote
     if adapter is None:
         task.model = load_model(task, location, spec)
     else:
-        # The base model's head is fresh: the adapter brings its own. It was trained on one commit, and is added to no other.
+        # The base model's head is new, and the adapter contains its own. It is only added to the commit that it was trained on.
         revision = None if base else adapter.get("revision")
         model = load_model(task, ModelLocation(_base(adapter, base), revision, "--base", trust_remote_code), spec)
         task.model = attach(model, str(directory))
@@ -65,25 +65,22 @@ def load_finished(directory: pathlib.Path, base: str | None = None, trust_remote
     return task
 
 
-def merge_finished(config: RunConfig, output: Output) -> None:
-    """Put the whole model in the place of the adapters that a training left alone, as nobody asked for more then.
-
-    Raises FineTuneError.
-    """
+def merge_finished(config: RunConfig, output: OutputDirectory) -> None:
+    """Replace the adapters in the output by the merged model, if the training did not merge them. Raise FineTuneError."""
     source = config.spec.model
     base = str(find_model(source.claim, config.claims)) if source.claim else None
     task = load_finished(output.model, base, source.trust_remote_code)
     written = output.directory / ".model"
     shutil.rmtree(written, ignore_errors=True)
-    save_model(merged(task.model), task.tokenizer, written)
+    save_model(merge_adapters(task.model), task.tokenizer, written)
     report = output.finished_report()
-    assert report is not None, "it is not finished"
+    assert report is not None, "the training is not finished"
     write_model_card(written, config, report, json.loads(output.evaluation.read_text()))
     output.commit_model(written)
 
 
 def finished_spec(config: Any, adapter: Mapping[str, Any] | None, chat: bool) -> FineTuneJobSpec:
-    """A spec that says no more than the task. config: of the model. adapter: its adapter_config.json."""
+    """Return a spec with only the task. config: configuration of the model. adapter: content of adapter_config.json."""
     architecture = str((getattr(config, "architectures", None) or [""])[0])
     task = _TASKS_OF_ADAPTERS.get((adapter or {}).get("task_type") or "") or next(
         (task for ending, task in _TASKS.items() if architecture.endswith(ending)), None
@@ -99,13 +96,13 @@ def finished_spec(config: Any, adapter: Mapping[str, Any] | None, chat: bool) ->
             "task": "sft" if chat and task == "causal-lm" else task,
             "model": {"claim": {"claimName": "model"}},
             "datasets": [{"claim": {"claimName": "data"}}],
-            "training": {"maxTokens": _LONGEST},
+            "training": {"maxTokens": _MAX_TOKENS},
         }
     )
 
 
 def finished_info(task: TaskName, config: Any, chat: bool) -> DataInfo:
-    """What the training data said, as far as the model remembers it."""
+    """Return the facts about the training data that the model's configuration contains."""
     if task == "sft":
         return DataInfo(format="messages" if chat else "text")
     if task not in ("text-classification", "token-classification"):

@@ -11,21 +11,21 @@ import click
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import Message, Sample
 from finetune_api.status import SampleAnswer
-from finetune_trainer.runtime.sentences import DEBUG, DIRECTORY, model_directory, one_sentence
+from finetune_trainer.runtime.command_line import DEBUG, DIRECTORY, find_model_directory, short_errors
 
 if TYPE_CHECKING:
     from finetune_trainer.tasks.base import Task
 
-BASE = click.option("--base", metavar="DIR|OWNER/NAME", help="Model that the adapter in DIR belongs to, where it does not say.")
-TRUST = click.option("--trust-remote-code", is_flag=True, help="Run Python code that the model carries.")
+BASE = click.option("--base", metavar="DIR|OWNER/NAME", help="Base model of the adapter in DIR, if the adapter does not name it.")
+TRUST = click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model.")
 _STANDARD_INPUT = "-"
-_LONGEST_TEXT = 4096
+_MAX_TEXT_LENGTH = 4096
 
 
 @click.command(epilog="Example:  finetune predict runs/news 'The striker scored twice.' 'Shares fell.'")
 @DIRECTORY
 @click.argument("texts", metavar="TEXT...", nargs=-1, required=True)
-@click.option("--pair", "pairs", metavar="TEXT", multiple=True, help="Second text, for models of pairs; one for each TEXT.")
+@click.option("--pair", "pairs", metavar="TEXT", multiple=True, help="Second text, for models of text pairs; one for each TEXT.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for each text.")
 @BASE
 @TRUST
@@ -39,19 +39,19 @@ def predict(
     trust_remote_code: bool,
     debug: bool,
 ) -> None:
-    """Say what the finished model in DIR makes of each TEXT: its class, the words behind [MASK], what is named in it, an answer.
+    """Print the prediction of the finished model in DIR for each TEXT: class, words for [MASK], named entities, or answer.
 
-    DIR is an output directory or a model's own. A TEXT of - stands for the lines of standard input.
+    DIR is an output directory or the directory of a model. A TEXT of - stands for the lines of standard input.
     """
-    with one_sentence(debug):
-        model = model_directory(directory)
-        asked = _samples(texts, pairs)
-        # Imported late: torch takes seconds, which --help and a slip need not wait for.
+    with short_errors(debug):
+        model = find_model_directory(directory)
+        samples = _samples(texts, pairs)
+        # Imported late: torch takes seconds, and --help and wrong arguments must not wait for it.
         from finetune_trainer.commands.finished import load_finished
 
         task = load_finished(model, base, trust_remote_code)
-        for sample in asked:
-            [answer] = task.answer([_as_asked(sample, task)])
+        for sample in samples:
+            [answer] = task.answer([_for_task(sample, task)])
             click.echo(json.dumps(answer.to_wire(), ensure_ascii=False) if as_json else describe(answer))
 
 
@@ -64,15 +64,15 @@ def _samples(texts: Sequence[str], pairs: Sequence[str]) -> list[Sample]:
             Reason.CONFIGURATION_ERROR, f"--pair: {len(pairs)} for {len(read)} texts; write one --pair for each TEXT"
         )
     for text in (*read, *pairs):
-        if not 0 < len(text) <= _LONGEST_TEXT:
+        if not 0 < len(text) <= _MAX_TEXT_LENGTH:
             raise FineTuneError(
-                Reason.CONFIGURATION_ERROR, f"TEXT: {text[:40]!r} has {len(text)} letters; write 1 to {_LONGEST_TEXT}"
+                Reason.CONFIGURATION_ERROR, f"TEXT: {text[:40]!r} has {len(text)} characters; write 1 to {_MAX_TEXT_LENGTH}"
             )
     return [Sample(text=text, text_pair=pairs[number] if pairs else None) for number, text in enumerate(read)]
 
 
-def _as_asked(sample: Sample, task: "Task") -> Sample:
-    """To a model that learned to chat, a text is what a user says."""
+def _for_task(sample: Sample, task: "Task") -> Sample:
+    """Return the sample in the form that the task needs. For sft, a text becomes a message of the user."""
     if sample.text_pair is not None and task.spec.task != "text-classification":
         raise FineTuneError(Reason.CONFIGURATION_ERROR, f"--pair: {task.spec.task} knows no pairs of texts; leave it out")
     if task.spec.task != "sft":
@@ -81,7 +81,7 @@ def _as_asked(sample: Sample, task: "Task") -> Sample:
 
 
 def describe(answer: SampleAnswer) -> str:
-    """An answer on one line; what the model goes on with may have several."""
+    """Return an answer as one line. Generated text may have several lines."""
     if answer.guesses is not None:
         return "  ".join(f"{guess.token} {guess.score:.4f}" for guess in answer.guesses)
     if answer.entities is not None:

@@ -1,4 +1,4 @@
-"""`finetune preview`: some rows as the model will see them, before anything is trained."""
+"""`finetune preview`: shows some rows as the model will see them, before the training."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.wire import RunConfig
 from finetune_trainer.commands.arguments import find_model, missing_claims, parse_claims
-from finetune_trainer.runtime.sentences import DEBUG, one_sentence
+from finetune_trainer.runtime.command_line import DEBUG, short_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from finetune_trainer.tasks.base import Row, Task
 
 _TOKENS_SHOWN = 400
-# Around tokens that are learned, where there are no colours.
+# Marks around tokens that are learned, if the output has no colours.
 _OPEN, _CLOSE = "⟦", "⟧"
 
 
@@ -35,15 +35,16 @@ _OPEN, _CLOSE = "⟦", "⟧"
 @click.option("--model-dir", metavar="DIR", help="Directory with config.json and tokenizer, in place of the file's model.")
 @DEBUG
 def preview(file: pathlib.Path, claims: tuple[str, ...], rows: int, model_dir: str | None, debug: bool) -> None:
-    """Show some rows of FILE (- for standard input) as the model will see them: tokens, labels, and what is learned of them.
+    """Show some rows of the job in FILE (- for standard input) as the model will see them: tokens, labels, learned tokens.
 
-    Also what was read and left out, how long the rows are, and how many are cut. Needs the tokenizer, not the weights.
+    Also shows how many rows were read and left out, how long they are, and how many are cut. Needs the tokenizer, not the
+    weights.
     """
-    with one_sentence(debug):
+    with short_errors(debug):
         job = read_job(file)
         given = parse_claims(claims)
         if job.spec.hub.endpoint:
-            os.environ[names.ENV_HUB_ENDPOINT] = job.spec.hub.endpoint  # before the Hub's client is imported: it reads it once
+            os.environ[names.ENV_HUB_ENDPOINT] = job.spec.hub.endpoint  # the Hub's client reads it once, when it is imported
         _preview(job.metadata.name, job.spec, given, rows, model_dir)
 
 
@@ -73,15 +74,15 @@ def _preview(name: str, spec: FineTuneJobSpec, claims: dict[str, str], rows: int
 
 
 def _locate(spec: FineTuneJobSpec, claims: dict[str, str], model_dir: str | None) -> "tuple[ModelLocation, list[str]]":
-    """Where the tokenizer lies, and the commit of each data set."""
-    from finetune_trainer.hub import client as hub
+    """Return the location of the tokenizer, and the commit of each data set."""
+    from finetune_trainer.hub.client import resolve_revisions
     from finetune_trainer.models.load import ModelLocation
 
     source = spec.model
     model_revision: str | None = None
     revisions = [""] * len(spec.datasets)
     if any(dataset.hub for dataset in spec.datasets) or (source.hub and not model_dir):
-        resolved = hub.resolve(spec.model_copy(update={"publish": None}), None)
+        resolved = resolve_revisions(spec.model_copy(update={"publish": None}), None)
         model_revision, revisions = resolved.model_revision, list(resolved.dataset_revisions or revisions)
     if model_dir:
         return ModelLocation(model_dir, None, "--model-dir", source.trust_remote_code), revisions
@@ -95,17 +96,17 @@ def _locate(spec: FineTuneJobSpec, claims: dict[str, str], model_dir: str | None
 
 
 def _show_row(console: "Console", task: "Task", index: int, row: "Row") -> None:
-    """The row as it is in the first epoch: its figures, and its tokens with those marked that are learned."""
+    """Print a row as it is in the first epoch: its length, its tokens with the learned ones marked, and its label."""
     import numpy as np
     from rich.text import Text
 
     length = row.pop("length")
-    cut = ", cut" if task.is_cut(row) else ""
-    row = task.vary(row, np.random.default_rng([task.spec.training.seed, 0, index]))
+    cut = ", cut" if task.is_truncated(row) else ""
+    row = task.augment(row, np.random.default_rng([task.spec.training.seed, 0, index]))
     console.print(Text(f"Row {index + 1}: {length:,} tokens{cut}", style="bold"))
     for name, ids in row.items():
         if name in ("input_ids", "chosen_ids", "rejected_ids"):
-            learned = _learned(task, row, ids)
+            learned = _loss_mask(task, row, ids)
             title = "" if name == "input_ids" else f"{name.removesuffix('_ids')}: "
             text = Text(title).append_text(_marked(task.tokenizer, list(ids), learned, console.is_terminal))
             console.print(text, soft_wrap=not console.is_terminal)
@@ -114,14 +115,14 @@ def _show_row(console: "Console", task: "Task", index: int, row: "Row") -> None:
     console.print()
 
 
-def _learned(task: "Task", row: "Row", ids: Sequence[int]) -> list[bool]:
-    """Which tokens have a share in the loss themselves."""
-    from finetune_trainer.tasks.base import IGNORED
+def _loss_mask(task: "Task", row: "Row", ids: Sequence[int]) -> list[bool]:
+    """Return which tokens have their own term in the loss."""
+    from finetune_trainer.tasks.base import IGNORE_INDEX
 
     labels = row.get("labels")
-    if labels is not None and task.info.problem is None:  # else they are of the row
-        return [label != IGNORED for label in labels]
-    start = row.get("answer_start", len(ids))  # of a pair of answers
+    if labels is not None and task.info.problem is None:  # otherwise labels are per row
+        return [label != IGNORE_INDEX for label in labels]
+    start = row.get("answer_start", len(ids))  # in dpo, the answers are learned
     return [position >= start for position in range(len(ids))]
 
 
@@ -138,7 +139,7 @@ def _marked(tokenizer: Any, ids: list[int], learned: list[bool], colours: bool) 
 
 
 def _runs(ids: Sequence[int], learned: Sequence[bool]) -> Iterator[tuple[list[int], bool]]:
-    """Neighbours that are learned, or are not, together."""
+    """Group consecutive tokens that are all learned, or all not learned."""
     run: list[int] = []
     for position, token in enumerate(ids):
         if run and learned[position] != learned[position - 1]:
@@ -150,8 +151,8 @@ def _runs(ids: Sequence[int], learned: Sequence[bool]) -> Iterator[tuple[list[in
 
 
 def _label(task: "Task", row: "Row") -> str | None:
-    """Class or classes or number of the row, or the tags of its words; None for tasks without."""
-    from finetune_trainer.tasks.base import IGNORED
+    """Return the class, classes or number of the row, or the tags of its words; None for tasks without labels."""
+    from finetune_trainer.tasks.base import IGNORE_INDEX
 
     labels: Any = row.get("labels")
     info = task.info
@@ -164,4 +165,4 @@ def _label(task: "Task", row: "Row") -> str | None:
     if info.problem == "MultiLabel":
         return ", ".join(name for name, is_set in zip(info.classes, labels, strict=True) if is_set) or "none"
     tokens = task.tokenizer.convert_ids_to_tokens(list(row["input_ids"]))
-    return " ".join(f"{token}/{info.classes[tag]}" for token, tag in zip(tokens, labels, strict=True) if tag != IGNORED)
+    return " ".join(f"{token}/{info.classes[tag]}" for token, tag in zip(tokens, labels, strict=True) if tag != IGNORE_INDEX)

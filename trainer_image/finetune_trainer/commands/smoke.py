@@ -1,7 +1,7 @@
-"""A model and a data set to try a cluster out with: ``python -m finetune_trainer.commands.smoke DIRECTORY``.
+"""Writes a model and a data set to test a cluster with: ``python -m finetune_trainer.commands.smoke DIRECTORY``.
 
-Writes ``model/`` (a random BERT of a few thousand weights, and a tokenizer that knows the words below) and ``data/`` (64
-labelled rows to train on, 16 to evaluate). Needs no Hub. `helm test` runs it in a pod before it creates its FineTuneJob.
+``model/`` is a random BERT with a few thousand weights, and a tokenizer that knows the words below. ``data/`` has 64 labelled
+training rows and 16 evaluation rows. This needs no Hub. `helm test` runs it in a pod before it creates its FineTuneJob.
 """
 
 import csv
@@ -23,7 +23,7 @@ _MAX_TOKENS = 32
 
 
 def write(directory: pathlib.Path) -> None:
-    """Write model and data below a directory; what is there already is written over."""
+    """Write model and data below a directory. Overwrite existing files."""
     directory.mkdir(parents=True, exist_ok=True)
     _write_model(directory / "model")
     rows = random.Random(0)
@@ -60,7 +60,7 @@ def _write_model(directory: pathlib.Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write to the directory that is the only argument; the exit code."""
+    """Write to the directory that is the only argument. Return the exit code."""
     options = sys.argv[1:] if arguments is None else arguments
     if len(options) != 1:
         print("usage: python -m finetune_trainer.commands.smoke DIRECTORY", file=sys.stderr)  # noqa: T201

@@ -1,1 +1,1 @@
-"""Data: from what the spec names to rows with text, label, and to tokens."""
+"""Data: from the data sets that the spec names, to normalised rows, to tokens and batches."""

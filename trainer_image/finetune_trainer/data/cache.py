@@ -1,7 +1,7 @@
-"""Tokenised data on disk, one directory per content, which jobs, restarts and ranks share.
+"""Tokenised data on disk: one directory per content, which jobs, restarts and ranks share.
 
-An entry appears under its name when it is whole, by a rename; nothing else is ever read. So no lock is needed for it to be
-right: the turn that jobs take only saves work, and is waited for no longer than the work would take.
+An entry gets its name by a rename when it is complete, and nothing else is ever read. So correctness needs no lock. The entry
+lock only prevents jobs from doing the same work, and a job waits for it no longer than the work would take.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ log = logging.getLogger(__name__)
 MANIFEST = "entry.json"
 _DIRECTORY = "tokenised"
 _UNFINISHED = ".unfinished-"
-_ABANDONED_SECONDS = 86_400  # no entry takes a day to write
-_STALE_SECONDS = 30.0  # a turn whose owner has shown no progress for so long is over
+_MAX_UNFINISHED_AGE_SECONDS = 86_400  # no entry takes a day to write
+_STALE_LOCK_SECONDS = 30.0  # a lock expires if its owner has not touched it for this time
 _POLL_SECONDS = 0.5
 
-# Writes the files of an entry into the directory and returns what to keep beside them.
+# Writes the files of an entry into the directory and returns metadata for the manifest.
 Fill = Callable[[pathlib.Path], Mapping[str, Any]]
 
 
-def places(output: str, nodes: int) -> list[pathlib.Path]:
-    """Where entries may be, the best first: the cache of many jobs, the job's own output, and with one node its own disk."""
+def cache_roots(output: str, nodes: int) -> list[pathlib.Path]:
+    """Return the directories for entries, the best first: the shared cache, the job's output, and with one node its own disk."""
     shared = os.environ.get(names.ENV_CACHE_DIR)
     found = [pathlib.Path(shared) / _DIRECTORY] if shared else []
     found.append(pathlib.Path(output) / _DIRECTORY)
@@ -42,17 +42,17 @@ def places(output: str, nodes: int) -> list[pathlib.Path]:
 
 
 def read(entry: pathlib.Path) -> Mapping[str, Any] | None:
-    """What was kept beside the files of an entry; None if there is no such entry or a file of it is not as it was written."""
+    """Return the metadata of an entry; None if there is no such entry, or if the size of a file is wrong."""
     try:
         manifest = json.loads((entry / MANIFEST).read_bytes())
-        whole = all((entry / name).stat().st_size == size for name, size in manifest["sizes"].items())
-        return manifest["kept"] if whole else None
+        complete = all((entry / name).stat().st_size == size for name, size in manifest["sizes"].items())
+        return manifest["kept"] if complete else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def find(roots: Sequence[pathlib.Path], key: str) -> tuple[pathlib.Path, Mapping[str, Any]] | None:
-    """The first whole entry of that name, and what was kept beside its files."""
+    """Return the first complete entry with that name, and its metadata."""
     for root in roots:
         kept = read(root / key)
         if kept is not None:
@@ -61,12 +61,12 @@ def find(roots: Sequence[pathlib.Path], key: str) -> tuple[pathlib.Path, Mapping
 
 
 def write(roots: Sequence[pathlib.Path], key: str, fill: Fill) -> pathlib.Path:
-    """A new entry in the first place that takes it: a full or read-only one costs time only. Raises the last one's OSError."""
+    """Write an entry to the first directory that accepts it; a full or read-only one only costs time. Raise the last OSError."""
     for root in roots[:-1]:
         try:
             return _write(root, key, fill)
         except OSError as error:
-            log.warning("%s can't keep the tokenised data (%s); trying the next place", root, error.strerror or error)
+            log.warning("%s can't store the tokenised data (%s); trying the next directory", root, error.strerror or error)
     return _write(roots[-1], key, fill)
 
 
@@ -86,7 +86,7 @@ def _write(root: pathlib.Path, key: str, fill: Fill) -> pathlib.Path:
 
 
 def _commit(unfinished: pathlib.Path, entry: pathlib.Path) -> pathlib.Path:
-    """Give it its name, unless another job was faster; what is there and not whole makes way."""
+    """Rename the entry to its name, unless another job was faster. Replace an incomplete entry with that name."""
     try:
         unfinished.rename(entry)
     except OSError:
@@ -99,46 +99,51 @@ def _commit(unfinished: pathlib.Path, entry: pathlib.Path) -> pathlib.Path:
     return entry
 
 
-def tidy(output: str, roots: Sequence[pathlib.Path], kept: pathlib.Path) -> None:
-    """Remove what the job's own output holds of earlier data, and what was begun long ago and never finished anywhere."""
+def clean_up(output: str, roots: Sequence[pathlib.Path], kept: pathlib.Path) -> None:
+    """Remove other entries from the job's own output, and old unfinished entries from all directories."""
     own = pathlib.Path(output) / _DIRECTORY
     for root in roots:
         with contextlib.suppress(OSError):
             for entry in root.iterdir():
-                abandoned = entry.name.startswith(_UNFINISHED) and time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS
+                abandoned = (
+                    entry.name.startswith(_UNFINISHED) and time.time() - entry.stat().st_mtime > _MAX_UNFINISHED_AGE_SECONDS
+                )
                 if abandoned or (root == own and entry != kept):
                     shutil.rmtree(entry, ignore_errors=True)
 
 
-class Turn:
-    """Whose turn it is to make an entry: a file that its owner touches while it gets on. Works on NFS: O_EXCL, and mtimes of
-    the server alone are compared. Never an error: where it can't be had, the work is done anyway."""
+class EntryLock:
+    """Lock for making an entry: a file that its owner touches while it makes progress.
+
+    It works on NFS: it uses O_EXCL, and compares only mtimes that the server sets. It never raises an error: a job that can't
+    get the lock does the work anyway.
+    """
 
     def __init__(self, root: pathlib.Path, key: str) -> None:
         self._file = root / f"{key}.turn"
         self._owned = False
 
-    def wait(self, done: Callable[[], bool], seconds: float) -> None:
-        """Return when the turn is ours, when another has made the entry, or when waiting no longer pays."""
+    def acquire(self, done: Callable[[], bool], seconds: float) -> None:
+        """Return when this job owns the lock, when ``done`` is true, when ``seconds`` have passed, or when the lock is stale."""
         deadline = time.monotonic() + seconds
-        while not self._take() and not done() and time.monotonic() < deadline and not self._stale():
+        while not self._try_acquire() and not done() and time.monotonic() < deadline and not self._is_stale():
             heartbeat.beat("waiting for another job to tokenise the same data")
             time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
 
     def touch(self) -> None:
-        """Show that the work gets on."""
+        """Show that the work makes progress."""
         heartbeat.beat("tokenising the data")
         if self._owned:
             with contextlib.suppress(OSError):
                 os.utime(self._file)
 
-    def end(self) -> None:
-        """Let others have it."""
+    def release(self) -> None:
+        """Remove the lock if this job owns it."""
         if self._owned:
             self._file.unlink(missing_ok=True)
             self._owned = False
 
-    def _take(self) -> bool:
+    def _try_acquire(self) -> bool:
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(self._file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
@@ -146,11 +151,11 @@ class Turn:
         except FileExistsError:
             return False
         except OSError:
-            return True  # a place that takes no file has no turns
+            return True  # a directory that accepts no files can't have locks
         return True
 
-    def _stale(self) -> bool:
-        """Whether its owner is gone or stuck, by the file server's clock."""
+    def _is_stale(self) -> bool:
+        """Return whether the owner is gone or stuck, according to the file server's clock; if so, remove the lock."""
         probe = self._file.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}")
         try:
             probe.touch()
@@ -162,18 +167,18 @@ class Turn:
         finally:
             with contextlib.suppress(OSError):
                 probe.unlink()
-        if age > _STALE_SECONDS:
+        if age > _STALE_LOCK_SECONDS:
             self._file.unlink(missing_ok=True)
-        return age > _STALE_SECONDS
+        return age > _STALE_LOCK_SECONDS
 
 
 @contextlib.contextmanager
-def turn(root: pathlib.Path, key: str, done: Callable[[], bool], seconds: float) -> Iterator[Turn]:
-    """Take turns with other jobs; waits at most ``seconds``, and not at all for one that makes no progress."""
-    mine = Turn(root, key)
-    mine.wait(done, seconds)
+def entry_lock(root: pathlib.Path, key: str, done: Callable[[], bool], seconds: float) -> Iterator[EntryLock]:
+    """Hold the lock of an entry. Wait for another job at most ``seconds``, and not if that job makes no progress."""
+    lock = EntryLock(root, key)
+    lock.acquire(done, seconds)
     try:
-        yield mine
+        yield lock
     finally:
         with contextlib.suppress(OSError):
-            mine.end()
+            lock.release()

@@ -1,4 +1,4 @@
-"""Classes and tags of the data: their names, their order, and labels that are none of them."""
+"""Classes and tags of the data: their names, their order, and labels that are not among them."""
 
 import collections
 import re
@@ -10,28 +10,28 @@ import pyarrow.compute as pc
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_trainer.data.columns import Kind
 
-# Our column that holds the labels, for kinds of rows that have classes.
-COLUMNS: dict[Kind, str] = {"single": "label", "multi": "labels", "words": "tags"}
+# Normalised column with the labels, for kinds of rows that have classes.
+LABEL_COLUMNS: dict[Kind, str] = {"single": "label", "multi": "labels", "words": "tags"}
 _SHOWN = 5
 
 
 def count_labels(table: pa.Table, column: str) -> collections.Counter[str]:
-    """How often each label occurs; of lists each entry counts."""
+    """Count how often each label occurs. In lists, each entry counts."""
     values = table[column]
     if pa.types.is_large_list(values.type):
         values = pc.list_flatten(values)
     return collections.Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(values).to_pylist()})
 
 
-def settle_classes(given: Sequence[str] | None, declared: Sequence[Sequence[str] | None], found: Iterable[str]) -> list[str]:
-    """Names of the classes in their order. Raises FineTuneError for fewer than two.
+def resolve_classes(given: Sequence[str] | None, declared: Sequence[Sequence[str] | None], found: Iterable[str]) -> list[str]:
+    """Return the names of the classes in their order. Raise FineTuneError for fewer than two.
 
-    given: by the spec. declared: by each data set. found: in all rows that could be trained on.
+    given: names in the spec. declared: names that each data set declares. found: labels in all possible training rows.
     """
     names = list(given) if given else order_classes(set(found), declared)
     if len(names) < 2:
         what = f"have the one class {names[0]!r}" if names else "have no class"
-        raise FineTuneError(Reason.DATA_ERROR, f"spec.datasets: all rows {what}; a classifier needs two at least")
+        raise FineTuneError(Reason.DATA_ERROR, f"spec.datasets: all rows {what}; a classifier needs at least two")
     if repeated := [name for name, count in collections.Counter(names).items() if count > 1]:
         raise FineTuneError(
             Reason.CONFIGURATION_ERROR, f"spec.classification.labels: {repeated[0]!r} is there twice; write it once"
@@ -40,7 +40,7 @@ def settle_classes(given: Sequence[str] | None, declared: Sequence[Sequence[str]
 
 
 def order_classes(found: set[str], declared: Sequence[Sequence[str] | None]) -> list[str]:
-    """As declared where all data sets declare the same, else numbers by value and names by alphabet."""
+    """Use the declared order if all data sets declare the same. Else sort numbers by value, and then names alphabetically."""
     first = declared[0]
     if first is not None and all(names == first for names in declared) and found <= set(first):
         return list(first)
@@ -48,7 +48,7 @@ def order_classes(found: set[str], declared: Sequence[Sequence[str] | None]) -> 
 
 
 def name_numbers(table: pa.Table, column: str, classes: Sequence[str]) -> pa.Table:
-    """Labels that are numbers get the name at that place, where ``classes`` are names: 0 and 1 of [negative, positive]."""
+    """Replace label numbers by the names of ``classes`` at these positions: 0 → negative, 1 → positive."""
     names = names_of_numbers(count_labels(table, column), classes)
     if not names:
         return table
@@ -61,14 +61,14 @@ def name_numbers(table: pa.Table, column: str, classes: Sequence[str]) -> pa.Tab
 
 
 def names_of_numbers(found: Iterable[str], classes: Sequence[str]) -> Mapping[str, str]:
-    """The name for each number, where the labels that are found are numbers; empty where they are names."""
+    """Return the class name for each label number; empty if the labels are names."""
     unknown = set(found) - set(classes)
     names = {str(number): name for number, name in enumerate(classes)}
     return names if unknown and unknown <= names.keys() else {}
 
 
-def refuse_unknown(counts: Mapping[str, int], classes: Sequence[str], which: str, given: bool) -> None:
-    """Raise FineTuneError where there are labels that are no classes. which: of the two sets. given: classes by the spec."""
+def refuse_unknown_labels(counts: Mapping[str, int], classes: Sequence[str], which: str, given: bool) -> None:
+    """Raise FineTuneError for labels that are not classes. which: training or evaluation. given: the spec lists the classes."""
     unknown = sorted(set(counts) - set(classes))
     if not unknown:
         return

@@ -1,7 +1,7 @@
-"""Columns as the tasks want them: which column of the data is which of ours, and what kind of rows they make.
+"""Maps the columns of the data to the normalised columns of the tasks, and decides which kind of rows they form.
 
-Fields of ``columns`` that a spec leaves out stand for the usual names; what the labels are, and which of its three formats sft
-has, is seen in the first rows.
+A field of ``columns`` that the spec leaves out has its usual column name. The first rows show which kind of labels there are,
+and which of the three formats an sft data set has.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ from finetune_trainer.data.cells import is_list
 from finetune_trainer.data.readers import Chunk
 
 Format = Literal["text", "prompt", "messages"]
-# What a row is made of, by kind.
+# Kinds of rows; _COLUMNS lists the normalised columns of each.
 Kind = Literal["single", "multi", "regression", "words", "text", "prompt", "messages", "preference"]
-_PARTS: dict[Kind, tuple[str, ...]] = {
+_COLUMNS: dict[Kind, tuple[str, ...]] = {
     "single": ("text", "label"),
     "multi": ("text", "labels"),
     "regression": ("text", "label"),
@@ -29,14 +29,15 @@ _PARTS: dict[Kind, tuple[str, ...]] = {
     "preference": ("prompt", "chosen", "rejected"),
 }
 _PROBLEMS: dict[ProblemType, Kind] = {"SingleLabel": "single", "MultiLabel": "multi", "Regression": "regression"}
-_FORMATS: tuple[Format, ...] = ("messages", "prompt", "text")  # the first that the data has
+_FORMATS: tuple[Format, ...] = ("messages", "prompt", "text")  # in order of preference
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """Rows of one data set. columns: our name → the data's. field: of the data set, to name in an error.
+class ColumnMapping:
+    """Columns of one data set.
 
-    optional: ours that the data may lack.
+    columns: normalised name → name in the data. field: spec field of the data set, for errors. optional: normalised names of
+    columns that the data may lack.
     """
 
     kind: Kind
@@ -45,32 +46,32 @@ class Wanted:
     optional: frozenset[str] = frozenset()
 
     def select(self, chunk: Chunk) -> dict[str, Sequence[Any]]:
-        """The chunk's columns by our names; raises FineTuneError for one that is not there."""
+        """Return the chunk's columns by normalised name. Raise FineTuneError for a missing column."""
         found = {}
-        for ours, source in self.columns.items():
+        for name, source in self.columns.items():
             if source in chunk.columns:
-                found[ours] = chunk.columns[source]
-            elif ours not in self.optional:
+                found[name] = chunk.columns[source]
+            elif name not in self.optional:
                 raise FineTuneError(
                     Reason.CONFIGURATION_ERROR,
-                    f"{self.field}.columns.{to_camel(ours)}: the data has no column {source!r}; write one of: "
-                    f"{', '.join(chunk.columns)} ({chunk.place(0)})",
+                    f"{self.field}.columns.{to_camel(name)}: the data has no column {source!r}; write one of: "
+                    f"{', '.join(chunk.columns)} ({chunk.location(0)})",
                 )
         return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What all data sets of a job have in common, and the columns of each."""
+    """Properties that all data sets of a job share, and the columns of each data set."""
 
     kind: Kind
     problem: ProblemType | None
     format: Format | None
-    wanted: Sequence[Wanted]
+    mappings: Sequence[ColumnMapping]
 
 
 def choose_layout(spec: FineTuneJobSpec, heads: Sequence[Chunk]) -> Layout:
-    """heads: the first rows of each data set. Raises FineTuneError where data sets do not go together."""
+    """Choose kind, problem, format and columns. heads: first rows of each data set. Raise FineTuneError if they do not match."""
     problem: ProblemType | None = None
     format_name: Format | None = None
     kind: Kind
@@ -84,22 +85,24 @@ def choose_layout(spec: FineTuneJobSpec, heads: Sequence[Chunk]) -> Layout:
         kind = format_name
     else:
         kind = "preference" if spec.task == "dpo" else "text"
-    wanted = [_wanted(kind, dataset.columns, f"spec.datasets[{i}]", heads[i]) for i, dataset in enumerate(spec.datasets)]
-    return Layout(kind, problem, format_name, wanted)
+    mappings = [
+        _column_mapping(kind, dataset.columns, f"spec.datasets[{i}]", heads[i]) for i, dataset in enumerate(spec.datasets)
+    ]
+    return Layout(kind, problem, format_name, mappings)
 
 
-def _wanted(kind: Kind, columns: Columns, field: str, head: Chunk) -> Wanted:
-    names = {part: getattr(columns, part) or part for part in _PARTS[kind]}
+def _column_mapping(kind: Kind, columns: Columns, field: str, head: Chunk) -> ColumnMapping:
+    names = {part: getattr(columns, part) or part for part in _COLUMNS[kind]}
     if kind == "multi" and columns.labels is None and (columns.label is not None or "labels" not in head.columns):
         names["labels"] = columns.label or "label"
     if kind in ("single", "multi", "regression") and columns.text_pair is not None:
         names["text_pair"] = columns.text_pair
     without_prompt = kind == "preference" and columns.prompt is None
-    return Wanted(kind, names, field, frozenset({"prompt"}) if without_prompt else frozenset())
+    return ColumnMapping(kind, names, field, frozenset({"prompt"}) if without_prompt else frozenset())
 
 
 def _problem(spec: FineTuneJobSpec, heads: Sequence[Chunk]) -> ProblemType:
-    """As the spec says, else as the labels look: lists of classes, numbers with decimals, or one class each."""
+    """Return the spec's problem type, else infer it from the labels: lists, numbers with decimals, or single classes."""
     asked = spec.classification.problem_type if spec.classification else None
     if asked is not None:
         return asked
@@ -118,7 +121,7 @@ def _problem(spec: FineTuneJobSpec, heads: Sequence[Chunk]) -> ProblemType:
 
 
 def _are_ratings(labels: Iterable[Any]) -> bool:
-    """Whether all labels that are there are numbers, and one of them has decimals."""
+    """Return whether all labels that are present are numbers, and at least one has decimals."""
     fractional = False
     for label in labels:
         if label is None or label == "":
@@ -132,7 +135,7 @@ def _are_ratings(labels: Iterable[Any]) -> bool:
 
 
 def _format(spec: FineTuneJobSpec, heads: Sequence[Chunk]) -> Format:
-    """Of sft: the one whose columns the spec names, else the first that the data has."""
+    """Return the format of sft rows: the one whose columns the spec names, else the first whose columns the data has."""
     found = [_format_of(dataset.columns, head) for dataset, head in zip(spec.datasets, heads, strict=True)]
     for index, name in enumerate(found):
         if name != found[0]:
@@ -145,7 +148,7 @@ def _format(spec: FineTuneJobSpec, heads: Sequence[Chunk]) -> Format:
 
 def _format_of(columns: Columns, head: Chunk) -> Format:
     for name in _FORMATS:
-        if any(getattr(columns, part) is not None for part in _PARTS[name]):
+        if any(getattr(columns, part) is not None for part in _COLUMNS[name]):
             return name
-    present = (name for name in _FORMATS if all(part in head.columns for part in _PARTS[name]))
+    present = (name for name in _FORMATS if all(part in head.columns for part in _COLUMNS[name]))
     return next(present, "text")

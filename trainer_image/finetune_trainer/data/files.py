@@ -1,4 +1,4 @@
-"""Which files a claim's path stands for, in which format and split, and their bytes as text."""
+"""Finds the files of a claim's path, their format and their splits, and reads them as text."""
 
 import codecs
 import collections
@@ -22,7 +22,7 @@ _ENDINGS = {
     ".txt": "text", ".conll": "text", ".iob": "text", ".iob2": "text", ".bio": "text",
 }  # fmt: skip
 _COMPRESSED = (".gz", ".zst")
-# Names of files and folders that say which split they hold, as on the Hub.
+# Words in file and folder names that indicate a split, as on the Hub.
 _SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
            "dev": "validation", "test": "test", "testing": "test"}  # fmt: skip
 _SPLIT_WORD = re.compile(rf"(?<![a-z0-9])({'|'.join(_SPLITS)})(?![a-z])", re.IGNORECASE)
@@ -31,7 +31,7 @@ _CHECKED_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class SourceFile:
-    """A file of a claim. name: for messages, as below the claim's root. field: of the spec, to name in an error."""
+    """A file of a claim. name: path below the claim's directory, for messages. field: field of the spec, for errors."""
 
     path: pathlib.Path
     name: str
@@ -39,13 +39,13 @@ class SourceFile:
 
     @property
     def ending(self) -> str:
-        """Without what says that it is compressed; in lower case."""
+        """File extension in lower case, without the extension of a compressed file."""
         suffixes = [suffix.lower() for suffix in self.path.suffixes]
         return next((suffix for suffix in reversed(suffixes) if suffix not in _COMPRESSED), "")
 
     @contextlib.contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """Its bytes, unpacked. A broken or forbidden file is the user's to mend; other errors (a lost volume) are not."""
+        """Open the file, decompressed. Refuse a broken or unreadable file; raise other errors (a lost volume) as they are."""
         try:
             with self._unpacked() as stream:
                 yield stream
@@ -65,20 +65,20 @@ class SourceFile:
 
     @contextlib.contextmanager
     def text(self, notes: collections.Counter[str], newline: str | None = None) -> Iterator[TextIO]:
-        """Its lines. What is not UTF-8 is noted and read as Latin-1, in which every byte has a meaning: nothing is lost."""
+        """Open the file as text. A file that is not UTF-8 is read as Latin-1, which decodes every byte, and counted in notes."""
         with self.open() as stream:
             encoding = _encoding(iter(lambda: stream.read(_CHECKED_BYTES), b""), notes)
         with self.open() as stream, io.TextIOWrapper(stream, encoding=encoding, newline=newline) as text:
             yield text
 
     def content(self, notes: collections.Counter[str]) -> str:
-        """All of it: for files that are small, and many."""
+        """Return the whole text. For many small files."""
         with self.open() as stream:
             data = stream.read()
         return data.decode(_encoding(iter([data]), notes))
 
     def refuse(self, what: str, line: int | None = None) -> NoReturn:
-        """Raise FineTuneError about this file. what: what is wrong, and what to do."""
+        """Raise FineTuneError about this file. what: the problem, and what to do."""
         place = f", line {line}" if line is not None else ""
         raise FineTuneError(Reason.DATA_ERROR, f"{self.field}: {self.name}{place}: {what}")
 
@@ -100,18 +100,18 @@ def _encoding(blocks: Iterator[bytes], notes: collections.Counter[str]) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """Files of one claim's path by split, and their format. ignored: files that belong to no split, though others do."""
+class FileSet:
+    """Files of a claim's path by split, and their format. ignored: number of files whose names indicate no split."""
 
     format: str
     splits: dict[str, list[SourceFile]]
     ignored: int = 0
 
 
-def find_files(root: pathlib.Path, path: str | None, format_name: str | None, field: str) -> Found:
-    """Files that ``path`` below ``root`` stands for: a file, a directory, or a pattern with ``*``. Raises FineTuneError.
+def find_files(root: pathlib.Path, path: str | None, format_name: str | None, field: str) -> FileSet:
+    """Find the files of ``path`` below ``root``: a file, a directory, or a pattern with ``*``. Raise FineTuneError.
 
-    Splits by what their names or folders say ("train" where nothing says otherwise); a single file has none.
+    File and folder names determine the splits, and "train" is the default. A single file is always "train".
     """
     base, paths = _entries(root, path, field)
     single = paths == [base]
@@ -124,7 +124,7 @@ def find_files(root: pathlib.Path, path: str | None, format_name: str | None, fi
     if not files:
         raise FineTuneError(Reason.DATA_ERROR, f"{field}: {base.name!r} has no {_KINDS[chosen]} in it; correct the path")
     if single:
-        return Found(chosen, {"train": files})
+        return FileSet(chosen, {"train": files})
     return _by_split(chosen, files)
 
 
@@ -133,7 +133,7 @@ _KINDS = {"folders": "folder with .txt files", "text": ".txt file", "jsonl": ".j
 
 
 def _entries(root: pathlib.Path, path: str | None, field: str) -> tuple[pathlib.Path, list[pathlib.Path]]:
-    """The directory that names are relative to, or the one file, and all files; hidden ones are left out."""
+    """Return the directory that names are relative to (or the single file), and all files except hidden ones."""
     base = root / (path or "")
     if base.is_file():
         return base, [base]
@@ -151,29 +151,29 @@ def _entries(root: pathlib.Path, path: str | None, field: str) -> tuple[pathlib.
 
 
 def _guess_format(files: list[SourceFile], base: pathlib.Path, field: str) -> str:
-    """By the endings; text files in folders that are no splits are examples of classes."""
+    """Guess the format from the file extensions. Text files in folders that are not splits have format folders."""
     formats = {_ENDINGS[file.ending] for file in files if file.ending in _ENDINGS}
     tables = formats - {"text"}
     if len(tables) == 1:
         return tables.pop()
     if formats == {"text"}:
         return "folders" if any(_class_folder(file) for file in files if _belongs(file, "text")) else "text"
-    found = ", ".join(sorted(formats)) or "no file that ends in one of them"
+    found = ", ".join(sorted(formats)) or "no file with such an extension"
     raise FineTuneError(
         Reason.DATA_ERROR,
         f"{field.rsplit('.', 1)[0]}.format: write csv, tsv, jsonl, parquet, text or folders; "
-        f"it can't be told from {base.name!r} ({found})",
+        f"it can't be determined from {base.name!r} ({found})",
     )
 
 
 def _class_folder(file: SourceFile) -> str | None:
-    """Name of the folder that says the class; None for a file at the top, or directly in the folder of a split."""
+    """Return the folder that names the class; None for a file at the top, or directly in the folder of a split."""
     parents = file.name.split("/")[:-1]
     return parents[-1] if parents and not (len(parents) == 1 and parents[0].lower() in _SPLITS) else None
 
 
 def class_of(file: SourceFile) -> str:
-    """Class of an example of format folders: its folder."""
+    """Return the class of a file of format folders: the name of its folder."""
     return file.path.parent.name
 
 
@@ -183,19 +183,19 @@ def _belongs(file: SourceFile, format_name: str) -> bool:
     return _ENDINGS.get(file.ending) == format_name
 
 
-def _by_split(format_name: str, files: list[SourceFile]) -> Found:
+def _by_split(format_name: str, files: list[SourceFile]) -> FileSet:
     splits: dict[str, list[SourceFile]] = {}
     for file in files:
         splits.setdefault(_split_of(file, format_name) or "", []).append(file)
     unnamed = splits.pop("", [])
     if unnamed and "train" not in splits:
-        return Found(format_name, {"train": unnamed, **splits})
+        return FileSet(format_name, {"train": unnamed, **splits})
     order = [name for name in ("train", "validation", "test") if name in splits]
-    return Found(format_name, {name: splits[name] for name in order}, len(unnamed))
+    return FileSet(format_name, {name: splits[name] for name in order}, len(unnamed))
 
 
 def _split_of(file: SourceFile, format_name: str) -> str | None:
-    """The split that a name stands for; of class folders only a folder above may say it, never the class or the example."""
+    """Return the split that the file's name indicates. In format folders, only the top folder above the class can indicate it."""
     parts = file.name.split("/")
     if format_name == "folders":
         return _SPLITS.get(parts[0].lower()) if len(parts) > 2 else None

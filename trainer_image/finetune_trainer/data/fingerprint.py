@@ -1,4 +1,4 @@
-"""What tokenised data depends on, as one name: the same content, tokenizer and options make the same rows."""
+"""Computes the name of tokenised data from everything it depends on: content, tokenizer and options."""
 
 import hashlib
 import json
@@ -14,21 +14,21 @@ from finetune_trainer.data.sources import claim_files
 from finetune_trainer.data.splits import split_names
 from finetune_trainer.tasks.base import Task
 
-# Raised when reading or normalising changes what comes out, so that no entry of before is used.
+# Increment this when reading or normalising changes its results, so that older entries are not used.
 DATA_VERSION = 2
-# Options that change how is trained, but no row.
+# Options that change the training, but not the rows.
 _UNRELATED = {
     "classification": {"class_weights", "balanced"},
     "masked_lm": {"probability"},
     "sft": {"packing"},
     "dpo": {"beta", "loss_type"},
 }
-# Where the data lies: its content counts, or the commit.
-_PLACE = {"claim": {"claim_name", "path", "eval_path"}, "hub": {"revision"}}
+# Location of the data. Its content or commit is part of the fingerprint instead.
+_LOCATION_FIELDS = {"claim": {"claim_name", "path", "eval_path"}, "hub": {"revision"}}
 
 
 def fingerprint(config: RunConfig, contents: Sequence[str], tokenizer: Any, model_config: Any, task_type: type[Task]) -> str:
-    """40 hexadecimal digits. contents: of each data set, see describe_contents."""
+    """Return 40 hexadecimal digits. contents: see describe_contents()."""
     spec = config.spec
     decisive = {
         "versions": [DATA_VERSION, task_type.encoding_version, transformers.__version__],
@@ -41,24 +41,24 @@ def fingerprint(config: RunConfig, contents: Sequence[str], tokenizer: Any, mode
 
 
 def describe_contents(config: RunConfig, revisions: Sequence[str]) -> list[str]:
-    """What each data set holds: its commit, or a hash of the files that are trained or evaluated on.
+    """Return for each data set its commit, or a hash of the files for training and evaluation.
 
-    Raises FineTuneError where they are not there.
+    Raises FineTuneError if the files do not exist.
     """
     return [_content(config, index, revision) for index, revision in enumerate(revisions)]
 
 
 def _options(spec: FineTuneJobSpec) -> dict[str, Any]:
     blocks: Any = {"task": True, "datasets": {"__all__": True}, **dict.fromkeys(_UNRELATED, True)}
-    found = spec.model_dump(mode="json", include=blocks, exclude={**_UNRELATED, "datasets": {"__all__": _PLACE}})
+    found = spec.model_dump(mode="json", include=blocks, exclude={**_UNRELATED, "datasets": {"__all__": _LOCATION_FIELDS}})
     return {**found, "seed": spec.training.seed, "max_tokens": spec.training.max_tokens}
 
 
 def _tokenizer(tokenizer: Any) -> str:
-    """Hash of its vocabulary and rules, special tokens and chat template."""
+    """Return a hash of vocabulary, rules, special tokens and chat template."""
     if tokenizer.is_fast:
         backend = tokenizer.backend_tokenizer
-        backend.no_truncation()  # each call sets both anew
+        backend.no_truncation()  # the tokenizer sets both in each call
         backend.no_padding()
         vocabulary = backend.to_str()
     else:
@@ -68,7 +68,7 @@ def _tokenizer(tokenizer: Any) -> str:
 
 
 def _content(config: RunConfig, index: int, revision: str) -> str:
-    """Commit of a repository, or format and hash of the files of a claim, by split."""
+    """Return the commit of a repository, or the format of a claim's files and a hash of these files by split."""
     dataset = config.spec.datasets[index]
     if dataset.claim is None:
         return revision
@@ -79,7 +79,7 @@ def _content(config: RunConfig, index: int, revision: str) -> str:
     for split in dict.fromkeys(filter(None, split_names(list(found.splits), dataset, field))):
         for file in found.splits[split]:
             digest.update(f"{split}\0{file.name}\0".encode())
-            if dataset.streaming and split == dataset.train_split:  # only its first rows are tokenised, and it is large
+            if dataset.streaming and split == dataset.train_split:  # it is too large to hash
                 digest.update(str(file.path.stat().st_size).encode())
                 continue
             with file.path.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""Files to rows: chunks of columns, each row with the place that it came from. No format holds a whole file in memory twice."""
+"""Reads files as chunks of columns, with the location of each row. No format holds a whole file in memory twice."""
 
 import contextlib
 import csv
@@ -16,19 +16,20 @@ from finetune_trainer.data.cells import load_json
 from finetune_trainer.data.files import SourceFile, class_of
 
 CHUNK_ROWS = 10_000
-UNLABELLED_FOLDER = "unsup"  # of aclImdb: texts without a class
+UNLABELLED_FOLDER = "unsup"  # in aclImdb: texts without a class
 csv.field_size_limit(2**31 - 1)  # Python's default of 128 KiB is shorter than some texts
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Some rows in columns, all of the same length. place: of the row with that index, for messages.
+    """Some rows as columns of the same length.
 
-    classes: class names of the columns that hold their numbers.
+    location: returns the location of the row with an index, for messages. classes: class names, by column, of columns that hold
+    class numbers.
     """
 
     columns: Mapping[str, Sequence[Any]]
-    place: Callable[[int], str]
+    location: Callable[[int], str]
     classes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -36,9 +37,9 @@ class Chunk:
 
 
 def read_files(format_name: str, files: Sequence[SourceFile], notes: Counter[str], labelled: bool) -> Iterator[Chunk]:
-    """All rows of the files, in order. labelled: whether the task needs classes, so that texts without one are of no use.
+    """Yield all rows of the files, in order. Raise FineTuneError that names file, line and column.
 
-    Raises FineTuneError with file, line and column.
+    labelled: whether the task needs classes, so that texts without a class are left out.
     """
     if format_name == "folders":
         yield from _read_folders(files, notes, labelled)
@@ -60,7 +61,7 @@ def _numbered(file: SourceFile, word: str, numbers: Sequence[int]) -> Callable[[
 def _chunks(
     file: SourceFile, word: str, rows: Iterable[tuple[int, Any]], columns: Callable[[list[Any]], dict[str, Any]]
 ) -> Iterator[Chunk]:
-    """Group (number, row) pairs. word: what the numbers count."""
+    """Group (number, row) pairs into chunks. word: what the numbers count (line or row)."""
     stream = iter(rows)
     while batch := list(itertools.islice(stream, CHUNK_ROWS)):
         yield Chunk(columns([row for _, row in batch]), _numbered(file, word, [number for number, _ in batch]))
@@ -73,19 +74,19 @@ def _read_csv(file: SourceFile, notes: Counter[str], delimiter: str = ",") -> It
     with file.text(notes, newline="") as stream:
         first = stream.readline()
         if delimiter == "," and "," not in first and ";" in first:
-            delimiter = ";"  # as spreadsheets write it where the comma is the decimal point
+            delimiter = ";"  # spreadsheets write this where the comma is the decimal separator
         reader = csv.reader(itertools.chain([first], stream), delimiter=delimiter, strict=True)
         rows = _csv_rows(file, reader)
         header = next(rows, (1, []))[1]
         if len(set(header)) < len(header):
-            file.refuse(f"the header has {_first_repeated(header)!r} twice; give each column a name of its own", 1)
+            file.refuse(f"the header has {_first_repeated(header)!r} twice; give each column its own name", 1)
         yield from _chunks(
             file, "line", _checked(file, header, rows), lambda batch: dict(zip(header, zip(*batch, strict=True), strict=True))
         )
 
 
 def _csv_rows(file: SourceFile, reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """(line that the row begins in, cells); empty lines are none."""
+    """Yield (first line of the row, cells). Skip empty lines."""
     line = 1
     try:
         for row in reader:
@@ -116,7 +117,7 @@ def _read_tsv(file: SourceFile, notes: Counter[str]) -> Iterator[Chunk]:
 
 
 def _read_json(file: SourceFile, notes: Counter[str]) -> Iterator[Chunk]:
-    """One object per line, or one list of objects."""
+    """Read one object per line, or one list of objects."""
     with file.text(notes) as stream:
         first = next((line for line in stream if line.strip()), "")
         is_list = first.lstrip().startswith("[")
@@ -137,9 +138,9 @@ def _json_lines(file: SourceFile, stream: TextIO) -> Iterator[tuple[int, dict[st
         try:
             row = load_json(line)
         except json.JSONDecodeError as error:
-            file.refuse(f"column {error.colno}: the line is no JSON ({error.msg}); write one object per line", number)
+            file.refuse(f"column {error.colno}: the line is not valid JSON ({error.msg}); write one object per line", number)
         if not isinstance(row, dict):
-            file.refuse('the line is no object; write it as {"column": value, …}', number)
+            file.refuse('the line is not an object; write it as {"column": value, …}', number)
         yield number, row
 
 
@@ -148,11 +149,11 @@ def _json_list(file: SourceFile, stream: TextIO) -> Iterator[tuple[int, dict[str
         rows = load_json(stream.read())
     except json.JSONDecodeError as error:
         file.refuse(
-            f"column {error.colno}: this is no JSON ({error.msg}); write a list of objects, or one per line", error.lineno
+            f"column {error.colno}: this is not valid JSON ({error.msg}); write a list of objects, or one per line", error.lineno
         )
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            file.refuse(f'row {number} is no object; write it as {{"column": value, …}}')
+            file.refuse(f'row {number} is not an object; write it as {{"column": value, …}}')
         yield number, row
 
 
@@ -171,13 +172,13 @@ def _read_parquet(file: SourceFile, notes: Counter[str]) -> Iterator[Chunk]:
 
 
 def _declared_features(schema: pa.Schema) -> Mapping[str, Any]:
-    """What the library `datasets` writes into the files that it makes."""
+    """Return the features that the library `datasets` writes into its files."""
     described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     return (described.get("info") or {}).get("features") or {}
 
 
 def class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Class names by column, of features as `datasets` describes them: of a column of classes, or of lists of classes."""
+    """Return class names by column, from features in the form of `datasets`. A column may hold classes or lists of classes."""
     inner = {name: feature.get("feature", feature) for name, feature in features.items() if isinstance(feature, dict)}
     return {name: list(feature["names"]) for name, feature in inner.items() if isinstance(feature, dict) and feature.get("names")}
 
@@ -186,14 +187,14 @@ def class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _read_text(file: SourceFile, notes: Counter[str]) -> Iterator[Chunk]:
-    """One row per line."""
+    """Read one row per line."""
     with file.text(notes) as stream:
         lines = ((number, line.rstrip("\n")) for number, line in enumerate(stream, start=1))
         yield from _chunks(file, "line", lines, lambda batch: {"text": batch})
 
 
 def _read_words(file: SourceFile, notes: Counter[str]) -> Iterator[Chunk]:
-    """A word and its tag per line, columns between them or not; sentences end with an empty line."""
+    """Read lines that begin with a word and end with its tag. An empty line ends a sentence."""
     with file.text(notes) as stream:
         yield from _chunks(
             file,
@@ -212,7 +213,7 @@ def _sentences(file: SourceFile, stream: TextIO) -> Iterator[tuple[int, tuple[li
                 yield begin, (words, tags)
             words, tags, begin = [], [], number + 1
         elif not words and line.startswith("# ") and "=" in line:
-            begin = number + 1  # a comment, as CoNLL-U has them
+            begin = number + 1  # a comment in CoNLL-U
         elif len(cells) < 2 or not cells[0].strip() or not cells[-1].strip():
             file.refuse(f"{line.strip()[:80]!r} has no tag; write word and tag, with a space or tab between them", number)
         else:
@@ -225,7 +226,7 @@ def _name_in(batch: Sequence[SourceFile]) -> Callable[[int], str]:
 
 
 def _read_folders(files: Sequence[SourceFile], notes: Counter[str], labelled: bool) -> Iterator[Chunk]:
-    """One row per file, its folder the label."""
+    """Read one row per file. The name of the folder is the label."""
     kept = [file for file in files if not (labelled and class_of(file) == UNLABELLED_FOLDER)]
     if len(kept) < len(files):
         notes[f"texts without a class ({UNLABELLED_FOLDER}) not used"] += len(files) - len(kept)

@@ -1,4 +1,4 @@
-"""Which rows are trained on and which are held out: a function of the spec and the seed alone."""
+"""Decides which rows are for training and which are held out. The result depends only on the spec and the seed."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,17 +10,17 @@ from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import Dataset as DatasetSpec
 
 DEFAULT_EVAL_FRACTION = 0.1
-_EVAL_SPLITS = ("validation", "valid", "val", "dev", "test")  # looked for in this order when the spec names none
-_NAMES = re.compile(r"[A-Za-z_][\w.-]*(?=\[|\+|$)")  # of the splits in an expression
+_EVAL_SPLITS = ("validation", "valid", "val", "dev", "test")  # tried in this order if the spec names none
+_NAMES = re.compile(r"[A-Za-z_][\w.-]*(?=\[|\+|$)")  # names of splits in an expression
 
-# (split, first row, row behind the last)
+# (split, first row, row after the last)
 Part = tuple[str, int, int]
 
 
 def choose_splits(splits: Mapping[str, int], spec: DatasetSpec, field: str) -> tuple[list[Part], list[Part] | None]:
-    """Parts to train and to evaluate on; None where rows are to be held out instead. Raises FineTuneError.
+    """Return the parts for training and for evaluation; None for evaluation if rows are to be held out. Raise FineTuneError.
 
-    splits: name → rows. ``train[:80%]`` and ``train+test`` mean what they mean to the library `datasets`.
+    splits: name → rows. ``train[:80%]`` and ``train+test`` have the same meaning as in the library `datasets`.
     """
     train = _parts(splits, spec.train_split, f"{field}.trainSplit")
     if spec.eval_fraction is not None:
@@ -33,7 +33,7 @@ def choose_splits(splits: Mapping[str, int], spec: DatasetSpec, field: str) -> t
 
 
 def split_names(splits: Sequence[str], spec: DatasetSpec, field: str) -> tuple[str, str | None]:
-    """The same for files, whose rows are not counted before they are read: whole splits only."""
+    """Return the training split and the evaluation split of files. Only whole splits are possible: rows are not counted yet."""
     for name, what in ((spec.train_split, "trainSplit"), (spec.eval_split, "evalSplit")):
         if name is not None and name not in splits and re.search(r"[\[+]", name):
             raise FineTuneError(
@@ -54,7 +54,7 @@ def _parts(splits: Mapping[str, int], expression: str, field: str) -> list[Part]
             Reason.CONFIGURATION_ERROR,
             f"{field}: there is no split {unknown or expression!r}; write one of: {', '.join(splits)}",
         )
-    from datasets import ReadInstruction  # late: it takes a second, and few need it
+    from datasets import ReadInstruction  # imported late: it takes a second, and few jobs need it
 
     try:
         found = ReadInstruction.from_spec(expression).to_absolute(dict(splits))
@@ -66,7 +66,7 @@ def _parts(splits: Mapping[str, int], expression: str, field: str) -> list[Part]
 
 
 def hold_out(rows: int, labels: pa.ChunkedArray | None, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the rows to train on and of those to hold out: int64, sorted. labels: of the rows, to stratify by."""
+    """Return the indices of training rows and of held-out rows: int64, sorted. labels: labels of the rows, to stratify by."""
     if labels is not None:
         held_out = stratified_rows(labels, fraction, seed)
     else:
@@ -76,9 +76,10 @@ def hold_out(rows: int, labels: pa.ChunkedArray | None, fraction: float, seed: i
 
 
 def stratified_rows(labels: pa.ChunkedArray, fraction: float, seed: int) -> np.ndarray:
-    """Indices of the rows to hold out: int64, sorted; the fraction of each class, at least one row of a class with two.
+    """Return the indices of the rows to hold out: int64, sorted. They are ``fraction`` of each class.
 
-    Ours because the libraries' splits refuse a class with a single row, which real data has.
+    At least one row of a class is held out and at least one is not, if the class has two. The splits of libraries are not used,
+    because they refuse a class with a single row, which real data has.
     """
     encoded = labels.combine_chunks().dictionary_encode()
     codes, names = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
@@ -90,17 +91,18 @@ def stratified_rows(labels: pa.ChunkedArray, fraction: float, seed: int) -> np.n
     return np.sort(np.concatenate(chosen))
 
 
-def draw(rows: int, most: int | None, seed: int) -> np.ndarray | None:
-    """Indices of ``most`` rows drawn at random: int64, sorted; None for all."""
-    if most is None or most >= rows:
+def sample_rows(rows: int, max_rows: int | None, seed: int) -> np.ndarray | None:
+    """Return the indices of ``max_rows`` random rows: int64, sorted; None for all rows."""
+    if max_rows is None or max_rows >= rows:
         return None
-    return np.sort(np.random.default_rng(seed).permutation(rows)[:most])
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:max_rows])
 
 
 def interleave(sizes: Sequence[int], weights: Sequence[float], seed: int) -> np.ndarray:
-    """Rows of an epoch over several data sets laid end to end: int64, as many as all together, in the proportion of weights.
+    """Return the rows of an epoch over several concatenated data sets: int64, in the proportion of the weights.
 
-    A data set gives all its rows before it gives one again. They are spread evenly over the epoch.
+    The epoch has as many rows as all data sets together. All rows of a data set come before one is repeated, and the rows of
+    each data set are spread evenly over the epoch.
     """
     counts = _shares(sum(sizes), np.asarray(weights, dtype=np.float64))
     rows, positions, first = [], [], 0
@@ -114,7 +116,7 @@ def interleave(sizes: Sequence[int], weights: Sequence[float], seed: int) -> np.
 
 
 def _shares(total: int, weights: np.ndarray) -> list[int]:
-    """``total`` in whole numbers by weight; what rounding leaves goes to the largest remainders."""
+    """Split ``total`` into whole numbers by weight. The largest remainders are rounded up."""
     exact = total * weights / weights.sum()
     counts = np.floor(exact).astype(int)
     order = np.argsort(counts - exact, kind="stable")

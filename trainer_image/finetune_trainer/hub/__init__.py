@@ -1,1 +1,1 @@
-"""The Hub's client, with errors in plain words, and its cache."""
+"""Access to the Hub: retries, errors as clear sentences, and the shared cache."""

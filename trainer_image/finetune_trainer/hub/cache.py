@@ -1,4 +1,4 @@
-"""What the Hub's libraries fetch, on a claim that jobs share: kept there where that is safe, and read from there in any case."""
+"""Cache of the Hub's libraries on a claim that jobs share. It is always read, and written only if that is safe."""
 
 import fcntl
 import logging
@@ -16,9 +16,9 @@ _LARGE_BYTES = 1 << 20
 
 
 def use_shared_cache(environ: MutableMapping[str, str], spec: FineTuneJobSpec) -> None:
-    """Point HF_HOME to the shared claim. Where that can't be written or locked, link what is there into the one of our own.
+    """Set HF_HOME to the shared claim. If the claim can't be written or locked, link its files into the pod's own cache.
 
-    Without locks of the file system the Hub's client makes lock files, and waits for ever for one whose pod was killed.
+    Without file system locks, the Hub's client makes lock files, and waits for ever for the lock file of a killed pod.
     """
     directory = environ.get(names.ENV_CACHE_DIR)
     if directory is None:
@@ -32,7 +32,7 @@ def use_shared_cache(environ: MutableMapping[str, str], spec: FineTuneJobSpec) -
             fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         log.warning(
-            "the cache %s can't be written or locked (%s): this pod reads what is there, and fetches the rest for itself",
+            "the cache %s can't be written or locked (%s): this pod reads what is there, and downloads the rest for itself",
             directory, error.strerror,
         )  # fmt: skip
         _link(shared / "hub", pathlib.Path(environ["HF_HOME"]) / "hub", _folders(spec))
@@ -41,8 +41,8 @@ def use_shared_cache(environ: MutableMapping[str, str], spec: FineTuneJobSpec) -
 
 
 def _folders(spec: FineTuneJobSpec) -> list[str]:
-    """The directories of the repositories that a job reads, as the Hub's client names them."""
-    # Imported late: the Hub's client takes half a second, and is rarely needed here.
+    """Return the directories that the Hub's client uses for the repositories of a job."""
+    # Imported late: the Hub's client takes half a second to import, and is rarely needed here.
     from huggingface_hub.constants import REPO_ID_SEPARATOR
 
     found = [("models", spec.model.hub.name)] if spec.model.hub else []
@@ -51,7 +51,7 @@ def _folders(spec: FineTuneJobSpec) -> list[str]:
 
 
 def _link(shared: pathlib.Path, own: pathlib.Path, folders: Iterable[str]) -> None:
-    """Mirror what the Hub's client keeps of some repositories: large files as links, the rest as copies. Never an error."""
+    """Mirror the cached files of some repositories: link large files and copy the rest. Never raise an error."""
     unfinished = shutil.ignore_patterns("*.incomplete")
     for folder in folders:
         try:
@@ -60,12 +60,12 @@ def _link(shared: pathlib.Path, own: pathlib.Path, folders: Iterable[str]) -> No
             )
         except FileNotFoundError:
             continue
-        except OSError as error:  # shutil.Error is one: of the files that it could not read
-            log.warning("not all of %s in the cache can be read: %s", folder, str(error)[:300])
+        except OSError as error:  # includes shutil.Error, which lists unreadable files
+            log.warning("some files of %s in the cache can't be read: %s", folder, str(error)[:300])
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """The client writes the small ones anew, as the name of the newest commit: those must be ours."""
+    """Link a large file and copy a small one. The client rewrites small files, such as the name of the newest commit."""
     if pathlib.Path(source).stat().st_size >= _LARGE_BYTES:
         pathlib.Path(target).symlink_to(source)
     else:

@@ -1,15 +1,15 @@
-"""The training loops: trainer.py on the Hugging Face Trainer, native.py in plain PyTorch. Both take the same steps."""
+"""The training loops: trainer.py uses the Hugging Face Trainer, native.py plain PyTorch. Both take the same steps."""
 
 from typing import Protocol
 
 
 class Loop(Protocol):
-    """What train.py asks of either."""
+    """The interface of both loops for train.py."""
 
     def run(self) -> int:
-        """Train, from the last checkpoint if there is one; the optimizer steps done in the end."""
+        """Train, from the last checkpoint if there is one. Return the number of optimizer steps done."""
         ...
 
-    def evaluate_again(self) -> dict[str, float]:
-        """Figures of the model as it is now."""
+    def evaluate_model(self) -> dict[str, float]:
+        """Return the metrics of the current model."""
         ...

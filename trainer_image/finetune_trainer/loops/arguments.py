@@ -1,4 +1,4 @@
-"""The Trainer's arguments that follow from the spec, for both loops; what ``training.arguments`` adds is checked first."""
+"""Builds the TrainingArguments from the spec, for both loops. Checks what ``training.arguments`` adds."""
 
 import contextlib
 import dataclasses
@@ -22,25 +22,25 @@ _MAX_GRADIENT_NORM = 1.0
 _WEIGHT_DECAY = 0.01
 COLLECTIVE_TIMEOUT_SECONDS = 600
 _FIELD = "spec.training.arguments"
-# Those that the plain loop has a use for.
+# The arguments that the native loop uses.
 NATIVE_ARGUMENTS = (
     "weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs", "dataloader_num_workers",
 )  # fmt: skip
 
 
-def precision_flags(asked: Literal["auto", "bf16", "fp16", "fp32"]) -> dict[str, bool]:
-    """TrainingArguments for ``spec.training.precision``; raises FineTuneError for one that the device lacks."""
+def precision_flags(requested: Literal["auto", "bf16", "fp16", "fp32"]) -> dict[str, bool]:
+    """Return the TrainingArguments for ``spec.training.precision``. Raises FineTuneError if the device lacks the precision."""
     try:
-        precision = device.resolve_precision(asked)
+        precision = device.resolve_precision(requested)
     except ValueError as error:
         raise FineTuneError(Reason.CONFIGURATION_ERROR, str(error)) from None
     return {"bf16": precision == "bf16", "fp16": precision == "fp16"}
 
 
 def check_arguments(training: Training) -> dict[str, Any]:
-    """What users add, each value as the type that it is to have; before any model is loaded.
+    """Return the arguments that users add, each value converted to its field's type. Called before a model is loaded.
 
-    Raises FineTuneError for a name that TrainingArguments lacks or the loop does not know, and for a value of another type.
+    Raises FineTuneError for a name that TrainingArguments lacks or the loop does not support, and for a value of another type.
     """
     types, checked = _argument_types(), {}
     for name, value in (training.arguments or {}).items():
@@ -66,8 +66,8 @@ def check_arguments(training: Training) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def refused_arguments(training: Training) -> Iterator[None]:
-    """Turn what the Trainer says of arguments that do not go together, or need something that is not there, into a sentence."""
+def explain_argument_errors(training: Training) -> Iterator[None]:
+    """Turn the Trainer's errors about arguments that conflict, or that need something that is missing, into one sentence."""
     try:
         yield
     except (ValueError, TypeError, ImportError) as error:
@@ -87,10 +87,10 @@ def _argument_types() -> dict[str, Any]:
 def training_arguments(
     spec: FineTuneJobSpec, plan: BatchPlan, total_steps: int, output: pathlib.Path
 ) -> transformers.TrainingArguments:
-    """Ours, and on top what users add; what the Trainer should not do on its own is switched off."""
+    """Return our arguments, overridden by those that users add. Features of the Trainer that our code replaces are off."""
     training = spec.training
     on_gpu = device.has_gpu()
-    ours: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "output_dir": str(output),
         "per_device_train_batch_size": plan.micro,
         "gradient_accumulation_steps": plan.accumulation,
@@ -103,12 +103,12 @@ def training_arguments(
         "seed": training.seed,
         **precision_flags(training.precision),
         "use_cpu": not on_gpu,
-        "tf32": True if on_gpu and is_torch_tf32_available() else None,  # asked for elsewhere it is an error
+        "tf32": True if on_gpu and is_torch_tf32_available() else None,  # on other devices True is an error
         "dataloader_num_workers": 2 if on_gpu else 0,
         "logging_steps": min(10, max(1, total_steps // 200)),
         "logging_first_step": True,
-        "logging_nan_inf_filter": False,  # it syncs the GPU on every micro-batch, and hides what must be seen
-        "save_strategy": "no",  # checkpoints are ours
+        "logging_nan_inf_filter": False,  # it syncs the GPU on every micro-batch, and hides NaN and infinite losses
+        "save_strategy": "no",  # our checkpointer saves
         "eval_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
@@ -116,5 +116,5 @@ def training_arguments(
         "ddp_find_unused_parameters": False,
         "ddp_timeout": COLLECTIVE_TIMEOUT_SECONDS,
     }
-    with refused_arguments(training):
-        return transformers.TrainingArguments(**ours | check_arguments(training))
+    with explain_argument_errors(training):
+        return transformers.TrainingArguments(**defaults | check_arguments(training))

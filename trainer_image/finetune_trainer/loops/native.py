@@ -1,4 +1,4 @@
-"""The loop in plain PyTorch, on Accelerate: to be read from top to bottom. It takes the same steps as the one on the Trainer."""
+"""The loop in plain PyTorch with Accelerate, readable from top to bottom. It takes the same steps as the loop on the Trainer."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,40 +10,41 @@ import transformers
 from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import get_parameter_names
 
-from finetune_trainer.checkpoints.content import Parts
+from finetune_trainer.checkpoints.content import TrainState
 from finetune_trainer.data.batches import BatchPlan
-from finetune_trainer.data.rows import Rows
-from finetune_trainer.data.stream import StreamRows
-from finetune_trainer.loops.checkpointer import Keeper
+from finetune_trainer.data.rows import RowDataset
+from finetune_trainer.data.stream import StreamDataset
+from finetune_trainer.loops.checkpointer import Checkpointer
 from finetune_trainer.loops.evaluation import Evaluator
-from finetune_trainer.loops.finite import LossGuard
-from finetune_trainer.loops.watch import Watch
+from finetune_trainer.loops.loss_guard import LossGuard
+from finetune_trainer.loops.monitor import TrainingMonitor
 from finetune_trainer.runtime import device
-from finetune_trainer.runtime.distributed import Control
+from finetune_trainer.runtime.distributed import Coordinator
 from finetune_trainer.tasks.base import Batch, Task, count_tokens
 
-_NOT_DECAYING = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+_NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 
 
 class NativeLoop:
-    """Trains a task. args: the hyperparameters, those that users add by training.arguments among them."""
+    """Trains a task. args: the hyperparameters, including those that users add by training.arguments."""
 
     def __init__(
         self,
         task: Task,
-        rows: Rows | StreamRows,
+        rows: RowDataset | StreamDataset,
         plan: BatchPlan,
         args: transformers.TrainingArguments,
-        ranks: Control,
-        watch: Watch,
+        coordinator: Coordinator,
+        monitor: TrainingMonitor,
         evaluator: Evaluator,
         guard: LossGuard,
-        keeper: Keeper,
+        checkpointer: Checkpointer,
     ) -> None:
         self._task, self._plan, self._args = task, plan, args
-        self._ranks, self._watch, self._evaluator, self._guard, self._keeper = ranks, watch, evaluator, guard, keeper
+        self._coordinator, self._monitor, self._evaluator = coordinator, monitor, evaluator
+        self._guard, self._checkpointer = guard, checkpointer
 
-        # Every process has the whole model; DDP takes the mean of the gradients over processes.
+        # Every process has the whole model. DDP averages the gradients over the processes.
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
         self._accelerator = accelerate.Accelerator(mixed_precision=precision, cpu=args.use_cpu)
         optimizer = torch.optim.AdamW(
@@ -55,104 +56,109 @@ class NativeLoop:
             args.lr_scheduler_type, optimizer, args.get_warmup_steps(args.max_steps), args.max_steps,
             scheduler_specific_kwargs=cast(dict[str, Any] | None, args.lr_scheduler_kwargs),
         )  # fmt: skip
-        self._sampler = rows.batches(plan, ranks.world.rank)
+        self._sampler = rows.batch_sampler(plan, coordinator.world.rank)
         self._loader = DataLoader(
             rows,
             batch_sampler=self._sampler,
             collate_fn=task.collate,
             pin_memory=device.has_gpu(),
             num_workers=args.dataloader_num_workers,
-            generator=torch.Generator(),  # its own, so that the numbers for dropout do not depend on when it is asked
+            generator=torch.Generator(),  # so that dropout does not depend on when the loader draws a number
         )
 
     def run(self) -> int:
-        """Train, from the last checkpoint if there is one; the optimizer steps done in the end."""
-        step, total = self._keeper.resumes_from, self._args.max_steps
-        parts = Parts(self._task.model, self._optimizer, self._scheduler, self._accelerator.scaler)
-        losses = torch.zeros((), device=self._accelerator.device)  # summed since the last log line; read only then
-        logged = 0  # the last step that was
+        """Train, from the last checkpoint if there is one. Return the number of optimizer steps done."""
+        step, total = self._checkpointer.resume_step, self._args.max_steps
+        train_state = TrainState(self._task.model, self._optimizer, self._scheduler, self._accelerator.scaler)
+        losses = torch.zeros((), device=self._accelerator.device)  # sum since the last log line; read only for a log line
+        logged = 0  # the last logged step
         if step:
-            earlier, logged = self._keeper.load(parts)
+            earlier, logged = self._checkpointer.load(train_state)
             losses += earlier
-            self._keeper.load_random()
+            self._checkpointer.load_rng_state()
         elif self._evaluator.is_due(0, total):
             self._evaluator.run(0, self._accelerator.autocast())
-        self._watch.begin(step, total)
+        self._monitor.start(step, total)
         self._model.train()
-        for micro_batches in self._steps_from(total if self._evaluator.stops_early() else step):
+        for micro_batches in self._steps_from(total if self._evaluator.should_stop_early() else step):
             step += 1
             epoch, rate = self._sampler.epoch(step), self._scheduler.get_last_lr()[0]
-            if step in self._guard.skipped:
+            if step in self._guard.skipped_steps:
                 norm = torch.zeros(())
                 self._scheduler.step()
-                self._watch.skipped(step, epoch)
+                self._monitor.batch_skipped(step, epoch)
             else:
                 norm = self._train_step(micro_batches, losses)
                 self._guard.observe(step, losses, norm)
 
-            stop = self._watch.step_done(step, total, epoch)
+            stop = self._monitor.step_done(step, total, epoch)
             trained = self._guard.trained_steps(logged, step)
             if trained and (step == 1 or step % self._args.logging_steps == 0):
                 mean = self._accelerator.reduce(losses, "mean").item() / trained
                 self._guard.check_logged(step, mean, float(norm))
-                self._watch.logged(step, epoch, mean, float(norm), rate)
+                self._monitor.log_step(step, epoch, mean, float(norm), rate)
                 losses.zero_()
                 logged = step
             if self._evaluator.is_due(step, total):
                 self._guard.check()
                 self._evaluator.run(step, self._accelerator.autocast())
-                stop = stop or self._evaluator.stops_early()
-            if self._keeper.is_due(step, total):
-                self._keeper.save(step, parts, losses, logged)
+                stop = stop or self._evaluator.should_stop_early()
+            if self._checkpointer.is_due(step, total):
+                self._checkpointer.save(step, train_state, losses, logged)
             if stop:
                 break
         return step
 
     def _train_step(self, micro_batches: list[Batch], losses: torch.Tensor) -> torch.Tensor:
-        """One optimizer step; the norm of the gradient before it was clipped. losses: this process's share is added to it."""
-        terms = sum(self._task.count(batch) for batch in micro_batches)
+        """Take one optimizer step, and add this process's loss to ``losses``. Return the gradient norm before clipping."""
+        num_loss_labels = sum(self._task.count_loss_labels(batch) for batch in micro_batches)
         tokens = sum(map(count_tokens, micro_batches))
-        terms, of_all = self._ranks.sums(terms, tokens)
-        self._watch.tokens(tokens, of_all)
+        num_loss_labels, global_tokens = self._coordinator.all_reduce_sum(num_loss_labels, tokens)
+        self._monitor.add_tokens(tokens, global_tokens)
         for index, batch in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
-            # Gradients are exchanged once a step, with its last micro-batch.
+            # The processes exchange gradients once per step, in the last micro-batch.
             with contextlib.nullcontext() if is_last else self._accelerator.no_sync(self._model):
-                losses += self._forward_and_backward(batch, terms)
-        longest = self._args.max_grad_norm or float("inf")  # 0 does not clip
-        norm = self._accelerator.clip_grad_norm_(self._model.parameters(), longest)
+                losses += self._forward_and_backward(batch, num_loss_labels)
+        max_norm = self._args.max_grad_norm or float("inf")  # 0 means no clipping
+        norm = self._accelerator.clip_grad_norm_(self._model.parameters(), max_norm)
         self._optimizer.step()
-        if not self._accelerator.optimizer_step_was_skipped:  # as after an overflow in fp16
+        if not self._accelerator.optimizer_step_was_skipped:  # fp16 skips it after an overflow
             self._scheduler.step()
         self._optimizer.zero_grad()
         return norm
 
-    def evaluate_again(self) -> dict[str, float]:
-        """Figures of the model as it is now."""
-        return self._evaluator.measure(self._accelerator.autocast())
+    def evaluate_model(self) -> dict[str, float]:
+        """Return the metrics of the current model."""
+        return self._evaluator.compute_metrics(self._accelerator.autocast())
 
-    def _forward_and_backward(self, batch: Batch, count: int) -> torch.Tensor:
-        """One micro-batch. count: terms of the loss over the whole global batch. Returns its share of the step's loss."""
+    def _forward_and_backward(self, batch: Batch, num_loss_labels: int) -> torch.Tensor:
+        """Run one micro-batch, and return its share of the step's loss.
+
+        num_loss_labels: labels that the loss counts in the whole global batch.
+        """
         inputs = {name: tensor.to(self._accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         with self._accelerator.autocast():
-            loss = self._task.loss(self._model, inputs) * (self._ranks.world.size / max(count, 1))
+            loss = self._task.loss(self._model, inputs) * (self._coordinator.world.size / max(num_loss_labels, 1))
         self._accelerator.backward(loss)
         return loss.detach()
 
     def _steps_from(self, step: int) -> Iterator[list[Batch]]:
-        """The micro-batches of this process, a step at a time, from the step after ``step`` to the last."""
+        """Yield the micro-batches of this process, one step at a time, from the step after ``step`` to the last."""
         while step < self._args.max_steps:
             epoch, done = divmod(step, self._plan.steps_per_epoch)
             self._sampler.set_epoch(epoch, first_step=done)
             batches = iter(self._loader)
-            while step < self._args.max_steps and (micro_batches := self._watch.take(batches, self._plan.accumulation)):
+            while step < self._args.max_steps and (
+                micro_batches := self._monitor.next_micro_batches(batches, self._plan.accumulation)
+            ):
                 yield micro_batches
                 step += 1
 
 
 def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Biases and norms are not pulled towards zero."""
-    decaying = set(get_parameter_names(model, [torch.nn.LayerNorm], _NOT_DECAYING))
+    """Return the parameter groups of the optimizer. Biases and norms have no weight decay."""
+    decaying = set(get_parameter_names(model, [torch.nn.LayerNorm], _NO_DECAY))
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     return [
         {"params": [parameter for name, parameter in trained if name in decaying], "weight_decay": weight_decay},

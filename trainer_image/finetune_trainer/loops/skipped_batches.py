@@ -1,6 +1,6 @@
-"""Batches that are left out, because the loss was no number on them: a file of the output directory, as later attempts need it.
+"""Batches to skip, because their loss was NaN or infinite. They are in a file of the output directory, for later attempts.
 
-A batch is named by its step. It may be left out only so often: a training that diverges is not healed by it.
+A batch is named by its step. The number of skipped batches is limited, because skipping does not help a training that diverges.
 """
 
 import json
@@ -9,31 +9,31 @@ from typing import TypedDict
 
 from finetune_trainer.runtime.state import write_atomically
 
-MOST_SKIPPED = 5
+MAX_SKIPPED = 5
 _NAME = "skipped.json"
 
 
 class _Content(TypedDict):
-    """steps: whose batch is left out. exhausted: one more was asked for, and not granted."""
+    """The content of the file. steps: steps whose batch is skipped. exhausted: a further skip was refused."""
 
     steps: list[int]
     exhausted: bool
 
 
 def load(output: pathlib.Path) -> frozenset[int]:
-    """Steps whose batch is left out. output: the output directory."""
+    """Return the steps whose batch is skipped. output: the output directory."""
     return frozenset(_read(output)["steps"])
 
 
 def may_skip(output: pathlib.Path) -> bool:
-    """Whether the training may go on after a loss that was no number: what was asked for last was still granted."""
+    """Return whether the training may continue after a loss that was NaN or infinite: no skip has been refused yet."""
     return not _read(output)["exhausted"]
 
 
 def record(output: pathlib.Path, step: int) -> bool:
-    """Leave out the batch of a step from now on; False where too many are left out already, or this one, in vain."""
+    """Skip the batch of a step from now on. Return False if too many batches are skipped, or this one is already."""
     content = _read(output)
-    granted = step not in content["steps"] and len(content["steps"]) < MOST_SKIPPED
+    granted = step not in content["steps"] and len(content["steps"]) < MAX_SKIPPED
     if granted:
         content["steps"].append(step)
     else:

@@ -1,1 +1,1 @@
-"""Loading models and tokenizers, adapters, embeddings and weights."""
+"""Loads and saves models and tokenizers, with adapters, embeddings and weights."""

@@ -1,4 +1,4 @@
-"""Tokenizer, configuration and model: from a repository or a directory to what a task trains, and to what is saved of it."""
+"""Loads tokenizer, configuration and model of a task from a repository or a directory, and saves them."""
 
 import contextlib
 import dataclasses
@@ -16,17 +16,17 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, ModelSource
-from finetune_trainer.hub import client as hub
+from finetune_trainer.hub.client import HUB_ERRORS, explain_load_error
 from finetune_trainer.models import adapters, embeddings
 from finetune_trainer.runtime import device
-from finetune_trainer.runtime.disk import is_disk_full
+from finetune_trainer.runtime.disk import is_caused_by_full_disk
 from finetune_trainer.tasks.base import Task
-from finetune_trainer.tasks.generation import end_tokens
+from finetune_trainer.tasks.generation import eos_token_ids
 
 log = logging.getLogger(__name__)
 
 _SHARD_SIZE = "5GB"
-# What transformers and the Hub's client raise for files that are missing, broken or of another kind.
+# Errors that transformers and the Hub's client raise for files that are missing, broken or of another kind.
 _LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, safetensors.SafetensorError)
 
 transformers.logging.disable_progress_bar()
@@ -34,10 +34,10 @@ transformers.logging.disable_progress_bar()
 
 @dataclasses.dataclass(frozen=True)
 class ModelLocation:
-    """Where the model comes from: a repository and a commit, or a directory.
+    """Location of a model: a repository and a commit, or a directory.
 
-    field: what to name in an error. trust_remote_code: whether Python code of the repository may run. base: where the model
-    lies that the adapters there belong to, if they are adapters of a model that was a directory.
+    field: spec field or option, for errors. trust_remote_code: whether Python code of the repository may run. base: directory of
+    the base model, if the location holds adapters whose base model came from a directory.
     """
 
     name_or_path: str
@@ -47,17 +47,17 @@ class ModelLocation:
     base: str | None = None
 
     @property
-    def arguments(self) -> dict[str, Any]:
-        """For every ``from_pretrained``."""
+    def from_pretrained_kwargs(self) -> dict[str, Any]:
+        """Arguments for every ``from_pretrained``."""
         revision = {"revision": self.revision} if self.revision else {}
         return {**revision, "trust_remote_code": self.trust_remote_code}
 
 
 def load_tokenizer(location: ModelLocation) -> Any:
-    """The tokenizer, with a pad token and padding on the right. Raises FineTuneError where there is none."""
-    with _named_errors(location, "no tokenizer can be read"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(location.name_or_path, **location.arguments)
-    if tokenizer.pad_token is None:  # of a decoder: padding is masked, so that any token will do
+    """Load the tokenizer, with a pad token and padding on the right. Raise FineTuneError if there is none."""
+    with _explain_errors(location, "no tokenizer can be read"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(location.name_or_path, **location.from_pretrained_kwargs)
+    if tokenizer.pad_token is None:  # of a decoder; padding is masked, so any token works
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
         raise FineTuneError(
@@ -70,62 +70,62 @@ def load_tokenizer(location: ModelLocation) -> Any:
 
 
 def load_config(location: ModelLocation) -> Any:
-    """The model's configuration. Raises FineTuneError where there is none."""
-    with _named_errors(location, "no model can be made of it"):
-        return transformers.AutoConfig.from_pretrained(location.name_or_path, **location.arguments)
+    """Load the model's configuration. Raise FineTuneError if there is none."""
+    with _explain_errors(location, "no model can be made of it"):
+        return transformers.AutoConfig.from_pretrained(location.name_or_path, **location.from_pretrained_kwargs)
 
 
 def load_model(task: Task, location: ModelLocation, spec: FineTuneJobSpec) -> Any:
-    """The model of a task, in training shape: adapters in place, on the CPU unless its weights are quantized.
+    """Load the model of a task for training, with adapters. It is on the CPU, unless its weights are quantized.
 
-    New layers are drawn at random, so that the seed must be set before. Raises FineTuneError naming the field to blame.
+    New layers get random weights, so the seed must be set before. Raises FineTuneError that names the field to change.
     """
     source = spec.model
-    with _named_errors(location, f"no model for {spec.task} can be made of it"):
-        model, fresh = _load(task, location, source)
+    with _explain_errors(location, f"no model for {spec.task} can be made of it"):
+        model, new_modules = _load(task, location, source)
     if spec.training.activation_checkpointing and not model.supports_gradient_checkpointing:
         raise FineTuneError(
             Reason.CONFIGURATION_ERROR,
-            f"spec.training.activationCheckpointing: {type(model).__name__} can't compute activations again; leave it out",
+            f"spec.training.activationCheckpointing: {type(model).__name__} does not support it; leave it out",
         )
     if source.lora:
-        model = adapters.apply_lora(model, task, source.lora, fresh)
+        model = adapters.apply_lora(model, task, source.lora, new_modules)
     if spec.training.activation_checkpointing:
-        checkpoint_activations(model)
+        enable_activation_checkpointing(model)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     log.info("%s: %.1f million parameters, %.1f trained", type(model).__name__, model.num_parameters() / 1e6, trained / 1e6)
     return model
 
 
 def _load(task: Task, location: ModelLocation, source: ModelSource) -> tuple[Any, list[str]]:
-    """The model as it lies there, and names of its modules that are not there, which are drawn at random."""
-    below = _base_of(location)
-    if below is not location and source.quantization != "none":
+    """Load the model, and return it with the names of missing modules, which have random weights."""
+    base = _base_location(location)
+    if base is not location and source.quantization != "none":
         raise FineTuneError(
             Reason.CONFIGURATION_ERROR,
             f"spec.model.quantization: {location.field} holds adapters, which can't be added to quantized weights; write "
             "none, or start from a merged model",
         )
     model, loading = getattr(transformers, task.auto_model).from_pretrained(
-        below.name_or_path,
-        **below.arguments,
-        **task.model_arguments(),
+        base.name_or_path,
+        **base.from_pretrained_kwargs,
+        **task.model_kwargs(),
         **_quantization(source),
         dtype=weights_dtype(source),
-        use_safetensors=True,  # the other format is a program
+        use_safetensors=True,  # the other format can run code
         output_loading_info=True,
     )
-    _fit_tokenizer(model, task.tokenizer)
-    if below is not location:
-        model = adapters.merge_into(model, location.name_or_path, location.revision)
-        # New adapters belong to the sum of both, not to the model below.
+    _match_tokenizer(model, task.tokenizer)
+    if base is not location:
+        model = adapters.attach_and_merge(model, location.name_or_path, location.revision)
+        # New adapters belong to the merged model, not to its base model.
         model.name_or_path, model.config._commit_hash = location.name_or_path, location.revision
     keys = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
     return model, sorted({key.rpartition(".")[0] for key in keys})
 
 
-def _base_of(location: ModelLocation) -> ModelLocation:
-    """The location itself, or of adapters (an earlier job's, or the Hub's) that of the model below them."""
+def _base_location(location: ModelLocation) -> ModelLocation:
+    """Return the location of the base model if the location holds adapters (of an earlier job, or of the Hub), else itself."""
     found = find_adapter_config_file(location.name_or_path, revision=location.revision)
     if found is None:
         return location
@@ -140,40 +140,40 @@ def _base_of(location: ModelLocation) -> ModelLocation:
     return dataclasses.replace(location, name_or_path=name, revision=None if location.base else config.get("revision"))
 
 
-def checkpoint_activations(model: Any) -> None:
-    """Compute activations again in the backward pass instead of keeping them."""
+def enable_activation_checkpointing(model: Any) -> None:
+    """Recompute activations in the backward pass instead of keeping them."""
     model.activation_checkpointing_enable({"use_reentrant": False})
     if adapters.is_adapter(model):
-        model.enable_input_require_grads()  # the embeddings are frozen: without it, nothing before an adapter has a gradient
+        model.enable_input_require_grads()  # else the output of frozen embeddings requires no gradient
 
 
 def weights_dtype(source: ModelSource) -> torch.dtype:
-    """Of the weights in memory: those that are trained stay fp32, as mixed precision needs them; frozen ones may be smaller."""
+    """Return the type of the weights in memory. Mixed precision needs trained weights in fp32; frozen weights may be bf16."""
     if source.dtype == "auto":
-        small = source.lora and device.computes_bf16()
+        small = source.lora and device.supports_bf16()
         return torch.bfloat16 if small else torch.float32
     return torch.bfloat16 if source.dtype == "bfloat16" else torch.float32
 
 
-def merged(model: Any) -> Any:
-    """The full model: with adapters, these added to its weights, which uses the model up; without, as it is."""
-    return adapters.merged(model)
+def merge_adapters(model: Any) -> Any:
+    """Merge the adapters into the weights; ``model`` is not usable afterwards. A model without adapters is returned unchanged."""
+    return adapters.merge_adapters(model)
 
 
 def save_model(model: Any, tokenizer: Any, directory: pathlib.Path) -> None:
-    """Write model (or adapter), configuration and tokenizer: safetensors in shards, nothing that names this machine."""
-    with _ready_for_use(model):
+    """Write model (or adapter), configuration and tokenizer: sharded safetensors, and nothing that names this machine."""
+    with _cache_enabled(model):
         if adapters.is_adapter(model):
             adapters.save(model, directory)
         else:
             model.save_pretrained(directory, max_shard_size=_SHARD_SIZE)
     tokenizer.save_pretrained(directory)
-    for weights in directory.glob("*.safetensors"):  # which safetensors lets nobody else read, as it does no other job
+    for weights in directory.glob("*.safetensors"):  # safetensors makes them unreadable for other users and jobs
         weights.chmod((directory / "config.json").stat().st_mode)
 
 
 def _quantization(source: ModelSource) -> dict[str, Any]:
-    """Arguments of ``from_pretrained`` for ``spec.model.quantization``."""
+    """Return the arguments of ``from_pretrained`` for ``spec.model.quantization``."""
     if source.quantization == "none":
         return {}
     if not device.has_gpu():
@@ -200,22 +200,22 @@ def _quantization(source: ModelSource) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": device.current_device()}}
 
 
-def _fit_tokenizer(model: Any, tokenizer: Any) -> None:
-    """Rows of the embeddings for all tokens, the same pad token, and no cache of keys and values while training."""
+def _match_tokenizer(model: Any, tokenizer: Any) -> None:
+    """Match the model to the tokenizer: embedding rows for all tokens, the same pad token. Disable the KV cache for training."""
     model.config.pad_token_id = tokenizer.pad_token_id
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-        model.generation_config.eos_token_id = end_tokens(model, tokenizer)
+        model.generation_config.eos_token_id = eos_token_ids(model, tokenizer)
     added = embeddings.grow(model, len(tokenizer))
     if added:
-        log.info("%d tokens added to a vocabulary of %d", added, len(tokenizer) - added)
+        log.info("added %d tokens to a vocabulary of %d", added, len(tokenizer) - added)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
 
 
 @contextlib.contextmanager
-def _ready_for_use(model: Any) -> Iterator[None]:
-    """What is saved answers with a cache: that it was off belongs to the training, not to the model."""
+def _cache_enabled(model: Any) -> Iterator[None]:
+    """Enable the KV cache in the saved configuration. It is off for training only."""
     cached = getattr(model.config, "use_cache", None) is False
     if cached:
         model.config.use_cache = True
@@ -227,16 +227,16 @@ def _ready_for_use(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _named_errors(location: ModelLocation, problem: str) -> Iterator[None]:
+def _explain_errors(location: ModelLocation, problem: str) -> Iterator[None]:
     try:
         yield
     except FineTuneError:
         raise
-    except (*_LOADING_ERRORS, *hub.HUB_ERRORS) as error:
-        if is_disk_full(error):
+    except (*_LOADING_ERRORS, *HUB_ERRORS) as error:
+        if is_caused_by_full_disk(error):
             raise
-        if said := hub.trouble(error, location.field, location.name_or_path):
-            raise said from error
+        if explained := explain_load_error(error, location.field, location.name_or_path):
+            raise explained from error
         if "trust_remote_code" in str(error) and not location.trust_remote_code:
             raise FineTuneError(
                 Reason.CONFIGURATION_ERROR,

@@ -1,4 +1,4 @@
-"""Weights of a saved model, put back into the model that they were saved from."""
+"""Loads saved weights back into the same model."""
 
 import pathlib
 from typing import Any
@@ -7,7 +7,7 @@ import safetensors.torch
 
 
 def load_weights(model: Any, directory: pathlib.Path) -> None:
-    """Replace the weights by those that ``save_model`` wrote: all of them, or of a model with adapters what is trained."""
+    """Load the weights that ``save_model`` wrote: all weights, or only the trained weights of a model with adapters."""
     if hasattr(model, "peft_config"):
         import peft
 
@@ -19,11 +19,11 @@ def load_weights(model: Any, directory: pathlib.Path) -> None:
     missing, unexpected = model.state_dict().keys() - saved, saved - model.state_dict().keys()
     tied = set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
     if unexpected or missing - tied:
-        # Some models have other names, or other tensors, on disk than in memory: experts, for one, which lie there one by one.
-        anew = type(model).from_pretrained(directory, dtype=model.dtype, use_safetensors=True)
-        model.load_state_dict(anew.state_dict())
+        # Some models have other names or tensors on disk than in memory. For example, experts are separate tensors on disk.
+        reloaded = type(model).from_pretrained(directory, dtype=model.dtype, use_safetensors=True)
+        model.load_state_dict(reloaded.state_dict())
         return
-    for shard in shards:  # one at a time: each process of a machine does this, and all of a model may be large
+    for shard in shards:  # one at a time: each process of a node does this, and a whole model may be large
         model.load_state_dict(safetensors.torch.load_file(shard), strict=False)
 
 

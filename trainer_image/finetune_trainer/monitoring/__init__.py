@@ -1,1 +1,1 @@
-"""What a training process measures of itself: metrics, progress, history, device statistics, MFU."""
+"""What a training process measures: metrics, progress, history, device statistics, MFU."""

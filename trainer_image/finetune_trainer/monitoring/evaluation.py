@@ -1,4 +1,4 @@
-"""The result of one evaluation, as history, checkpoints and status hold it."""
+"""The result of one evaluation, for history, checkpoints and status."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,13 +7,13 @@ from finetune_api.status import Evaluation
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluated:
-    """Figures of the evaluation after ``step`` optimizer steps."""
+class EvaluationResult:
+    """Metrics of the evaluation after ``step`` optimizer steps."""
 
     step: int
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
 
 
-def evaluation_status(done: Evaluated) -> Evaluation:
-    """As the status shows it: rounded."""
-    return Evaluation(step=done.step, metrics={name: round(value, 6) for name, value in done.figures.items()})
+def evaluation_status(result: EvaluationResult) -> Evaluation:
+    """Return the evaluation for the status, with rounded metrics."""
+    return Evaluation(step=result.step, metrics={name: round(value, 6) for name, value in result.metrics.items()})

@@ -1,4 +1,4 @@
-"""Each start of a training, written down in its output directory for those who look at it later."""
+"""Records each start of a training in its output directory. The report shows the starts."""
 
 import importlib.metadata
 import json
@@ -20,7 +20,7 @@ _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "p
 
 
 def record_start(path: pathlib.Path, config: RunConfig, step: int, total_steps: int) -> None:
-    """Append a line: an attempt, or a restart within one, begins after ``step`` optimizer steps."""
+    """Append a line for this start (an attempt, or a restart within one), which begins after ``step`` optimizer steps."""
     start = {
         "time": timestamp(time.time()),
         "attempt": config.attempt,
@@ -34,12 +34,12 @@ def record_start(path: pathlib.Path, config: RunConfig, step: int, total_steps: 
     try:
         with path.open("a") as stream:
             stream.write(json.dumps(start) + "\n")
-    except OSError as error:  # of use to a report alone
-        log.warning("%s: this start could not be written down: %s", path, error.strerror)
+    except OSError as error:  # only a report needs the file
+        log.warning("%s: this start could not be recorded: %s", path, error.strerror)
 
 
 def versions() -> dict[str, str]:
-    """Of what computes."""
+    """Return the versions of the trainer, of Python and of the libraries that compute."""
     found = {"finetune": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -1,7 +1,7 @@
-"""Model FLOPs utilisation: what a model needs for the tokens that were trained on, as a share of what the GPU could have done.
+"""Model FLOPs utilisation: the FLOPs that the model needs for the trained tokens, as a share of the GPU's peak.
 
-The formula is that of PaLM (Chowdhery et al. 2022, appendix B). Activations that are computed again, padding, and the forward
-passes of a reference model (dpo) do not count: they are work, but none that the model needs.
+The formula is that of PaLM (Chowdhery et al. 2022, appendix B). Activation recomputation, padding, and the forward passes of a
+reference model (dpo) do not count, because the model does not need this work.
 """
 
 import dataclasses
@@ -10,11 +10,11 @@ import re
 import numpy as np
 
 _TERA = 1e12
-# Name of the GPU as its driver gives it → peak in TFLOP/s for matrices in bf16, dense, that is without sparsity; fp16 where
-# there is no bf16 (V100, T4). The first that matches counts. From the makers' data sheets, which often print the double, that of
-# sparse matrices: nvidia.com/en-us/data-center/{b200, h200, h100, gh200, a100, a30, a40, a10, l40s, l40, l4, tesla-t4, v100},
-# RTX A6000; NVIDIA's white papers of Ampere and Ada (GeForce, with accumulation in fp32); AWS for the A10G, which is made for it;
-# amd.com/en/products/accelerators/instinct/{mi325x, mi300x} and mi250x (half a card, as each half is a device).
+# Driver's name of the GPU → peak in TFLOP/s for dense matrices in bf16, or in fp16 if the GPU has no bf16 (V100, T4). The first
+# match counts. The numbers are from the makers' data sheets, which often print the value for sparse matrices, which is twice as
+# high. Sources: nvidia.com/en-us/data-center/{b200, h200, h100, gh200, a100, a30, a40, a10, l40s, l40, l4, tesla-t4, v100},
+# RTX A6000; NVIDIA's white papers of Ampere and Ada (GeForce, with accumulation in fp32); AWS for the A10G (made for AWS);
+# amd.com/en/products/accelerators/instinct/{mi325x, mi300x} and mi250x (half a card, because each half is a device).
 _PEAKS_TFLOPS: tuple[tuple[str, float], ...] = (
     (r"\bB200\b", 2250.0),
     (r"\bH200 NVL\b", 835.5),
@@ -43,7 +43,7 @@ _PEAKS_TFLOPS: tuple[tuple[str, float], ...] = (
 
 
 def peak_flops(gpu: str) -> float | None:
-    """Peak of a GPU in FLOP/s, by the name that its driver gives it; None where it is not known, as of a slice (MIG)."""
+    """Return the peak of a GPU in FLOP/s, by its driver's name; None if it is unknown, for example for a slice (MIG)."""
     if "MIG" in gpu:
         return None
     return next((peak * _TERA for pattern, peak in _PEAKS_TFLOPS if re.search(pattern, gpu)), None)
@@ -51,24 +51,25 @@ def peak_flops(gpu: str) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSize:
-    """What counts of a model. weights: those that multiply each token, so no tables of embeddings; trained: those of them that
-    are trained; attention: layers × width of all heads, which multiply the tokens with each other.
+    """The size of a model. parameters: weights that multiply each token, so without embedding tables.
+
+    trainable: how many of them are trained. attention: layers × width of all heads, which multiply the tokens with each other.
     """
 
-    weights: int
-    trained: int
+    parameters: int
+    trainable: int
     attention: int
 
     def flops_per_token(self, length: float) -> float:
-        """Forward and backward, for a token in a row of so many tokens.
+        """Return the FLOPs of forward and backward for one token in a row of ``length`` tokens.
 
-        A weight costs 2 forward, 2 for the gradient that goes on to the layer below, and 2 for its own, which a frozen one has
-        not (LoRA): 6N, or 4N frozen + 6N trained; attention 12·L·H·Q·T.
+        A weight costs 2 forward, 2 for the gradient of the layer below, and 2 for its own gradient, which a frozen weight (LoRA)
+        does not have: 6N, or 4N frozen + 6N trained. Attention costs 12·L·H·Q·T.
         """
-        return 4.0 * self.weights + 2.0 * self.trained + 12.0 * self.attention * length
+        return 4.0 * self.parameters + 2.0 * self.trainable + 12.0 * self.attention * length
 
 
 def typical_length(lengths: np.ndarray) -> float:
-    """Tokens of the row in which a token is, on average over tokens. lengths: tokens of each row, shape (rows,)."""
+    """Return the length of the row that a token is in, averaged over all tokens. lengths: tokens of each row, shape (rows,)."""
     total = float(lengths.sum())
     return float((lengths.astype(np.float64) ** 2).sum()) / total if total else 0.0

@@ -1,1 +1,1 @@
-"""The output directory of a job, and the fence that keeps a second writer out."""
+"""The output directory of a job, and the fence that excludes a second writer."""

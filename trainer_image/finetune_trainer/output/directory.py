@@ -1,4 +1,4 @@
-"""The output directory: what lies where, and whose it is."""
+"""The output directory: which files it has, and which job owns it."""
 
 import contextlib
 import errno
@@ -23,8 +23,8 @@ from finetune_trainer.runtime.state import write_atomically
 log = logging.getLogger(__name__)
 
 
-# All that a training writes beside checkpoints and model, its trackers and its report among them.
-_OF_A_TRAINING = frozenset(
+# Everything that a training writes except checkpoints and model, including the files of trackers and the report.
+_RUN_FILES = frozenset(
     {
         *("run.json", "data.json", "history.jsonl", "starts.jsonl", "evaluation.json", "skipped.json", "best"),
         *("trackers.json", "tensorboard", "wandb", "report.html"),
@@ -33,17 +33,17 @@ _OF_A_TRAINING = frozenset(
 
 
 def _owner(config: RunConfig) -> dict[str, Any]:
-    """Whose training it is, as run.json has it."""
+    """Return the fields of run.json that name the owner of the training."""
     return {"name": config.name} | ({"uid": config.job_uid} if config.job_uid else {})
 
 
-class Output:
+class OutputDirectory:
     """Paths below the output directory.
 
-    run.json: whose it is (spec and its digest, resolved commits). data.json: what the data sets held. starts.jsonl: one object
-    per start. report.json: there when the training is through; the finished model lies in model/ from then on. history.jsonl: one
-    object per logged step, and per evaluation. evaluation.json: all figures. best/: the models that a checkpoint, or the
-    training, knows as the best so far. owner.json: see fence.py, skipped.json: see skipping.py.
+    run.json: the owner, the spec and its digest, resolved commits. data.json: what each data set contained. starts.jsonl: one
+    object per start. report.json: exists when the training is finished; from then on, model/ has the model. history.jsonl: one
+    object per logged step, and per evaluation. evaluation.json: all metrics. best/: the models that a checkpoint, or the
+    training, names as the best so far. owner.json: see fence.py. skipped.json: see skipped_batches.py.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
@@ -57,10 +57,10 @@ class Output:
         self._run = directory / "run.json"
         self._data = directory / "data.json"
 
-    def claim(self, config: RunConfig) -> Resolved | None:
-        """Make the directory this run's, or find that it is already: returns the commits that were resolved for it.
+    def acquire(self, config: RunConfig) -> Resolved | None:
+        """Make this run the owner of the directory, unless it is already. Return the commits that were resolved for it.
 
-        Raises FineTuneError when it holds the work of a job that trains another model, or can't be written.
+        Raises FineTuneError if the directory holds the work of a job that trains another model, or can't be written.
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -71,37 +71,37 @@ class Output:
                     raise FineTuneError(
                         Reason.OUTPUT_CONFLICT,
                         f"the output directory {self.directory} holds the work of {run['name']!r}, which trains another model "
-                        "(model, datasets or training differ); choose another one, or remove that",
+                        "(model, datasets or training differ); choose another directory, or remove that work",
                     )
                 return Resolved.model_validate(run["resolved"]) if run.get("resolved") else None
             self._write_run({**_owner(config), "digest": digest})
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
-            raise self._unwritable(error, f"give user {os.getuid()} the right to, or choose another directory") from None
+            raise self._write_error(error, f"give user {os.getuid()} write access, or choose another directory") from None
         except OSError as error:
             if error.errno != errno.EROFS:
                 raise
-            raise self._unwritable(error, "mount it for writing") from None
+            raise self._write_error(error, "mount it for writing") from None
         return None
 
-    def holds_unfinished_work_of_another(self, config: RunConfig) -> bool:
-        """Whether there are checkpoints of an earlier FineTuneJob, where the output was left by one."""
+    def has_unfinished_run_of_other_job(self, config: RunConfig) -> bool:
+        """Return whether the directory is not this job's and has checkpoints."""
         return not self._belongs_to(config) and any(self.checkpoints.glob("[!.]*"))
 
-    def make_way(self, config: RunConfig) -> None:
-        """Remove what an earlier FineTuneJob has left here of a training that came to nothing: its account, and its curves.
+    def remove_previous_job(self, config: RunConfig) -> None:
+        """Remove the files of an earlier FineTuneJob that left neither a model nor a checkpoint, for example its history.
 
-        Raises FineTuneError where it can't.
+        Raises FineTuneError if a file can't be removed.
         """
         if not config.adopted or self._belongs_to(config) or not self.directory.is_dir():
             return
-        if self.model.is_dir() or self.holds_unfinished_work_of_another(config):
+        if self.model.is_dir() or self.has_unfinished_run_of_other_job(config):
             return
         try:
             for left in self.directory.iterdir():
-                if left.name in _OF_A_TRAINING:
+                if left.name in _RUN_FILES:
                     shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         except OSError as error:
-            raise self._unwritable(error, "remove what an earlier job has left there") from None
+            raise self._write_error(error, "remove what an earlier job has left there") from None
 
     def _belongs_to(self, config: RunConfig) -> bool:
         try:
@@ -109,21 +109,21 @@ class Output:
         except (OSError, ValueError):
             return False
 
-    def _unwritable(self, error: OSError, remedy: str) -> FineTuneError:
+    def _write_error(self, error: OSError, remedy: str) -> FineTuneError:
         return FineTuneError(
             Reason.CONFIGURATION_ERROR, f"the output directory {self.directory} can't be written: {error.strerror}; {remedy}"
         )
 
-    def keep_resolved(self, config: RunConfig, resolved: Resolved) -> None:
-        """Remember the commits, so that whoever goes on with this directory trains the same model on the same data."""
+    def save_resolved(self, config: RunConfig, resolved: Resolved) -> None:
+        """Store the commits, so that later attempts in this directory train the same model on the same data."""
         content = {**_owner(config), "digest": training_digest(config.spec), "resolved": resolved.to_wire()}
-        content["spec"] = shareable_spec(config.spec)  # for the report; what decides is the digest
+        content["spec"] = shareable_spec(config.spec)  # for the report only; checks use the digest
         if config.spec.publish:
             content["repository"] = config.spec.publish.repository
         self._write_run(content)
 
-    def claim_data(self, contents: Sequence[str]) -> None:
-        """Remember what the data sets hold. Raises FineTuneError where a checkpoint has learned from others."""
+    def record_data(self, contents: Sequence[str]) -> None:
+        """Store what the data sets contain. Raises FineTuneError if that has changed since a checkpoint was saved."""
         try:
             before = json.loads(self._data.read_text())
         except (OSError, ValueError):
@@ -133,32 +133,32 @@ class Output:
             fields = " and ".join(f"spec.datasets[{index}]" for index in changed)
             raise FineTuneError(
                 Reason.DATA_ERROR,
-                f"{fields}: its files have changed since this training began, and what it has learned so far is from the old "
-                "ones; put them back, or train under another name, with another output",
+                f"{fields}: its files have changed since this training began, and the training has used the old ones so far; "
+                "restore the old files, or train under another name, with another output",
             )
         if before != list(contents):
             write_atomically(self._data, json.dumps(list(contents)), durable=True)
 
     def resolved(self) -> dict[str, Any] | None:
-        """The commits that were resolved for it, as they were written down."""
+        """Return the commits that run.json has; None if it has none."""
         with contextlib.suppress(OSError, ValueError):
             resolved: dict[str, Any] | None = json.loads(self._run.read_text()).get("resolved")
             return resolved
         return None
 
     def _write_run(self, content: dict[str, Any]) -> None:
-        """An empty file after a machine's fall would keep every later attempt out."""
+        """Write run.json durably. If it were empty after a crash of the machine, every later attempt would fail."""
         write_atomically(self._run, json.dumps(content), durable=True)
 
     def finished_report(self) -> Report | None:
-        """The report of a training that is through."""
+        """Return the report of a finished training; None if the training is not finished."""
         try:
             return Report.model_validate_json(self.report.read_text()) if self.model.is_dir() else None
         except (FileNotFoundError, pydantic.ValidationError):
             return None
 
     def commit_model(self, written: pathlib.Path) -> None:
-        """Give a written model its final name, when all of it is on the disk: the report that follows must not outlive it."""
+        """Sync a written model to the disk, then give it its final name. The report must not exist without the model."""
         for path in written.iterdir():
             sync(path)
         shutil.rmtree(self.model, ignore_errors=True)
@@ -166,29 +166,29 @@ class Output:
         sync(self.directory)
 
     def best_model(self, step: int) -> pathlib.Path:
-        """Where the model goes that an evaluation after ``step`` steps found to be the best so far."""
+        """Return the directory for a model that was the best so far in the evaluation after ``step`` steps."""
         return self.directory / "best" / f"step-{step}"
 
     def best_models(self) -> list[pathlib.Path]:
-        """All that are there."""
+        """Return the directories of all best models."""
         return list((self.directory / "best").glob("step-*"))
 
-    def durable_before(self, best: int | None) -> list[pathlib.Path]:
-        """Files that must be on the disk before a checkpoint is: the history, and the model that it knows as the best so far."""
+    def files_to_sync(self, best: int | None) -> list[pathlib.Path]:
+        """Return the files that must be on the disk before a checkpoint is: the history, and the best model that it names."""
         files = [self.history] if self.history.exists() else []
         if best is not None:
             files += [*self.best_model(best).iterdir(), self.best_model(best), self.best_model(best).parent]
         return files
 
-    def drop_best_models(self, known: Collection[int], before: int) -> None:
-        """Drop those of steps ``before`` and earlier that no checkpoint knows as the best any more."""
+    def prune_best_models(self, known: Collection[int], before: int) -> None:
+        """Delete best models of steps up to ``before`` that no checkpoint names any more. known: the steps that one names."""
         for directory in self.best_models():
             step = int(directory.name.removeprefix("step-"))
             if step <= before and step not in known:
                 shutil.rmtree(directory, ignore_errors=True)
 
     def append_history(self, lines: Sequence[str]) -> list[str]:
-        """Add lines to the history, all or none of them; those that could not be written, as on a disk that is full."""
+        """Append lines to the history, all or none. Return the lines that could not be written, for example on a full disk."""
         text = "".join(lines).encode()
         try:
             with self.history.open("ab", buffering=0) as stream:
@@ -201,18 +201,18 @@ class Output:
         return list(lines)
 
     def truncate_history(self, step: int) -> list[dict[str, Any]]:
-        """Drop what was logged after ``step``, as it is going to be done again; what is left."""
+        """Remove the entries after ``step``, because these steps will be repeated. Return the remaining entries."""
         if not self.history.exists():
             return []
         lines = self.history.read_text(errors="replace").splitlines()
-        kept = [entry for line in lines if (entry := _entry(line)) is not None and entry["step"] <= step]
+        kept = [entry for line in lines if (entry := _parse_line(line)) is not None and entry["step"] <= step]
         if len(kept) < len(lines):
             write_atomically(self.history, "".join(json.dumps(entry) + "\n" for entry in kept), durable=True)
         return kept
 
 
-def _entry(line: str) -> dict[str, Any] | None:
-    """A line of the history; None for one that was cut off in the middle, wherever that was."""
+def _parse_line(line: str) -> dict[str, Any] | None:
+    """Return the entry of a line of the history; None for a line that was cut off."""
     with contextlib.suppress(json.JSONDecodeError):
         entry = json.loads(line)
         return entry if isinstance(entry, dict) and "step" in entry else None

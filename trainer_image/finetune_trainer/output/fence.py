@@ -1,7 +1,7 @@
-"""Who may write into an output directory: the one who took it last.
+"""Decides which process may write to an output directory: the one that acquired it last.
 
-A machine that was cut off and comes back may bring a pod of an older attempt with it, which believes that it is still training.
-So whoever begins leaves a token in the directory, and looks for it before each write that counts.
+A node that was cut off and comes back may still run a pod of an older attempt. So each attempt writes a token to the directory
+when it starts, and checks for its token before each important write.
 """
 
 import hashlib
@@ -16,39 +16,39 @@ _NAME = "owner.json"
 
 
 class Fence:
-    """Rank 0's right to write into one output directory.
+    """Rank 0's right to write to one output directory.
 
-    The token belongs to the pod: processes that are started again in it (the folder of ``state`` stays) go on with the same one,
-    but do not take the directory back from a later attempt. attempt: for people, and for names of temporary files.
+    The token belongs to the pod. Processes that are restarted in the pod (the folder of ``state`` stays) use the same token. They
+    do not take the directory back from a later attempt. attempt: for messages, and for names of temporary files.
     """
 
     def __init__(self, output: pathlib.Path, state: RunState, attempt: int) -> None:
         self._file = output / _NAME
         self._attempt = attempt
-        place = hashlib.sha256(str(output).encode()).hexdigest()[:16]
-        self._ours = state.directory / f"owner-{place}"
+        path_hash = hashlib.sha256(str(output).encode()).hexdigest()[:16]
+        self._token_file = state.directory / f"owner-{path_hash}"
         self.token = ""
 
-    def take(self) -> None:
-        """Become the owner; raises FineTuneError where this pod was, and another is now."""
+    def acquire(self) -> None:
+        """Become the owner. Raises FineTuneError if this pod was the owner before, and another pod is now."""
         try:
-            self.token = self._ours.read_text()
+            self.token = self._token_file.read_text()
         except FileNotFoundError:
             self.token = f"{self._attempt}-{secrets.token_hex(4)}"
             write_atomically(self._file, json.dumps({"attempt": self._attempt, "token": self.token}), durable=True)
-            write_atomically(self._ours, self.token)
+            write_atomically(self._token_file, self.token)
         self.check()
 
     def check(self) -> None:
-        """Raise FineTuneError (Interrupted) where another has taken the directory; a directory that is gone is nobody's."""
+        """Raise FineTuneError (Interrupted) if another pod owns the directory, or if the directory is gone."""
         try:
             owner = json.loads(self._file.read_text())
         except FileNotFoundError:
             owner = {}
         if owner.get("token") != self.token:
-            another = f"attempt {owner['attempt']}" if "attempt" in owner else "nobody"
+            current = f"attempt {owner['attempt']}, which started after this one" if "attempt" in owner else "no attempt"
             raise FineTuneError(
                 Reason.INTERRUPTED,
-                f"the output directory {self._file.parent} belongs to {another} now, started after this one (attempt "
-                f"{self._attempt}): this one ends and writes nothing more",
+                f"the output directory {self._file.parent} now belongs to {current}: attempt {self._attempt} ends and writes "
+                "nothing more",
             )

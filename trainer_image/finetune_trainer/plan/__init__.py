@@ -1,5 +1,6 @@
-"""`finetune plan`: what a job will need and do, before it costs anything.
+"""`finetune plan`: predicts what a job needs and does, before it costs anything.
 
-``memory``, ``gpus`` and ``build`` are arithmetic; ``model`` and ``rows`` look at files and at the Hub; ``view`` shows it. None
-of it imports torch. Defaults and splits are the trainer's own (``batches``, ``precision``, ``data``), so the two can't differ.
+``memory``, ``gpus`` and ``build`` are pure arithmetic. ``model`` and ``rows`` read files and ask the Hub. ``view`` prints the
+plan. None of these imports torch. They use the trainer's own defaults and splits (``batches``, ``precision``, ``data``), so the
+plan and the training can't differ.
 """

@@ -1,4 +1,4 @@
-"""From a spec and what was observed to a plan: pure arithmetic, with the trainer's own defaults and splits."""
+"""Builds a plan from a spec and the observed facts: pure arithmetic, with the trainer's own defaults and splits."""
 
 import dataclasses
 import math
@@ -7,40 +7,47 @@ from collections.abc import Iterator
 from finetune_api.quantities import GIB, format_bytes, parse_quantity
 from finetune_api.spec import DEFAULT_EPOCHS, FineTuneJobSpec, OutputVolume
 from finetune_trainer.data.batches import BatchPlan, warmup_steps
+from finetune_trainer.plan.forward_pass import (
+    Device,
+    choose_micro_batch,
+    estimate_memory,
+    largest_fitting_micro_batch,
+    max_row_tokens,
+)
 from finetune_trainer.plan.gpus import Gpu
-from finetune_trainer.plan.memory import MIB, Estimate, Weights
+from finetune_trainer.plan.memory import MIB, Estimate, WeightLayout
 from finetune_trainer.plan.model import ModelFacts
-from finetune_trainer.plan.passes import Device, choose_pass, estimate_pass, fitting_rows, longest_row
-from finetune_trainer.plan.rows import Rows
-from finetune_trainer.plan.weights import weigh
+from finetune_trainer.plan.rows import RowCounts
+from finetune_trainer.plan.weights import weight_layout
 from finetune_trainer.runtime.precision import Precision, choose_precision
 
-# Tokenizer, scheduler and states of the random numbers, beside weights and optimizer.
+# Tokenizer, scheduler and random number states of a checkpoint, in addition to weights and optimizer.
 _SMALL_FILES_BYTES = 16 * MIB
-# The file system's own needs, history and report.
+# Factor that leaves space for the file system itself, the history and the report.
 _VOLUME_RESERVE = 1.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What was observed. model, gpu: None where they are not known, for the given reason.
+    """The observed facts about data, model and GPU.
 
-    refused: what the trainer would refuse, as sentences. unseen: what could not be looked at from here, and why.
+    model, gpu: None if not known; model_reason and gpu_reason say why. missing_claims: options to add for claims that are not
+    given. refused: sentences about what the trainer would refuse. not_observed: sentences about what can't be read from here.
     """
 
-    rows: Rows
+    rows: RowCounts
     model: ModelFacts | None = None
     model_reason: str | None = None
     gpu: Gpu | None = None
     gpu_reason: str | None = None
     missing_claims: str | None = None
     refused: tuple[str, ...] = ()
-    unseen: tuple[str, ...] = ()
+    not_observed: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """Bytes on the output volume. checkpoints: as many as there are at once at most, the one being written included."""
+    """Bytes on the output volume. checkpoints: maximum number at one time, including the one that is being written."""
 
     checkpoint: int
     checkpoints: int
@@ -48,17 +55,17 @@ class Storage:
 
     @property
     def needed(self) -> int:
-        """All of it at once."""
+        """Bytes at the peak."""
         return self.checkpoint * self.checkpoints + self.model
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a job comes to. rows_known: whether batch was cut from the real number of rows. tokens: of one row at most.
-    checkpointing: whether activations are computed again in the backward pass.
+    """The plan of a job.
 
-    room: bytes for one process, None where that is not known. fitting_micro: the largest micro-batch that has room, where the
-    planned one has not.
+    rows_known: whether ``batch`` is based on the real number of rows. tokens: maximum of one row. checkpointing: whether
+    activations are recomputed in the backward pass. available_bytes: for one process, None if not known.
+    fitting_micro_batch: the largest micro-batch that fits, if the planned one does not fit.
     """
 
     spec: FineTuneJobSpec
@@ -69,11 +76,11 @@ class Plan:
     warmup: int | None
     tokens: int
     precision: Precision
-    weights: Weights | None
+    weights: WeightLayout | None
     checkpointing: bool
     memory: Estimate | None
-    room: int | None
-    fitting_micro: int | None
+    available_bytes: int | None
+    fitting_micro_batch: int | None
     storage: Storage | None
     refused: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -81,33 +88,33 @@ class Plan:
 
     @property
     def gpu(self) -> bool:
-        """Whether it trains on GPUs."""
+        """Whether the job trains on GPUs."""
         return self.spec.distributed.gpus_per_node > 0
 
     @property
     def volume_bytes(self) -> int | None:
-        """Size of the volume that the operator would create; None for a claim of the user's."""
+        """Size of the volume that the operator would create; None if the user names a claim."""
         output = self.spec.output
         return None if output.claim is not None else parse_quantity((output.volume or OutputVolume()).size)
 
 
 def build_plan(spec: FineTuneJobSpec, facts: Facts) -> Plan:
-    """The whole plan; what would end badly is in its ``refused``, never raised."""
+    """Return the whole plan. Predicted errors are in ``refused``; this function does not raise them."""
     training, rows = spec.training, facts.rows.train
-    world = spec.distributed.nodes * spec.processes_per_node
+    world_size = spec.distributed.nodes * spec.processes_per_node
     device = _device(spec, facts)
-    # Without the number of rows: as if there were enough for a batch, which is so but for the smallest data.
-    split = rows or training.global_batch_size, training.global_batch_size, world
+    # If the number of rows is not known, assume enough for one batch. Only the smallest data sets have fewer.
+    split = rows or training.global_batch_size, training.global_batch_size, world_size
     batch = BatchPlan.choose(*split, training.per_device_batch_size)
     checkpointing, memory, fitting = training.activation_checkpointing is True, None, None
     if facts.model is not None:
-        micro, checkpointing = choose_pass(spec, facts.model, device, world, batch.micro)
+        micro, checkpointing = choose_micro_batch(spec, facts.model, device, world_size, batch.micro)
         batch = BatchPlan.choose(*split, micro)
-        memory = estimate_pass(spec, facts.model, device, world, batch.micro, checkpointing)
-        if memory is not None and device.room is not None and memory.total > device.room:
-            fitting = fitting_rows(spec, facts.model, device, world, batch.micro, checkpointing)
+        memory = estimate_memory(spec, facts.model, device, world_size, batch.micro, checkpointing)
+        if memory is not None and device.available_bytes is not None and memory.total > device.available_bytes:
+            fitting = largest_fitting_micro_batch(spec, facts.model, device, world_size, batch.micro, checkpointing)
     steps = batch.total_steps(training.epochs or DEFAULT_EPOCHS, training.max_steps) if rows or training.max_steps else None
-    weights = weigh(facts.model, spec, device.bf16) if facts.model is not None else None
+    weights = weight_layout(facts.model, spec, device.bf16) if facts.model is not None else None
     plan = Plan(
         spec=spec,
         facts=facts,
@@ -115,13 +122,13 @@ def build_plan(spec: FineTuneJobSpec, facts: Facts) -> Plan:
         rows_known=rows is not None,
         steps=steps,
         warmup=warmup_steps(training, steps) if steps is not None else training.warmup_steps,
-        tokens=longest_row(spec, facts.model),
+        tokens=max_row_tokens(spec, facts.model),
         precision=_precision(spec, facts),
         weights=weights,
         checkpointing=checkpointing,
         memory=memory,
-        room=device.room,
-        fitting_micro=fitting,
+        available_bytes=device.available_bytes,
+        fitting_micro_batch=fitting,
         storage=_storage(spec, facts.model, weights, steps),
     )
     return dataclasses.replace(
@@ -131,7 +138,7 @@ def build_plan(spec: FineTuneJobSpec, facts: Facts) -> Plan:
 
 def _device(spec: FineTuneJobSpec, facts: Facts) -> Device:
     gpu = spec.distributed.gpus_per_node > 0
-    return Device(gpu, _precision(spec, facts) != "fp32", gpu and _has_bf16(facts), _room(spec, facts))
+    return Device(gpu, _precision(spec, facts) != "fp32", gpu and _has_bf16(facts), _available_bytes(spec, facts))
 
 
 def _precision(spec: FineTuneJobSpec, facts: Facts) -> Precision:
@@ -142,12 +149,12 @@ def _precision(spec: FineTuneJobSpec, facts: Facts) -> Precision:
 
 
 def _has_bf16(facts: Facts) -> bool:
-    """Whether the GPU has it; one that is not known is taken for one that has."""
+    """Whether the GPU supports bf16. A GPU that is not known is assumed to support it."""
     return facts.gpu is None or facts.gpu.bf16 is not False
 
 
-def _room(spec: FineTuneJobSpec, facts: Facts) -> int | None:
-    """Bytes for one process: the GPU's, or its share of the pod's limit."""
+def _available_bytes(spec: FineTuneJobSpec, facts: Facts) -> int | None:
+    """Return the bytes for one process: the memory of its GPU, or its share of the pod's limit."""
     if spec.distributed.gpus_per_node:
         return facts.gpu.memory if facts.gpu is not None else None
     limits = (spec.pod.resources.limits if spec.pod.resources is not None else None) or {}
@@ -157,27 +164,28 @@ def _room(spec: FineTuneJobSpec, facts: Facts) -> int | None:
         return None
 
 
-def _storage(spec: FineTuneJobSpec, model: ModelFacts | None, weights: Weights | None, steps: int | None) -> Storage | None:
+def _storage(spec: FineTuneJobSpec, model: ModelFacts | None, weights: WeightLayout | None, steps: int | None) -> Storage | None:
     if model is None or weights is None:
         return None
     every = spec.checkpoint.steps
     written = math.ceil(steps / every) if steps is not None and every is not None else spec.checkpoint.keep + 1
     return Storage(
-        checkpoint=3 * weights.size * weights.trained + _SMALL_FILES_BYTES,  # what is trained, and AdamW's two moments
+        # The trained weights, and AdamW's two moments.
+        checkpoint=3 * weights.trainable_bytes_each * weights.trainable + _SMALL_FILES_BYTES,
         checkpoints=min(spec.checkpoint.keep + 1, written),
-        model=weights.size * weights.trained + _SMALL_FILES_BYTES,
+        model=weights.trainable_bytes_each * weights.trainable + _SMALL_FILES_BYTES,
     )
 
 
 def _refused(plan: Plan) -> Iterator[str]:
-    spec, memory, room = plan.spec, plan.memory, plan.room
+    spec, memory, available_bytes = plan.spec, plan.memory, plan.available_bytes
     yield from plan.facts.refused
     try:
         choose_precision(spec.training.precision, plan.gpu, bf16=True)
     except ValueError as error:
         yield str(error)
-    if memory is not None and room is not None and memory.total > room:
-        yield _too_large(plan, memory.total, room)
+    if memory is not None and available_bytes is not None and memory.total > available_bytes:
+        yield _too_large(plan, memory.total, available_bytes)
     if plan.storage is not None and plan.volume_bytes is not None and plan.storage.needed > plan.volume_bytes:
         size = math.ceil(plan.storage.needed * _VOLUME_RESERVE / GIB)
         yield (
@@ -186,29 +194,30 @@ def _refused(plan: Plan) -> Iterator[str]:
         )
 
 
-def _too_large(plan: Plan, needed: int, room: int) -> str:
+def _too_large(plan: Plan, needed: int, available: int) -> str:
     per_device = "spec.training.perDeviceBatchSize"
-    if plan.fitting_micro is not None:
-        remedy = f"{plan.fitting_micro} would fit, and give the same model"
+    if plan.fitting_micro_batch is not None:
+        remedy = f"{plan.fitting_micro_batch} would fit, and give the same model"
     else:
         adapters = "" if plan.spec.model.lora is not None else ", add spec.model.lora: {}"
         remedy = f"not even 1 would fit: lower spec.training.maxTokens{adapters}, or choose a larger GPU or a smaller model"
     if plan.gpu:
         assert plan.facts.gpu is not None
-        return f"{per_device}: {format_bytes(needed)} do not fit {plan.facts.gpu.name} ({format_bytes(room)}): {remedy}"
+        return f"{per_device}: {format_bytes(needed)} do not fit {plan.facts.gpu.name} ({format_bytes(available)}): {remedy}"
     processes = plan.spec.processes_per_node
     limit = math.ceil(needed * processes * _VOLUME_RESERVE / GIB)
     return (
-        f"spec.pod.resources.limits.memory: {processes} × {format_bytes(needed)} do not fit {format_bytes(room * processes)}: "
+        f"spec.pod.resources.limits.memory: {processes} × {format_bytes(needed)} do not fit "
+        f"{format_bytes(available * processes)}: "
         f"write {limit}Gi, or lower {per_device} ({remedy})"
     )
 
 
 def _warnings(plan: Plan) -> Iterator[str]:
     batch = plan.batch
-    if batch.global_batch < batch.world:
-        idle = batch.world - batch.global_batch
-        yield f"a batch of {batch.global_batch} rows leaves {idle} of {batch.world} processes without work in every step"
+    if batch.global_batch < batch.world_size:
+        idle = batch.world_size - batch.global_batch
+        yield f"a batch of {batch.global_batch} rows leaves {idle} of {batch.world_size} processes without work in every step"
     gpu = plan.facts.gpu
     if plan.spec.training.precision == "bf16" and gpu is not None and gpu.bf16 is False:
         yield f"spec.training.precision: {gpu.name} only emulates bf16, slowly: write auto or fp16"
@@ -218,12 +227,12 @@ def _unknown(plan: Plan) -> Iterator[str]:
     facts = plan.facts
     if facts.missing_claims:
         yield f"what is in claims: add {facts.missing_claims}"
-    yield from facts.unseen
-    if facts.rows.train is None and facts.rows.reason and not (facts.missing_claims or facts.unseen or facts.refused):
+    yield from facts.not_observed
+    if facts.rows.train is None and facts.rows.reason and not (facts.missing_claims or facts.not_observed or facts.refused):
         yield f"rows: {facts.rows.reason}"
     if facts.model is not None and facts.model.architecture is None:
         yield f"activations: {facts.model.reason}"
-    if facts.model is not None and facts.model.architecture is not None and not facts.model.architecture.known:
-        yield f"activations of a {facts.model.architecture.model_type or 'nameless'} model: they are estimated by a similar one"
+    if facts.model is not None and facts.model.architecture is not None and not facts.model.architecture.measured:
+        yield f"activations of a {facts.model.architecture.model_type or 'nameless'} model: estimated like a similar one"
     if plan.gpu and facts.gpu is None and facts.gpu_reason:
         yield f"whether it fits: {facts.gpu_reason}"

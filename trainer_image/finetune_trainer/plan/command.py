@@ -15,7 +15,7 @@ from finetune_api.quantities import parse_quantity
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.commands.arguments import missing_claims, parse_claims
-from finetune_trainer.plan.gpus import Gpu, asked_gpu
+from finetune_trainer.plan.gpus import Gpu, requested_gpu
 
 if TYPE_CHECKING:
     from finetune_trainer.plan.build import Facts
@@ -33,10 +33,10 @@ def _gpu_memory(context: click.Context, parameter: click.Parameter, value: str |
 @click.option("--claim", "claims", multiple=True, metavar="NAME=DIR", help="Directory that stands for a claim of the file.")
 @click.option("--gpu-memory", metavar="SIZE", callback=_gpu_memory, help="Memory of each GPU, for example 80Gi.")
 def plan(file: pathlib.Path, claims: tuple[str, ...], gpu_memory: int | None) -> None:
-    """Say what FILE (- for standard input) will need and do: processes, steps, memory, checkpoints, what is pushed where.
+    """Show what the job in FILE (- for standard input) will need and do: processes, steps, memory, checkpoints, publishing.
 
-    Nothing is trained, and no weights are downloaded: of a model on the Hub config.json and the headers of its weights are
-    read, of a data set its card. Access to the Hub is as usual, by HF_TOKEN.
+    The command trains nothing and downloads no weights. For a model on the Hub it reads config.json and the headers of the
+    weight files; for a data set on the Hub it reads the card. It uses HF_TOKEN to access the Hub.
     """
     try:
         job = read_job(file)
@@ -44,18 +44,18 @@ def plan(file: pathlib.Path, claims: tuple[str, ...], gpu_memory: int | None) ->
     except FineTuneError as error:
         sys.exit(refuse(error))
     if job.spec.hub.endpoint:
-        os.environ[names.ENV_HUB_ENDPOINT] = job.spec.hub.endpoint  # before the Hub's client is imported: it reads it once
+        os.environ[names.ENV_HUB_ENDPOINT] = job.spec.hub.endpoint  # the Hub's client reads it once, when it is imported
     sys.exit(_show(job.metadata.name, job.spec, given, gpu_memory))
 
 
 def _show(name: str, spec: FineTuneJobSpec, claims: dict[str, str], gpu_memory: int | None) -> int:
-    """Observe, plan, print; the exit code."""
+    """Observe, plan and print. Return the exit code."""
     from rich.console import Console
 
     from finetune_trainer.plan.build import build_plan
     from finetune_trainer.plan.view import show_plan
 
-    gpu, reason = asked_gpu(spec.pod.node_selector or {}, spec.pod.affinity)
+    gpu, reason = requested_gpu(spec.pod.node_selector or {}, spec.pod.affinity)
     if gpu_memory is not None:
         gpu, reason = Gpu("a GPU", gpu_memory, gpu.bf16 if gpu else None), None
     facts = dataclasses.replace(_observe(spec, claims), gpu=gpu, gpu_reason=reason)
@@ -65,36 +65,36 @@ def _show(name: str, spec: FineTuneJobSpec, claims: dict[str, str], gpu_memory: 
 
 
 def _observe(spec: FineTuneJobSpec, claims: dict[str, str]) -> "Facts":
-    """Look at model and data. What the trainer would refuse is part of the plan, not its end."""
+    """Read the model and the data. Errors that the trainer would raise become part of the plan."""
     from finetune_trainer.plan.build import Facts
     from finetune_trainer.plan.model import observe_model
-    from finetune_trainer.plan.rows import Rows, observe_rows
+    from finetune_trainer.plan.rows import RowCounts, observe_rows
 
     model, model_reason = None, "it is in a claim that is not given"
-    rows = Rows(reason="the data could not be read")
+    rows = RowCounts(reason="the data could not be read")
     refused: list[str] = []
-    unseen: list[str] = []
+    not_observed: list[str] = []
     try:
         model = observe_model(spec, claims)
     except FineTuneError as error:
-        model_reason = "the model could not be looked at"
-        (unseen if _only_here(error, spec) else refused).append(error.message)
+        model_reason = "the model could not be read"
+        (not_observed if _may_work_in_cluster(error, spec) else refused).append(error.message)
     try:
         rows = observe_rows(spec, claims)
     except FineTuneError as error:
-        (unseen if _only_here(error, spec) else refused).append(error.message)
+        (not_observed if _may_work_in_cluster(error, spec) else refused).append(error.message)
     return Facts(
         rows=rows,
         model=model,
         model_reason=model_reason,
         missing_claims=missing_claims(spec.claim_names(), claims),
         refused=tuple(refused),
-        unseen=tuple(unseen),
+        not_observed=tuple(not_observed),
     )
 
 
-def _only_here(error: FineTuneError, spec: FineTuneJobSpec) -> bool:
-    """Whether the pods may have what this machine lacks: the network, or the token of their Secret."""
+def _may_work_in_cluster(error: FineTuneError, spec: FineTuneJobSpec) -> bool:
+    """Whether the pods may have what this machine lacks: network access, or the token in the Secret."""
     if error.reason is Reason.HUB_UNAVAILABLE:
         return True
     no_token = spec.hub.token_secret_ref is not None and not os.environ.get(names.ENV_HUB_TOKEN)

@@ -1,4 +1,4 @@
-"""What is known of GPUs by the names that their machines are labelled with."""
+"""Memory and bf16 support of GPUs, by the product names in node labels."""
 
 import dataclasses
 import re
@@ -7,12 +7,12 @@ from typing import Any
 
 from finetune_api.quantities import GIB
 
-PRODUCT_LABEL = "nvidia.com/gpu.product"  # of NVIDIA's GPU feature discovery; its value is the product's name with dashes
+PRODUCT_LABEL = "nvidia.com/gpu.product"  # set by NVIDIA's GPU feature discovery; the value is the product name with dashes
 MEMORY_LABEL = "nvidia.com/gpu.memory"  # in MiB
 GKE_LABEL = "cloud.google.com/gke-accelerator"
 _MIB = 1024**2
 
-# Product → MiB as nvidia-smi shows them, whether it computes in bf16 (compute capability 8 and later).
+# Product → (MiB as nvidia-smi shows them, whether it supports bf16: compute capability 8 and later).
 _PRODUCTS: dict[str, tuple[int, bool]] = {
     "Tesla-T4": (15360, False),
     "Tesla-P100-PCIE-16GB": (16280, False),
@@ -59,7 +59,7 @@ _GKE = {
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """A GPU that a job asks for. bf16: None where that is not known."""
+    """A GPU that a job requests. memory: bytes. bf16: whether the GPU supports it; None if not known."""
 
     name: str
     memory: int
@@ -67,7 +67,7 @@ class Gpu:
 
 
 def find_gpu(name: str) -> Gpu | None:
-    """The GPU of a label's value; a slice of one (MIG) has the memory that its name says. None where it is not known."""
+    """Return the GPU with the name in a label's value; None if not known. The name of a slice (MIG) states its memory."""
     product, _, part = name.removesuffix("-SHARED").partition("-MIG-")
     product = _GKE.get(product, product)
     if product not in _PRODUCTS:
@@ -77,8 +77,8 @@ def find_gpu(name: str) -> Gpu | None:
     return Gpu(name, int(slice_gb[1]) * GIB * 95 // 100 if slice_gb else memory * _MIB, bf16)
 
 
-def asked_gpu(node_selector: Mapping[str, str], affinity: Mapping[str, Any] | None) -> tuple[Gpu | None, str | None]:
-    """The GPU that a pod's labels ask for, the smallest where it may be one of several; and why it is not known."""
+def requested_gpu(node_selector: Mapping[str, str], affinity: Mapping[str, Any] | None) -> tuple[Gpu | None, str | None]:
+    """Return the GPU that a pod's node selector or affinity requests, the smallest of several; else None and the reason."""
     names = [node_selector[label] for label in (PRODUCT_LABEL, GKE_LABEL) if label in node_selector]
     names = names or _affinity_values(affinity or {})
     found = [gpu for gpu in map(find_gpu, names) if gpu is not None]
@@ -94,7 +94,7 @@ def asked_gpu(node_selector: Mapping[str, str], affinity: Mapping[str, Any] | No
 
 
 def _affinity_values(affinity: Mapping[str, Any]) -> list[str]:
-    """Products of spec.pod.affinity, of which the shape is the API server's business: what is not as expected says nothing."""
+    """Return the GPU products in spec.pod.affinity. The API server validates its shape; here an unexpected shape is ignored."""
     try:
         required = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
         expressions = [expression for term in required["nodeSelectorTerms"] for expression in term.get("matchExpressions", ())]
@@ -109,6 +109,6 @@ def _affinity_values(affinity: Mapping[str, Any]) -> list[str]:
 
 
 def gpus_with(memory: int) -> list[str]:
-    """Products that have so much memory, the smallest first."""
+    """Return the products with at least this memory in bytes, the smallest first."""
     fitting = sorted((size, name) for name, (size, _) in _PRODUCTS.items() if size * _MIB >= memory)
     return [name.removeprefix("NVIDIA-") for _, name in fitting]

@@ -1,18 +1,18 @@
-"""How much memory one training process needs, by part: pure arithmetic.
+"""Estimates how much memory one training process needs, by part: pure arithmetic.
 
-Of what is trained there are weights, gradients and the two moments of AdamW, in fp32 (mixed precision keeps them so) 4, 4 and 8
-bytes per parameter; of what adapters leave as it is, the weights alone. Logits over a vocabulary are held three times in fp32 at
-the loss: themselves, their log-softmax and its gradient.
-Activations are what autograd keeps from the forward pass for the backward pass. Per layer that is a number of bytes for each
-token and unit of width, which depends on the architecture, plus what the attention keeps. The numbers were measured with
-torch 2.13 and transformers 5.23 by ``torch.autograd.graph.saved_tensors_hooks`` on layers of different widths, lengths and
-numbers of heads, in fp32 and under bf16 autocast. tests/unit/trainer/test_memory.py measures again: all-MiniLM-L6-v2 on two
-shapes of batch, in both precisions, with dropout and without, where the estimates are within 1 %, and small models of every type
-named below, within 25 %. For other types the numbers of BERT, or of Llama where the MLP has a gate, are taken.
+Trained parameters have weights, gradients and the two moments of AdamW: 4, 4 and 8 bytes per parameter in fp32, which mixed
+precision keeps. Parameters that are frozen below adapters have weights only. Logits over a vocabulary are held three times in
+fp32 when the loss is computed: the logits, their log-softmax and its gradient.
+Activations are the tensors that autograd keeps from the forward pass for the backward pass. A layer keeps a number of bytes per
+token and unit of width, which depends on the architecture, and additionally the tensors of its attention. The numbers were
+measured with torch 2.13 and transformers 5.23 by ``torch.autograd.graph.saved_tensors_hooks``, on layers of different widths,
+lengths and numbers of heads, in fp32 and under bf16 autocast. tests/unit/trainer/test_memory.py repeats the measurement. For
+all-MiniLM-L6-v2 with two batch shapes, in both precisions, with and without dropout, the estimates are within 1 %. For small
+models of every type named below they are within 25 %. Other types use the numbers of BERT, or of Llama if the MLP has a gate.
 
-On a GPU the attention is torch's fused kernel, which keeps no matrix of tokens × tokens per head; a mask of dropout takes one
-byte there, on the CPU as much as the number itself. Not measured, but estimated: CUDA's own memory, and the gradients' second
-copy in the buckets of DistributedDataParallel.
+On a GPU, attention uses torch's fused kernel, which keeps no matrix of tokens × tokens per head. A dropout mask takes one byte
+per element on a GPU, and as many bytes as the element itself on a CPU. CUDA's own memory and the second copy of the gradients
+in the buckets of DistributedDataParallel are estimated, not measured.
 """
 
 import dataclasses
@@ -22,23 +22,24 @@ from typing import Any, Literal
 Attention = Literal["fused", "eager", "disentangled"]
 MIB = 1024**2
 
-# CUDA context, workspaces of cuBLAS, and what the allocator can't use. With several processes NCCL's buffers besides.
+# CUDA context, workspaces of cuBLAS, and memory that the allocator can't use. With several processes, NCCL's buffers are added.
 CUDA_BYTES = 1024 * MIB
 NCCL_BYTES = 512 * MIB
-# Python with torch, transformers and datasets imported, of one process: measured, 463 MiB.
+# One Python process that has imported torch, transformers and datasets: 463 MiB measured.
 CPU_BYTES = 512 * MIB
 _FP32, _HALF = 0, 1
 _LOGITS_BYTES = 12
-# What the dropout before an adapter keeps of its layer's input, less what the frozen layer no longer keeps: bytes per token and
-# unit of width, in (fp32, half precision).
+# Bytes per token and unit of width, in (fp32, half precision), that the dropout before an adapter keeps of its layer's input,
+# minus the bytes that the frozen layer no longer keeps.
 _ADAPTED = (5, 4)
 
 
 @dataclasses.dataclass(frozen=True)
-class Traits:
-    """What a layer keeps: bytes per token and unit of hidden, or inner, width, in (fp32, half precision).
+class ActivationProfile:
+    """Activations that one layer keeps.
 
-    dropouts: applications of dropout to the hidden states, each of which keeps a mask.
+    hidden, inner: bytes per token and unit of hidden and inner width, in (fp32, half precision). dropouts: how often the layer
+    applies dropout to the hidden states; each time keeps a mask.
     """
 
     hidden: tuple[int, int]
@@ -47,32 +48,32 @@ class Traits:
     dropouts: int = 0
 
 
-_BERT = Traits((32, 24), (8, 4), dropouts=2)
-_GATED = Traits((40, 34), (16, 8))
-TRAITS: dict[str, Traits] = {
+_BERT = ActivationProfile((32, 24), (8, 4), dropouts=2)
+_GATED = ActivationProfile((40, 34), (16, 8))
+ACTIVATION_PROFILES: dict[str, ActivationProfile] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT),
     "distilbert": dataclasses.replace(_BERT, dropouts=1),
     "mpnet": dataclasses.replace(_BERT, attention="eager"),
-    "albert": Traits((32, 16), (20, 10), dropouts=1),  # gelu_new is several operations, each of which keeps its input
-    "deberta-v2": Traits((36, 26), (8, 4), "disentangled", dropouts=2),
-    "modernbert": Traits((40, 24), (16, 8)),
-    "gpt2": Traits((40, 24), (20, 10)),
+    "albert": ActivationProfile((32, 16), (20, 10), dropouts=1),  # gelu_new is several operations, and each keeps its input
+    "deberta-v2": ActivationProfile((36, 26), (8, 4), "disentangled", dropouts=2),
+    "modernbert": ActivationProfile((40, 24), (16, 8)),
+    "gpt2": ActivationProfile((40, 24), (20, 10)),
     **dict.fromkeys(("llama", "mistral", "qwen2", "gemma"), _GATED),
-    "qwen3": Traits((56, 46), (16, 8)),
+    "qwen3": ActivationProfile((56, 46), (16, 8)),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What of a model's config.json decides about activations.
+    """The fields of a model's config.json that determine its activations.
 
-    positions: the longest input in tokens, None where the model has no limit. relative: rows of DeBERTa's table of relative
-    positions. known: whether the traits were measured for this type.
+    positions: the longest input in tokens, None if the model has no limit. relative_positions: rows of DeBERTa's table of
+    relative positions. measured: whether the profile was measured for this type.
     """
 
     model_type: str
-    traits: Traits
-    known: bool
+    profile: ActivationProfile
+    measured: bool
     hidden: int
     inner: int
     layers: int
@@ -81,14 +82,14 @@ class Architecture:
     attention_dropout: float = 0.0
     positions: int | None = None
     pad_token_id: int | None = None
-    relative: int = 0
+    relative_positions: int = 0
     vocabulary: int = 0
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], gated: bool) -> "Architecture":
-        """From config.json, whatever the type calls its sizes; raise ValueError when it does not say them.
+        """Read config.json, whose field names depend on the model type. Raise ValueError if a size is missing.
 
-        gated: whether the MLP has a gate, as the names of the weights tell.
+        gated: whether the MLP has a gate, according to the names of the weights.
         """
         if isinstance(config.get("text_config"), Mapping):
             config = {**config, **config["text_config"]}
@@ -96,8 +97,8 @@ class Architecture:
         hidden = _size(config, "hidden_size", "dim", "d_model", "n_embd")
         return cls(
             model_type=model_type,
-            traits=TRAITS.get(model_type, _GATED if gated else _BERT),
-            known=model_type in TRAITS,
+            profile=ACTIVATION_PROFILES.get(model_type, _GATED if gated else _BERT),
+            measured=model_type in ACTIVATION_PROFILES,
             hidden=hidden,
             inner=int(_first(config, "intermediate_size", "hidden_dim", "n_inner", "ffn_dim", "d_ff", default=4 * hidden)),
             layers=_size(config, "num_hidden_layers", "n_layers", "n_layer", "num_layers"),
@@ -108,43 +109,47 @@ class Architecture:
             ),
             positions=_first(config, "max_position_embeddings", "n_positions", default=None),
             pad_token_id=_first(config, "pad_token_id", default=None),
-            relative=_relative_positions(config),
+            relative_positions=_relative_positions(config),
             vocabulary=int(_first(config, "vocab_size", default=0)),
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
-    """What is held of a model. frozen: bytes of weights that stay as they are. trained: numbers that are trained, size: bytes of
-    each. multiplied: numbers of the matrices that autocast keeps a copy of in half precision. adapted: widths of the
-    inputs of all layers that have adapters with dropout, added up.
+class WeightLayout:
+    """How one process holds a model's weights.
+
+    frozen_bytes: bytes of frozen weights. trainable: number of trained parameters. trainable_bytes_each: bytes of each of them.
+    autocast_parameters: number of parameters in matrices of which autocast keeps a copy in half precision.
+    adapter_input_width: sum of the input widths of all layers that have adapters with dropout.
     """
 
-    frozen: int
-    trained: int
-    size: int = 4
-    multiplied: int = 0
-    adapted: int = 0
+    frozen_bytes: int
+    trainable: int
+    trainable_bytes_each: int = 4
+    autocast_parameters: int = 0
+    adapter_input_width: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Pass:
-    """One forward pass of one process: rows × tokens. half: computed in half precision. world: processes in all. predicted: share
-    of the positions that logits over the vocabulary are computed of. checkpointing: only the input of each layer is kept.
+class ForwardPass:
+    """One forward pass of one process: rows × tokens.
+
+    half: computed in half precision. world_size: number of processes. logit_share: share of the positions for which logits over
+    the vocabulary are computed. checkpointing: only the input of each layer is kept.
     """
 
     rows: int
     tokens: int
     half: bool
     gpu: bool
-    world: int = 1
-    predicted: float = 0.0
+    world_size: int = 1
+    logit_share: float = 0.0
     checkpointing: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Bytes of one process, by part. runtime: what CUDA, or Python with its libraries, takes for itself."""
+    """Bytes of one process, by part. runtime: memory of CUDA itself, or of Python with its libraries."""
 
     weights: int
     gradients: int
@@ -154,62 +159,64 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """All parts: gradients grow while activations go, so the true peak lies a little below."""
+        """Sum of all parts. Gradients grow while activations are freed, so the true peak is a little lower."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.runtime
 
 
-def estimate(architecture: Architecture, weights: Weights, shape: Pass) -> Estimate:
-    """Memory of one process at its peak."""
-    kept = activation_bytes(architecture, shape, weights.adapted) + (2 * weights.multiplied if shape.half else 0)
-    kept += int(_LOGITS_BYTES * shape.rows * shape.tokens * shape.predicted) * architecture.vocabulary
-    trained = weights.size * weights.trained
+def estimate(architecture: Architecture, weights: WeightLayout, shape: ForwardPass) -> Estimate:
+    """Return the peak memory of one process."""
+    kept = activation_bytes(architecture, shape, weights.adapter_input_width) + (
+        2 * weights.autocast_parameters if shape.half else 0
+    )
+    kept += int(_LOGITS_BYTES * shape.rows * shape.tokens * shape.logit_share) * architecture.vocabulary
+    trained = weights.trainable_bytes_each * weights.trainable
     return Estimate(
-        weights=weights.frozen + trained,
-        gradients=trained * (2 if shape.world > 1 else 1),
+        weights=weights.frozen_bytes + trained,
+        gradients=trained * (2 if shape.world_size > 1 else 1),
         optimizer=2 * trained,
         activations=kept,
-        runtime=(CUDA_BYTES + (NCCL_BYTES if shape.world > 1 else 0)) if shape.gpu else CPU_BYTES,
+        runtime=(CUDA_BYTES + (NCCL_BYTES if shape.world_size > 1 else 0)) if shape.gpu else CPU_BYTES,
     )
 
 
-def activation_bytes(architecture: Architecture, shape: Pass, adapted: int = 0) -> int:
-    """Bytes that autograd keeps of one forward pass, without autocast's copies of the weights, and without logits."""
-    a, traits, which = architecture, architecture.traits, _HALF if shape.half else _FP32
+def activation_bytes(architecture: Architecture, shape: ForwardPass, adapter_input_width: int = 0) -> int:
+    """Return the bytes that autograd keeps from one forward pass, without logits and autocast's copies of the weights."""
+    a, profile, which = architecture, architecture.profile, _HALF if shape.half else _FP32
     positions = shape.rows * shape.tokens
     wide = positions * a.hidden
     mask = (1 if shape.gpu else (2 if shape.half else 4)) if a.dropout else 0
-    layer = wide * traits.hidden[which] + positions * a.inner * traits.inner[which]
-    layer += traits.dropouts * mask * wide + _attention_bytes(a, shape)
-    embeddings = wide * (4 + mask)  # the input of their norm, and dropout's mask
-    adapters = positions * adapted * _ADAPTED[which]
+    layer = wide * profile.hidden[which] + positions * a.inner * profile.inner[which]
+    layer += profile.dropouts * mask * wide + _attention_bytes(a, shape)
+    embeddings = wide * (4 + mask)  # the input of their norm, and the dropout mask
+    adapters = positions * adapter_input_width * _ADAPTED[which]
     if shape.checkpointing:
         return a.layers * wide * (2 if shape.half else 4) + layer + adapters // a.layers + embeddings
     return a.layers * layer + adapters + embeddings
 
 
-def _attention_bytes(a: Architecture, shape: Pass) -> int:
-    """What one layer's attention keeps besides queries, keys, values and output, which count as hidden states."""
+def _attention_bytes(a: Architecture, shape: ForwardPass) -> int:
+    """Return the bytes of one layer's attention, without queries, keys, values and output, which count as hidden states."""
     rows, tokens, half, gpu = shape.rows, shape.tokens, shape.half, shape.gpu
     scores, size = a.heads * rows * tokens**2, 2 if half else 4
     mask = (1 if gpu else size) if a.attention_dropout else 0
-    if a.traits.attention == "disentangled":
-        table = rows * a.relative * (a.heads * tokens + a.hidden) * 2 * size
+    if a.profile.attention == "disentangled":
+        table = rows * a.relative_positions * (a.heads * tokens + a.hidden) * 2 * size
         return scores * (2 * size + mask) + table
-    if a.traits.attention == "eager":
+    if a.profile.attention == "eager":
         return scores * ((6 if half else 4) + (((2 if half else 4) + mask) if a.attention_dropout else 0))
     if gpu or not a.attention_dropout:
-        return size * rows * tokens**2 + 8 * a.heads * rows * tokens  # the padding's mask, once for all heads; the log-sum
-    # torch's kernel for CPUs knows no dropout: plain products, in fp32, of which scores, mask and result are kept.
+        return size * rows * tokens**2 + 8 * a.heads * rows * tokens  # the padding mask, shared by all heads, and the log-sum
+    # torch's CPU kernel has no dropout. Instead, plain products in fp32 keep scores, mask and result.
     return 12 * scores + (6 if half else 0) * rows * tokens * a.hidden
 
 
 def _first(config: Mapping[str, Any], *names: str, default: Any) -> Any:
-    """The first of the names that has a value."""
+    """Return the value of the first name that has one."""
     return next((config[name] for name in names if config.get(name) is not None), default)
 
 
 def _relative_positions(config: Mapping[str, Any]) -> int:
-    """Rows of DeBERTa's table: both directions, as many as there are buckets or, without those, positions."""
+    """Return the rows of DeBERTa's table: two for each bucket or, without buckets, for each position."""
     if not config.get("relative_attention"):
         return 0
     names = ("position_buckets", "max_relative_positions", "max_position_embeddings")

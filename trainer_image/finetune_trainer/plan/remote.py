@@ -1,4 +1,4 @@
-"""What the Hub says of models and data sets, without a download of either."""
+"""Reads facts about models and data sets from the Hub, without downloading weights or data."""
 
 import json
 import pathlib
@@ -11,15 +11,15 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, 
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import HubDataset, HubModel
-from finetune_trainer.hub import client as hub
+from finetune_trainer.hub.client import explain_errors
 from finetune_trainer.plan.tensors import Tensor
 
 
 def observe_hub_model(source: HubModel) -> tuple[Any, list[Tensor]]:
-    """config.json and the tensors of a repository: its weights' headers alone are fetched. Raises FineTuneError."""
+    """Return config.json and the tensors of a repository; fetch only the headers of its weights. Raise FineTuneError."""
     api, field = HfApi(), "spec.model.hub"
-    with hub.explained(field, source.name, Reason.MODEL_NOT_FOUND):
-        # Asked first: whether the repository is there is what all other questions depend on.
+    with explain_errors(field, source.name, Reason.MODEL_NOT_FOUND):
+        # This request comes first, because its error says whether the repository exists.
         revision = api.model_info(source.name, revision=source.revision).sha
         try:
             config = json.loads(pathlib.Path(api.hf_hub_download(source.name, "config.json", revision=revision)).read_bytes())
@@ -39,9 +39,9 @@ def observe_hub_model(source: HubModel) -> tuple[Any, list[Tensor]]:
 
 
 def count_hub_rows(source: HubDataset, field: str) -> dict[str, int] | None:
-    """Rows of each split, as the data set's card (README.md) has them; None where it does not. Raises FineTuneError."""
+    """Return the rows of each split from the data set's card (README.md); None if it lacks them. Raise FineTuneError."""
     api = HfApi()
-    with hub.explained(field, source.name, Reason.DATASET_NOT_FOUND):
+    with explain_errors(field, source.name, Reason.DATASET_NOT_FOUND):
         revision = api.dataset_info(source.name, revision=source.revision).sha
         try:
             card = metadata_load(api.hf_hub_download(source.name, "README.md", repo_type="dataset", revision=revision))
@@ -54,7 +54,7 @@ def count_hub_rows(source: HubDataset, field: str) -> dict[str, int] | None:
 
 
 def _splits(configurations: list[Any], wanted: str | None) -> dict[str, int] | None:
-    """Of the configuration that would be loaded: the one that is named, the only one, or the one called default."""
+    """Return the rows of each split of the configuration that would be loaded: the named one, the only one, or ``default``."""
     named = {str(item.get("config_name", "default")): item for item in configurations if isinstance(item, Mapping)}
     chosen = named.get(wanted or "default") or (next(iter(named.values())) if wanted is None and len(named) == 1 else None)
     splits = chosen.get("splits") if chosen else None

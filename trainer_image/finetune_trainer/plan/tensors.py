@@ -1,4 +1,4 @@
-"""The tensors of a model's weights, read from the headers of its safetensors files alone."""
+"""Reads names, types and shapes of a model's tensors, from nothing but the headers of its safetensors files."""
 
 import dataclasses
 import json
@@ -11,43 +11,45 @@ from typing import Any
 
 from finetune_api.reasons import FineTuneError, Reason
 
-_LARGEST_HEADER_BYTES = 100_000_000  # as safetensors itself
+_MAX_HEADER_BYTES = 100_000_000  # the limit of safetensors itself
 _EMBEDDING = re.compile(r"embed|(^|\.)w[tp]e\.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file's header."""
+    """One tensor in the header of a file."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
 
     @property
-    def numbers(self) -> int:
-        """How many it has."""
+    def numel(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
-    def linear(self) -> bool:
-        """Whether it is the matrix of a linear layer."""
+    def is_linear(self) -> bool:
+        """Whether the tensor is the matrix of a linear layer."""
         return len(self.shape) == 2 and not _EMBEDDING.search(self.name)
 
 
 def observe_tensors(directory: pathlib.Path) -> Iterator[Tensor]:
-    """Name, type and shape of every tensor of a model's directory, from the headers of its files. Raises FineTuneError."""
+    """Yield every tensor in the weight files of a model's directory. Raise FineTuneError."""
     for file in _weight_files(directory):
         try:
             header = _read_header(file)
         except (OSError, ValueError, struct.error) as error:
-            raise FineTuneError(Reason.CONFIGURATION_ERROR, f"spec.model.claim: {file} is no safetensors file: {error}") from None
+            raise FineTuneError(
+                Reason.CONFIGURATION_ERROR, f"spec.model.claim: {file} is not a safetensors file: {error}"
+            ) from None
         for name, entry in header.items():
             if name != "__metadata__":
                 yield Tensor(name, entry["dtype"], tuple(entry["shape"]))
 
 
 def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
-    """As transformers looks for them: one file, or those that the index names."""
+    """Return the weight files that transformers would load: one file, or the files that the index names."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file():
         return [single]
@@ -62,12 +64,12 @@ def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _read_header(file: pathlib.Path) -> dict[str, Any]:
-    """The JSON at the beginning of a file, behind its length as eight bytes."""
+    """Return the JSON header of a file, which follows its own length in eight bytes."""
     with file.open("rb") as stream:
         [length] = struct.unpack("<Q", stream.read(8))
-        if length > _LARGEST_HEADER_BYTES:
+        if length > _MAX_HEADER_BYTES:
             raise ValueError("its header is too long")
         header = json.loads(stream.read(length))
     if not isinstance(header, dict):
-        raise ValueError("its header is no object")
+        raise ValueError("its header is not an object")
     return header

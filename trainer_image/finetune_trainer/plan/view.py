@@ -1,4 +1,4 @@
-"""The plan on one screen."""
+"""Prints a plan on one screen."""
 
 from collections.abc import Iterator
 
@@ -12,11 +12,11 @@ from finetune_trainer.data.batches import DEFAULT_MICRO_BATCH
 from finetune_trainer.plan.build import Plan
 from finetune_trainer.plan.gpus import gpus_with
 
-_EXAMPLES_OF_GPUS = 3
+_MAX_GPUS_SHOWN = 3
 
 
 def show_plan(console: Console, name: str, plan: Plan) -> None:
-    """Print it: what it takes, what it does, and at the end what would go wrong."""
+    """Print what the job needs and does, and at the end what would go wrong."""
     console.print(Text(name, style="bold underline"))
     rows = [("" if number else label, line) for label, lines in _sections(plan) for number, line in enumerate(lines)]
     if console.is_terminal:
@@ -25,7 +25,7 @@ def show_plan(console: Console, name: str, plan: Plan) -> None:
         for label, line in rows:
             table.add_row(label, Text(line))
         console.print(table)
-    else:  # neither wrapped nor filled up with spaces
+    else:  # a file or a pipe gets lines without wrapping and padding
         width = max(len(label) for label, _ in rows) + 2
         for label, line in rows:
             console.print(Text(label.ljust(width) + line), soft_wrap=True)
@@ -57,24 +57,24 @@ def _processes(plan: Plan) -> str:
     distributed = plan.spec.distributed
     on = f"{distributed.gpus_per_node} GPU(s) per node" if plan.gpu else "CPU"
     per_node = plan.spec.processes_per_node
-    return f"{plan.batch.world} = {_count(distributed.nodes, 'node')} × {_count(per_node, 'process', 'es')}, on {on}"
+    return f"{plan.batch.world_size} = {_count(distributed.nodes, 'node')} × {_count(per_node, 'process', 'es')}, on {on}"
 
 
 def _batch(plan: Plan) -> Iterator[str]:
     batch = plan.batch
-    split = f"{_count(batch.world, 'process', 'es')} × micro-batch {batch.micro} × accumulation {batch.accumulation}"
+    split = f"{_count(batch.world_size, 'process', 'es')} × micro-batch {batch.micro} × accumulation {batch.accumulation}"
     yield f"{_count(batch.global_batch, 'row')} per step: {split}"
     yield f"at most {plan.tokens:,} tokens per row, {plan.tokens * batch.global_batch:,} per step"
     is_open = plan.spec.training.per_device_batch_size is None
     if not plan.gpu and is_open and batch.accumulation > 1 and batch.micro < DEFAULT_MICRO_BATCH:
-        yield "where all rows are shorter than that, a micro-batch holds more of them"
+        yield "if all rows are shorter than that, a micro-batch holds more of them"
 
 
 def _steps(plan: Plan) -> Iterator[str]:
     training, rows = plan.spec.training, plan.facts.rows
     passes = f"{training.epochs or DEFAULT_EPOCHS:g} epoch(s)"
     if plan.steps is None:
-        yield f"not known: {passes} of a number of rows that is not known ({rows.reason})"
+        yield f"not known: {passes}, and the number of rows is not known ({rows.reason})"
     elif training.max_steps is not None:
         yield f"{plan.steps:,} (maxSteps), {plan.warmup:,} of them warm-up"
     else:
@@ -97,11 +97,11 @@ def _memory(plan: Plan) -> Iterator[str]:
     half = "" if plan.precision == "fp32" else f", computed in {plan.precision}"
     yield f"{model.parameters / 1e6:,.1f} million parameters{_held(plan)}{half}"
     if memory is None:
-        least = plan.weights.frozen + 4 * plan.weights.size * plan.weights.trained
+        least = plan.weights.frozen_bytes + 4 * plan.weights.trainable_bytes_each * plan.weights.trainable
         yield f"{format_bytes(least)} for weights, gradients and optimizer; activations are not known"
         return
     if plan.checkpointing:
-        yield "activations are computed again in the backward pass (spec.training.activationCheckpointing)"
+        yield "activations are recomputed in the backward pass (spec.training.activationCheckpointing)"
     runtime = "CUDA" if plan.gpu else "Python and libraries"
     parts = (
         ("weights", memory.weights), ("gradients", memory.gradients), ("optimizer", memory.optimizer),
@@ -112,25 +112,29 @@ def _memory(plan: Plan) -> Iterator[str]:
 
 
 def _held(plan: Plan) -> str:
-    """How the weights are held, and how many of them are trained."""
+    """Say how the weights are held, and how many of them are trained."""
     source, weights = plan.spec.model, plan.weights
     assert weights is not None
     if source.lora is None:
         reference = ", twice: dpo compares with the model at the start" if plan.spec.task == "dpo" else ""
-        return f" in {'fp32' if weights.size == 4 else 'bf16'}{reference}"
+        return f" in {'fp32' if weights.trainable_bytes_each == 4 else 'bf16'}{reference}"
     held = f" in {source.quantization}" if source.quantization != "none" else ""
-    return f"{held}, which stay as they are; {weights.trained / 1e6:,.1f} million in fp32 are trained (lora)"
+    return f"{held}, frozen; {weights.trainable / 1e6:,.1f} million in fp32 are trained (lora)"
 
 
 def _fit(plan: Plan, needed: int) -> str:
-    gpu, room = plan.facts.gpu, plan.room
-    if room is not None:
-        verdict = "fits" if needed <= room else "does not fit"
-        where = f"{gpu.name} with {format_bytes(room)}" if plan.gpu and gpu else f"the limit of {format_bytes(room)} each"
+    gpu, available_bytes = plan.facts.gpu, plan.available_bytes
+    if available_bytes is not None:
+        verdict = "fits" if needed <= available_bytes else "does not fit"
+        where = (
+            f"{gpu.name} with {format_bytes(available_bytes)}"
+            if plan.gpu and gpu
+            else f"the limit of {format_bytes(available_bytes)} each"
+        )
         return f"{verdict} {where}"
     if plan.gpu:
         fitting = gpus_with(needed)
-        return f"would fit {', '.join(fitting[:_EXAMPLES_OF_GPUS])} and larger" if fitting else "would fit no GPU known here"
+        return f"would fit {', '.join(fitting[:_MAX_GPUS_SHOWN])} and larger" if fitting else "would fit no GPU known here"
     return (
         "the pods have no memory limit"
         if plan.spec.processes_per_node == 1
@@ -157,7 +161,7 @@ def _publish(plan: Plan) -> str:
     if publish is None:
         return "nothing; the model stays in the output"
     what = ", the whole model" if publish.merge_adapter else f", {format_bytes(storage.model)}" if storage else ""
-    when = ", each best one as it is found" if publish.when == "OnBestCheckpoint" else ""
+    when = ", each new best model at once" if publish.when == "OnBestCheckpoint" else ""
     endpoint = plan.spec.hub.endpoint or "the Hub"
     return f"to {publish.repository} on {endpoint}, {publish.visibility.lower()} if it is created{what}{when}"
 
@@ -166,7 +170,7 @@ def _recovery(plan: Plan) -> str:
     restarts = plan.spec.recovery.max_restarts
     if restarts == 0:
         return "the job fails at the first failure"
-    return f"restarted from the last checkpoint up to {_count(restarts, 'time')}; what no restart heals fails at once"
+    return f"restarted from the last checkpoint up to {_count(restarts, 'time')}; if a restart can't help, the job fails at once"
 
 
 def _count(number: int, noun: str, plural: str = "s") -> str:

@@ -1,1 +1,1 @@
-"""What a training pod runs: the launcher, the agent that starts the workers, and the supervision of both."""
+"""The processes of a training pod: the launcher, the agent that starts the workers, the workers, and their supervision."""

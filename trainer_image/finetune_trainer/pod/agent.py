@@ -1,9 +1,9 @@
-"""What starts the training processes of a pod and starts them again: torchrun's agent, and a loop of a few lines for one process.
+"""Starts and restarts the training processes of a pod: with torchrun's agent, or with a short loop if there is one process.
 
 `python -m finetune_trainer.pod.agent MODULE [arguments of torchrun]`; MODULE has the ``main`` of a training process.
 
-Everything is imported here once, while other pods are still on their way, and the processes are forked: so they start, and
-start again, within moments, and share that memory. With GPUs each is started by itself, as CUDA does not survive a fork.
+The agent imports everything once, while other pods are still starting, and forks the processes. So they start and restart within
+moments, and share that memory. With GPUs it starts each process as a new one, because CUDA does not survive a fork.
 """
 
 import importlib
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_api import names
 from finetune_api.wire import RunConfig
-from finetune_trainer.pod.restart_policy import Judge
+from finetune_trainer.pod.restart_policy import RestartPolicy
 from finetune_trainer.runtime import logs
-from finetune_trainer.runtime.state import ENV_BEGAN, ENV_LAUNCHER_PID, RunState
+from finetune_trainer.runtime.state import ENV_LAUNCHER_PID, ENV_START_TIME, RunState
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.agent.server.api import WorkerGroup
@@ -30,49 +30,49 @@ _POLL_SECONDS = 0.1
 
 
 def main(arguments: list[str]) -> int:
-    """Run the processes to their end; returns the exit code. Whoever fails here has written down why."""
+    """Run the processes until they end, and return the exit code. A process that fails has recorded the reason itself."""
     module, *torchrun = arguments
-    begin_anew()
+    reset_start_time()
     config = RunConfig.model_validate_json(pathlib.Path(os.environ[names.ENV_RUN_FILE]).read_text())
-    logs.configure(logs.speaker_of(config, "agent"), config.spec.logging.format)
+    logs.configure(logs.log_source(config, "agent"), config.spec.logging.format)
     state = RunState.from_environment()
-    judge = Judge(config, state)
-    forks = not config.spec.distributed.gpus_per_node and not has_gpus()
-    if forks:
+    policy = RestartPolicy(config, state)
+    fork_workers = not config.spec.distributed.gpus_per_node and not sees_gpus()
+    if fork_workers:
         importlib.import_module(module)
     if not torchrun:
-        return run_alone(module, forks, judge, state)
-    wait_for_store(torchrun)
-    return run_gang(module, forks, torchrun, judge, state)
+        return run_single_process(module, fork_workers, policy, state)
+    wait_for_rendezvous_store(torchrun)
+    return run_with_torchrun(module, fork_workers, torchrun, policy, state)
 
 
-def begin_anew() -> None:
-    """From here on the processes that are started next count how long they take to their first step."""
-    os.environ[ENV_BEGAN] = str(time.time())
+def reset_start_time() -> None:
+    """Record the start time of the next processes. They log the time from then to their first step."""
+    os.environ[ENV_START_TIME] = str(time.time())
 
 
-def has_gpus() -> bool:
-    """Whether this machine has GPUs that the processes may see; without touching CUDA."""
+def sees_gpus() -> bool:
+    """Return whether this machine has GPUs that the processes may use, without touching CUDA."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible != "" and pathlib.Path("/dev/nvidiactl").exists()
 
 
-def begin(module: str) -> None:
-    """A training process, forked: its first and last line."""
-    # Of torchrun's agent, which ends its processes by it.
+def run_worker(module: str) -> None:
+    """Run a training process in a forked child."""
+    # The child inherits a handler from torchrun's agent. It must not keep it, because the agent ends its processes with SIGTERM.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     importlib.import_module(module).main()
 
 
-def run_alone(module: str, forks: bool, judge: Judge, state: RunState) -> int:
-    """One process, started again for as long as that may help."""
+def run_single_process(module: str, fork_workers: bool, policy: RestartPolicy, state: RunState) -> int:
+    """Run one process, and restart it as long as the restart policy allows."""
     while True:
-        pid = _fork(module) if forks else _spawn(module)
-        state.begin_round({0: pid})
+        pid = _fork(module) if fork_workers else _spawn(module)
+        state.record_generation({0: pid})
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if code == 0 or is_orphan() or not judge.goes_on({0: code}):
+        if code == 0 or is_orphan() or not policy.should_restart({0: code}):
             return min(abs(code), 1)
-        begin_anew()
+        reset_start_time()
 
 
 def _fork(module: str) -> int:
@@ -81,20 +81,20 @@ def _fork(module: str) -> int:
         return pid
     code = 1
     try:
-        begin(module)
+        run_worker(module)
         code = 0
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # whatever it was, it must not go on with the lines of its parent
+        os._exit(code)  # also after an exception: the child must not return into its parent's code
 
 
 def _spawn(module: str) -> int:
     return subprocess.Popen([sys.executable, "-m", module]).pid  # noqa: S603 - our own command line
 
 
-def run_gang(module: str, forks: bool, arguments: list[str], judge: Judge, state: RunState) -> int:
-    """Several processes, by torchrun with an agent that asks the judge."""
+def run_with_torchrun(module: str, fork_workers: bool, arguments: list[str], policy: RestartPolicy, state: RunState) -> int:
+    """Run several processes with torchrun. Its agent asks the restart policy after each failure."""
     from torch.distributed import run
     from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -103,36 +103,36 @@ def run_gang(module: str, forks: bool, arguments: list[str], judge: Judge, state
     from torch.distributed.launcher import api as launcher
 
     class Agent(LocalElasticAgent):
-        """torch's agent: rendezvous, ranks, start and end of processes are its business, the decision to go on is not."""
+        """torch's agent: it does the rendezvous, and starts and ends the processes. The restart policy decides on restarts."""
 
         def _start_workers(self, worker_group: "WorkerGroup") -> dict[int, Any]:
             pids = super()._start_workers(worker_group)
-            state.begin_round({worker_group.workers[local].global_rank: pid for local, pid in pids.items()})
+            state.record_generation({worker_group.workers[local].global_rank: pid for local, pid in pids.items()})
             return pids
 
         def _restart_workers(self, worker_group: "WorkerGroup") -> None:
-            begin_anew()
+            reset_start_time()
             super()._restart_workers(worker_group)
 
         def _monitor_workers(self, worker_group: "WorkerGroup") -> RunResult:
-            """As torch's; after a failure the number of restarts that are left is what the judge makes it."""
+            """Do what torch does, but after a failure set the remaining restarts to 0 if the restart policy refuses a restart."""
             result = super()._monitor_workers(worker_group)
             if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY):
-                deaths = {rank: failure.exitcode for rank, failure in result.failures.items()}
-                if is_orphan() or not judge.goes_on(deaths):
+                exit_codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
+                if is_orphan() or not policy.should_restart(exit_codes):
                     self._remaining_restarts = 0
             return result
 
-    # Who meets the others looks once a second whether all are there: long beside what else a restart takes.
+    # In the rendezvous torch polls once a second whether all pods are there. That is long compared with the rest of a restart.
     dynamic_rendezvous._delay = lambda seconds: time.sleep(_POLL_SECONDS)  # type: ignore[attr-defined]
-    # It shows a traceback of its own for each process that ends; the reason is named by the judge.
+    # This logger prints a traceback for each process that ends. The restart policy already logs the reason.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
-    launcher.LocalElasticAgent = Agent  # type: ignore[attr-defined] # where torchrun takes its agent from: it has no argument for it
+    launcher.LocalElasticAgent = Agent  # type: ignore[attr-defined] # torchrun has no argument for the agent class
     config, command, rest = run.config_from_args(run.parse_args([*arguments, "-m", module]))
     try:
-        if forks:
+        if fork_workers:
             config.start_method = "fork"
-            launcher.launch_agent(config, begin, [module])
+            launcher.launch_agent(config, run_worker, [module])
         else:
             launcher.launch_agent(config, command, rest)
     except ChildFailedError:
@@ -141,12 +141,12 @@ def run_gang(module: str, forks: bool, arguments: list[str], judge: Judge, state
 
 
 def is_orphan() -> bool:
-    """Whether the launcher is gone: nobody would watch, stop or report a process that is started now."""
+    """Return whether the launcher is gone. Then nothing would monitor, stop or report a process that is started now."""
     return os.getppid() != int(os.environ[ENV_LAUNCHER_PID])
 
 
-def wait_for_store(torchrun: list[str]) -> None:
-    """Wait until the pod with index 0 listens, as images may be pulled at different speeds; torchrun itself gives up soon."""
+def wait_for_rendezvous_store(torchrun: list[str]) -> None:
+    """Wait until the pod with index 0 listens: images may be pulled at different speeds, and torchrun itself gives up soon."""
     if not any(argument.startswith("is_host=0") for argument in torchrun):
         return
     host, _, port = torchrun[torchrun.index("--rdzv-endpoint") + 1].rpartition(":")

@@ -1,78 +1,80 @@
-"""An end that was asked for: how long the training may take for its checkpoint, and what is said where that was too short."""
+"""A requested stop: how long the training may take to save a checkpoint, and what the report says if that was too short."""
 
 import time
 from collections.abc import Callable
 
 from finetune_api.wire import Problem, Report
-from finetune_trainer.pod.stall import Watchdog, usual_step_seconds
+from finetune_trainer.pod.stall import Watchdog, mean_step_seconds
 from finetune_trainer.runtime.heartbeat import SAVING, WAITING, WRITING
 
-# Of the grace period, for the workers to be ended and the last word to be said; never more than half of it.
+# Part of the grace period that is reserved for killing the workers and writing the final report. Never more than half of it.
 _MARGIN_SHARE, _MARGIN_SECONDS = 0.1, 5.0
-# The agreement of all ranks never comes when one of them is gone.
-_SILENCE_SECONDS = 10.0
-_USUAL_STEPS = 5.0
+# The all-reduce of the stop request never completes if a rank is gone. The launcher gives up after this long without a heartbeat.
+_IDLE_SECONDS = 10.0
+_IDLE_STEPS = 5.0
 
 
 def usable_seconds(grace_seconds: float) -> float:
-    """What of a pod's grace period the training may use."""
+    """Return how much of a pod's grace period the training may use."""
     return grace_seconds - min(max(_MARGIN_SECONDS, _MARGIN_SHARE * grace_seconds), grace_seconds / 2)
 
 
 class Interruption:
-    """A request to end, once there is one. grace_seconds: after which the pod is killed from outside; None where it is not."""
+    """A request to stop. grace_seconds: time after which the pod is killed from outside; None if it is not killed."""
 
     def __init__(self, grace_seconds: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._grace, self._clock = grace_seconds, clock
-        self._asked_at: float | None = None
-        self._at_once = False
-        self._too_short = False
+        self._requested_at: float | None = None
+        self._immediate = False
+        self._grace_exceeded = False
 
-    def ask(self) -> None:
-        """Ask for an orderly end; called again, for one at once."""
-        self._at_once = self._asked_at is not None
-        self._asked_at = self._asked_at if self._asked_at is not None else self._clock()
+    def request(self) -> None:
+        """Request an orderly stop. A second call requests an immediate stop."""
+        self._immediate = self._requested_at is not None
+        self._requested_at = self._requested_at if self._requested_at is not None else self._clock()
 
     @property
-    def asked(self) -> bool:
-        """Whether somebody has."""
-        return self._asked_at is not None
+    def requested(self) -> bool:
+        """Whether a stop was requested."""
+        return self._requested_at is not None
 
-    def time_is_over(self) -> bool:
-        """Whether nothing may be waited for any longer."""
-        if self._asked_at is None:
+    def deadline_passed(self) -> bool:
+        """Return whether the time is over: the usable part of the grace period has passed, or the stop must be immediate."""
+        if self._requested_at is None:
             return False
-        if self._grace is not None and self._clock() - self._asked_at >= usable_seconds(self._grace):
-            self._too_short = True
-        return self._at_once or self._too_short
+        if self._grace is not None and self._clock() - self._requested_at >= usable_seconds(self._grace):
+            self._grace_exceeded = True
+        return self._immediate or self._grace_exceeded
 
-    def is_hopeless(self, report: Report, watchdog: Watchdog) -> bool:
-        """Whether there is nothing to save, nobody to save it, or the ranks wait for one that is gone."""
-        if self._asked_at is None:
+    def cannot_save(self, report: Report, watchdog: Watchdog) -> bool:
+        """Return whether no checkpoint can come: nothing to save, all workers ended, or the ranks wait for a lost one."""
+        if self._requested_at is None:
             return False
-        if report.phase == "Initializing" or watchdog.nobody_lives():
+        if report.phase == "Initializing" or watchdog.all_exited():
             return True
-        patience = max(_SILENCE_SECONDS, _USUAL_STEPS * usual_step_seconds(report))
-        silent = min(watchdog.idle_seconds, self._clock() - self._asked_at) >= patience
+        limit = max(_IDLE_SECONDS, _IDLE_STEPS * mean_step_seconds(report))
+        silent = min(watchdog.idle_seconds, self._clock() - self._requested_at) >= limit
         return silent and (watchdog.stage not in (SAVING, WRITING, WAITING) or report.phase == "Interrupted")
 
-    def last_word(self, report: Report) -> Report:
-        """The report of an attempt that was interrupted: what counts from here on."""
+    def final_report(self, report: Report) -> Report:
+        """Return the final report of an interrupted attempt. It says which checkpoint the next attempt resumes from."""
         if report.phase == "Interrupted":
             return report
         problem = None
-        counts = f"the checkpoint of step {report.checkpoint.step} counts" if report.checkpoint else "there is no checkpoint yet"
+        latest = (
+            f"the last checkpoint is that of step {report.checkpoint.step}" if report.checkpoint else "there is no checkpoint yet"
+        )
         if report.phase == "Initializing":
             message = "stopped on request before the first step"
         elif report.phase == "Publishing":
-            message = "stopped on request before the model was pushed; it is kept, and the next attempt only pushes it"
+            message = "stopped on request before the model was pushed; the model is kept, and the next attempt only pushes it"
         else:
-            message = f"stopped on request during step {report.step + 1}, without another checkpoint"
-            if self._too_short:
-                message += f", as {self._grace:.0f} seconds were too short: {counts}"
+            message = f"stopped on request during step {report.step + 1}, without a new checkpoint"
+            if self._grace_exceeded:
+                message += f", because {self._grace:.0f} seconds were too short: {latest}"
                 problem = Problem(
                     reason="GracePeriodTooShort",
-                    message=f"the pod was given {self._grace:.0f} seconds to end, not enough for a checkpoint: {counts}; "
+                    message=f"the pod had {self._grace:.0f} seconds to end, which was too short for a checkpoint: {latest}; "
                     "raise spec.pod.terminationGracePeriodSeconds",
                 )
         changes = {"phase": "Interrupted", "message": message, "checkpoint_problem": problem or report.checkpoint_problem}

@@ -1,4 +1,4 @@
-"""What a pod runs: starts the workers, takes the signals, serves the telemetry port, publishes, and has the last word."""
+"""The launcher of a pod: starts the workers, handles signals, serves telemetry, pushes the model, writes the final report."""
 
 import concurrent.futures
 import contextlib
@@ -16,19 +16,19 @@ from concurrent.futures import Future
 from typing import IO, NoReturn
 
 from finetune_api import names
-from finetune_api.reasons import VERDICTS, FineTuneError, Reason
+from finetune_api.reasons import REASONS, FineTuneError, Reason
 from finetune_api.status import Failure, Published
 from finetune_api.wire import Report, RunConfig
 from finetune_trainer.hub.cache import use_shared_cache
-from finetune_trainer.output.directory import Output
-from finetune_trainer.pod import processes as workers
+from finetune_trainer.output.directory import OutputDirectory
+from finetune_trainer.pod import processes
 from finetune_trainer.pod.interruption import Interruption
 from finetune_trainer.pod.server import PushMetrics, build_registry, serve
-from finetune_trainer.pod.stall import Watchdog, autopsy
+from finetune_trainer.pod.stall import Watchdog, diagnose_stall
 from finetune_trainer.pod.termination_message import exit_code, termination_message
 from finetune_trainer.runtime import logs
 from finetune_trainer.runtime.state import RunState, write_atomically
-from finetune_trainer.trackers import process as trackers
+from finetune_trainer.trackers.process import run_trackers
 
 log = logging.getLogger("finetune_trainer.pod.launch")  # not __name__: this runs as __main__
 
@@ -36,150 +36,152 @@ _POLL_SECONDS = 0.1
 
 
 class Launcher:
-    """Runs one attempt on this machine. ``run`` returns its last word and never raises for what a user can cause.
+    """Runs one attempt on this machine. ``run`` returns the final report, and never raises for an error that a user can cause.
 
-    grace_seconds: that the pod has to end when it is asked to; None where nobody kills it from outside.
+    grace_seconds: time that the pod has to end after a stop request; None if nothing kills it from outside.
     """
 
-    def __init__(self, config: RunConfig, gang: workers.Gang, state: RunState, grace_seconds: float | None = None) -> None:
+    def __init__(self, config: RunConfig, pod: processes.PodRank, state: RunState, grace_seconds: float | None = None) -> None:
         self.config = config
-        self.gang = gang
+        self.pod = pod
         self.state = state
-        self.abandoned = False  # a push is still under way in a thread, which nobody is to wait for
-        self._output = Output(pathlib.Path(config.output))
-        self._own: dict[str, object] = {}
+        self.push_abandoned = False  # a push still runs in a thread, and nothing must wait for it
+        self._output = OutputDirectory(pathlib.Path(config.output))
+        self._overrides: dict[str, object] = {}
         self._interruption = Interruption(grace_seconds)
         self._watchdog = Watchdog(state, config.spec.recovery.stall_timeout_seconds)
         self.registry = build_registry(state)
         self._pushes = PushMetrics(self.registry, config.namespace, config.name)
 
     def report(self) -> Report:
-        """The report for /progress: the workers' newest, with what the launcher alone knows on top."""
-        waiting = f"waiting for {self.gang.rendezvous_host}" if self.gang.index else "starting the training processes"
+        """Return the report for /progress: the newest one of the workers, with the fields that only the launcher knows."""
+        waiting = f"waiting for {self.pod.rendezvous_host}" if self.pod.index else "starting the training processes"
         report = self.state.read_report() or Report(attempt=self.config.attempt, phase="Initializing", message=waiting)
-        return report.model_copy(update={"in_place": self.state.read_ledger().in_place, **self._own})
+        return report.model_copy(update={"in_place": self.state.read_restart_history().in_place, **self._overrides})
 
     def request_stop(self) -> None:
-        """Ask for a checkpoint and an end; called again, end at once. Carried out by the loop: a signal handler must not wait."""
-        self._interruption.ask()
+        """Request a checkpoint and a stop. A second call requests an immediate stop. Does not wait: signal handlers call it."""
+        self._interruption.request()
         self.state.request_stop()
 
-    def run(self, worker_output: IO[bytes] | None = None, watch: Callable[[Report], None] | None = None) -> Report:
-        """Train unless that is done already, publish, and return the last word.
+    def run(self, worker_output: IO[bytes] | None = None, on_report: Callable[[Report], None] | None = None) -> Report:
+        """Train unless the training is already finished, push the model, and return the final report.
 
-        worker_output: where the workers' output goes, this process's own if None. watch: called a few times a second.
+        worker_output: where the workers' output goes; None: to this process's own output. on_report: called a few times a second.
         """
         try:
-            if self._trained_before():
-                log.info("the output directory holds the finished model already: nothing to train")
+            if self._already_trained():
+                log.info("the output directory already holds the finished model: nothing to train")
             else:
-                with trackers.beside(self.config, self.state, worker_output, self.gang.index == 0) as done:
-                    ended = self._train(worker_output, watch)
-                    done("Succeeded" if ended is None else "Interrupted" if ended.phase == "Interrupted" else "Failed")
-                if ended:
-                    return ended
-                if self.gang.index == 0:
-                    # Imported late: drawing takes a second's imports, which the workers need not wait for.
+                with run_trackers(self.config, self.state, worker_output, self.pod.index == 0) as set_outcome:
+                    unfinished = self._train(worker_output, on_report)
+                    set_outcome(
+                        "Succeeded" if unfinished is None else "Interrupted" if unfinished.phase == "Interrupted" else "Failed"
+                    )
+                if unfinished:
+                    return unfinished
+                if self.pod.index == 0:
+                    # Imported late: this import takes a second, and the workers need not wait for it.
                     from finetune_trainer.report.page import write_at_end
 
                     write_at_end(self._output.directory)
-            if self.gang.index == 0 and not self._publish(watch):
-                return self._interruption.last_word(self.report())
+            if self.pod.index == 0 and not self._publish(on_report):
+                return self._interruption.final_report(self.report())
             return self.report().model_copy(update={"phase": "Succeeded", "message": None})
         except FineTuneError as error:
-            failure = Failure(reason=error.reason, message=error.message, hint=VERDICTS[error.reason].hint)
+            failure = Failure(reason=error.reason, message=error.message, hint=REASONS[error.reason].hint)
             return self._failed(failure)
 
-    def _trained_before(self) -> bool:
+    def _already_trained(self) -> bool:
         finished = self._output.finished_report() if self._output.directory.is_dir() else None
-        if finished is None and self.config.adopted and self._output.holds_unfinished_work_of_another(self.config):
+        if finished is None and self.config.adopted and self._output.has_unfinished_run_of_other_job(self.config):
             claim = names.output_claim_name(self.config.name)
             raise FineTuneError(
                 Reason.OUTPUT_CONFLICT,
                 f"the claim {claim} holds the unfinished training of an earlier job: delete the claim if it is not "
-                f"needed, choose another metadata.name, or write output: {{claim: {{claimName: {claim}}}}} to go on from it",
+                f"needed, choose another metadata.name, or write output: {{claim: {{claimName: {claim}}}}} to resume it",
             )
         if finished is None:
-            if self.gang.index == 0:
-                self._output.make_way(self.config)
+            if self.pod.index == 0:
+                self._output.remove_previous_job(self.config)
             return False
-        self._output.claim(self.config)  # refuses the model of another spec
+        self._output.acquire(self.config)  # raises for the model of another spec
         self.state.write_report(finished.model_copy(update={"attempt": self.config.attempt}))
         return True
 
-    def _train(self, worker_output: IO[bytes] | None, watch: Callable[[Report], None] | None) -> Report | None:
-        """Run the workers to their end. Returns the last word of an attempt that didn't finish, None when it did."""
+    def _train(self, worker_output: IO[bytes] | None, on_report: Callable[[Report], None] | None) -> Report | None:
+        """Run the workers until they end. Return the final report of an attempt that did not finish, or None if it did."""
         run_file = self.state.directory / names.RUN_FILE_NAME
         write_atomically(run_file, self.config.model_dump_json(by_alias=True, exclude_none=True))
-        env = workers.environment(self.config, os.environ, run_file, self.state, workers.usable_cpus())
-        process = workers.start(workers.command(self.config, self.gang), env, worker_output)
+        env = processes.environment(self.config, os.environ, run_file, self.state, processes.usable_cpus())
+        process = processes.start(processes.command(self.config, self.pod), env, worker_output)
         try:
-            return self._outcome(*self._watch(process, worker_output, watch))
+            return self._outcome(*self._supervise(process, worker_output, on_report))
         finally:
-            if process.poll() is None:  # an error of ours must not leave workers behind
-                workers.kill(process, self.state)
+            if process.poll() is None:  # an error in the launcher must not leave workers behind
+                processes.kill(process, self.state)
 
     def _outcome(self, stalled: Failure | None, code: int) -> Report | None:
-        """The last word after the last round; None when the training is through."""
+        """Return the final report after the last generation of workers, or None if the training is finished."""
         report = self.report()
         if code == 0 and report.phase in ("Succeeded", "Publishing"):
             return None
-        failure = stalled or self.state.read_ledger().end
-        if report.phase == "Interrupted" or (self._interruption.asked and not stalled):
-            return self._interruption.last_word(report)
+        failure = stalled or self.state.read_restart_history().final_failure
+        if report.phase == "Interrupted" or (self._interruption.requested and not stalled):
+            return self._interruption.final_report(report)
         if failure is not None and failure.reason == Reason.INTERRUPTED:
-            # Another attempt owns the output by now: this one ends without a word of its own.
+            # Another attempt owns the output now. This attempt reports no failure.
             return report.model_copy(update={"phase": "Interrupted", "message": failure.message})
-        return self._failed(failure or _gang_is_over(self.config.nodes, code))
+        return self._failed(failure or _torchrun_failure(self.config.nodes, code))
 
-    def _watch(
-        self, process: "subprocess.Popen[bytes]", worker_output: IO[bytes] | None, watch: Callable[[Report], None] | None
+    def _supervise(
+        self, process: "subprocess.Popen[bytes]", worker_output: IO[bytes] | None, on_report: Callable[[Report], None] | None
     ) -> tuple[Failure | None, int]:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return None, process.wait(_POLL_SECONDS)
-            self._watchdog.look()
+            self._watchdog.poll()
             report = self.report()
-            if self._interruption.is_hopeless(report, self._watchdog) or self._interruption.time_is_over():
-                workers.kill(process, self.state)
+            if self._interruption.cannot_save(report, self._watchdog) or self._interruption.deadline_passed():
+                processes.kill(process, self.state)
             elif self._watchdog.is_stalled(report):
                 idle, stage = self._watchdog.idle_seconds, self._watchdog.stage
-                failure = autopsy(self.state, idle, stage, self.config.nodes, worker_output)
-                workers.kill(process, self.state)
+                failure = diagnose_stall(self.state, idle, stage, self.config.nodes, worker_output)
+                processes.kill(process, self.state)
                 return failure, process.wait()
-            self._own = {"stalled": self._watchdog.warning(report)}
-            if watch:
-                watch(report)
+            self._overrides = {"stalled": self._watchdog.warning(report)}
+            if on_report:
+                on_report(report)
 
-    def _publish(self, watch: Callable[[Report], None] | None) -> bool:
-        """Push the model where the spec says; False when the time was over before it was through."""
+    def _publish(self, on_report: Callable[[Report], None] | None) -> bool:
+        """Push the model if the spec asks for it. Return False if the time was over before the push was done."""
         spec = self.config.spec
         if spec.publish is None:
             return True
-        self._own = {"phase": "Publishing", "message": f"pushing the model to {spec.publish.repository}"}
-        if watch:
-            watch(self.report())
+        self._overrides = {"phase": "Publishing", "message": f"pushing the model to {spec.publish.repository}"}
+        if on_report:
+            on_report(self.report())
         if spec.publish.merge_adapter and (self._output.model / "adapter_config.json").is_file():
-            # Trained before, by a job that did not ask for it.
+            # An earlier job trained this model, and did not ask for a merged adapter.
             from finetune_trainer.commands.finished import merge_finished
 
             merge_finished(self.config, self._output)
-        # In a thread, as no push can be cut off from within.
-        with_result: Future[Published] = Future()
-        threading.Thread(target=_push, args=(with_result, self._output, self.config), name="push", daemon=True).start()
+        # In a thread, because a running push can't be cancelled.
+        future: Future[Published] = Future()
+        threading.Thread(target=_push, args=(future, self._output, self.config), name="push", daemon=True).start()
         started = time.monotonic()
-        while not with_result.done():
-            if self._interruption.time_is_over():
-                self.abandoned = True
+        while not future.done():
+            if self._interruption.deadline_passed():
+                self.push_abandoned = True
                 return False
-            concurrent.futures.wait([with_result], timeout=_POLL_SECONDS)
+            concurrent.futures.wait([future], timeout=_POLL_SECONDS)
         try:
-            published = with_result.result()
+            published = future.result()
         except FineTuneError:
             self._pushes.failed()
             raise
         self._pushes.succeeded(time.monotonic() - started)
-        self._own = {"published": published}
+        self._overrides = {"published": published}
         log.info("published as %s, commit %s", published.url, published.commit)
         return True
 
@@ -188,24 +190,24 @@ class Launcher:
         return self.report().model_copy(update={"phase": "Failed", "message": failure.message, "failure": complete})
 
 
-def _push(result: "Future[Published]", output: Output, config: RunConfig) -> None:
+def _push(result: "Future[Published]", output: OutputDirectory, config: RunConfig) -> None:
     try:
-        # Imported late: the Hub's client takes half a second, which the workers need not wait for.
-        from finetune_trainer.publish import push as publish
+        # Imported late: the Hub's client takes half a second, and the workers need not wait for it.
+        from finetune_trainer.publish.push import push
 
-        result.set_result(publish.push(output.model, config.spec, config.name))
-    except BaseException as error:  # whatever it is, it is raised where it is waited for
+        result.set_result(push(output.model, config.spec, config.name))
+    except BaseException as error:  # the caller that waits for the result raises it
         result.set_exception(error)
 
 
-def _gang_is_over(nodes: int, code: int) -> Failure:
-    """torchrun ended without a failure of ours: with several pods because another one ended, or that with the store is gone."""
+def _torchrun_failure(nodes: int, code: int) -> Failure:
+    """Return the failure if torchrun ended without a worker's failure. With several pods, another pod ended or is gone."""
     reason = Reason.COLLECTIVE_FAILED if nodes > 1 else Reason.WORKER_DIED
-    message = "another pod of the job ended, or went away" if nodes > 1 else f"torchrun ended with exit code {code} by itself"
-    return Failure(reason=reason, message=message, hint=VERDICTS[reason].hint)
+    message = "another pod of the job ended, or is gone" if nodes > 1 else f"torchrun itself ended with exit code {code}"
+    return Failure(reason=reason, message=message, hint=REASONS[reason].hint)
 
 
-def leave(code: int) -> NoReturn:
+def exit_immediately(code: int) -> NoReturn:
     """End this process without waiting for its threads."""
     logging.shutdown()
     sys.stdout.flush()
@@ -214,31 +216,31 @@ def leave(code: int) -> NoReturn:
 
 
 def main() -> int:
-    """Entry point of the trainer image."""
+    """Run one attempt in this pod, and return the exit code. This is the entry point of the trainer image."""
     config = RunConfig.model_validate_json(pathlib.Path(os.environ[names.ENV_RUN_FILE]).read_text())
-    logs.configure(logs.speaker_of(config, "launcher"), config.spec.logging.format)
+    logs.configure(logs.log_source(config, "launcher"), config.spec.logging.format)
     use_shared_cache(os.environ, config.spec)
     state = RunState(pathlib.Path(tempfile.mkdtemp(prefix="finetune-")))
     state.create()
     grace = config.spec.pod.termination_grace_period_seconds
-    launcher = Launcher(config, workers.Gang.from_environment(), state, grace)
+    launcher = Launcher(config, processes.PodRank.from_environment(), state, grace)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: launcher.request_stop())
     serve(names.PORT_TELEMETRY, launcher.registry, launcher.report)
-    log.info("%s, attempt %d, pod %d of %d", config.name, config.attempt, launcher.gang.index, config.nodes)
+    log.info("%s, attempt %d, pod %d of %d", config.name, config.attempt, launcher.pod.index, config.nodes)
     try:
         report = launcher.run()
-    except Exception as error:  # the last word must be said whatever happens
+    except Exception as error:  # the final report must be written after any error
         log.exception("the launcher itself failed")
         message = f"the launcher failed: {type(error).__name__}: {error}"[:1000]
-        failure = Failure(reason=Reason.CODE_ERROR, message=message, hint=VERDICTS[Reason.CODE_ERROR].hint)
+        failure = Failure(reason=Reason.CODE_ERROR, message=message, hint=REASONS[Reason.CODE_ERROR].hint)
         report = Report(attempt=config.attempt, phase="Failed", message=message, failure=failure)
     if report.failure:
         log.error("%s: %s", report.failure.reason, report.failure.message)
-    with contextlib.suppress(OSError):  # outside of a cluster there is no such file
+    with contextlib.suppress(OSError):  # the file does not exist outside of a cluster
         pathlib.Path(names.TERMINATION_LOG).write_text(termination_message(report))
-    if launcher.abandoned:
-        leave(exit_code(report))
+    if launcher.push_abandoned:
+        exit_immediately(exit_code(report))
     return exit_code(report)
 
 

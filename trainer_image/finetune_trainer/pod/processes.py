@@ -1,4 +1,4 @@
-"""The training processes of one pod (or one machine): how they are started, with which environment, and ended."""
+"""The training processes of one pod (or one machine): their command line, their environment, their start and their end."""
 
 import contextlib
 import dataclasses
@@ -17,20 +17,20 @@ from finetune_trainer.runtime.state import ENV_LAUNCHER_PID, ENV_STATE_DIR, RunS
 
 _WORKER = "finetune_trainer.pod.worker"
 _AGENT = "finetune_trainer.pod.agent"
-# It is no limit: the agent decides after each failure.
+# Not a real limit: the agent asks the restart policy after each failure.
 _MAX_RESTARTS = 1_000_000
-# The gang's pods may start minutes apart: images are pulled, machines are added.
+# The pods of an attempt may start minutes apart, because images are pulled and nodes are added.
 _JOIN_TIMEOUT_SECONDS = 1800
-# For workers to end after SIGTERM, of which they take no notice: only one that hangs in the kernel takes longer.
+# Time for workers to end after SIGTERM. They do not handle it, so only a worker that hangs in the kernel takes longer.
 _SHUTDOWN_SECONDS = 5
 _AGENT_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Gang:
-    """This pod's place in the gang. rendezvous_host and address are only needed with several nodes.
+class PodRank:
+    """This pod's position in the attempt. rendezvous_host and address are needed only with several nodes.
 
-    index: completion index of the pod; address: its IP.
+    index: completion index of the pod. address: its IP.
     """
 
     index: int = 0
@@ -38,8 +38,8 @@ class Gang:
     address: str | None = None
 
     @classmethod
-    def from_environment(cls) -> "Gang":
-        """As the operator and the Job controller set it."""
+    def from_environment(cls) -> "PodRank":
+        """Read the values that the operator and the Job controller set."""
         return cls(
             int(os.environ.get(names.ENV_NODE_INDEX, "0")),
             os.environ.get(names.ENV_RENDEZVOUS_HOST),
@@ -47,37 +47,37 @@ class Gang:
         )
 
 
-def command(config: RunConfig, gang: Gang) -> list[str]:
-    """Command line of the agent, which starts the workers: alone for one process, with torchrun's arguments for more."""
+def command(config: RunConfig, pod: PodRank) -> list[str]:
+    """Return the command line of the agent, which starts the workers. For several processes it has torchrun's arguments."""
     agent = [sys.executable, "-m", _AGENT, _WORKER]
     if config.nodes * config.processes_per_node == 1:
         return agent
     torchrun = [*agent, "--nproc-per-node", str(config.processes_per_node)]
     torchrun += ["--max-restarts", str(_MAX_RESTARTS), "--shutdown-timeout", str(_SHUTDOWN_SECONDS)]
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-id", f"{config.name}-{config.attempt}"]
-    if config.nodes == 1:  # as --standalone, and without looking for a name of this machine
+    if config.nodes == 1:  # like --standalone, but without a lookup of this machine's name
         return [*torchrun, "--rdzv-endpoint", "localhost:0", "--local-addr", "localhost"]
-    host = "localhost" if gang.index == 0 else gang.rendezvous_host
-    # torch sorts the nodes by this address and takes the first as rank 0, which must be the pod with index 0: an IP address
-    # begins with a digit (or, IPv6, with a to f) and so comes before "node". Only rank 0's is ever connected to.
-    local_address = gang.address if gang.index == 0 else f"node-{gang.index}"
+    host = "localhost" if pod.index == 0 else pod.rendezvous_host
+    # torch sorts the nodes by this address and makes the first one rank 0. It must be the pod with index 0. An IP address begins
+    # with a digit (IPv6: also with a to f), so it sorts before "node". Only the address of rank 0 is used for connections.
+    local_address = pod.address if pod.index == 0 else f"node-{pod.index}"
     return [
         *torchrun,
         *("--nnodes", str(config.nodes), "--rdzv-endpoint", f"{host}:{names.PORT_RENDEZVOUS}"),
         *("--local-addr", str(local_address)),
-        *("--rdzv-conf", f"is_host={int(gang.index == 0)},join_timeout={_JOIN_TIMEOUT_SECONDS}"),
+        *("--rdzv-conf", f"is_host={int(pod.index == 0)},join_timeout={_JOIN_TIMEOUT_SECONDS}"),
     ]
 
 
 def environment(config: RunConfig, base: Mapping[str, str], run_file: pathlib.Path, state: RunState, cpus: int) -> dict[str, str]:
-    """Environment of the workers: what the pod has, and what keeps libraries quiet, fast and at home."""
+    """Return the environment of the workers: that of the pod, and settings that make libraries quiet, fast and offline."""
     threads = max(1, cpus // config.processes_per_node)
     result = {
         **base,
         names.ENV_RUN_FILE: str(run_file),
         ENV_STATE_DIR: str(state.directory),
         ENV_LAUNCHER_PID: str(os.getpid()),
-        "TMPDIR": str(state.directory),  # torchrun leaves its folders behind; this one goes away with the run
+        "TMPDIR": str(state.directory),  # torchrun leaves its folders behind; this folder is removed with the run
         "PROMETHEUS_MULTIPROC_DIR": str(state.metrics_dir),
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
@@ -91,7 +91,7 @@ def environment(config: RunConfig, base: Mapping[str, str], run_file: pathlib.Pa
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
     if config.spec.distributed.gpus_per_node:
-        # NCCL's flight recorder: what each rank was waiting for, written down when a collective takes too long.
+        # NCCL's flight recorder writes what each rank waited for, if a collective takes too long.
         result |= {
             "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
             "TORCH_FR_BUFFER_SIZE": "2000",
@@ -101,17 +101,17 @@ def environment(config: RunConfig, base: Mapping[str, str], run_file: pathlib.Pa
     if config.spec.hub.endpoint:
         result[names.ENV_HUB_ENDPOINT] = config.spec.hub.endpoint
     if not config.spec.uses_hub():
-        result["HF_HUB_OFFLINE"] = "1"  # nothing is looked up on a network that may not be there
+        result["HF_HUB_OFFLINE"] = "1"  # the job does not need the Hub, and the network may not be there
     if config.nodes * config.processes_per_node == 1:
-        # The first of those that are given: one process with several GPUs would fall into nn.DataParallel.
+        # Only the first GPU: with several GPUs in one process, the Trainer would use nn.DataParallel.
         result["CUDA_VISIBLE_DEVICES"] = base.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     return result
 
 
 def usable_cpus(cgroup: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> int:
-    """Processors that this container may use: its affinity, cut by the limit of its cgroup.
+    """Return the number of processors that this container may use: its affinity, at most the limit of its cgroup.
 
-    Threads beyond the limit would spin until the kernel throttles all of them: measured, a job took three times as long.
+    Threads beyond the limit would spin until the kernel throttles all of them. In a measurement a job took three times as long.
     """
     cpus = len(os.sched_getaffinity(0))
     quota, period = _cpu_limit(cgroup)
@@ -119,41 +119,41 @@ def usable_cpus(cgroup: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> int:
 
 
 def _cpu_limit(cgroup: pathlib.Path) -> tuple[int, int]:
-    """Microseconds of processor time per period of microseconds, from cgroup v2 or v1; (0, 0) where there is no limit."""
+    """Return microseconds of processor time per period in microseconds, from cgroup v2 or v1; (0, 0) without a limit."""
     with contextlib.suppress(OSError, ValueError):
         quota, period = (cgroup / "cpu.max").read_text().split()
         return (0, 0) if quota == "max" else (int(quota), int(period))
     with contextlib.suppress(OSError, ValueError):
         files = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
         quota, period = ((cgroup / "cpu" / name).read_text() for name in files)
-        return int(quota), int(period)  # a quota of -1 is no limit
+        return int(quota), int(period)  # a quota of -1 means no limit
     return 0, 0
 
 
 def start(argv: list[str], env: Mapping[str, str], output: IO[bytes] | None) -> "subprocess.Popen[bytes]":
-    """Start the workers in a session of their own, so that Ctrl-C on a terminal reaches the launcher alone."""
+    """Start the workers in a session of their own, so that Ctrl-C on a terminal reaches only the launcher."""
     return subprocess.Popen(  # noqa: S603 - our own command line
         argv, env=dict(env), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
     )
 
 
 def kill(process: "subprocess.Popen[bytes]", state: RunState) -> None:
-    """End the workers now, also one that is stopped, and torchrun with them.
+    """Kill the workers now, even one that is stopped, and then torchrun.
 
-    The workers first: when torchrun sees them fail it ends by itself, and tells the other pods. Nothing is started again.
+    The workers are killed first. When torchrun sees them fail, it ends and informs the other pods. Nothing is restarted.
     """
     state.forbid_restarts()
-    alive = state.alive()
+    alive = state.live_pids()
     for pid in alive:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     if not alive:
-        _signal_group(process, signal.SIGTERM)  # torchrun, which waits for the other pods
+        _signal_group(process, signal.SIGTERM)  # torchrun, which may be waiting for the other pods
     try:
         process.wait(_AGENT_SECONDS)
     except subprocess.TimeoutExpired:
         _signal_group(process, signal.SIGKILL)
-        for pid in state.pids().values():  # started since
+        for pid in state.pids().values():  # workers that started in the meantime
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait()

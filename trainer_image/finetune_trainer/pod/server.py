@@ -1,4 +1,4 @@
-"""The pod's one HTTP port: /metrics, /progress, /healthz. It lives in the launcher, so it answers from start to end."""
+"""The pod's HTTP server: /metrics, /progress, /healthz. It runs in the launcher, so it answers until the end of the pod."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -15,15 +15,15 @@ from finetune_trainer.monitoring.metrics import instrument
 from finetune_trainer.runtime.state import RunState
 
 
-class _Quiet(WSGIRequestHandler):
-    """Requests every few seconds are no news for the pod's log."""
+class _QuietHandler(WSGIRequestHandler):
+    """Does not log requests, because they come every few seconds."""
 
     def log_message(self, *_: object) -> None:
         return
 
 
 class PushMetrics:
-    """What the launcher itself counts: pushes to the Hub."""
+    """The metrics that the launcher itself counts: pushes to the Hub."""
 
     def __init__(self, registry: CollectorRegistry, namespace: str, job: str) -> None:
         labels = {"namespace": namespace, "finetunejob": job}
@@ -32,23 +32,23 @@ class PushMetrics:
         self._failures = instrument(declared.HUB_PUSH_FAILURES, registry).labels(**labels)
 
     def succeeded(self, seconds: float) -> None:
-        """A push took ``seconds``."""
+        """Record a push that took ``seconds``."""
         self._duration.labels(**self._labels).set(seconds)
 
     def failed(self) -> None:
-        """A push failed."""
+        """Count a push that failed."""
         self._failures.inc()
 
 
 def build_registry(state: RunState) -> CollectorRegistry:
-    """A registry that reads the workers' values from their files at each scrape."""
+    """Return a registry that reads the workers' values from their files at each scrape."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry, path=str(state.metrics_dir))
     return registry
 
 
 def serve(port: int, registry: CollectorRegistry, report: Callable[[], Report]) -> WSGIServer:
-    """Serve in a background thread; raises OSError when the port is taken."""
+    """Serve in a background thread. Raises OSError if the port is in use."""
     metrics_app = make_wsgi_app(registry)
 
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -65,6 +65,6 @@ def serve(port: int, registry: CollectorRegistry, report: Callable[[], Report]) 
         start_response("200 OK", [("Content-Type", kind), ("Cache-Control", "no-store")])
         return [body.encode()]
 
-    server = make_server("", port, application, server_class=ThreadingWSGIServer, handler_class=_Quiet)
+    server = make_server("", port, application, server_class=ThreadingWSGIServer, handler_class=_QuietHandler)
     threading.Thread(target=server.serve_forever, name="telemetry", daemon=True).start()
     return server

@@ -1,4 +1,4 @@
-"""Is the training still alive? Who stays silent for too long is asked what it does, and ended."""
+"""Detects workers without progress. The launcher collects the stacks of their threads for a diagnosis, and then ends them."""
 
 import contextlib
 import logging
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import IO
 
-from finetune_api.reasons import VERDICTS, Reason
+from finetune_api.reasons import REASONS, Reason
 from finetune_api.status import Failure
 from finetune_api.wire import Report
 from finetune_trainer.runtime.heartbeat import WAITING, WRITING
@@ -18,113 +18,113 @@ from finetune_trainer.runtime.state import RunState
 
 log = logging.getLogger("finetune_trainer.pod.stall")
 
-# Downloads, the first step with its compilations, and a model on its way to a slow volume say nothing for longer than a step.
-_QUIET_SECONDS = 1800.0
-_USUAL_STEPS = 10.0
-# A look that comes late (the machine was asleep, the pod was frozen) must not count as silence of the workers.
-_LONGEST_LOOK_SECONDS = 1.0
-_ANSWER_SECONDS = 2.0
-# Whoever started processes that ended finds that out within this time, and ends, or starts them again.
-_DEAD_SECONDS = 2.0
-# Where all processes answer they wait for another pod: the one with the culprit is to speak first.
-_COURTESY_SECONDS = 6.0
+# Downloads, compilation in the first step, and writing a model to a slow volume give no heartbeat for longer than a step takes.
+_MIN_SLOW_STAGE_SECONDS = 1800.0
+_TIMEOUT_STEPS = 10.0
+# A poll that comes late (the machine was asleep, the pod was frozen) must not count as silence of the workers.
+_MAX_POLL_SECONDS = 1.0
+_STACKS_TIMEOUT_SECONDS = 2.0
+# Within this time the agent notices that its processes ended, and ends too or restarts them.
+_EXITED_SECONDS = 2.0
+# If all processes answer, they wait for another pod. The delay lets that pod report first.
+_OTHER_POD_DELAY_SECONDS = 6.0
 _FRAMES = 3
 _FRAME = re.compile(r'File "(?P<file>[^"]*)", line (?P<line>\d+) in (?P<function>.+)')
 
 
-def usual_step_seconds(report: Report) -> float:
-    """How long a step usually takes, from the rate that the report's remaining time is made of; 0 where it is not known."""
+def mean_step_seconds(report: Report) -> float:
+    """Return the usual duration of a step, computed from the remaining time in the report; 0 if it is unknown."""
     left = (report.total_steps or 0) - report.step
     return report.remaining_seconds / left if report.remaining_seconds and left > 0 else 0.0
 
 
 class Watchdog:
-    """Measures how long this pod's processes have been silent. timeout_seconds: of the spec; 0 waits without end."""
+    """Measures how long this pod's processes have been silent. timeout_seconds: from the spec; 0 means no timeout."""
 
     def __init__(self, state: RunState, timeout_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._state, self._timeout, self._clock = state, timeout_seconds, clock
         self._beat: tuple[int, str] | None = None
-        self._looked_at = clock()
+        self._polled_at = clock()
         self.idle_seconds = 0.0
-        self._dead_seconds = 0.0
+        self._exited_seconds = 0.0
 
     @property
     def stage(self) -> str:
-        """What the processes were at when they were last heard of."""
+        """What the processes did at the last heartbeat."""
         return self._beat[1] if self._beat else "starting"
 
-    def look(self) -> None:
-        """Look for signs of life; called a few times a second."""
-        now, beat = self._clock(), self._state.last_beat()
-        passed, self._looked_at = now - self._looked_at, now
-        # Before there are processes nobody can stall: torchrun waits for the other pods, and gives up by itself.
+    def poll(self) -> None:
+        """Read the heartbeats. Called a few times a second."""
+        now, beat = self._clock(), self._state.last_heartbeat()
+        passed, self._polled_at = now - self._polled_at, now
+        # Without processes there is no stall: torchrun waits for the other pods, and gives up by itself.
         silent = beat == self._beat and bool(self._state.pids())
-        self.idle_seconds = self.idle_seconds + min(passed, _LONGEST_LOOK_SECONDS) if silent else 0.0
-        dead = bool(self._state.pids()) and not self._state.alive()
-        self._dead_seconds = self._dead_seconds + min(passed, _LONGEST_LOOK_SECONDS) if dead else 0.0
+        self.idle_seconds = self.idle_seconds + min(passed, _MAX_POLL_SECONDS) if silent else 0.0
+        exited = bool(self._state.pids()) and not self._state.live_pids()
+        self._exited_seconds = self._exited_seconds + min(passed, _MAX_POLL_SECONDS) if exited else 0.0
         self._beat = beat
 
-    def nobody_lives(self) -> bool:
-        """Whether the processes have ended: those that are to follow wait for the other pods, and have nothing to lose."""
-        return self._dead_seconds >= _DEAD_SECONDS
+    def all_exited(self) -> bool:
+        """Return whether the processes have ended. The next ones wait for the other pods, and have no progress to lose."""
+        return self._exited_seconds >= _EXITED_SECONDS
 
-    def limit_seconds(self, report: Report) -> float | None:
-        """For so long they may be silent; None for ever."""
-        if not self._timeout or self.stage == WAITING:  # the pod of rank 0 watches over what they wait for
+    def stall_timeout(self, report: Report) -> float | None:
+        """Return how many seconds the processes may be silent; None without a limit."""
+        if not self._timeout or self.stage == WAITING:  # the pod of rank 0 detects a stall of rank 0
             return None
-        floor = _QUIET_SECONDS if report.phase == "Initializing" or self.stage == WRITING else 0.0
-        return max(self._timeout, floor, _USUAL_STEPS * usual_step_seconds(report))
+        floor = _MIN_SLOW_STAGE_SECONDS if report.phase == "Initializing" or self.stage == WRITING else 0.0
+        return max(self._timeout, floor, _TIMEOUT_STEPS * mean_step_seconds(report))
 
     def is_stalled(self, report: Report) -> bool:
-        """Whether they have been silent for too long."""
-        limit = self.limit_seconds(report)
+        """Return whether the processes have been silent for too long."""
+        limit = self.stall_timeout(report)
         return limit is not None and self.idle_seconds >= limit
 
     def warning(self, report: Report) -> str | None:
-        """A sentence as soon as half of that time is over."""
-        limit = self.limit_seconds(report)
+        """Return a warning if half of the limit is over, else None."""
+        limit = self.stall_timeout(report)
         if limit is None or self.idle_seconds < limit / 2:
             return None
         what = f"no sign of progress for {limit / 2:.0f} s ({self.stage})"
         return f"{what}; after {limit:.0f} s the job goes back to its last checkpoint"
 
 
-def autopsy(state: RunState, silent_seconds: float, stage: str, pods: int, output: IO[bytes] | None) -> Failure:
-    """Ask each process for the stacks of its threads, write them to the log, and say in short where they are.
+def diagnose_stall(state: RunState, idle_seconds: float, stage: str, pods: int, output: IO[bytes] | None) -> Failure:
+    """Ask each process for the stacks of its threads, write them to the log, and return a failure that summarises them.
 
-    pods: of the gang. output: where the workers' output goes, standard error if None.
+    pods: number of pods of the attempt. output: where the workers' output goes; None: standard error.
     """
     pids = state.pids()
     before = {rank: _size(state.stacks(rank)) for rank in pids}
     for pid in pids.values():
         with contextlib.suppress(ProcessLookupError):
-            # Before the first line of train.main() the signal would end the process; it is about to be ended anyway.
+            # Before train.main() has set its handler, the signal ends the process. It is about to be ended anyway.
             os.kill(pid, signal.SIGUSR1)
-    _wait_for_answers(state, before)
-    said, silent = [], []
+    _wait_for_stacks(state, before)
+    findings, silent = [], []
     for rank in sorted(pids):
         stacks = _text(state.stacks(rank), before[rank])
         if not stacks:
             silent.append(rank)
-            said.append(f"rank {rank} does not answer (stopped?)")
+            findings.append(f"rank {rank} does not answer (stopped?)")
             continue
-        _print(f"stacks of rank {rank}, which is silent since {silent_seconds:.0f} s:\n{stacks}\n", output)
-        said.append(f"rank {rank}: {summarise(stacks)}")
+        _write_stacks(f"stacks of rank {rank}, which has made no progress for {idle_seconds:.0f} s:\n{stacks}\n", output)
+        findings.append(f"rank {rank}: {summarise_stacks(stacks)}")
     if not silent and pods > 1:
-        time.sleep(_COURTESY_SECONDS)
-        said.append("all processes of this pod answer, so they may wait for another pod")
-    # Who does not answer comes first: the message may be cut.
-    said.sort(key=lambda sentence: "does not answer" not in sentence)
+        time.sleep(_OTHER_POD_DELAY_SECONDS)
+        findings.append("all processes of this pod answer, so they may be waiting for another pod")
+    # Processes that do not answer come first, because the message may be cut.
+    findings.sort(key=lambda sentence: "does not answer" not in sentence)
     return Failure(
         reason=Reason.STALLED,
-        message=f"no step ended for {silent_seconds:.0f} s ({stage}): {'; '.join(said)}"[:1000],
-        hint=VERDICTS[Reason.STALLED].hint,
+        message=f"no step ended for {idle_seconds:.0f} s ({stage}): {'; '.join(findings)}"[:1000],
+        hint=REASONS[Reason.STALLED].hint,
         rank=silent[0] if silent else None,
     )
 
 
-def summarise(stacks: str) -> str:
-    """The innermost frames of the main thread, which faulthandler prints last: ``function (file:line) < caller … < …``."""
+def summarise_stacks(stacks: str) -> str:
+    """Return the innermost frames of the main thread: ``function (file:line) < caller … < …``. faulthandler prints it last."""
     frames = [_FRAME.search(line) for line in stacks.rpartition("most recent call first")[2].splitlines()]
     inner = [found for found in frames if found][:_FRAMES]
     return (
@@ -132,9 +132,9 @@ def summarise(stacks: str) -> str:
     )
 
 
-def _wait_for_answers(state: RunState, before: Mapping[int, int]) -> None:
-    """Until every process has answered and nothing more comes, but not for long."""
-    until = time.monotonic() + _ANSWER_SECONDS
+def _wait_for_stacks(state: RunState, before: Mapping[int, int]) -> None:
+    """Wait until every process has answered and no more output comes, or until the timeout."""
+    until = time.monotonic() + _STACKS_TIMEOUT_SECONDS
     sizes = dict(before)
     while time.monotonic() < until:
         time.sleep(0.2)
@@ -156,7 +156,7 @@ def _text(path: pathlib.Path, start: int) -> str:
     return ""
 
 
-def _print(text: str, output: IO[bytes] | None) -> None:
+def _write_stacks(text: str, output: IO[bytes] | None) -> None:
     if output is None:
         log.error("%s", text)
         return

@@ -1,35 +1,37 @@
-"""The last word of a pod: its exit code and the termination message."""
+"""The end of a pod: its exit code, and its final report in the termination message."""
 
 from collections.abc import Iterator
 
 from finetune_api import names
-from finetune_api.reasons import VERDICTS, Reason
+from finetune_api.reasons import REASONS, Reason
 from finetune_api.wire import Report
 
-_SHORT = 80  # letters of a sample where there is little room
+_SHORT_CHARACTERS = 80  # characters of a sample if the message is too long
 
 
 def exit_code(report: Report) -> int:
-    """Exit code of the pod, for those who can't read the termination message."""
+    """Return the exit code of the pod, for readers that can't see the termination message."""
     if report.phase == "Succeeded":
         return names.EXIT_SUCCEEDED
     if report.phase == "Interrupted":
         return names.EXIT_INTERRUPTED
-    retry = report.failure is None or VERDICTS[Reason(report.failure.reason)].retry
+    retry = report.failure is None or REASONS[Reason(report.failure.reason)].retry
     return names.EXIT_FAILED if retry else names.EXIT_REFUSED
 
 
 def termination_message(report: Report) -> str:
-    """The last word as JSON, short enough for Kubernetes: what can be long is cut first."""
-    texts = (shorter.model_dump_json(by_alias=True, exclude_none=True) for shorter in _ever_shorter(report))
+    """Return the final report as JSON, short enough for Kubernetes. Long parts are cut first."""
+    texts = (shorter.model_dump_json(by_alias=True, exclude_none=True) for shorter in _shortened(report))
     return next(text for text in texts if len(text.encode()) <= names.TERMINATION_LOG_LIMIT_BYTES)
 
 
-def _ever_shorter(report: Report) -> Iterator[Report]:
-    """The report; with samples cut, and ever fewer of them; without a traceback; with nothing but how it ended."""
+def _shortened(report: Report) -> Iterator[Report]:
+    """Yield the report, then shorter ones: with short samples, with fewer samples, without a traceback, with the outcome only."""
     yield report
     short = [
-        sample.model_copy(update={"text": sample.text[:_SHORT], "answer": sample.answer and sample.answer[: 2 * _SHORT]})
+        sample.model_copy(
+            update={"text": sample.text[:_SHORT_CHARACTERS], "answer": sample.answer and sample.answer[: 2 * _SHORT_CHARACTERS]}
+        )
         for sample in report.samples or ()
     ]
     for count in range(len(short), 0, -1):
@@ -38,6 +40,6 @@ def _ever_shorter(report: Report) -> Iterator[Report]:
     yield report
     failure = report.failure and report.failure.model_copy(update={"traceback": None})
     yield report.model_copy(update={"failure": failure})
-    for letters in (1000, 300):  # a letter may take six bytes
-        failure = failure and failure.model_copy(update={"message": failure.message[:letters]})
+    for characters in (1000, 300):  # a character may take six bytes
+        failure = failure and failure.model_copy(update={"message": failure.message[:characters]})
         yield Report(attempt=report.attempt, phase=report.phase, step=report.step, failure=failure)

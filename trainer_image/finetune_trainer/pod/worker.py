@@ -1,8 +1,8 @@
-"""A training process as it is started: everything imported at once and in the shortest time, then train.main.
+"""The start of a training process: import everything as fast as possible, then run train.main.
 
-What is imported stays until the end, thousands of modules. The garbage collector would look through them again and again while
-they come in, a quarter of the whole time, and during the training with every full collection (in forked processes it would also
-copy the memory that they share). So it rests meanwhile, and never looks at them afterwards.
+The process imports thousands of modules, and keeps them until its end. The garbage collector would scan them again and again
+during the imports, which takes a quarter of the whole time. It would also scan them in every full collection during the training,
+and in forked processes that would copy the shared memory. So it is off during the imports, and never scans them afterwards.
 """
 
 import gc

@@ -1,1 +1,1 @@
-"""Pushing the finished model to the Hub: the files that may be uploaded, the model card, the push."""
+"""Pushes models to the Hub: selects the files that may be uploaded, writes the model card, and uploads."""

@@ -1,7 +1,7 @@
-"""The model card: what a model was made from, how, how good it is, and how to use it. README.md of the model's directory.
+"""Writes the model card, README.md of the model's directory: base model, data, training, evaluation and usage.
 
-It holds names of the Hub and of claims, and no paths. Whatever comes from users or their data is escaped: it can break no table,
-and brings neither HTML nor links.
+The card holds names on the Hub and names of claims, but no paths. All text from users or their data is escaped, so that it can't
+break a table or add HTML and links.
 """
 
 import importlib.metadata
@@ -28,16 +28,16 @@ PIPELINES: Mapping[Task, str] = {
     "sft": "text-generation",
     "dpo": "text-generation",
 }
-# The Hub's names for our figures, where it has one.
+# Our name of a metric → the Hub's name, if it is different.
 _HUB_METRICS = {"macroF1": "f1", "microF1": "f1"}
-_MOST_CLASSES_IN_A_MATRIX = 20
-_MOST_CLASSES_IN_A_TABLE = 100
-# What Markdown or GitHub's flavour of it takes for more than a letter.
+_MAX_CONFUSION_CLASSES = 20
+_MAX_TABLE_CLASSES = 100
+# Characters with a special meaning in Markdown or GitHub's Markdown.
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$])")
 
 
 def write_model_card(directory: pathlib.Path, config: RunConfig, report: Report, details: Mapping[str, Any]) -> None:
-    """Write README.md. directory: of the model, or the adapter. details: of the evaluation, as Task.metrics gives them."""
+    """Write README.md. directory: model or adapter. details: of the evaluation, from Task.compute_metrics()."""
     adapter = (directory / "adapter_config.json").is_file()
     header = _header(config, report, adapter).to_yaml()
     chat = (directory / "chat_template.jinja").is_file()
@@ -46,7 +46,7 @@ def write_model_card(directory: pathlib.Path, config: RunConfig, report: Report,
 
 
 def _header(config: RunConfig, report: Report, adapter: bool) -> ModelCardData:
-    """The YAML header, by the Hub's rules."""
+    """Return the YAML header in the Hub's format."""
     spec = config.spec
     datasets = list(dict.fromkeys(dataset.hub.name for dataset in spec.datasets if dataset.hub))
     base = spec.model.hub.name if spec.model.hub else None
@@ -108,26 +108,26 @@ def _body(config: RunConfig, report: Report, details: Mapping[str, Any], adapter
 
 def _evaluation(report: Report, details: Mapping[str, Any]) -> Iterable[str]:
     if report.evaluation is None:
-        yield "It was not evaluated."
+        yield "The model was not evaluated."
         return
     yield f"On held-out data, after {report.evaluation.step} steps:\n"
-    yield from _table(("figure", "value"), [(escape(name), f"{value:.4f}") for name, value in report.evaluation.metrics.items()])
+    yield from _table(("metric", "value"), [(escape(name), f"{value:.4f}") for name, value in report.evaluation.metrics.items()])
     per_class: Mapping[str, Mapping[str, float]] = details.get("perClass") or {}
-    if 0 < len(per_class) <= _MOST_CLASSES_IN_A_TABLE:
-        figures = list(next(iter(per_class.values())))
+    if 0 < len(per_class) <= _MAX_TABLE_CLASSES:
+        metrics = list(next(iter(per_class.values())))
         yield ""
-        rows = [(escape(name), *(_number(row[figure]) for figure in figures)) for name, row in per_class.items()]
-        yield from _table(("class", *map(escape, figures)), rows)
+        rows = [(escape(name), *(_number(row[metric]) for metric in metrics)) for name, row in per_class.items()]
+        yield from _table(("class", *map(escape, metrics)), rows)
     classes: Sequence[str] = details.get("classes") or ()
     confusion: Sequence[Sequence[int]] = details.get("confusion") or ()
-    if len(confusion) == len(classes) and 0 < len(classes) <= _MOST_CLASSES_IN_A_MATRIX:
+    if len(confusion) == len(classes) and 0 < len(classes) <= _MAX_CONFUSION_CLASSES:
         yield "\nRows are the true classes, columns the predicted ones:\n"
         rows = [(escape(name), *map(str, row)) for name, row in zip(classes, confusion, strict=True)]
         yield from _table(("", *map(escape, classes)), rows)
 
 
 def _hyperparameters(spec: FineTuneJobSpec, report: Report) -> list[tuple[str, str]]:
-    """What decided over the result, by the names that a FineTuneJob has for it."""
+    """Return the options that affect the result, under their names in a FineTuneJob."""
     chosen: dict[str, Any] = spec.training.to_wire()
     chosen |= chosen.pop("arguments", {})
     blocks = {"lora": spec.model.lora, "classification": spec.classification, "maskedLM": spec.masked_lm}
@@ -146,17 +146,17 @@ def _value(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {item}" for name, item in value.items())
     if isinstance(value, list):
-        return ", ".join(map(str, value[:_MOST_CLASSES_IN_A_TABLE]))
+        return ", ".join(map(str, value[:_MAX_TABLE_CLASSES]))
     return str(value)
 
 
 def _answer(sample: SampleAnswer) -> str:
-    """An answer in one cell of a table."""
+    """Format an answer for one table cell."""
     if sample.guesses is not None:
-        told = [", ".join(f"**{escape(guess.token)}** {guess.score:.2f}" for guess in sample.guesses)]
+        parts = [", ".join(f"**{escape(guess.token)}** {guess.score:.2f}" for guess in sample.guesses)]
         if sample.guesses_before:
-            told.append("before: " + ", ".join(f"{escape(guess.token)} {guess.score:.2f}" for guess in sample.guesses_before))
-        return "; ".join(told)
+            parts.append("before: " + ", ".join(f"{escape(guess.token)} {guess.score:.2f}" for guess in sample.guesses_before))
+        return "; ".join(parts)
     if sample.entities is not None:
         return ", ".join(f"{escape(entity.text)} (**{escape(entity.label)}**)" for entity in sample.entities) or "nothing"
     if sample.answer is not None:
@@ -175,7 +175,7 @@ def _revisions(spec: FineTuneJobSpec, report: Report) -> Sequence[str]:
 
 
 def _source(source: ModelSource | Dataset, revision: str | None) -> str:
-    """A model or data set in words; of a claim its name only, as its path is the cluster's own business."""
+    """Describe a model or data set. For a claim, give only its name, because its path is private to the cluster."""
     if source.hub:
         return f"`{source.hub.name}`" + (f" at `{escape(revision)}`" if revision else "")
     assert source.claim
@@ -187,7 +187,7 @@ def _number(value: float) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
-    """A table of cells that are escaped already."""
+    """Yield the lines of a table. The cells are already escaped."""
     yield f"| {' | '.join(head)} |"
     yield "|---" * len(head) + "|"
     for row in rows:
@@ -195,7 +195,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
 
 
 def escape(text: str) -> str:
-    """Text of a user as Markdown that shows it, on one line: no HTML, table, link or other mark of its own."""
+    """Escape a user's text as one line of Markdown, so that it shows as it is, without HTML, tables, links or formatting."""
     shown = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     shown = _MARKDOWN.sub(r"\\\1", shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
     return shown.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")

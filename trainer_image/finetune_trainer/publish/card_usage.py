@@ -1,28 +1,28 @@
-"""How a model is used, in three lines of Python and their imports, for its card."""
+"""Python example for the model card: three lines and their imports."""
 
 from typing import NamedTuple
 
 from finetune_api.spec import FineTuneJobSpec, Task
 
-# Stands for a base model that is in a claim: where it lies elsewhere, only the reader knows.
-_BASE_OF_A_CLAIM = "path/of/the/base-model"
+# Stands for the path of a base model from a claim. Only the reader knows where that model is.
+_CLAIM_BASE_PLACEHOLDER = "path/of/the/base-model"
 _GENERATE = "generate"
 
 
 class _Pipeline(NamedTuple):
-    """name: of the pipeline. auto_model: class of the base model. verb: the variable. inputs: what it is called with."""
+    """One pipeline. auto_model: class of the base model. variable: name in the example. inputs: arguments of the call."""
 
     name: str
     auto_model: str
-    verb: str
+    variable: str
     inputs: str
 
 
 def usage(spec: FineTuneJobSpec, repository: str, adapter: bool, chat: bool) -> str:
-    """A block of Markdown. chat: the tokenizer has a chat template."""
+    """Return the example as a Markdown block. chat: whether the tokenizer has a chat template."""
     pipeline = _pipeline(spec, chat)
-    lines = _adapted(spec, pipeline, repository) if adapter else _whole(pipeline, repository)
-    return "\n".join(["```python", *lines, f"print({pipeline.verb}({pipeline.inputs}))", "```"])
+    lines = _adapter_lines(spec, pipeline, repository) if adapter else _full_model_lines(pipeline, repository)
+    return "\n".join(["```python", *lines, f"print({pipeline.variable}({pipeline.inputs}))", "```"])
 
 
 def _pipeline(spec: FineTuneJobSpec, chat: bool) -> _Pipeline:
@@ -46,18 +46,18 @@ def _pipeline(spec: FineTuneJobSpec, chat: bool) -> _Pipeline:
     return known.get(spec.task, generation)
 
 
-def _whole(pipeline: _Pipeline, repository: str) -> list[str]:
-    return ["from transformers import pipeline", "", f'{pipeline.verb} = pipeline("{pipeline.name}", "{repository}")']
+def _full_model_lines(pipeline: _Pipeline, repository: str) -> list[str]:
+    return ["from transformers import pipeline", "", f'{pipeline.variable} = pipeline("{pipeline.name}", "{repository}")']
 
 
-def _adapted(spec: FineTuneJobSpec, pipeline: _Pipeline, repository: str) -> list[str]:
-    """The base model, with the classes of the adapter's configuration; then the adapter."""
-    base = spec.model.hub.name if spec.model.hub else _BASE_OF_A_CLAIM
-    call = f'{pipeline.verb} = pipeline("{pipeline.name}", model=model, tokenizer="{repository}")'
-    if pipeline.verb == _GENERATE and spec.model.hub:  # this class also adds the tokens that the adapter's tokenizer has more
+def _adapter_lines(spec: FineTuneJobSpec, pipeline: _Pipeline, repository: str) -> list[str]:
+    """Return lines that load the base model, with the classes of the adapter's configuration, and then the adapter."""
+    base = spec.model.hub.name if spec.model.hub else _CLAIM_BASE_PLACEHOLDER
+    call = f'{pipeline.variable} = pipeline("{pipeline.name}", model=model, tokenizer="{repository}")'
+    if pipeline.variable == _GENERATE and spec.model.hub:  # this class also adds the new tokens of the adapter's tokenizer
         load = f'model = AutoPeftModelForCausalLM.from_pretrained("{repository}")'
         return ["from peft import AutoPeftModelForCausalLM", "from transformers import pipeline", "", load, call]
-    config = "" if pipeline.verb == _GENERATE else f', config=AutoConfig.from_pretrained("{repository}")'
+    config = "" if pipeline.variable == _GENERATE else f', config=AutoConfig.from_pretrained("{repository}")'
     return [
         "from peft import PeftModel",
         f"from transformers import {'AutoConfig, ' if config else ''}{pipeline.auto_model}, pipeline",

@@ -1,7 +1,7 @@
-"""The push of a model to the Hub: the finished one, and each best one on the way there.
+"""Pushes models to the Hub: the finished model, and each new best model during the training.
 
-A push can be done again: what is there already is not sent a second time, and a commit that was made, but whose answer was lost,
-is found and not made twice.
+A push is idempotent. Files that the Hub already has are not sent again. A commit whose answer was lost is found and not made
+twice.
 """
 
 import contextlib
@@ -20,20 +20,20 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Published
-from finetune_trainer.hub import client as hub
+from finetune_trainer.hub.client import ensure_repository, explain_errors, hub_error, retry
 from finetune_trainer.publish.upload_filter import is_weights, shareable_files
 
 log = logging.getLogger(__name__)
 
 _ENV_DISABLE_XET = "HF_HUB_DISABLE_XET"
 _HUB_WITH_XET = "https://huggingface.co"
-_LINKED = ".push-"  # directories beside the best models
+_LINKS_PREFIX = ".push-"  # prefix of temporary directories next to the best models
 
 
 def push(directory: pathlib.Path, spec: FineTuneJobSpec, name: str, message: str | None = None) -> Published:
-    """Push the model in a directory to where the spec says. message: of the commit.
+    """Push the model in a directory to the repository in the spec. message: commit message.
 
-    Raises FineTuneError with the command that does it later; the model stays where it is.
+    Raises FineTuneError with a command that pushes the model later. The model stays in the directory.
     """
     assert spec.publish
     try:
@@ -51,9 +51,9 @@ def _upload_for(directory: pathlib.Path, spec: FineTuneJobSpec, message: str) ->
 
 
 def upload(directory: pathlib.Path, repository: str, private: bool, message: str, field: str) -> Published:
-    """Push the model in a directory; the repository is created if it is not there, private or not.
+    """Push the model in a directory. Create the repository if it does not exist. Raise FineTuneError.
 
-    field: what to name in an error, see hub.explained. Raises FineTuneError.
+    private: visibility of a new repository. field: for errors, see explain_errors().
     """
     api = HfApi()
     files = shareable_files(directory, repository)
@@ -61,27 +61,27 @@ def upload(directory: pathlib.Path, repository: str, private: bool, message: str
         disable_progress_bars()
     _choose_protocol(api.endpoint)
 
-    def once() -> str:
-        hub.ensure_repository(api, repository, private)
+    def push_once() -> str:
+        ensure_repository(api, repository, private)
         return _commit(api, repository, files, message)
 
-    with hub.explained(field, repository, Reason.HUB_PUSH_FAILED):
+    with explain_errors(field, repository, Reason.HUB_PUSH_FAILED):
         try:
-            commit = _by_either_protocol(once)
+            commit = _with_protocol_fallback(push_once)
         except (OSError, RuntimeError, ValueError) as error:
-            if hub.hub_error(error):
+            if hub_error(error):
                 raise
-            said = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0][:300]
-            raise FineTuneError(Reason.HUB_PUSH_FAILED, f"{field}: the push to {repository!r} failed: {said}") from None
+            detail = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise FineTuneError(Reason.HUB_PUSH_FAILED, f"{field}: the push to {repository!r} failed: {detail}") from None
     return Published(url=f"{api.endpoint}/{repository}", commit=commit)
 
 
 def _commit(api: HfApi, repository: str, files: Mapping[str, pathlib.Path | bytes], message: str) -> str:
-    """Upload and commit; returns the commit. Raises what the client raises.
+    """Upload the files and commit them. Return the commit. Raise the client's errors.
 
-    Only on the commit that was the newest at the beginning: had an earlier try made its commit after all, this one is refused,
-    and the next one finds nothing left to change. Weights of an earlier model that the new one lacks are deleted: they would be
-    loaded with it.
+    The parent must be the newest commit at the beginning. If an earlier attempt did make its commit, the Hub refuses this one,
+    and the next attempt finds nothing to change. Weights of an earlier model that the new model lacks are deleted, because they
+    would be loaded with it.
     """
     info = api.model_info(repository)
     there = [sibling.rfilename for sibling in info.siblings or []]
@@ -93,101 +93,101 @@ def _commit(api: HfApi, repository: str, files: Mapping[str, pathlib.Path | byte
     return commit.oid
 
 
-def _by_either_protocol(once: Callable[[], str]) -> str:
-    """By Xet where it is on, and by LFS when that fails for a reason of its own: its client gives no more than a sentence."""
+def _with_protocol_fallback(push_once: Callable[[], str]) -> str:
+    """Push by Xet if it is enabled. If Xet itself fails, push by LFS. The Xet client gives only a sentence as error."""
     try:
-        return hub.patiently(once)
+        return retry(push_once)
     except (RuntimeError, OSError) as error:
-        if hub.hub_error(error) or constants.HF_HUB_DISABLE_XET:
+        if hub_error(error) or constants.HF_HUB_DISABLE_XET:
             raise
         log.warning("the upload by Xet failed: trying LFS")
     constants.HF_HUB_DISABLE_XET = True
-    return hub.patiently(once)
+    return retry(push_once)
 
 
 def _choose_protocol(endpoint: str) -> None:
-    """By LFS where the Hub is another than Hugging Face's own: Xet is usual only there, and its client never falls back."""
+    """Use LFS unless the Hub is Hugging Face's own. Other Hubs rarely support Xet, and its client never falls back."""
     if endpoint.rstrip("/") != _HUB_WITH_XET and _ENV_DISABLE_XET not in os.environ:
         constants.HF_HUB_DISABLE_XET = True
 
 
 class BestPusher:
-    """Pushes each best model in the background; the training neither waits for it nor fails by it.
+    """Pushes each best model in the background. The training does not wait for the push, and does not fail with it.
 
-    One upload at a time; of those that wait, only the newest is pushed. ``failures`` counts pushes that did not come through.
-    failed: called at each of them.
+    There is one upload at a time. Of the waiting models, only the newest is pushed. ``failures`` counts failed pushes.
+    on_failure: called after each of them.
     """
 
-    def __init__(self, spec: FineTuneJobSpec, name: str, failed: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, spec: FineTuneJobSpec, name: str, on_failure: Callable[[], None] = lambda: None) -> None:
         self.failures = 0
-        self._spec, self._name, self._failed = spec, name, failed
-        self._waiting: tuple[pathlib.Path, str] | None = None
+        self._spec, self._name, self._on_failure = spec, name, on_failure
+        self._pending: tuple[pathlib.Path, str] | None = None
         self._closed = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
     def submit(self, directory: pathlib.Path, step: int, metrics: Mapping[str, float]) -> None:
-        """Push the model in a directory, which may be renamed or removed as soon as this returns (but no file of it rewritten).
+        """Push the model in a directory. Afterwards the directory may be renamed or removed, but its files must not be rewritten.
 
-        metrics: figures of its evaluation, for the commit's message.
+        metrics: metrics of its evaluation, for the commit message.
         """
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        shown_metrics = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         if self._thread is None:
-            for left in directory.parent.glob(f"{_LINKED}*"):  # by a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
+            for leftover in directory.parent.glob(f"{_LINKS_PREFIX}*"):  # of a killed process
+                shutil.rmtree(leftover, ignore_errors=True)
         try:
-            kept = _linked(directory, directory.parent / f"{_LINKED}{step}")
+            kept = _hardlink_files(directory, directory.parent / f"{_LINKS_PREFIX}{step}")
         except OSError as error:
             self._fail(step, str(error))
             return
         with self._changed:
-            self._drop_waiting()
-            self._waiting = kept, f"Step {step} of {self._name}: {figures}"
+            self._discard_pending()
+            self._pending = kept, f"Step {step} of {self._name}: {shown_metrics}"
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="push-best", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
 
     def close(self, timeout_seconds: float = 60.0) -> None:
-        """Take nothing more; push what was taken, but for no longer than this."""
+        """Accept no more models. Push the waiting one, but wait at most ``timeout_seconds``."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(timeout_seconds)
             if self._thread.is_alive():
-                log.warning("the push of the best model so far was not through after %.0f s", timeout_seconds)
+                log.warning("the push of the best model so far did not finish within %.0f s", timeout_seconds)
         with self._changed:
-            self._drop_waiting()
+            self._discard_pending()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._waiting)
-                if self._waiting is None:
+                self._changed.wait_for(lambda: self._closed or self._pending)
+                if self._pending is None:
                     return
-                (directory, message), self._waiting = self._waiting, None
+                (directory, message), self._pending = self._pending, None
             try:
                 published = _upload_for(directory, self._spec, message)
                 log.info("pushed the best model so far, commit %s", published.commit)
-            except Exception as error:  # whatever it is, the training goes on
+            except Exception as error:  # no error may stop the training
                 self._fail(message, str(error))
             finally:
                 shutil.rmtree(directory, ignore_errors=True)
 
     def _fail(self, what: object, why: str) -> None:
         self.failures += 1
-        self._failed()
+        self._on_failure()
         log.warning("the best model so far (%s) was not pushed, the training goes on: %s", what, why)
 
-    def _drop_waiting(self) -> None:
-        if self._waiting is not None:
-            shutil.rmtree(self._waiting[0], ignore_errors=True)
-            self._waiting = None
+    def _discard_pending(self) -> None:
+        if self._pending is not None:
+            shutil.rmtree(self._pending[0], ignore_errors=True)
+            self._pending = None
 
 
-def _linked(directory: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
-    """The files once more under another name, without copying where the file system can link."""
+def _hardlink_files(directory: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+    """Hard-link the files into another directory. Copy them if the file system has no hard links."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     for path in directory.iterdir():

@@ -1,7 +1,7 @@
-"""What of a model's directory may leave this machine, and in which words.
+"""Decides which files of a model's directory may be uploaded, and removes private strings from them.
 
-Only what is named here is ever uploaded: no optimizer state, no training_args.bin (it holds a token), no checkpoints. In texts,
-tokens and the names of this machine and its directories are replaced; the files on the disk stay as they are.
+Only files that match the names below are uploaded: no optimizer state, no training_args.bin (it holds a token), no checkpoints.
+In texts, tokens and the names of this machine and its directories are replaced. The files on the disk do not change.
 """
 
 import fnmatch
@@ -20,12 +20,12 @@ from finetune_api.spec import FineTuneJobSpec
 log = logging.getLogger(__name__)
 
 README = "README.md"
-# Stands for the repository in a model card that was written before anybody said where the model goes.
+# Placeholder for the repository in a model card that was written before the repository was known.
 UNNAMED_REPOSITORY = "owner/name"
 
 _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "adapter_model.safetensors", "adapter_model-*-of-*.safetensors")
 _INDEXES = ("model.safetensors.index.json", "adapter_model.safetensors.index.json")
-# Texts in which a name may be replaced; nothing that a tokenizer reads word by word.
+# Texts in which strings may be replaced. Vocabularies are not among them, because a replacement would break them.
 _TEXTS = (
     "config.json",
     "generation_config.json",
@@ -39,30 +39,30 @@ _TEXTS = (
     README,
 )
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "*.bpe.model", "spiece.model")
-_CODE = "*.py"  # of a model that comes with code of its own, without which it is no model
+_CODE = "*.py"  # code of a model with custom code, which does not work without it
 _CONFIG = "config.json"
 
 REMOVED = "[removed]"
 _SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)$")
-_SHORTEST_SECRET = 16  # letters: what is shorter, and in any variable but the Hub's, may be a word of any text
+_MIN_SECRET_LENGTH = 16  # characters; a shorter value may be an ordinary word, except in the variable of the Hub's token
 _PATH_FIELDS = re.compile(r"(name_or_path|_file|_dir|_path)$")
 
 
 def shareable_files(directory: pathlib.Path, repository: str) -> dict[str, pathlib.Path | bytes]:
-    """Name in the repository → the file, or its text where that had to be changed.
+    """Return name in the repository → the file, or its changed text.
 
-    Raises FineTuneError where the directory holds no model that is whole, or a file can't be read.
+    Raises FineTuneError if the model in the directory is not complete, or if a file can't be read.
     """
     try:
         found = {path.name: path for path in sorted(directory.iterdir()) if path.is_file() and _allowed(path.name, directory)}
-        _check_whole(directory, found)
-        private = private_words(directory, os.environ, os.uname().nodename)
+        _check_complete(directory, found)
+        private = private_strings(directory, os.environ, os.uname().nodename)
         shared: dict[str, pathlib.Path | bytes] = {}
         for name, path in found.items():
             shared[name] = path
             if name in _TEXTS:
                 before = path.read_text()
-                after = without_private(name, before, private)
+                after = redact(name, before, private)
                 if name == README:
                     after = after.replace(UNNAMED_REPOSITORY, repository)
                 shared[name] = path if after == before else after.encode()
@@ -75,7 +75,7 @@ def shareable_files(directory: pathlib.Path, repository: str) -> dict[str, pathl
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file of a repository's root holds weights, or says which file holds which."""
+    """Return whether a file in a repository's root holds weights, or an index or configuration of weights."""
     return _matches(name, (*_WEIGHTS, *_INDEXES, "adapter_config.json", "pytorch_model*.bin"))
 
 
@@ -94,7 +94,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _check_whole(directory: pathlib.Path, found: Mapping[str, pathlib.Path]) -> None:
+def _check_complete(directory: pathlib.Path, found: Mapping[str, pathlib.Path]) -> None:
     needed = {"adapter_config.json"} if "adapter_config.json" in found else {_CONFIG}
     for index in _INDEXES:
         if index in found:
@@ -104,62 +104,62 @@ def _check_whole(directory: pathlib.Path, found: Mapping[str, pathlib.Path]) -> 
         missing.append("safetensors")
     if missing:
         raise FineTuneError(
-            Reason.HUB_PUSH_FAILED, f"{directory} holds no finished model that is whole: {', '.join(missing)} is missing"
+            Reason.HUB_PUSH_FAILED, f"{directory} holds no complete finished model: {', '.join(missing)} is missing"
         )
 
 
 def shareable_spec(spec: FineTuneJobSpec) -> dict[str, Any]:
-    """The spec as its file has it, without the values of environment variables: any of them may be a key."""
+    """Return the spec as in its file, without values of environment variables, because each of them may be a key."""
     wire = spec.to_wire()
     for variable in wire.get("pod", {}).get("env") or ():
         variable.pop("value", None)
     return wire
 
 
-def private_words(directory: pathlib.Path, environ: Mapping[str, str], host: str) -> Sequence[str]:
-    """What no uploaded file may hold, the longest first: tokens, this machine's name, directories of this machine.
+def private_strings(directory: pathlib.Path, environ: Mapping[str, str], host: str) -> Sequence[str]:
+    """Return strings that no uploaded file may contain, the longest first: tokens, name and directories of this machine.
 
-    A host with a name like any word is no secret, and can't be told from that word.
+    A host name that looks like an ordinary word is left out, because it can't be told from that word.
     """
     home = pathlib.Path(environ.get("HOME", "/"))  # not Path.home(), which fails for a user without a name
     own = (directory, directory.resolve(), *directory.resolve().parents, home)
     paths = {str(path) for path in own if path.is_absolute() and len(path.parts) > 2}
     paths |= {names.CLAIMS_DIR, names.OUTPUT_DIR, names.CACHE_DIR}
     hosts = {host} if len(host) >= 6 and re.search(r"[\d.-]", host) else set()
-    return sorted({*secret_words(environ), *paths, *hosts}, key=len, reverse=True)
+    return sorted({*secret_values(environ), *paths, *hosts}, key=len, reverse=True)
 
 
-def secret_words(environ: Mapping[str, str]) -> set[str]:
-    """Values of variables that are named like keys."""
+def secret_values(environ: Mapping[str, str]) -> set[str]:
+    """Return the values of variables whose names indicate secrets."""
     token = environ.get(names.ENV_HUB_TOKEN, "")
-    secrets = {value for name, value in environ.items() if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET}
+    secrets = {value for name, value in environ.items() if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET_LENGTH}
     return secrets | ({token} if token else set())
 
 
-def without_private(name: str, text: str, private: Iterable[str]) -> str:
-    """The text of a file without what is private; of JSON files, fields that name a directory are emptied as a whole."""
+def redact(name: str, text: str, private: Iterable[str]) -> str:
+    """Replace private strings in the text of a file. In JSON files, set fields with an absolute path to null."""
     cleaned = text
     if name.endswith(".json"):
         content = json.loads(text)
-        neutral = _neutral(content)
+        neutral = _without_paths(content)
         cleaned = text if neutral == content else json.dumps(neutral, indent=2, ensure_ascii=False) + "\n"
     for word in private:
         if word in cleaned:
-            log.warning("%s: something that is private to this machine was left out of the upload", name)
+            log.warning("%s: a string that is private to this machine was removed before the upload", name)
             cleaned = cleaned.replace(word, REMOVED)
     return cleaned
 
 
-def _neutral(value: Any, field: str = "") -> Any:
+def _without_paths(value: Any, field: str = "") -> Any:
     if isinstance(value, dict):
-        return {key: _neutral(item, key) for key, item in value.items()}
+        return {key: _without_paths(item, key) for key, item in value.items()}
     if isinstance(value, list):
-        return [_neutral(item, field) for item in value]
+        return [_without_paths(item, field) for item in value]
     return None if isinstance(value, str) and _PATH_FIELDS.search(field) and pathlib.PurePath(value).is_absolute() else value
 
 
 def _refuse_secrets(path: pathlib.Path, private: Iterable[str]) -> None:
-    """A vocabulary or a program can't do without a word of its own: it is refused."""
+    """Raise FineTuneError for a private string in a vocabulary or code, because it can't be replaced there."""
     content = path.read_bytes()
     for word in private:
         if word.encode() in content:

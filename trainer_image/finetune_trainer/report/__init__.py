@@ -1,3 +1,3 @@
-"""The report of a training: one HTML page with everything in it, from what lies in an output directory."""
+"""The report of a training: one self-contained HTML page, made from the files of an output directory."""
 
 NAME = "report.html"

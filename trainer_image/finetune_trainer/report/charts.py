@@ -1,4 +1,4 @@
-"""Charts as SVG that stands in a page: text stays text, and colours are the page's own, so that they fit light and dark."""
+"""Draws charts as inline SVG. Text stays text, and colours are variables of the page, so that they fit light and dark mode."""
 
 import io
 import re
@@ -13,10 +13,10 @@ from matplotlib.ticker import MaxNLocator
 
 Series = Sequence[tuple[float, float]]
 
-_MOST_POINTS = 800
-_SMOOTH_FROM = 60
+_MAX_POINTS = 800
+_MIN_POINTS_TO_SMOOTH = 60
 _WINDOW_SHARE = 0.04
-# Colours that nothing else has, in whose place the page's variables go.
+# Unique colours that are replaced by variables of the page.
 _INK, _FAINT = "#010203", "#020304"
 _LINES = ("#030405", "#040506", "#050607", "#060708", "#070809", "#08090a")
 _VARIABLES = {_INK: "--ink", _FAINT: "--faint"} | {colour: f"--line-{number}" for number, colour in enumerate(_LINES)}
@@ -46,9 +46,9 @@ _STYLE: dict[Any, Any] = {
 def line_chart(
     title: str, series: Mapping[str, Series], restarts: Iterable[int], dots: Collection[str] = (), noisy: bool = True
 ) -> str:
-    """An <svg>. series: name → (step, value) in order of steps. restarts: steps to mark. dots: series of few points.
+    """Return an <svg>. series: name → (step, value) in order of steps. restarts: steps to mark. dots: series of few points.
 
-    noisy: where one has many points its mean over a window is drawn over it.
+    noisy: whether to draw the mean over a window on top of a series with many points.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(6.2, 3.1), layout="constrained")
@@ -56,7 +56,7 @@ def line_chart(
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
         for (name, points), colour in zip(series.items(), _LINES, strict=False):
-            _draw(axes, name, points, colour, name in dots, noisy and len(points) >= _SMOOTH_FROM)
+            _draw(axes, name, points, colour, name in dots, noisy and len(points) >= _MIN_POINTS_TO_SMOOTH)
         for step in restarts:
             axes.axvline(step, color=_FAINT, linestyle=(0, (4, 3)), linewidth=1.2, zorder=0)
         axes.set_xlabel("step")
@@ -65,7 +65,7 @@ def line_chart(
         if len(series) > 1:
             axes.legend(loc="best", fontsize=10)
         target = io.StringIO()
-        # The backend itself, not pyplot: no window, no global state.
+        # Uses the backend and not pyplot, which has windows and global state.
         FigureCanvasSVG(figure).print_svg(target, metadata={"Date": None, "Creator": None, "Title": title})
     return _for_page(target.getvalue())
 
@@ -74,18 +74,18 @@ def _draw(axes: Axes, name: str, points: Series, colour: str, dotted: bool, nois
     if dotted:
         axes.plot(*_columns(points), color=colour, marker="o", markersize=4.5, linewidth=1.6, label=name, zorder=3)
     elif not noisy:
-        axes.plot(*_columns(thinned(points)), color=colour, linewidth=1.6, label=name)
+        axes.plot(*_columns(downsample(points)), color=colour, linewidth=1.6, label=name)
     else:
-        axes.plot(*_columns(thinned(points)), color=colour, linewidth=0.9, alpha=0.35)
-        axes.plot(*_columns(thinned(smoothed(points))), color=colour, linewidth=1.9, label=name)
+        axes.plot(*_columns(downsample(points)), color=colour, linewidth=0.9, alpha=0.35)
+        axes.plot(*_columns(downsample(smooth(points))), color=colour, linewidth=1.9, label=name)
 
 
 def _columns(points: Series) -> tuple[list[float], list[float]]:
     return [step for step, _ in points], [value for _, value in points]
 
 
-def smoothed(points: Series) -> Series:
-    """The mean over a window around each point, narrower at both ends."""
+def smooth(points: Series) -> Series:
+    """Return the mean over a window around each point. The window is narrower at both ends."""
     reach = max(2, round(len(points) * _WINDOW_SHARE))
     sums = [0.0]
     for _, value in points:
@@ -97,9 +97,9 @@ def smoothed(points: Series) -> Series:
     return result
 
 
-def thinned(points: Series) -> Series:
-    """At most a screen's width of points: each the mean of its neighbours."""
-    size = -(-len(points) // _MOST_POINTS)
+def downsample(points: Series) -> Series:
+    """Reduce the points to at most _MAX_POINTS. Each new point is the mean of a group of neighbours."""
+    size = -(-len(points) // _MAX_POINTS)
     if size < 2:
         return points
     groups = [points[start : start + size] for start in range(0, len(points), size)]
@@ -107,7 +107,7 @@ def thinned(points: Series) -> Series:
 
 
 def _for_page(svg: str) -> str:
-    """Without what only a file of its own has, as wide as its place, in the page's colours and font."""
+    """Adapt an SVG file to the page: remove header and metadata, take the page's width, colours and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', svg, count=1)

@@ -5,7 +5,7 @@ import pathlib
 import click
 
 from finetune_trainer.report import NAME
-from finetune_trainer.runtime.sentences import DEBUG, one_sentence
+from finetune_trainer.runtime.command_line import DEBUG, short_errors
 
 
 @click.command(epilog="Example:  finetune report runs/news --output news.html")
@@ -15,13 +15,13 @@ from finetune_trainer.runtime.sentences import DEBUG, one_sentence
 )
 @DEBUG
 def report(directory: pathlib.Path, output: pathlib.Path | None, debug: bool) -> None:
-    """Write one HTML page on the training in DIR: its course, how good the model is, with what it was made. It needs no network.
+    """Write one HTML page about the training in DIR: progress, evaluation and configuration. The page needs no network.
 
-    DIR is an output directory, also of a training that runs or was interrupted. Of a job on a cluster that has ended, also of one
-    that failed, fetch its record first: kubectl finetune pull NAME DIR --report.
+    DIR is an output directory, also of a training that is running or was interrupted. For a job on a cluster that has ended or
+    failed, fetch its record first: kubectl finetune pull NAME DIR --report.
     """
-    with one_sentence(debug):
-        # Imported late: drawing takes a second, which --help and a slip need not wait for.
+    with short_errors(debug):
+        # Imported late: matplotlib takes a second, and --help and wrong arguments must not wait for it.
         from finetune_trainer.report.read import read_training
 
         training = read_training(directory)

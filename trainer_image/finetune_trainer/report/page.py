@@ -1,4 +1,4 @@
-"""The page: what was read, as a reader wants it."""
+"""Renders the record of a training as an HTML page."""
 
 import json
 import logging
@@ -22,40 +22,40 @@ from finetune_trainer.report.read import Entry, Training, read_training
 
 log = logging.getLogger(__name__)
 
-_MOST_CLASSES = 24
-_MOST_CONFUSIONS = 20
-_MOST_ROWS = 200
-_FEW = 60
+_MAX_CLASSES = 24
+_MAX_CONFUSIONS = 20
+_MAX_ROWS = 200
+_MAX_DOTTED_POINTS = 60
 _NOT_SHOWN = "(not shown)"
 
 
 def render(training: Training) -> str:
-    """The whole page; class names, samples and whatever else comes from users or data is escaped."""
+    """Return the whole page. Class names, samples and all other text from users or data is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("finetune_trainer.report", ""), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["number"] = number
+    environment.filters["number"] = format_number
     return environment.get_template(
         "page.html.j2"
     ).render(
         training=training,
         state=_state(training),
         tiles=_tiles(training),
-        charts=[(title, Markup(svg)) for title, svg in _charts(training)],  # noqa: S704 - drawn by us, its texts escaped
+        charts=[(title, Markup(svg)) for title, svg in _charts(training)],  # noqa: S704 - our own SVG, with escaped texts
         confusion=_confusion(training.evaluation),
         per_class=_per_class(training.evaluation),
-        samples=[(sample, answer_of(sample)) for sample in (training.report and training.report.samples) or ()],
+        samples=[(sample, format_answer(sample)) for sample in (training.report and training.report.samples) or ()],
         configuration=_configuration(training.spec),
         resolved=list(_resolved(training)),
-        starts=training.starts[-_MOST_ROWS:],
+        starts=training.starts[-_MAX_ROWS:],
         versions=(training.starts[-1].get("versions") or {}) if training.starts else {},
         generator=__version__,
     )
 
 
 def write_at_end(directory: pathlib.Path) -> None:
-    """The page of a training that is through. It never fails: nobody is to lose a model because a page could not be drawn."""
+    """Write the page of a finished training. Never raise an error: a failed report must not cost the model."""
     try:
         write(read_training(directory), directory / NAME)
     except Exception as error:
@@ -63,14 +63,14 @@ def write_at_end(directory: pathlib.Path) -> None:
 
 
 def write(training: Training, path: pathlib.Path) -> None:
-    """Whole or not at all. Raises OSError."""
+    """Write the page atomically. Raise OSError."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(render(training))
     temporary.replace(path)
 
 
-def number(value: Any) -> str:
-    """As short as says enough; a dash for what is none."""
+def format_number(value: Any) -> str:
+    """Format a number with about four digits. Return a dash for anything else."""
     if value is None or not isinstance(value, int | float) or not math.isfinite(value):
         return "–"
     if isinstance(value, int) or (value == int(value) and abs(value) >= 1000):
@@ -79,7 +79,7 @@ def number(value: Any) -> str:
 
 
 def _state(training: Training) -> tuple[str, str]:
-    """A word, and a sentence."""
+    """Return the state as a word, and a sentence about it."""
     last, total = training.last_step, training.total_steps
     if training.report is not None:
         return "Finished", f"{training.report.step} steps"
@@ -87,16 +87,16 @@ def _state(training: Training) -> tuple[str, str]:
     done = f"step {last}" + (f" of {total}" if total else "")
     if not when:
         return "Not finished", "it has not made a step yet"
-    return "Not finished", f"{done} is the last that was written down, at {when}: it is running, or was interrupted there"
+    return "Not finished", f"the last record is {done}, at {when}: the training is running, or was interrupted there"
 
 
 def _tiles(training: Training) -> list[tuple[str, str]]:
-    """The figures at the top: of the finished model, else of the newest evaluation."""
+    """Return the tiles at the top. The metrics are of the finished model, else of the newest evaluation."""
     metrics = training.evaluation.get("metrics") or (training.evaluations[-1]["evaluation"] if training.evaluations else {})
-    tiles = [("held-out loss" if name == "loss" else name, number(value)) for name, value in metrics.items()][:6]
+    tiles = [("held-out loss" if name == "loss" else name, format_number(value)) for name, value in metrics.items()][:6]
     if training.steps:
-        tiles.append(("training loss", number(training.steps[-1].get("loss"))))
-        tiles.append(("epochs", number(round(float(training.steps[-1].get("epoch") or 0), 2))))
+        tiles.append(("training loss", format_number(training.steps[-1].get("loss"))))
+        tiles.append(("epochs", format_number(round(float(training.steps[-1].get("epoch") or 0), 2))))
     if seconds := _seconds(training.steps):
         tiles.append(("in steps", format_duration(seconds)))
     if training.starts:
@@ -105,7 +105,7 @@ def _tiles(training: Training) -> list[tuple[str, str]]:
 
 
 def _seconds(steps: Sequence[Entry]) -> float:
-    """Of the steps that led to the model: those that were lost and done again count once."""
+    """Return the duration of the steps that led to the model. Steps that were lost and repeated count once."""
     total, last = 0.0, 0
     for entry in steps:
         total += float(entry.get("stepSeconds") or 0) * (entry["step"] - last)
@@ -136,24 +136,28 @@ def _charts(training: Training) -> list[tuple[str, str]]:
     for title, series in wanted:
         there = {name: points for name, points in series.items() if points}
         if there:
-            dotted = [name for name, points in there.items() if len(points) < _FEW and (name in names or name == "held-out data")]
+            dotted = [
+                name
+                for name, points in there.items()
+                if len(points) < _MAX_DOTTED_POINTS and (name in names or name == "held-out data")
+            ]
             drawn.append((title, line_chart(title, there, restarts, dotted, noisy=title != "Learning rate")))
     return drawn
 
 
 def _confusion(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The matrix, with the share of its row for each cell; of many classes the pairs that are mixed up most."""
+    """Return the matrix, with each cell's share of its row. For many classes, return the most frequent confusions."""
     classes, counts = evaluation.get("classes") or [], evaluation.get("confusion") or []
     if not classes or len(counts) != len(classes):
         return None
-    if len(classes) > _MOST_CLASSES:
+    if len(classes) > _MAX_CLASSES:
         pairs = [
             (counts[true][guess], classes[true], classes[guess])
             for true in range(len(classes))
             for guess in range(len(classes))
             if true != guess and counts[true][guess]
         ]
-        return {"pairs": sorted(pairs, key=lambda pair: -pair[0])[:_MOST_CONFUSIONS]}
+        return {"pairs": sorted(pairs, key=lambda pair: -pair[0])[:_MAX_CONFUSIONS]}
     rows = [
         (name, [(count, count / max(1, sum(row)), index == own) for index, count in enumerate(row)])
         for own, (name, row) in enumerate(zip(classes, counts, strict=True))
@@ -162,16 +166,16 @@ def _confusion(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _per_class(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    figures: Mapping[str, Mapping[str, float]] = evaluation.get("perClass") or {}
-    if not figures:
+    metrics: Mapping[str, Mapping[str, float]] = evaluation.get("perClass") or {}
+    if not metrics:
         return None
-    names = list(next(iter(figures.values())))
-    rows = [(kind, [row.get(name) for name in names]) for kind, row in figures.items()]
-    return {"names": names, "rows": rows[:_MOST_ROWS], "left_out": max(0, len(rows) - _MOST_ROWS)}
+    names = list(next(iter(metrics.values())))
+    rows = [(kind, [row.get(name) for name in names]) for kind, row in metrics.items()]
+    return {"names": names, "rows": rows[:_MAX_ROWS], "left_out": max(0, len(rows) - _MAX_ROWS)}
 
 
 def _configuration(spec: Mapping[str, Any]) -> str:
-    """The spec as YAML, without what is at its default; as it is where this version can't read it."""
+    """Return the spec as YAML, without default values; unchanged if this version can't parse it."""
     wire = json.loads(json.dumps(spec))
     for variable in wire.get("pod", {}).get("env") or ():
         if "valueFrom" not in variable:
@@ -180,14 +184,14 @@ def _configuration(spec: Mapping[str, Any]) -> str:
         shown = parse_spec(wire).model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
     except FineTuneError:
         shown = wire
-    return yaml.safe_dump(_pruned(shown), sort_keys=False, allow_unicode=True, width=100) if shown else ""
+    return yaml.safe_dump(_without_empty_blocks(shown), sort_keys=False, allow_unicode=True, width=100) if shown else ""
 
 
-def _pruned(value: Any) -> Any:
-    """Without blocks of which nothing is left."""
+def _without_empty_blocks(value: Any) -> Any:
+    """Remove empty blocks."""
     if isinstance(value, dict):
-        return {name: kept for name, item in value.items() if (kept := _pruned(item)) not in ({}, [])}
-    return [_pruned(item) for item in value] if isinstance(value, list) else value
+        return {name: kept for name, item in value.items() if (kept := _without_empty_blocks(item)) not in ({}, [])}
+    return [_without_empty_blocks(item) for item in value] if isinstance(value, list) else value
 
 
 def _resolved(training: Training) -> Sequence[tuple[str, str]]:
@@ -200,8 +204,8 @@ def _resolved(training: Training) -> Sequence[tuple[str, str]]:
     return [(name, text) for name, text in texts.items() if text]
 
 
-def answer_of(sample: SampleAnswer) -> str:
-    """What the model said, in a line."""
+def format_answer(sample: SampleAnswer) -> str:
+    """Return the model's answer as one line."""
     if sample.guesses is not None:
         return ", ".join(f"{guess.token.strip()} ({guess.score:.2f})" for guess in sample.guesses)
     if sample.entities is not None:

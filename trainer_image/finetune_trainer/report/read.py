@@ -1,4 +1,4 @@
-"""What an output directory knows of its training: also of one that runs, or was interrupted."""
+"""Reads the record of a training from an output directory, also of a running or interrupted training."""
 
 import dataclasses
 import json
@@ -16,9 +16,10 @@ Entry = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """All that is known. steps, evaluations: lines of the history, in order. starts: of starts.jsonl.
+    """The record of a training.
 
-    evaluation: evaluation.json, of the finished model. report: the last word; None until it is finished.
+    steps, evaluations: lines of the history, in order. starts: lines of starts.jsonl. evaluation: evaluation.json, of the
+    finished model. report: final report; None until the training is finished.
     """
 
     directory: pathlib.Path
@@ -33,27 +34,27 @@ class Training:
 
     @property
     def last_step(self) -> int:
-        """The last that is written down."""
+        """Last recorded step."""
         return max((int(entry["step"]) for entry in (*self.steps, *self.evaluations)), default=0)
 
     @property
     def total_steps(self) -> int | None:
-        """How many there are to be; None where nobody wrote it down."""
+        """Planned number of steps; None if not recorded."""
         return next((start["totalSteps"] for start in reversed(self.starts) if start.get("totalSteps")), None)
 
 
 def read_training(directory: pathlib.Path) -> Training:
-    """directory: an output, or model/ in it. Raises FineTuneError where it holds no training."""
+    """Read an output directory, or model/ in it. Raise FineTuneError if it holds no training."""
     for output in (directory, directory.resolve().parent):
         if (output / "run.json").is_file():
             break
     else:
         raise FineTuneError(
             Reason.CONFIGURATION_ERROR,
-            f"DIR: {directory} holds no training; write the output directory of a job, which has run.json in it; of a job on a "
+            f"DIR: {directory} holds no training; write the output directory of a job, which has run.json in it; for a job on a "
             "cluster: kubectl finetune pull NAME DIR --report"
             if directory.exists()
-            else f"DIR: there is no {directory}; of a job on a cluster fetch its record first: kubectl finetune pull "
+            else f"DIR: there is no {directory}; for a job on a cluster, fetch its record first: kubectl finetune pull "
             f"{directory} DIR --report, then finetune report DIR",
         )
     run = _json(output / "run.json")
@@ -72,7 +73,7 @@ def read_training(directory: pathlib.Path) -> Training:
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
-    """Empty where there is none, or none that can be read: a report of the rest is better than none."""
+    """Read a JSON file. Return an empty dict if it can't be read: an incomplete report is better than none."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -89,7 +90,7 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
     for line in lines:
         try:
             entry = json.loads(line)
-        except ValueError:  # one that is being written, or was cut off
+        except ValueError:  # a line that is being written, or was cut off
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step", 0), int):
             entries.append(entry)

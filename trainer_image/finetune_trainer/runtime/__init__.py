@@ -1,1 +1,1 @@
-"""What every process needs: distributed collectives, the state directory, heartbeat, errors, logs, disk space."""
+"""Modules that every process uses: distributed collectives, the state directory, heartbeat, errors, logs, disk space."""

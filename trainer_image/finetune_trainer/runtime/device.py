@@ -14,7 +14,7 @@ from finetune_trainer.runtime.precision import Precision, choose_precision
 
 @dataclasses.dataclass(frozen=True)
 class GpuMemory:
-    """Memory of the GPU, in bytes. allocated, peak: by tensors of this process, now and at most."""
+    """Memory of the GPU in bytes. allocated: by tensors of this process now. peak: the maximum of that. total: of the GPU."""
 
     allocated: int
     peak: int
@@ -22,12 +22,12 @@ class GpuMemory:
 
 
 def has_gpu() -> bool:
-    """Whether torch sees a GPU."""
+    """Return whether torch sees a GPU."""
     return torch.cuda.is_available()
 
 
 def count_gpus() -> int:
-    """GPUs that torch sees."""
+    """Return the number of GPUs that torch sees."""
     return torch.cuda.device_count()
 
 
@@ -37,37 +37,37 @@ def use_gpu(index: int) -> None:
 
 
 def current_device() -> torch.device:
-    """The device of this process."""
+    """Return the device of this process."""
     return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
 
 
 def gpu_name() -> str | None:
-    """As the driver calls the GPU; None without one."""
+    """Return the driver's name of the GPU; None without a GPU."""
     return torch.cuda.get_device_name() if has_gpu() else None
 
 
 def device_name() -> str:
-    """A name for people: of the GPU, or of the processor's architecture."""
+    """Return a name for people: of the GPU, or of the processor's architecture."""
     return gpu_name() or f"CPU ({platform.machine()})"
 
 
-def computes_bf16() -> bool:
-    """Whether the GPU computes in bf16 by itself, not by emulation."""
+def supports_bf16() -> bool:
+    """Return whether the GPU supports bf16 in hardware, not by emulation."""
     return has_gpu() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def half_dtype() -> torch.dtype:
-    """The half precision that suits the device: bf16 where the GPU computes in it, else fp16."""
-    return torch.bfloat16 if computes_bf16() else torch.float16
+    """Return the half precision for the device: bf16 if the GPU supports it, else fp16."""
+    return torch.bfloat16 if supports_bf16() else torch.float16
 
 
 def resolve_precision(requested: Literal["auto", "bf16", "fp16", "fp32"]) -> Precision:
-    """``spec.training.precision`` on this device. Raises ValueError for one that the device lacks."""
-    return choose_precision(requested, has_gpu(), computes_bf16())
+    """Return the precision for ``spec.training.precision`` on this device. Raises ValueError if the device lacks it."""
+    return choose_precision(requested, has_gpu(), supports_bf16())
 
 
 def gpu_memory() -> GpuMemory | None:
-    """Memory of the GPU; None without one. Does not wait for the GPU."""
+    """Return the memory of the GPU; None without a GPU. Does not wait for the GPU."""
     if not has_gpu():
         return None
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
@@ -75,16 +75,16 @@ def gpu_memory() -> GpuMemory | None:
 
 
 def total_gpu_memory() -> int:
-    """Bytes of the GPU, as the driver reports them."""
+    """Return the GPU's memory in bytes, as the driver reports it."""
     return int(torch.cuda.mem_get_info()[1])
 
 
-def random_state() -> torch.Tensor | None:
-    """State of the GPU's random number generator; None without a GPU."""
+def get_rng_state() -> torch.Tensor | None:
+    """Return the state of the GPU's random number generator; None without a GPU."""
     return torch.cuda.get_rng_state() if has_gpu() else None
 
 
-def set_random_state(state: torch.Tensor | None) -> None:
+def set_rng_state(state: torch.Tensor | None) -> None:
     """Restore the state of the GPU's random number generator; does nothing without a GPU or without a state."""
     if state is not None and has_gpu():
         torch.cuda.set_rng_state(state)
@@ -96,7 +96,7 @@ def synchronize() -> None:
 
 
 def record_event() -> Any:
-    """An event that the GPU reaches when it has done all work so far; two of them measure the time between."""
+    """Record an event that the GPU reaches when it has done all work so far. Two events measure the time between them."""
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event

@@ -1,4 +1,4 @@
-"""What is on the disk, and whether an error comes from a disk that is full, however a library has wrapped it."""
+"""Syncs files to the disk, and recognises errors of a full disk even if a library has wrapped them."""
 
 import errno
 import os
@@ -6,32 +6,32 @@ import pathlib
 from collections.abc import Iterator
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# The last of these is all that torch.save says of it.
+# If the disk is full, the error of torch.save contains only the last of these.
 _FULL_SIGNS = ("No space left on device", "Disk quota exceeded", "inline_container.cc")
 
 
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that it came from, the nearest first."""
+def error_chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and its causes, the nearest first."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether that is what an error comes from: a library may have wrapped it."""
-    return any(map(is_full, chain(error)))
+def is_caused_by_full_disk(error: BaseException) -> bool:
+    """Return whether a full disk caused an error. A library may have wrapped the original error."""
+    return any(map(is_disk_full_error, error_chain(error)))
 
 
-def is_full(link: BaseException) -> bool:
-    """Whether this very error says so."""
+def is_disk_full_error(link: BaseException) -> bool:
+    """Return whether this error itself says that the disk is full."""
     if isinstance(link, OSError) and link.errno in _FULL:
         return True
     text = str(link)
-    return any(sign in text for sign in _FULL_SIGNS) and "Reader" not in text  # which a file that is broken has
+    return any(sign in text for sign in _FULL_SIGNS) and "Reader" not in text  # an error about a broken file has "Reader"
 
 
 def sync(path: pathlib.Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
+    """Wait until a file, or the entries of a directory, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

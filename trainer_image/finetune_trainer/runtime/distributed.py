@@ -1,4 +1,4 @@
-"""This process's place among the others, and what they agree on over a control group on the CPU."""
+"""The rank of this process, and collectives between the ranks on a gloo group on the CPU."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Ranks as torchrun sets them; a process started without torchrun is a world of one."""
+    """Ranks as torchrun sets them. A process that was started without torchrun is a world of one."""
 
     rank: int
     local_rank: int
@@ -30,10 +30,10 @@ class World:
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
-def join(world: World, timeout_seconds: int) -> None:
-    """Meet the other processes; does nothing in a world of one. Everybody after us (accelerate, DDP) uses this group.
+def init_process_group(world: World, timeout_seconds: int) -> None:
+    """Join the other processes; does nothing in a world of one. accelerate and DDP use this process group later.
 
-    Raises what torch raises when a peer does not come in time, and FineTuneError where there is no GPU for this one.
+    Raises torch's error if a peer does not join in time, and FineTuneError if there is no GPU for this process.
     """
     if world.size == 1:
         return
@@ -42,27 +42,27 @@ def join(world: World, timeout_seconds: int) -> None:
             raise FineTuneError(
                 Reason.CONFIGURATION_ERROR,
                 f"spec.distributed.processesPerNode (or --processes): there are {device.count_gpus()} GPU(s) here, and "
-                "each process needs one of its own; write as many processes, or more gpusPerNode",
+                "each process needs its own GPU; write as many processes as there are GPUs, or raise gpusPerNode",
             )
         device.use_gpu(world.local_rank)
     backend = "nccl" if device.has_gpu() else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds))
 
 
-# Ranks that wait for rank 0 may wait as long as it takes to tokenise; one that died is noticed at once by its connection.
-_PATIENCE = datetime.timedelta(hours=12)
+# Ranks may wait for rank 0 as long as tokenising takes. A rank that dies is noticed at once, because its connection closes.
+_TIMEOUT = datetime.timedelta(hours=12)
 
 
-class Control:
-    """Agreement of all ranks, on gloo and the CPU: never a GPU sync. In a world of one every call is local."""
+class Coordinator:
+    """Collectives of all ranks, on gloo and the CPU, so they never sync the GPU. In a world of one every call is local."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if world.size > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if world.size > 1 else None
         self._pending: tuple[torch.Tensor, dist.Work] | None = None
 
-    def from_rank_0(self, produce: Callable[[], T]) -> T:
-        """What ``produce`` returns on rank 0, on all ranks; only rank 0 calls it."""
+    def broadcast_from_rank0(self, produce: Callable[[], T]) -> T:
+        """Call ``produce`` on rank 0 only, and return its result on all ranks."""
         if self._group is None:
             return produce()
         values = [produce() if self.world.rank == 0 else None]
@@ -70,16 +70,16 @@ class Control:
             dist.broadcast_object_list(values, src=0, group=self._group)
         return values[0]  # type: ignore[return-value]
 
-    def gather(self, value: T) -> list[T]:
-        """The value of every rank, in order, on every rank."""
+    def all_gather(self, value: T) -> list[T]:
+        """Return the values of all ranks, ordered by rank, on every rank."""
         if self._group is None:
             return [value]
         values: list[T | None] = [None] * self.world.size
         dist.all_gather_object(values, value, group=self._group)
         return values  # type: ignore[return-value]
 
-    def sums(self, *values: int) -> list[int]:
-        """Of each value, the sum over all ranks."""
+    def all_reduce_sum(self, *values: int) -> list[int]:
+        """Return for each value its sum over all ranks."""
         if self._group is None:
             return list(values)
         totals = torch.tensor(values)
@@ -93,16 +93,16 @@ class Control:
                 dist.barrier(group=self._group)
 
     def waiting(self) -> contextlib.AbstractContextManager[None]:
-        """While ranks wait for each other: those of other pods leave it to rank 0's to find out who takes too long.
+        """Return a context for a wait on other ranks. Pods without rank 0 leave the stall detection to the pod of rank 0.
 
-        Not so those of its own pod, whose newest sign of life counts for all of them.
+        Ranks in the pod of rank 0 do not set this stage, because the newest heartbeat of a pod counts for all of its processes.
         """
         return heartbeat.waiting() if self.world.rank > self.world.local_rank else contextlib.nullcontext()
 
-    def agree(self, *flags: bool) -> tuple[bool, ...]:
-        """Whether a rank raised each flag by the call before this one; all ranks get the same answer at the same step.
+    def all_reduce_any(self, *flags: bool) -> tuple[bool, ...]:
+        """Return for each flag whether a rank raised it in the previous call. All ranks get the same answer at the same step.
 
-        One call late on purpose: the reduction runs beside the next step instead of being waited for.
+        The answer is one call late on purpose: the all-reduce runs beside the next step, and no rank waits for it.
         """
         if self._group is None:
             return flags
@@ -116,14 +116,14 @@ class Control:
         self._pending = (tensor, work)
         return agreed
 
-    def forget(self) -> None:
-        """Forget the flags that were raised last: they were of another training."""
+    def discard_pending(self) -> None:
+        """Discard the flags of the last call, because they belong to an earlier training."""
         if self._pending is not None:
             self._pending[1].wait()
             self._pending = None
 
     def close(self) -> None:
-        """Wait for what is under way and leave the process group."""
-        self.forget()
+        """Wait for the pending all-reduce, and leave the process group."""
+        self.discard_pending()
         if dist.is_initialized():
             dist.destroy_process_group()

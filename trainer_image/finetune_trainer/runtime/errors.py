@@ -1,25 +1,25 @@
-"""From any exception to a named failure with one sentence."""
+"""Converts any exception to a failure with a reason and one sentence."""
 
 import traceback
 
 import torch
 
-from finetune_api.reasons import VERDICTS, FineTuneError, Reason
+from finetune_api.reasons import REASONS, FineTuneError, Reason
 from finetune_api.status import Failure
-from finetune_trainer.runtime.disk import chain, is_full
+from finetune_trainer.runtime.disk import error_chain, is_disk_full_error
 
-# How torch's backends speak of a peer that went away: never the cause, always a consequence.
+# Text of the errors of torch's backends for a peer that is gone. Such an error is never the cause, always a consequence.
 _PEER_LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "tcpstore", "broken pipe")
-# Of these, the peer that did not come, though its connection is there: the same, but worth to be told apart.
+# Text for a peer that is connected but does not respond in time. This is a consequence too, with a reason of its own.
 _PEER_LATE = ("timed out", "timeout")
 _TRACEBACK_LINES = 12
-# How torch says that memory ran out where it raises no error of its own for it.
+# Text of torch's errors for lack of memory that have no exception class of their own.
 _NO_MEMORY = "can't allocate memory"
 _NO_GPU_MEMORY = ("out of memory", "cublas_status_alloc_failed")
 
 
 def _classify(error: BaseException) -> tuple[Reason, str]:
-    for link in chain(error):
+    for link in error_chain(error):
         text = str(link)
         if isinstance(link, FineTuneError):
             return link.reason, link.message
@@ -29,31 +29,31 @@ def _classify(error: BaseException) -> tuple[Reason, str]:
             return Reason.OUT_OF_GPU_MEMORY, "the GPU's memory is not enough: " + text.splitlines()[0]
         if isinstance(link, MemoryError) or (isinstance(link, RuntimeError) and _NO_MEMORY in text):
             return Reason.OUT_OF_MEMORY, "the machine's memory is not enough"
-        if is_full(link):
+        if is_disk_full_error(link):
             return Reason.DISK_FULL, f"the disk is full: {text}"
         if isinstance(link, torch.distributed.DistError) or (
             isinstance(link, RuntimeError) and any(sign in text.lower() for sign in _PEER_LOST)
         ):
-            said = (text.splitlines() or [type(link).__name__])[0]
-            if any(sign in said.lower() for sign in _PEER_LATE):
-                return Reason.COLLECTIVE_TIMEOUT, "another process of the job did not come in time: " + said
-            return Reason.COLLECTIVE_FAILED, "another process of the job went away: " + said
+            first_line = (text.splitlines() or [type(link).__name__])[0]
+            if any(sign in first_line.lower() for sign in _PEER_LATE):
+                return Reason.COLLECTIVE_TIMEOUT, "another process of the job did not respond in time: " + first_line
+            return Reason.COLLECTIVE_FAILED, "another process of the job is gone: " + first_line
     return Reason.CODE_ERROR, f"{type(error).__name__}: {error}"
 
 
 def describe(error: BaseException, rank: int, node: str | None) -> tuple[Failure, bool]:
-    """The failure to report, and whether it is only the symptom of another process's failure.
+    """Return the failure to report, and whether it is only a symptom of another process's failure.
 
-    The traceback is kept only where the cause is not the user's to mend: for those one sentence is the whole answer.
+    The traceback is kept only for an error that the user can't fix. For all others one sentence is enough.
     """
     reason, message = _classify(error)
     lines = "".join(traceback.format_exception(error)).strip().splitlines()[-_TRACEBACK_LINES:]
     failure = Failure(
         reason=reason,
         message=message[:1000],
-        hint=VERDICTS[reason].hint,
+        hint=REASONS[reason].hint,
         rank=rank,
         node=node,
         traceback="\n".join(lines) if reason is Reason.CODE_ERROR else None,
     )
-    return failure, VERDICTS[reason].symptom
+    return failure, REASONS[reason].symptom

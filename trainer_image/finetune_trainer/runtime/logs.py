@@ -1,6 +1,6 @@
-"""What a process writes to its log: lines for people or one JSON object each, and in every line who speaks.
+"""Logging of a process: lines for people, or one JSON object per line. Every line names the process.
 
-Whatever else speaks goes the same way: libraries and Python's own warnings, from warnings on.
+Libraries and Python's own warnings use the same format, from level WARNING on.
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ from finetune_api.spec import LogFormat
 from finetune_api.wire import RunConfig
 
 _OURS = "finetune_trainer"
-# They bring a handler of their own, whose lines say neither when nor who.
+# These libraries install a handler of their own, whose lines have neither the time nor the process.
 _WITH_HANDLERS = {"transformers": logging.ERROR, "datasets": logging.WARNING, "huggingface_hub": logging.WARNING}
-# About the code of libraries, which nobody who reads a job's log can change.
+# These warnings are about the code of libraries, which a reader of a job's log can't change.
 _FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning)
 
 
 @dataclasses.dataclass(frozen=True)
-class Speaker:
-    """A process of a job. name: as a line for people has it, for example "rank 0" or "launcher"."""
+class LogSource:
+    """A process of a job. name: for lines for people, for example "rank 0" or "launcher"."""
 
     name: str
     job: str
@@ -33,35 +33,35 @@ class Speaker:
 
 
 class TextFormatter(logging.Formatter):
-    """2026-01-31T12:00:00Z rank 0 INFO step 10 of 40: …"""
+    """Formats a record as: 2026-01-31T12:00:00Z rank 0 INFO step 10 of 40: …"""
 
-    def __init__(self, speaker: Speaker) -> None:
-        super().__init__(f"%(asctime)s {speaker.name.replace('%', '%%')} %(levelname)s %(message)s")
+    def __init__(self, source: LogSource) -> None:
+        super().__init__(f"%(asctime)s {source.name.replace('%', '%%')} %(levelname)s %(message)s")
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - the base class's name
-        """RFC 3339 in UTC, whole seconds."""
+        """Return the time as RFC 3339 in UTC, in whole seconds."""
         return _time(record, "seconds")
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: time, level, job, attempt, rank (or process, of what is no rank), logger, message, and its figures.
+    """Formats a record as one object: time, level, job, attempt, rank (or process, without a rank), logger, message, metrics.
 
-    Figures are what a log call gives as ``extra={"figures": {…}}``; none takes the place of the other fields.
+    A log call gives metrics as ``extra={"metrics": {…}}``. A metric never replaces one of the other fields.
     """
 
-    def __init__(self, speaker: Speaker) -> None:
+    def __init__(self, source: LogSource) -> None:
         super().__init__()
-        who = {"process": speaker.name} if speaker.rank is None else {"rank": speaker.rank}
-        self._speaker = {"job": speaker.job, "attempt": speaker.attempt, **who}
+        who = {"process": source.name} if source.rank is None else {"rank": source.rank}
+        self._source = {"job": source.job, "attempt": source.attempt, **who}
 
     def format(self, record: logging.LogRecord) -> str:
-        """Without a line break, whatever the message holds."""
-        figures: dict[str, Any] = getattr(record, "figures", {})
+        """Return one line, even if the message has line breaks."""
+        metrics: dict[str, Any] = getattr(record, "metrics", {})
         line = {
-            **{name: value for name, value in figures.items() if not isinstance(value, float) or math.isfinite(value)},
+            **{name: value for name, value in metrics.items() if not isinstance(value, float) or math.isfinite(value)},
             "time": _time(record, "milliseconds"),
             "level": record.levelname,
-            **self._speaker,
+            **self._source,
             "logger": record.name,
             "message": record.getMessage(),
         }
@@ -75,29 +75,29 @@ def _time(record: logging.LogRecord, precision: str) -> str:
     return moment.isoformat(timespec=precision).replace("+00:00", "Z")
 
 
-def speaker_of(config: RunConfig, name: str, rank: int | None = None) -> Speaker:
-    """A process of the job of a run file."""
-    return Speaker(name, config.name, config.attempt, rank)
+def log_source(config: RunConfig, name: str, rank: int | None = None) -> LogSource:
+    """Return the log source for a process of a run file's job."""
+    return LogSource(name, config.name, config.attempt, rank)
 
 
-def configure(speaker: Speaker, log_format: LogFormat) -> None:
-    """Everything that is logged in this process, to standard error. Ranks other than 0 speak from warnings on."""
+def configure(source: LogSource, log_format: LogFormat) -> None:
+    """Send all log records of this process to standard error. Ranks other than 0 log from WARNING on."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter(speaker) if log_format == "JSON" else TextFormatter(speaker))
+    handler.setFormatter(JsonFormatter(source) if log_format == "JSON" else TextFormatter(source))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    logging.getLogger(_OURS).setLevel(logging.WARNING if speaker.rank else logging.INFO)
-    adopt_libraries()
+    logging.getLogger(_OURS).setLevel(logging.WARNING if source.rank else logging.INFO)
+    remove_library_handlers()
 
     logging.captureWarnings(True)
-    warnings.formatwarning = _one_line
+    warnings.formatwarning = _format_warning
     for kind in _FOR_DEVELOPERS:
         warnings.simplefilter("ignore", kind)
-    if speaker.rank:
-        logging.getLogger("py.warnings").setLevel(logging.ERROR)  # rank 0 says the same
+    if source.rank:
+        logging.getLogger("py.warnings").setLevel(logging.ERROR)  # rank 0 logs the same warnings
 
 
-def adopt_libraries() -> None:
-    """Take the handlers of libraries that were imported meanwhile away, so that their lines are like all others."""
+def remove_library_handlers() -> None:
+    """Remove the handlers of the libraries that are imported by now, so that their lines have the common format."""
     for name, level in _WITH_HANDLERS.items():
         library = logging.getLogger(name)
         library.handlers.clear()
@@ -105,5 +105,5 @@ def adopt_libraries() -> None:
         library.setLevel(level)
 
 
-def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+def _format_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
     return f"{category.__name__}: {' '.join(str(message).split())} ({filename}:{lineno})"

@@ -1,4 +1,4 @@
-"""What ties a training process to those that started it: it ends with them, and answers when they ask what it does."""
+"""Ties a training process to the processes that started it: it ends with them, and writes its stacks when they ask for them."""
 
 import faulthandler
 import os
@@ -9,11 +9,11 @@ import time
 from finetune_trainer.runtime.state import ENV_LAUNCHER_PID, RunState
 
 
-def end_with_launcher() -> None:
-    """End when the launcher, or torchrun, is gone, however it ended: nobody would watch, stop or report this process any more."""
+def start_parent_watchdog() -> None:
+    """End this process when the launcher or torchrun is gone, because nothing would monitor, stop or report it any more."""
     launcher, parent = int(os.environ[ENV_LAUNCHER_PID]), os.getppid()
 
-    def watch() -> None:
+    def poll() -> None:
         while True:
             time.sleep(1)
             try:
@@ -23,11 +23,11 @@ def end_with_launcher() -> None:
             if os.getppid() != parent:
                 os._exit(1)
 
-    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+    threading.Thread(target=poll, name="parent-watchdog", daemon=True).start()
 
 
-def answer_for_stacks(state: RunState, rank: int) -> None:
-    """On SIGUSR1 write the stacks of all threads down, also while native code runs or waits; and before a fault ends us."""
+def dump_stacks_on_signal(state: RunState, rank: int) -> None:
+    """On SIGUSR1 write the stacks of all threads to a file, even while native code runs. On a crash print them."""
     stacks = state.stacks(rank).open("a")
     faulthandler.register(signal.SIGUSR1, stacks)
     faulthandler.enable()

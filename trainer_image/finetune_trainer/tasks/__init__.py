@@ -1,14 +1,14 @@
-"""Tasks: one module each, chosen by ``spec.task``. What a task is, is in base.py."""
+"""Tasks: one module each, chosen by ``spec.task``. base.py defines the interface of a task."""
 
 import importlib
 from typing import TYPE_CHECKING
 
 from finetune_api.spec import Task as TaskName
 
-if TYPE_CHECKING:  # imported late: a plan asks for lengths, and imports no torch
+if TYPE_CHECKING:  # not imported at run time: the plan imports tasks.lengths, and must not import torch
     from finetune_trainer.tasks.base import Task
 
-# Imported late: some bring libraries that others never need.
+# Imported late, because some tasks need libraries that others do not need.
 _TASKS: dict[TaskName, tuple[str, str]] = {
     "text-classification": ("text_classification", "TextClassification"),
     "token-classification": ("token_classification", "TokenClassification"),
@@ -20,7 +20,7 @@ _TASKS: dict[TaskName, tuple[str, str]] = {
 
 
 def task_class(name: TaskName) -> "type[Task]":
-    """The class of a task."""
+    """Return the class of a task."""
     module, attribute = _TASKS[name]
     found: type[Task] = getattr(importlib.import_module(f"finetune_trainer.tasks.{module}"), attribute)
     return found

@@ -1,9 +1,9 @@
-"""What a task is. Everything else (batches, loops, checkpoints, progress) is the same for all of them.
+"""The interface of a task. Everything else (batches, training loop, checkpoints, progress) is the same for all tasks.
 
-A task turns rows of text into rows of tokens, says what a batch loses and how good its outputs are, and tries the finished model
-on samples. It knows neither the number of processes nor how a global batch is split: a loss is a sum, which the loop divides
-by the count over the whole global batch. (The models' own losses would be scaled wrongly by accumulation and world size:
-transformers issue 47688.)
+A task converts rows of text to rows of tokens, computes the loss of a batch and the metrics of an evaluation, and runs the
+finished model on samples. It does not depend on the number of processes or on how a global batch is split: it returns the loss
+as a sum, and the training loop divides it by the number of loss labels in the whole global batch. (Accumulation and world size
+would scale the models' own losses wrongly: transformers issue 47688.)
 """
 
 import abc
@@ -16,28 +16,28 @@ import torch
 
 from finetune_api.spec import FineTuneJobSpec, ProblemType, Sample
 from finetune_api.status import SampleAnswer
-from finetune_trainer.tasks.lengths import longest_input
+from finetune_trainer.tasks.lengths import max_input_length
 
-IGNORED = -100  # a label that weighs nothing; torch's cross-entropy leaves it out of the sum
-TENSOR_CORE_MULTIPLE = 8  # of tokens: what a GPU multiplies fastest
+IGNORE_INDEX = -100  # a label with zero weight: torch's cross-entropy leaves it out of the sum
+TENSOR_CORE_MULTIPLE = 8  # number of tokens: GPUs multiply matrices of such sizes fastest
 
 Row = dict[str, Any]
 Batch = dict[str, torch.Tensor]
-# What an evaluation keeps of a batch: arrays that can be concatenated along their first axis.
+# Results of one evaluation batch: arrays that can be concatenated along the first axis.
 Scores = dict[str, np.ndarray]
 
 
 def count_tokens(batch: Batch) -> int:
-    """Tokens of a batch that is still on the CPU, padding left out; one that is packed has none."""
+    """Count the tokens without padding of a batch that is still on the CPU. A packed batch has no padding."""
     return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
 
 
 @dataclasses.dataclass(frozen=True)
 class DataInfo:
-    """What the data says of itself; the same on every rank, and part of the cache.
+    """Facts that come from the data. They are the same on every rank, and part of the cache.
 
-    classes: names of the classes or tags in their order, empty for tasks without. counts: how often each occurs in the training
-    data. problem: of a classification. format: of the rows of sft.
+    classes: names of the classes or tags in their order; empty for tasks without classes. counts: how often each occurs in the
+    training data. problem: type of a text classification. format: format of sft rows.
     """
 
     classes: Sequence[str] = ()
@@ -47,91 +47,91 @@ class DataInfo:
 
 
 class Task(abc.ABC):
-    """One task of one training. First without a model, to tokenise; ``model`` is set before anything that computes.
+    """One task of one training. Tokenising needs no model; ``model`` is set before all methods that compute.
 
-    spec: the job's. tokenizer: with a pad token. config: the model's configuration. info: of the data.
+    spec: spec of the job. tokenizer: has a pad token. config: configuration of the model. info: facts about the data.
     """
 
-    # transformers.AutoModelFor…, by name, as importing all of them takes seconds.
+    # Name of transformers.AutoModelFor…: importing all these classes takes seconds.
     auto_model: ClassVar[str]
-    # Raised when what encode() returns changes, so that no cache of before is used.
+    # Increment this when the results of encode() change, so that older cache entries are not used.
     encoding_version: ClassVar[int] = 1
 
     def __init__(self, spec: FineTuneJobSpec, tokenizer: Any, config: Any, info: DataInfo) -> None:
         self.spec, self.tokenizer, self.config, self.info = spec, tokenizer, config, info
         positions = getattr(config, "max_position_embeddings", None)
         pad = getattr(config, "pad_token_id", None)
-        self.max_tokens = min(spec.training.max_tokens, longest_input(config.model_type, positions, pad))
+        self.max_tokens = min(spec.training.max_tokens, max_input_length(config.model_type, positions, pad))
         self.model: Any = None
 
     # --- before the model ------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def encode(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """Columns of the data (see data/columns.py) → columns of tokens; ``labels`` where there are some.
+        """Convert columns of the data (see data/columns.py) to columns of tokens and, for most tasks, ``labels``.
 
-        A pure function of the rows, the spec and the tokenizer, as its result is cached. May return fewer or more rows.
+        Must be a pure function of rows, spec and tokenizer, because the result is cached. May return fewer or more rows.
         """
 
     def length(self, row: Row) -> int:
-        """Tokens of an encoded row, by which rows are grouped."""
+        """Return the number of tokens of an encoded row. Rows are grouped by it."""
         return len(row["input_ids"])
 
-    def is_cut(self, row: Row) -> bool:
-        """Whether the row was longer than maxTokens; for the printed report alone."""
+    def is_truncated(self, row: Row) -> bool:
+        """Return whether the row was longer than maxTokens. Only for the printed report."""
         return self.length(row) >= self.max_tokens
 
     # --- the model -------------------------------------------------------------------------------------------------------
 
-    def model_arguments(self) -> dict[str, Any]:
-        """More arguments of ``from_pretrained``: those of a fresh head."""
+    def model_kwargs(self) -> dict[str, Any]:
+        """Return additional arguments of ``from_pretrained``, for a new head."""
         return {}
 
-    def peft_task(self) -> str | None:
-        """peft's name of the task, for the head that it trains whole; None where there is no fresh head."""
+    def peft_task_type(self) -> str | None:
+        """Return peft's name of the task, so that peft trains the whole head; None if there is no new head."""
         return None
 
     def prepare_model(self) -> None:
-        """Called once, when ``model`` is there."""
+        """Prepare the model. Called once, after ``model`` is set."""
         return
 
     # --- rows and batches ------------------------------------------------------------------------------------------------
 
-    def vary(self, row: Row, random: np.random.Generator) -> Row:
-        """The row as it is in one epoch. random: a function of seed, epoch and row alone."""
+    def augment(self, row: Row, random: np.random.Generator) -> Row:
+        """Return the row for one epoch. random: depends only on seed, epoch and row."""
         return row
 
     @abc.abstractmethod
-    def blank(self, row: Row) -> Row:
-        """The same row, weighing nothing: there for its shape only."""
+    def padding_row(self, row: Row) -> Row:
+        """Return the same row with zero weight. It only fills a batch."""
 
     @abc.abstractmethod
     def collate(self, rows: Sequence[Row]) -> Batch:
-        """Rows → tensors on the CPU."""
+        """Combine rows to tensors on the CPU."""
 
     @abc.abstractmethod
-    def count(self, batch: Batch) -> int:
-        """How many terms the sum of loss() has: labelled rows or tokens. The batch is still on the CPU."""
+    def count_loss_labels(self, batch: Batch) -> int:
+        """Count the labels (of rows or tokens) that loss() sums over. The batch is still on the CPU."""
 
     # --- training and evaluation -----------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
-        """Loss of a batch, summed, not divided: a scalar in float32. model: perhaps wrapped by DDP, so not ``self.model``."""
+        """Return the summed loss of a batch: a scalar in float32. model: may be wrapped by DDP, unlike ``self.model``."""
 
     @abc.abstractmethod
     def score(self, model: Any, batch: Batch) -> Scores:
-        """What is needed of a batch for metrics(): arrays with one entry per row (or per sequence, or per batch) first."""
+        """Return what compute_metrics() needs of a batch: arrays that are concatenated along the first axis."""
 
     @abc.abstractmethod
-    def metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
-        """Figures of a whole evaluation by name, ``loss`` among them, and details for the model card, as JSON can hold them."""
+    def compute_metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return the metrics of an evaluation by name, including ``loss``, and details for the model card as JSON values."""
 
     def predictions(self, scores: Scores) -> list[dict[str, Any]] | None:
-        """One object per evaluated row, in order; None for tasks that predict nothing a row."""
+        """Return one object per evaluated row, in order; None for tasks without predictions per row."""
         return None
 
     @torch.no_grad()
     def answer(self, samples: Sequence[Sample]) -> list[SampleAnswer]:
-        """What the model says of the samples. The model is in evaluation mode."""
+        """Return the model's answers to the samples. The model is in evaluation mode."""
         return []

@@ -1,4 +1,4 @@
-"""Chats as tokens: the template of the model, of the job or our own, and which of the tokens are the assistant's."""
+"""Chats as tokens: the template (of the model, of the job, or chatml), and which tokens the assistant says."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,8 @@ from typing import Any
 from finetune_api.reasons import FineTuneError, Reason
 
 START, END = "<|im_start|>", "<|im_end|>"
-# With the marks of what the assistant says, which only transformers knows: what is saved goes without them.
-_CHATML_FOR_TRAINING = (
+# With tags around the assistant's text. Only transformers supports these tags, so the saved template does not have them.
+_CHATML_WITH_GENERATION_TAGS = (
     "{%- if bos_token %}{{- bos_token }}{%- endif %}"
     "{%- for message in messages %}"
     "{{- '<|im_start|>' + message['role'] + '\\n' }}"
@@ -19,29 +19,29 @@ _CHATML_FOR_TRAINING = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
-_MARKS = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-CHATML = _MARKS.sub("", _CHATML_FOR_TRAINING)
+_GENERATION_TAGS = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+CHATML = _GENERATION_TAGS.sub("", _CHATML_WITH_GENERATION_TAGS)
 _PRESETS = {"chatml": CHATML}
 
 Messages = Sequence[Mapping[str, Any]]
 
 
-def prepare(tokenizer: Any, asked: str | None) -> None:
-    """Give the tokenizer the template that is asked for, else leave it its own, else chatml; doing it twice changes nothing.
+def set_chat_template(tokenizer: Any, requested: str | None) -> None:
+    """Set the tokenizer's template: the requested one, else its own, else chatml. A second call changes nothing.
 
-    chatml ends a turn with a token of its own, by which an answer ends, too. asked: Jinja, or a preset's name. Raises
-    FineTuneError for what is neither.
+    chatml ends each message with its own token, which also becomes the end of an answer. requested: Jinja, or the name of a
+    preset; anything else raises FineTuneError.
     """
-    if asked is not None and asked not in _PRESETS and "{" not in asked:
+    if requested is not None and requested not in _PRESETS and "{" not in requested:
         raise FineTuneError(
             Reason.CONFIGURATION_ERROR,
-            f"spec.sft.chatTemplate: there is no preset {asked!r}; write {' or '.join(_PRESETS)}, or a template in Jinja",
+            f"spec.sft.chatTemplate: there is no preset {requested!r}; write {' or '.join(_PRESETS)}, or a template in Jinja",
         )
-    if asked is not None:
-        tokenizer.chat_template = _PRESETS.get(asked, asked)
+    if requested is not None:
+        tokenizer.chat_template = _PRESETS.get(requested, requested)
     elif not tokenizer.chat_template:
         tokenizer.chat_template = CHATML
-    if _default(tokenizer) == CHATML:
+    if _default_template(tokenizer) == CHATML:
         vocabulary = tokenizer.get_vocab()
         tokenizer.add_special_tokens(
             {"extra_special_tokens": [marker for marker in (START, END) if marker not in vocabulary]},
@@ -51,97 +51,97 @@ def prepare(tokenizer: Any, asked: str | None) -> None:
 
 
 def marker_ids(tokenizer: Any) -> list[int]:
-    """The tokens of our own template, which a model that came without a template was never trained on; else none."""
-    ours = _default(tokenizer) == CHATML
-    return sorted(tokenizer.convert_tokens_to_ids([START, END])) if ours else []
+    """Return the marker tokens of chatml, which a model without a template has never seen; empty for other templates."""
+    uses_chatml = _default_template(tokenizer) == CHATML
+    return sorted(tokenizer.convert_tokens_to_ids([START, END])) if uses_chatml else []
 
 
 def encode(tokenizer: Any, messages: Messages, generation_prompt: bool = False) -> list[int]:
-    """A chat as tokens. generation_prompt: with what makes the assistant speak next."""
+    """Return a chat as tokens. generation_prompt: whether to add the beginning of an assistant message."""
     try:
         encoded = tokenizer.apply_chat_template(list(messages), add_generation_prompt=generation_prompt, return_dict=True)
-    except Exception as error:  # a template may raise whatever it likes
-        raise _unfit(error) from error
+    except Exception as error:  # a template may raise any exception
+        raise _render_error(error) from error
     return list(encoded["input_ids"])
 
 
 def render(tokenizer: Any, messages: Messages, generation_prompt: bool = False) -> str:
-    """A chat as the text that is tokenised."""
+    """Return a chat as the text that is tokenised."""
     try:
         return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=generation_prompt, tokenize=False))
     except Exception as error:
-        raise _unfit(error) from error
+        raise _render_error(error) from error
 
 
 class AssistantMask:
-    """Which tokens of a chat the assistant says.
+    """Finds the tokens of a chat that the assistant says.
 
-    By the marks of the template, where it has some (TRL knows a marked twin of many a template), else by its turns: what the
-    chat up to a turn has more than the chat before it. Raises FineTuneError where neither is possible.
+    It uses the generation tags of the template. (TRL has tagged versions of many templates.) Without such tags, it compares the
+    chat up to an assistant message with the chat before it. Raises FineTuneError if neither is possible.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._template = _marked_template(tokenizer) if tokenizer.is_fast else None
+        self._template = _template_with_generation_tags(tokenizer) if tokenizer.is_fast else None
 
     def __call__(self, messages: Messages) -> tuple[list[int], list[bool]]:
-        """Tokens, and for each whether it is the assistant's."""
+        """Return the tokens, and for each whether the assistant says it."""
         if self._template is None:
-            return self._by_turns(messages)
+            return self._by_messages(messages)
         try:
             encoded = self._tokenizer.apply_chat_template(
                 list(messages), chat_template=self._template, return_dict=True, return_assistant_tokens_mask=True
             )
         except Exception as error:
-            raise _unfit(error) from error
-        return list(encoded["input_ids"]), [bool(said) for said in encoded["assistant_masks"]]
+            raise _render_error(error) from error
+        return list(encoded["input_ids"]), [bool(mask) for mask in encoded["assistant_masks"]]
 
-    def _by_turns(self, messages: Messages) -> tuple[list[int], list[bool]]:
+    def _by_messages(self, messages: Messages) -> tuple[list[int], list[bool]]:
         ids, whole = encode(self._tokenizer, messages), render(self._tokenizer, messages)
-        said = [False] * len(ids)
-        for turn, message in enumerate(messages):
+        mask = [False] * len(ids)
+        for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            parts = ((messages[:turn], True), (messages[: turn + 1], False))
+            parts = ((messages[:index], True), (messages[: index + 1], False))
             if not all(whole.startswith(render(self._tokenizer, *part)) for part in parts):
                 raise FineTuneError(
                     Reason.CONFIGURATION_ERROR,
-                    "spec.sft.assistantOnlyLoss: the model's chat template does not tell what the assistant says; write "
+                    "spec.sft.assistantOnlyLoss: the model's chat template does not show what the assistant says; write "
                     "false, or a template with {% generation %} and {% endgeneration %} around it as spec.sft.chatTemplate",
                 )
-            # Not the number of tokens of the parts: their last may merge with what follows.
-            start, end = (common_length(encode(self._tokenizer, *part), ids) for part in parts)
-            said[start:end] = [True] * (end - start)
-        return ids, said
+            # The number of tokens of a part is not enough, because its last token may merge with the text that follows.
+            start, end = (common_prefix_length(encode(self._tokenizer, *part), ids) for part in parts)
+            mask[start:end] = [True] * (end - start)
+        return ids, mask
 
 
-def common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
+def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many tokens both texts have in common at the beginning."""
     return next((at for at, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1]), min(len(left), len(right)))
 
 
-def _default(tokenizer: Any) -> str | None:
-    """The template; of several named ones, the one that chats without tools are rendered with."""
+def _default_template(tokenizer: Any) -> str | None:
+    """Return the template. Of several named templates, return the one for chats without tools."""
     template = tokenizer.chat_template
     return template.get("default") if isinstance(template, dict) else template
 
 
-def _marked_template(tokenizer: Any) -> str | None:
-    """A template that renders the same and marks what the assistant says; None where there is none."""
-    template = _default(tokenizer)
+def _template_with_generation_tags(tokenizer: Any) -> str | None:
+    """Return a template that renders the same text and tags what the assistant says; None if there is none."""
+    template = _default_template(tokenizer)
     if template == CHATML:
-        return _CHATML_FOR_TRAINING
-    if template and _MARKS.search(template):
+        return _CHATML_WITH_GENERATION_TAGS
+    if template and _GENERATION_TAGS.search(template):
         return template
     from trl.chat_template_utils import get_training_chat_template
 
     try:
         return get_training_chat_template(tokenizer)
-    except Exception:  # not one of those that it knows, or one that fails on its trial chats
+    except Exception:  # TRL does not know the template, or the template fails on TRL's test chats
         return None
 
 
-def _unfit(error: Exception) -> FineTuneError:
+def _render_error(error: Exception) -> FineTuneError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return FineTuneError(
         Reason.CONFIGURATION_ERROR,

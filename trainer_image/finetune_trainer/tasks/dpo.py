@@ -1,4 +1,4 @@
-"""Direct preference optimisation: to prefer the better of two answers, without going far from the model at the start."""
+"""Direct preference optimisation: learns to prefer the better of two answers, but to stay near the initial model."""
 
 import contextlib
 import copy
@@ -11,29 +11,29 @@ import torch
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import DirectPreference as Options
 from finetune_trainer.runtime.device import resolve_precision
-from finetune_trainer.tasks import chat, figures
-from finetune_trainer.tasks.base import IGNORED, Batch, Row, Scores
+from finetune_trainer.tasks import chat, metrics
+from finetune_trainer.tasks.base import IGNORE_INDEX, Batch, Row, Scores
 from finetune_trainer.tasks.generation import LanguageModel, log_probabilities, with_eos
 
 
 class DirectPreference(LanguageModel):
-    """A row is a pair of answers to a prompt; a batch has all that were chosen, then all that were rejected.
+    """A row is a pair of answers to a prompt. A batch holds all chosen answers, followed by all rejected answers.
 
-    The reference is the model as it was at the start: itself without its adapters, or a frozen copy that nothing saves. The
-    model's own dropout is off, or it would differ from the reference before it has learned anything.
+    The reference model is the initial model: the trained model without its adapters, or a frozen copy that is never saved. The
+    model's own dropout is off. Otherwise the model would differ from the reference before it has learned anything.
     """
 
-    _reference: Any = None
+    _reference_copy: Any = None
 
     # --- before the model ------------------------------------------------------------------------------------------------
 
     def encode(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """A pair of which nothing is left of an answer (as it lies behind maxTokens) is left out."""
+        """Tokenise pairs. Leave out a pair if one of its answers lies entirely beyond maxTokens."""
         rows: dict[str, list[Any]] = {"chosen_ids": [], "rejected_ids": [], "answer_start": []}
         for prompt, chosen, rejected in zip(batch["prompt"], batch["chosen"], batch["rejected"], strict=True):
-            asked = self._prompt_ids(prompt)
-            pair = [self._ids(prompt, answer) for answer in (chosen, rejected)]
-            start = min(chat.common_length(asked, ids) for ids in pair)
+            prompt_ids = self._prompt_ids(prompt)
+            pair = [self._encode_answer(prompt, answer) for answer in (chosen, rejected)]
+            start = min(chat.common_prefix_length(prompt_ids, ids) for ids in pair)
             pair = [ids[: self.max_tokens] for ids in pair]
             if max(1, start) < min(map(len, pair)):
                 for name, value in zip(rows, (*pair, start), strict=True):
@@ -51,7 +51,7 @@ class DirectPreference(LanguageModel):
             )
         return chat.encode(self.tokenizer, prompt, generation_prompt=True)
 
-    def _ids(self, prompt: Any, answer: Any) -> list[int]:
+    def _encode_answer(self, prompt: Any, answer: Any) -> list[int]:
         if isinstance(prompt, str):
             return with_eos(self.tokenizer(prompt + answer)["input_ids"], self.tokenizer)
         return chat.encode(self.tokenizer, [*prompt, *answer])
@@ -64,25 +64,25 @@ class DirectPreference(LanguageModel):
     def prepare_model(self) -> None:
         super().prepare_model()
         for name, module in self.model.named_modules():
-            if isinstance(module, torch.nn.Dropout) and "lora_dropout" not in name:  # that one was asked for
+            if isinstance(module, torch.nn.Dropout) and "lora_dropout" not in name:  # the spec sets this one
                 module.p = 0.0
-        if not hasattr(self.model, "disable_adapter"):  # as models with adapters have it
-            self._reference = copy.deepcopy(self.model).eval().requires_grad_(False)
+        if not hasattr(self.model, "disable_adapter"):  # models with adapters have this method
+            self._reference_copy = copy.deepcopy(self.model).eval().requires_grad_(False)
 
     # --- rows and batches ------------------------------------------------------------------------------------------------
 
-    def blank(self, row: Row) -> Row:
+    def padding_row(self, row: Row) -> Row:
         return {**row, "weight": 0.0}
 
     def collate(self, rows: Any) -> Batch:
-        """``weight`` (pairs,): 0 for padding rows; all else has twice as many rows."""
+        """Combine pairs. ``weight`` has the shape (pairs,) and is 0 for padding rows; other tensors have twice as many rows."""
         ids = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
         starts = [row["answer_start"] for row in rows] * 2
-        labels = [[IGNORED] * max(1, start) + list(row[max(1, start) :]) for row, start in zip(ids, starts, strict=True)]
+        labels = [[IGNORE_INDEX] * max(1, start) + list(row[max(1, start) :]) for row, start in zip(ids, starts, strict=True)]
         weight = torch.tensor([row.get("weight", 1.0) for row in rows])
         return {**self.pad(ids, labels), "weight": weight}
 
-    def count(self, batch: Batch) -> int:
+    def count_loss_labels(self, batch: Batch) -> int:
         return int((batch["weight"] > 0).sum())
 
     # --- training and evaluation -----------------------------------------------------------------------------------------
@@ -99,8 +99,8 @@ class DirectPreference(LanguageModel):
         columns |= dict(zip(("chosen_reward", "rejected_reward"), rewards.chunk(2), strict=True))
         return {name: values.double().cpu().numpy() for name, values in columns.items()}
 
-    def metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
-        """loss per pair; how often, and by how much, the chosen answer has the larger reward; log-probabilities of answers."""
+    def compute_metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return loss per pair, how often and by how much the chosen reward is larger, and log-probabilities of answers."""
         counted = scores["weight"] > 0
         kept = {name: values[counted] for name, values in scores.items()}
         margins = kept["chosen_reward"] - kept["rejected_reward"]
@@ -113,18 +113,18 @@ class DirectPreference(LanguageModel):
         }
         if not len(margins):
             return {}, {}
-        return figures.finite({name: float(np.mean(values)) for name, values in means.items()}), {"pairs": len(margins)}
+        return metrics.drop_non_finite({name: float(np.mean(values)) for name, values in means.items()}), {"pairs": len(margins)}
 
     def _losses(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Loss of each pair (pairs,), log-probability of each answer (2 × pairs,), and its reward (2 × pairs,)."""
+        """Return the loss of each pair (pairs,), and log-probability and reward of each answer (2 × pairs,)."""
         options = self.spec.dpo or Options()
         device = batch["input_ids"].device
-        with torch.no_grad(), self._autocast(device), self._at_the_start(device) as reference:
-            reference_logps = log_probabilities(*self.predict(reference, batch)).sum(dim=1)
-        logps = log_probabilities(*self.predict(model, batch)).sum(dim=1)
+        with torch.no_grad(), self._autocast(device), self._reference_model(device) as reference:
+            reference_logps = log_probabilities(*self.logits_and_targets(reference, batch)).sum(dim=1)
+        logps = log_probabilities(*self.logits_and_targets(model, batch)).sum(dim=1)
         ratios = logps - reference_logps
-        if options.loss_type == "ipo":  # per token, as its authors mean it; else long answers would weigh by their length
-            ratios_per_token = ratios / (batch["labels"] != IGNORED).sum(dim=1)
+        if options.loss_type == "ipo":  # per token, as its authors intend: the length of an answer must not count
+            ratios_per_token = ratios / (batch["labels"] != IGNORE_INDEX).sum(dim=1)
             chosen, rejected = ratios_per_token.chunk(2)
             losses = (chosen - rejected - 1 / (2 * options.beta)) ** 2
         else:
@@ -134,17 +134,19 @@ class DirectPreference(LanguageModel):
         return losses, logps, options.beta * ratios.detach()
 
     def _autocast(self, device: torch.device) -> torch.autocast:
-        """The precision that the model is trained in: a copy of it is wrapped by nobody else, and in another one the two would
-        differ from the first step on."""
+        """Return autocast in the precision of the training.
+
+        Nothing else applies autocast to the reference copy. In another precision, it would differ from the model from the start.
+        """
         precision = resolve_precision(self.spec.training.precision)
         half = torch.float16 if precision == "fp16" else torch.bfloat16
         return torch.autocast(device.type, half, enabled=precision != "fp32")
 
     @contextlib.contextmanager
-    def _at_the_start(self, device: torch.device) -> Iterator[Any]:
-        """The reference model. Never the wrapper of DDP, which counts its forward passes."""
-        if self._reference is not None:
-            yield self._reference.to(device)
+    def _reference_model(self, device: torch.device) -> Iterator[Any]:
+        """Yield the reference model. It is never the DDP wrapper, which counts forward passes."""
+        if self._reference_copy is not None:
+            yield self._reference_copy.to(device)
             return
         training = self.model.training
         self.model.eval()

@@ -1,4 +1,4 @@
-"""Masked language modelling: hidden words are to be found, others in each epoch."""
+"""Masked language modelling: learns to find hidden words. Each epoch hides other words."""
 
 import itertools
 import math
@@ -11,18 +11,18 @@ import torch
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, MaskedLM, Sample
 from finetune_api.status import Guess, SampleAnswer
-from finetune_trainer.tasks import figures
-from finetune_trainer.tasks.base import IGNORED, Batch, DataInfo, Row, Scores
+from finetune_trainer.tasks import metrics
+from finetune_trainer.tasks.base import IGNORE_INDEX, Batch, DataInfo, Row, Scores
 from finetune_trainer.tasks.padded import PaddedTask
 
-MASK = "[MASK]"  # how samples write it, whatever the model's own is
-_GUESSES = 5
-# Of the hidden tokens, as in BERT: most are the mask, some another token, the rest stay, to be doubted.
-_MASKED, _REPLACED = 0.8, 0.1
+MASK = "[MASK]"  # the mask in samples, whatever the model's own mask token is
+_NUM_GUESSES = 5
+# Shares of the hidden tokens, as in BERT: most become the mask, some become another token, the rest stay unchanged.
+_MASK_SHARE, _RANDOM_SHARE = 0.8, 0.1
 
 
 class MaskedLanguageModeling(PaddedTask):
-    """Text by text, or laid end to end and cut into pieces of maxTokens (``maskedLM.chunk``)."""
+    """One row per text, or all texts concatenated and cut into pieces of maxTokens (``maskedLM.chunk``)."""
 
     auto_model = "AutoModelForMaskedLM"
 
@@ -37,143 +37,148 @@ class MaskedLanguageModeling(PaddedTask):
         self._options = spec.masked_lm or MaskedLM()
         self._special = np.array(sorted(set(tokenizer.all_special_ids)))
         outputs = getattr(config.get_text_config(), "vocab_size", len(tokenizer))
-        self._ordinary = np.setdiff1d(np.arange(min(outputs, len(tokenizer))), self._special)
-        self._hidden: torch.Tensor | None = None
+        self._replacement_ids = np.setdiff1d(np.arange(min(outputs, len(tokenizer))), self._special)
+        self._masked_positions: torch.Tensor | None = None
         for index, sample in enumerate(spec.samples or ()):
             self._with_mask(sample.text or "", f"spec.samples[{index}].text: ")
 
     # --- rows ------------------------------------------------------------------------------------------------------------
 
     def encode(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """text → tokens. Rows without an ordinary token are left out, as there is nothing to hide in them."""
-        rows = self._chunks(batch["text"]) if self._options.chunk else self._lines(batch["text"])
+        """Tokenise texts. Rows without an ordinary token are left out, because they have nothing to hide."""
+        rows = self._chunks(batch["text"]) if self._options.chunk else self._tokenise_texts(batch["text"])
         return {"input_ids": [row for row in rows if not np.isin(row, self._special).all()]}
 
-    def _lines(self, texts: list[str]) -> list[list[int]]:
+    def _tokenise_texts(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
 
     def _chunks(self, texts: list[str]) -> list[list[int]]:
-        """All tokens, with a separator behind each text, in pieces as long as may be; the last has what is left."""
-        encoded = self.tokenizer(texts, return_special_tokens_mask=True, verbose=False)  # verbose would warn of the length
+        """Concatenate the tokens, with a separator after each text, and cut them into pieces of maximum length."""
+        encoded = self.tokenizer(texts, return_special_tokens_mask=True, verbose=False)  # verbose would warn about the length
         masks = encoded["special_tokens_mask"]
-        bodies = [_ordinary_part(ids, mask) for ids, mask in zip(encoded["input_ids"], masks, strict=True)]
+        bodies = [_without_special_tokens(ids, mask) for ids, mask in zip(encoded["input_ids"], masks, strict=True)]
         filled = next((row for row, body in enumerate(bodies) if body), None)
         if filled is None:
             return []
-        before, after = _frame(encoded["input_ids"][filled], masks[filled])
+        before, after = _special_affixes(encoded["input_ids"][filled], masks[filled])
         separator = [] if self.tokenizer.sep_token_id is None else [self.tokenizer.sep_token_id]
         stream = list(itertools.chain.from_iterable(body + separator for body in bodies if body))
         size = self.max_tokens - len(before) - len(after)
         return [[*before, *stream[start : start + size], *after] for start in range(0, len(stream), size)]
 
-    def is_cut(self, row: Row) -> bool:
-        """Nothing is cut off where texts are laid end to end."""
-        return not self._options.chunk and super().is_cut(row)
+    def is_truncated(self, row: Row) -> bool:
+        """Concatenated texts are never truncated."""
+        return not self._options.chunk and super().is_truncated(row)
 
-    def vary(self, row: Row, random: np.random.Generator) -> Row:
-        """Hide a share of the ordinary tokens, one at least: 80 % masked, 10 % replaced by any other, 10 % left as they are."""
+    def augment(self, row: Row, random: np.random.Generator) -> Row:
+        """Hide a share of the ordinary tokens, at least one: mask 80 %, replace 10 % by another token, leave 10 % unchanged."""
         ids = np.array(row["input_ids"])
         candidates = np.flatnonzero(~np.isin(ids, self._special))
-        hidden = candidates[random.random(len(candidates)) < self._options.probability]
-        if not len(hidden):
-            hidden = random.choice(candidates, size=1)
-        labels = np.full(len(ids), IGNORED)
-        labels[hidden] = ids[hidden]
-        fate = random.random(len(hidden))
-        others = random.choice(self._ordinary, size=len(hidden))
-        ids[hidden] = np.where(fate < _MASKED, self.tokenizer.mask_token_id, ids[hidden])
-        replaced = (fate >= _MASKED) & (fate < _MASKED + _REPLACED)
-        ids[hidden[replaced]] = others[replaced]
+        masked = candidates[random.random(len(candidates)) < self._options.probability]
+        if not len(masked):
+            masked = random.choice(candidates, size=1)
+        labels = np.full(len(ids), IGNORE_INDEX)
+        labels[masked] = ids[masked]
+        draw = random.random(len(masked))
+        others = random.choice(self._replacement_ids, size=len(masked))
+        ids[masked] = np.where(draw < _MASK_SHARE, self.tokenizer.mask_token_id, ids[masked])
+        replaced = (draw >= _MASK_SHARE) & (draw < _MASK_SHARE + _RANDOM_SHARE)
+        ids[masked[replaced]] = others[replaced]
         return {**row, "input_ids": ids.tolist(), "labels": labels.tolist()}
 
-    def blank(self, row: Row) -> Row:
-        """The same tokens, none of them to be found."""
-        return {**row, "labels": [IGNORED] * len(row["input_ids"])}
+    def padding_row(self, row: Row) -> Row:
+        """Return the same tokens without labels."""
+        return {**row, "labels": [IGNORE_INDEX] * len(row["input_ids"])}
 
     def collate(self, rows: Sequence[Row]) -> Batch:
-        """hidden: where hidden tokens are in the batch laid flat, int64 (hidden tokens,); labels: what they are, same shape."""
+        """Combine rows. masked_positions: indices of hidden tokens in the flattened batch, int64 (hidden tokens,).
+
+        labels: the hidden tokens, same shape.
+        """
         batch = self.pad(rows)
         labels = self.pad_labels((row["labels"] for row in rows), batch["input_ids"].shape[1]).flatten()
-        hidden = (labels != IGNORED).nonzero().squeeze(1)
-        return {**batch, "hidden": hidden, "labels": labels[hidden]}
+        masked = (labels != IGNORE_INDEX).nonzero().squeeze(1)
+        return {**batch, "masked_positions": masked, "labels": labels[masked]}
 
-    def count(self, batch: Batch) -> int:
-        """Hidden tokens."""
-        return len(batch["hidden"])
+    def count_loss_labels(self, batch: Batch) -> int:
+        """Count the hidden tokens."""
+        return len(batch["masked_positions"])
 
     # --- model -----------------------------------------------------------------------------------------------------------
 
     def prepare_model(self) -> None:
-        """Let the projection onto the vocabulary see the hidden positions alone.
+        """Project only the hidden positions onto the vocabulary.
 
-        It is the largest layer by far, and seven of eight positions would be computed for nothing. A hook does so for any model,
-        and leaves its forward() whole, which DDP needs to be called.
+        The projection is by far the largest layer, and seven of eight positions would be computed for nothing. A hook works for
+        any model, and does not replace its forward(), which DDP must call.
         """
         super().prepare_model()
         projection = self.model.get_output_embeddings()
         if projection is not None:
-            projection.register_forward_pre_hook(self._select)
+            projection.register_forward_pre_hook(self._select_masked)
 
-    def _select(self, _: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Hook: states (rows, tokens, size) → (hidden, size) while there is something hidden."""
+    def _select_masked(self, _: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Hook: reduce states (rows, tokens, size) to (hidden, size) while masked positions are set."""
         states = arguments[0]
-        if self._hidden is None or states.dim() != 3:
+        if self._masked_positions is None or states.dim() != 3:
             return None
-        return (states.flatten(0, 1)[self._hidden], *arguments[1:])
+        return (states.flatten(0, 1)[self._masked_positions], *arguments[1:])
 
-    def _logits(self, model: Any, inputs: Batch, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits at the hidden positions: float32 (hidden, vocabulary)."""
-        self._hidden = hidden
+    def _logits(self, model: Any, inputs: Batch, masked: torch.Tensor) -> torch.Tensor:
+        """Return the logits at the hidden positions: float32 (hidden, vocabulary)."""
+        self._masked_positions = masked
         try:
             logits = model(**inputs).logits
         finally:
-            self._hidden = None
-        if logits.dim() == 3:  # a model that projects by other means
-            logits = logits.flatten(0, 1)[hidden]
+            self._masked_positions = None
+        if logits.dim() == 3:  # the model does not use this projection
+            logits = logits.flatten(0, 1)[masked]
         return logits.float()
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
-        """Cross-entropy over the hidden tokens."""
-        logits = self._logits(model, self.inputs(batch), batch["hidden"])
+        """Return the sum of the cross-entropy over the hidden tokens."""
+        logits = self._logits(model, self.model_inputs(batch), batch["masked_positions"])
         return torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum")
 
     def score(self, model: Any, batch: Batch) -> Scores:
-        """By hidden token: loss, and whether the likeliest guess is right."""
-        logits = self._logits(model, self.inputs(batch), batch["hidden"])
+        """Return for each hidden token the loss, and whether the most likely token is right."""
+        logits = self._logits(model, self.model_inputs(batch), batch["masked_positions"])
         losses = torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
-        return {"loss": losses.cpu().numpy(), "found": (logits.argmax(dim=-1) == batch["labels"]).cpu().numpy()}
+        return {"loss": losses.cpu().numpy(), "correct": (logits.argmax(dim=-1) == batch["labels"]).cpu().numpy()}
 
-    def metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
-        """loss, perplexity (its exponential) and accuracy, of the hidden tokens."""
+    def compute_metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return loss, perplexity (the exponential of the loss) and accuracy of the hidden tokens."""
         count = len(scores["loss"])
         if not count:
             return {}, {}
         loss = float(scores["loss"].sum(dtype=np.float64)) / count
-        perplexity = math.exp(loss) if loss < 700 else math.inf  # beyond, it is no float
-        return figures.finite({"loss": loss, "perplexity": perplexity, "accuracy": scores["found"].mean()}), {"tokens": count}
+        perplexity = math.exp(loss) if loss < 700 else math.inf  # a larger result does not fit a float
+        found = {"loss": loss, "perplexity": perplexity, "accuracy": scores["correct"].mean()}
+        return metrics.drop_non_finite(found), {"tokens": count}
 
     # --- samples ---------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def answer(self, samples: Sequence[Sample]) -> list[SampleAnswer]:
-        """The five best fillings of the first [MASK] of each. Raises FineTuneError where there is none."""
+        """Return the five best guesses for the first [MASK] of each sample. Raise FineTuneError if a sample has no [MASK]."""
         return [self._answer(sample.text or "") for sample in samples]
 
     def _answer(self, text: str) -> SampleAnswer:
         ids = self._with_mask(text)
-        inputs = {name: tensor.to(self.model.device) for name, tensor in self.inputs(self.pad([{"input_ids": ids}])).items()}
-        hidden = torch.tensor([ids.index(self.tokenizer.mask_token_id)], device=self.model.device)
-        scores, tokens = self._logits(self.model, inputs, hidden)[0].softmax(dim=-1).topk(_GUESSES)
+        batch = self.pad([{"input_ids": ids}])
+        inputs = {name: tensor.to(self.model.device) for name, tensor in self.model_inputs(batch).items()}
+        masked = torch.tensor([ids.index(self.tokenizer.mask_token_id)], device=self.model.device)
+        scores, tokens = self._logits(self.model, inputs, masked)[0].softmax(dim=-1).topk(_NUM_GUESSES)
         guesses = [
             Guess(token=self.tokenizer.decode([token]).strip(), score=round(score, 4))
             for token, score in zip(tokens.tolist(), scores.tolist(), strict=True)
-            if math.isfinite(score)  # of a model that diverged
+            if math.isfinite(score)  # a model that diverged gives NaN
         ]
         return SampleAnswer(text=text[:200], guesses=guesses)
 
     def _with_mask(self, text: str, field: str = "") -> list[int]:
-        """Tokens of a sample."""
-        ids: list[int] = self._lines([text.replace(MASK, self.tokenizer.mask_token)])[0]
+        """Return the tokens of a sample. Raise FineTuneError if it has no mask."""
+        ids: list[int] = self._tokenise_texts([text.replace(MASK, self.tokenizer.mask_token)])[0]
         if self.tokenizer.mask_token_id not in ids:
             raise FineTuneError(
                 Reason.CONFIGURATION_ERROR,
@@ -182,10 +187,10 @@ class MaskedLanguageModeling(PaddedTask):
         return ids
 
 
-def _ordinary_part(ids: list[int], special: list[int]) -> list[int]:
+def _without_special_tokens(ids: list[int], special: list[int]) -> list[int]:
     return [token for token, is_special in zip(ids, special, strict=True) if not is_special]
 
 
-def _frame(ids: list[int], special: list[int]) -> tuple[list[int], list[int]]:
-    """Special tokens before and after the ordinary ones."""
+def _special_affixes(ids: list[int], special: list[int]) -> tuple[list[int], list[int]]:
+    """Return the special tokens before and after the ordinary tokens."""
     return ids[: special.index(0)], ids[len(ids) - special[::-1].index(0) :]

@@ -1,4 +1,4 @@
-"""The three problems of text classification: what a label is, what it costs to miss it, and how often that happens."""
+"""The three problem types of text classification, with labels, losses and metrics of each."""
 
 import abc
 import math
@@ -9,149 +9,150 @@ import numpy as np
 import torch
 
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.tasks import figures
-from finetune_trainer.tasks.base import IGNORED, DataInfo, Scores
-from finetune_trainer.tasks.figures import Tally
-from finetune_trainer.tasks.weights import ClassWeights
+from finetune_trainer.tasks import metrics
+from finetune_trainer.tasks.base import IGNORE_INDEX, DataInfo, Scores
+from finetune_trainer.tasks.class_weights import ClassWeights
+from finetune_trainer.tasks.metrics import ClassCounts
 
-_MOST_CONFUSED_CLASSES = 100  # a larger matrix helps nobody, and grows with the square
+_MAX_CONFUSION_CLASSES = 100  # a larger matrix is not readable, and grows with the square
 
 
 class Problem(abc.ABC):
-    """A label a row, and a loss of the logits against it. Logits are float32 (rows, outputs).
+    """One problem type: a label per row, and a loss between logits and labels. Logits are float32 (rows, outputs).
 
-    problem_type: transformers' name. dtype: of the tensor of labels.
+    problem_type: name in transformers. dtype: type of the tensor of labels.
     """
 
     problem_type: ClassVar[str]
     dtype: ClassVar[torch.dtype] = torch.int64
 
     def __init__(self, spec: FineTuneJobSpec, info: DataInfo) -> None:
-        self.names: Sequence[str] = info.classes
+        self.class_names: Sequence[str] = info.classes
         self._weights = ClassWeights(spec, info)
-        self._numbers = {name: number for number, name in enumerate(info.classes)}
+        self._label2id = {name: number for number, name in enumerate(info.classes)}
 
     @abc.abstractmethod
     def encode(self, batch: Mapping[str, list[Any]]) -> list[Any]:
-        """Labels of the data as numbers."""
+        """Return the labels of the data as numbers."""
 
     @abc.abstractmethod
-    def blank(self, label: Any) -> Any:
-        """A label of the same shape that weighs nothing."""
+    def padding_label(self, label: Any) -> Any:
+        """Return a label of the same shape with zero weight."""
 
-    def known(self, labels: torch.Tensor) -> torch.Tensor:
-        """Which labels weigh something: bool, of their shape."""
-        return labels != IGNORED
+    def label_mask(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return which labels are not padding: bool, same shape."""
+        return labels != IGNORE_INDEX
 
     @abc.abstractmethod
     def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Loss of each row, summed over its outputs: float32 (rows,), 0 for blank rows, which have no gradient either."""
+        """Return the loss of each row, summed over its outputs: float32 (rows,). Padding rows have loss and gradient 0."""
 
     @abc.abstractmethod
-    def metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
-        """Figures and details of ``loss`` (rows,), ``logits`` and ``labels``, blank rows left out; one row at least."""
+    def compute_metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return metrics and details from ``loss`` (rows,), ``logits`` and ``labels``: no padding rows, at least one row."""
 
     @abc.abstractmethod
     def prediction(self, logits: np.ndarray) -> dict[str, Any]:
-        """What is said of one row, for the file of predictions. logits: (outputs,)."""
+        """Return the prediction for one row, for the file of predictions. logits: (outputs,)."""
 
     @abc.abstractmethod
-    def label_of(self, label: np.ndarray) -> Any:
-        """A row's true label, as the data has it."""
+    def decode_label(self, label: np.ndarray) -> Any:
+        """Return the true label of a row in the form of the data."""
 
     @abc.abstractmethod
     def answer(self, logits: np.ndarray) -> tuple[str | None, float]:
-        """Label and score of a sample."""
+        """Return label and score of a sample."""
 
 
 class SingleLabel(Problem):
-    """One class a row: cross-entropy ÷ rows, each times the weight of its true class."""
+    """One class per row. The loss is cross-entropy times the weight of the true class, divided by the number of rows."""
 
     problem_type = "single_label_classification"
 
     def encode(self, batch: Mapping[str, list[Any]]) -> list[int]:
-        return [self._numbers[label] for label in batch["label"]]
+        return [self._label2id[label] for label in batch["label"]]
 
-    def blank(self, label: int) -> int:
-        return IGNORED
+    def padding_label(self, label: int) -> int:
+        return IGNORE_INDEX
 
     def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        weights = self._weights.on(logits.device)
-        return torch.nn.functional.cross_entropy(logits, labels, weights, ignore_index=IGNORED, reduction="none")
+        weights = self._weights.to(logits.device)
+        return torch.nn.functional.cross_entropy(logits, labels, weights, ignore_index=IGNORE_INDEX, reduction="none")
 
-    def metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
+    def compute_metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
         actual, predicted = scores["labels"], scores["logits"].argmax(axis=1)
-        tally = Tally.of_numbers(actual, predicted, len(self.names))
-        details = figures.describe(self.names, tally)
-        if len(self.names) <= _MOST_CONFUSED_CLASSES:
-            details["confusion"] = figures.confusion(actual, predicted, len(self.names)).tolist()
+        counts = ClassCounts.from_class_ids(actual, predicted, len(self.class_names))
+        details = metrics.class_details(self.class_names, counts)
+        if len(self.class_names) <= _MAX_CONFUSION_CLASSES:
+            details["confusion"] = metrics.confusion_matrix(actual, predicted, len(self.class_names)).tolist()
         loss = scores["loss"].sum(dtype=np.float64) / len(actual)
-        return {"loss": loss, "accuracy": tally.hits.sum() / len(actual), "macroF1": tally.macro_f1()}, details
+        return {"loss": loss, "accuracy": counts.true_positives.sum() / len(actual), "macroF1": counts.macro_f1()}, details
 
     def prediction(self, logits: np.ndarray) -> dict[str, Any]:
         label, score = self.answer(logits)
         return {"label": label, "score": score}
 
-    def label_of(self, label: np.ndarray) -> str:
-        return self.names[int(label)]
+    def decode_label(self, label: np.ndarray) -> str:
+        return self.class_names[int(label)]
 
     def answer(self, logits: np.ndarray) -> tuple[str, float]:
         probabilities = np.exp(logits - logits.max())
         best = int(probabilities.argmax())
-        return self.names[best], round(float(probabilities[best] / probabilities.sum()), 4)
+        return self.class_names[best], round(float(probabilities[best] / probabilities.sum()), 4)
 
 
 class MultiLabel(Problem):
-    """Any number of classes a row: binary cross-entropy ÷ (rows × classes).
+    """Any number of classes per row. The loss is binary cross-entropy ÷ (rows × classes).
 
-    A class's weight is that of the rows that have it, as in a problem with a single label (torch's pos_weight).
+    The weight of a class applies to the rows that have it (torch's pos_weight), as in a problem with a single label.
     """
 
     problem_type = "multi_label_classification"
 
     def encode(self, batch: Mapping[str, list[Any]]) -> list[list[int]]:
-        encoded = np.zeros((len(batch["labels"]), len(self.names)), dtype=np.int64)
+        encoded = np.zeros((len(batch["labels"]), len(self.class_names)), dtype=np.int64)
         for row, labels in enumerate(batch["labels"]):
-            encoded[row, [self._numbers[label] for label in labels]] = 1
+            encoded[row, [self._label2id[label] for label in labels]] = 1
         return encoded.tolist()
 
-    def blank(self, label: list[int]) -> list[int]:
-        return [IGNORED] * len(label)
+    def padding_label(self, label: list[int]) -> list[int]:
+        return [IGNORE_INDEX] * len(label)
 
     def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        known = self.known(labels)
-        terms = torch.nn.functional.binary_cross_entropy_with_logits(
-            logits, (labels * known).float(), pos_weight=self._weights.on(logits.device), reduction="none"
+        mask = self.label_mask(labels)
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(
+            logits, (labels * mask).float(), pos_weight=self._weights.to(logits.device), reduction="none"
         )
-        return (terms * known).sum(dim=1)
+        return (losses * mask).sum(dim=1)
 
-    def metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
+    def compute_metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
         actual, predicted = scores["labels"] == 1, scores["logits"] > 0
-        tally = Tally.of_sets(actual, predicted)
+        counts = ClassCounts.from_multi_hot(actual, predicted)
         found = {
             "loss": scores["loss"].sum(dtype=np.float64) / actual.size,
-            "microF1": tally.micro().get("f1", math.nan),
-            "macroF1": tally.macro_f1(),
+            "microF1": counts.micro().get("f1", math.nan),
+            "macroF1": counts.macro_f1(),
             "exactMatch": (actual == predicted).all(axis=1).mean(),
         }
-        return found, figures.describe(self.names, tally)
+        return found, metrics.class_details(self.class_names, counts)
 
     def prediction(self, logits: np.ndarray) -> dict[str, Any]:
         probabilities = _sigmoid(logits)
-        scores = {name: round(float(value), 4) for name, value in zip(self.names, probabilities, strict=True)}
-        return {"labels": [name for name, logit in zip(self.names, logits, strict=True) if logit > 0], "scores": scores}
+        scores = {name: round(float(value), 4) for name, value in zip(self.class_names, probabilities, strict=True)}
+        return {"labels": [name for name, logit in zip(self.class_names, logits, strict=True) if logit > 0], "scores": scores}
 
-    def label_of(self, label: np.ndarray) -> list[str]:
-        return [self.names[number] for number in np.flatnonzero(label == 1).tolist()]
+    def decode_label(self, label: np.ndarray) -> list[str]:
+        return [self.class_names[number] for number in np.flatnonzero(label == 1).tolist()]
 
     def answer(self, logits: np.ndarray) -> tuple[str, float]:
-        """Classes that are likelier than not, the likeliest first, and the probability of the likeliest of all."""
+        """Return the classes with a probability above 0.5, the most likely first, and the largest probability of all classes."""
         order = np.argsort(-logits, kind="stable").tolist()
-        return ", ".join(self.names[number] for number in order if logits[number] > 0), round(float(_sigmoid(logits).max()), 4)
+        likely = ", ".join(self.class_names[number] for number in order if logits[number] > 0)
+        return likely, round(float(_sigmoid(logits).max()), 4)
 
 
 class Regression(Problem):
-    """A number a row: squared error ÷ rows. A blank row's label is NaN, which is taken out before it can touch a gradient."""
+    """One number per row. The loss is squared error ÷ rows. Padding rows have the label NaN, which the loss ignores."""
 
     problem_type = "regression"
     dtype = torch.float32
@@ -159,23 +160,23 @@ class Regression(Problem):
     def encode(self, batch: Mapping[str, list[Any]]) -> list[float]:
         return [float(label) for label in batch["label"]]
 
-    def blank(self, label: float) -> float:
+    def padding_label(self, label: float) -> float:
         return float("nan")
 
-    def known(self, labels: torch.Tensor) -> torch.Tensor:
+    def label_mask(self, labels: torch.Tensor) -> torch.Tensor:
         return ~labels.isnan()
 
     def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return ((logits.squeeze(1) - labels.nan_to_num()) * self.known(labels)) ** 2
+        return ((logits.squeeze(1) - labels.nan_to_num()) * self.label_mask(labels)) ** 2
 
-    def metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
-        found = figures.regression(scores["labels"], scores["logits"][:, 0])
+    def compute_metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
+        found = metrics.regression_metrics(scores["labels"], scores["logits"][:, 0])
         return {"loss": scores["loss"].sum(dtype=np.float64) / len(scores["loss"]), **found}, {}
 
     def prediction(self, logits: np.ndarray) -> dict[str, Any]:
         return {"score": self.answer(logits)[1]}
 
-    def label_of(self, label: np.ndarray) -> float:
+    def decode_label(self, label: np.ndarray) -> float:
         return round(float(label), 6)
 
     def answer(self, logits: np.ndarray) -> tuple[None, float]:
@@ -186,5 +187,5 @@ PROBLEMS: dict[str, type[Problem]] = {"SingleLabel": SingleLabel, "MultiLabel": 
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # of a model that diverged: NaN in, NaN out
+    with np.errstate(invalid="ignore"):  # a model that diverged gives NaN, which stays NaN
         return np.exp(-np.logaddexp(0, -logits))

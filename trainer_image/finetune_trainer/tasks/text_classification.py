@@ -9,14 +9,14 @@ import torch
 
 from finetune_api.spec import FineTuneJobSpec, Sample
 from finetune_api.status import SampleAnswer
-from finetune_trainer.tasks import figures
+from finetune_trainer.tasks import metrics
 from finetune_trainer.tasks.base import Batch, DataInfo, Row, Scores
 from finetune_trainer.tasks.padded import PaddedTask
 from finetune_trainer.tasks.problems import PROBLEMS
 
 
 class TextClassification(PaddedTask):
-    """A fresh head on an encoder, or on a decoder's last token. What a label is, and its loss: see problems."""
+    """A new head on an encoder, or on the last token of a decoder. problems.py defines labels and losses."""
 
     auto_model = "AutoModelForSequenceClassification"
 
@@ -25,17 +25,17 @@ class TextClassification(PaddedTask):
         self._problem = PROBLEMS[info.problem or "SingleLabel"](spec, info)
 
     def encode(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """text and perhaps text_pair → tokens; label or labels → labels."""
+        """Tokenise text, and text_pair if present. Convert label or labels to labels."""
         encoded = self._tokenise(batch["text"], batch.get("text_pair"))
         encoded["labels"] = self._problem.encode(batch)
         return encoded
 
     def _tokenise(self, texts: Sequence[str], pairs: Sequence[str] | None) -> dict[str, list[Any]]:
         columns = [list(texts)] if pairs is None else [list(texts), list(pairs)]
-        return self.kept(self.tokenizer(*columns, truncation=True, max_length=self.max_tokens))
+        return self.stored_columns(self.tokenizer(*columns, truncation=True, max_length=self.max_tokens))
 
-    def model_arguments(self) -> dict[str, Any]:
-        """Outputs, their names, and what they are; a head for other classes is replaced by a fresh one."""
+    def model_kwargs(self) -> dict[str, Any]:
+        """Return number, names and problem type of the outputs. A head for other classes is replaced by a new head."""
         names = self.info.classes or ("score",)
         return {
             "num_labels": len(names),
@@ -45,56 +45,56 @@ class TextClassification(PaddedTask):
             "ignore_mismatched_sizes": True,
         }
 
-    def peft_task(self) -> str:
-        """The head is fresh: it is trained whole."""
+    def peft_task_type(self) -> str:
+        """The head is new, so all of it is trained."""
         return "SEQ_CLS"
 
-    def blank(self, row: Row) -> Row:
-        """The same text with a label that weighs nothing."""
-        return {**row, "labels": self._problem.blank(row["labels"])}
+    def padding_row(self, row: Row) -> Row:
+        """Return the same text with a label of zero weight."""
+        return {**row, "labels": self._problem.padding_label(row["labels"])}
 
     def collate(self, rows: Sequence[Row]) -> Batch:
-        """labels: int64 (rows,); (rows, classes) with several; float32 (rows,) for a regression."""
+        """Combine rows. labels: int64 (rows,); with several classes int64 (rows, classes); for a regression float32 (rows,)."""
         return {**self.pad(rows), "labels": torch.tensor([row["labels"] for row in rows], dtype=self._problem.dtype)}
 
-    def count(self, batch: Batch) -> int:
-        """Labelled rows; times classes where a row may have several."""
-        return int(self._problem.known(batch["labels"]).sum())
+    def count_loss_labels(self, batch: Batch) -> int:
+        """Count the labelled rows, times the number of classes if a row may have several."""
+        return int(self._problem.label_mask(batch["labels"]).sum())
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
-        """Sum of the problem's losses: in float32, whatever the logits are in."""
-        return self._problem.losses(model(**self.inputs(batch)).logits.float(), batch["labels"]).sum()
+        """Return the sum of the losses. It is computed in float32, whatever the type of the logits."""
+        return self._problem.losses(model(**self.model_inputs(batch)).logits.float(), batch["labels"]).sum()
 
     def score(self, model: Any, batch: Batch) -> Scores:
-        """loss (rows,), logits (rows, outputs) and labels; without blank rows."""
-        logits, labels = model(**self.inputs(batch)).logits.float(), batch["labels"]
-        known = self._problem.known(labels).reshape(len(labels), -1).all(dim=1).cpu().numpy()
+        """Return loss (rows,), logits (rows, outputs) and labels, without padding rows."""
+        logits, labels = model(**self.model_inputs(batch)).logits.float(), batch["labels"]
+        mask = self._problem.label_mask(labels).reshape(len(labels), -1).all(dim=1).cpu().numpy()
         scores = {"loss": self._problem.losses(logits, labels), "logits": logits, "labels": labels}
-        return {name: tensor.cpu().numpy()[known] for name, tensor in scores.items()}
+        return {name: tensor.cpu().numpy()[mask] for name, tensor in scores.items()}
 
-    def metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
-        """Of one class: loss, accuracy, macroF1. Of several: loss, microF1, macroF1, exactMatch. Else those of a regression."""
+    def compute_metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return loss, accuracy, macroF1; with several classes loss, microF1, macroF1, exactMatch; or those of a regression."""
         if not len(scores["labels"]):
             return {}, {}
-        found, details = self._problem.metrics(scores)
-        return figures.finite(found), details
+        found, details = self._problem.compute_metrics(scores)
+        return metrics.drop_non_finite(found), details
 
     def predictions(self, scores: Scores) -> list[dict[str, Any]]:
-        """label and score; labels and scores of all classes; or score alone. expected: what the data says."""
+        """Return label and score; labels and scores of all classes; or only a score. expected: the label in the data."""
         rows = zip(scores["logits"], scores["labels"], strict=True)
-        return [{**self._problem.prediction(logits), "expected": self._problem.label_of(label)} for logits, label in rows]
+        return [{**self._problem.prediction(logits), "expected": self._problem.decode_label(label)} for logits, label in rows]
 
     @torch.no_grad()
     def answer(self, samples: Sequence[Sample]) -> list[SampleAnswer]:
-        """Class and probability of each sample."""
+        """Return class and probability of each sample."""
         return [self._answer(sample) for sample in samples]
 
     def _answer(self, sample: Sample) -> SampleAnswer:
         assert sample.text is not None
         encoded = self._tokenise([sample.text], None if sample.text_pair is None else [sample.text_pair])
         batch = self.pad([{name: values[0] for name, values in encoded.items()}])
-        inputs = {name: tensor.to(self.model.device) for name, tensor in self.inputs(batch).items()}
+        inputs = {name: tensor.to(self.model.device) for name, tensor in self.model_inputs(batch).items()}
         logits: np.ndarray = self.model(**inputs).logits[0].float().cpu().numpy()
         label, score = self._problem.answer(logits)
-        # A status knows no NaN, which a model that diverged says.
+        # A model that diverged gives NaN, which the status can't hold.
         return SampleAnswer(text=sample.text[:200], label=label, score=score if math.isfinite(score) else None)

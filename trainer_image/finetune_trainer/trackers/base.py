@@ -1,4 +1,4 @@
-"""What goes to a tracker, and what a tracker is."""
+"""The interface of a tracker, and the data that it gets."""
 
 import dataclasses
 import datetime
@@ -6,24 +6,24 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-# What of a line of the history is no figure of the training.
-_NO_FIGURES = ("step", "time", "attempt", "evaluation")
+# Fields of a history line that are not training metrics.
+_NON_METRIC_FIELDS = ("step", "time", "attempt", "evaluation")
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """Figures after ``step`` optimizer steps, by names such as train/loss and eval/accuracy. time: Unix seconds."""
+    """Metrics after ``step`` optimizer steps, with names such as train/loss and eval/accuracy. time: Unix seconds."""
 
     step: int
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     time: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a tracker is to show. id: the same for the whole job. config: spec and resolved commits, without any secret.
+    """The run that a tracker shows.
 
-    directory: the output's.
+    id: the same for all attempts of the job. config: spec and resolved commits, without secrets. directory: output directory.
     """
 
     id: str
@@ -34,41 +34,41 @@ class Run:
 
 
 class Tracker(Protocol):
-    """Open when it is made. Methods raise whatever its library does; it is made anew after that."""
+    """An open tracker. Methods raise the errors of its library; after an error, a new tracker is opened."""
 
     def log(self, points: Sequence[Point]) -> None:
-        """Send what it does not have yet; steps that it has are left out."""
+        """Send the points, except those of steps that the tracker already has."""
 
     def finish(self, outcome: str) -> None:
-        """Say how it ended (Succeeded, Failed, Interrupted) and send everything."""
+        """Report the outcome (Succeeded, Failed, Interrupted) and send everything."""
 
 
-def point_of(entry: Mapping[str, Any]) -> Point:
-    """A line of the history; without figures where it only says that a batch was left out."""
+def point_from_entry(entry: Mapping[str, Any]) -> Point:
+    """Convert a line of the history. The point has no metrics if the line only reports a skipped batch."""
     if "evaluation" in entry:
-        figures = {f"eval/{name}": value for name, value in entry["evaluation"].items()}
+        metrics = {f"eval/{name}": value for name, value in entry["evaluation"].items()}
     else:
-        figures = {f"train/{name}": value for name, value in entry.items() if name not in _NO_FIGURES}
+        metrics = {f"train/{name}": value for name, value in entry.items() if name not in _NON_METRIC_FIELDS}
     numbers = {
-        name: float(value) for name, value in figures.items() if isinstance(value, int | float) and not isinstance(value, bool)
+        name: float(value) for name, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)
     }
     return Point(entry["step"], numbers, datetime.datetime.fromisoformat(entry["time"]).timestamp())
 
 
-class Marks:
-    """Up to which step a figure is there already: steps that are done again after a restart are the same once more."""
+class LoggedSteps:
+    """Last logged step of each metric. Steps that are repeated after a restart have the same values and are not logged again."""
 
     def __init__(self) -> None:
         self._steps: dict[str, int] = {}
 
     def known(self, name: str) -> bool:
-        """Whether anything was said of this figure."""
+        """Return whether the last step of this metric is known."""
         return name in self._steps
 
     def set(self, name: str, step: int) -> None:
-        """It is there up to this step; -1 for not at all."""
+        """Set the last step of this metric; -1 if it was never logged."""
         self._steps[name] = step
 
     def new(self, point: Point) -> dict[str, float]:
-        """The figures of a point that are not there yet."""
-        return {name: value for name, value in point.figures.items() if point.step > self._steps.get(name, -1)}
+        """Return the metrics of a point that are not logged yet."""
+        return {name: value for name, value in point.metrics.items() if point.step > self._steps.get(name, -1)}

@@ -1,4 +1,4 @@
-"""Carries points to one tracker, in a thread of its own: a tracker that is away is tried again, and held against nobody."""
+"""Delivers points to one tracker, in a separate thread. Retries an unreachable tracker, without an effect on the training."""
 
 import collections
 import logging
@@ -16,46 +16,47 @@ _URL_CREDENTIALS = re.compile(r"//[^/\s@]+@")
 
 
 class Delivery:
-    """name: of the tracker. make: opens it; called in the thread, again after each failure, and not before there is a point.
+    """Queue of points for one tracker, and the thread that sends them.
 
-    secrets: words that no warning may hold.
+    name: name of the tracker. open_tracker: opens it. The thread calls this for the first point, and again after each failure.
+    secrets: strings that are removed from warnings.
     """
 
-    def __init__(self, name: str, make: Callable[[], Tracker], secrets: Sequence[str] = ()) -> None:
-        self._name, self._make, self._secrets = name, make, secrets
+    def __init__(self, name: str, open_tracker: Callable[[], Tracker], secrets: Sequence[str] = ()) -> None:
+        self._name, self._open_tracker, self._secrets = name, open_tracker, secrets
         self._points: collections.deque[Point] = collections.deque()
         self._outcome: str | None = None
         self._closing = False
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._warned = False
         self._thread = threading.Thread(target=self._run, name=f"tracker-{name}", daemon=True)
         self._thread.start()
 
     def put(self, points: Sequence[Point]) -> None:
-        """Takes no time, whatever the tracker does."""
-        with self._news:
+        """Queue points. Never waits for the tracker."""
+        with self._changed:
             self._points.extend(points)
-            self._news.notify()
+            self._changed.notify()
 
     def close(self, outcome: str | None) -> None:
-        """Send what is left, with one more try if it is away; outcome: None where the run is going to go on."""
-        with self._news:
+        """Send the remaining points, with one last attempt if the tracker fails. outcome: None if the run continues later."""
+        with self._changed:
             self._outcome, self._closing = outcome, True
-            self._news.notify()
+            self._changed.notify()
 
     def wait(self, seconds: float) -> None:
-        """Until everything was sent, or given up, but no longer than this after close()."""
+        """Wait after close() until everything is sent or given up, but at most ``seconds``."""
         self._thread.join(seconds)
         if self._thread.is_alive():
-            log.warning("%s did not take the last figures in time: they are left out", self._name)
+            log.warning("%s did not accept the last metrics in time: they are left out", self._name)
 
     def _run(self) -> None:
         tracker: Tracker | None = None
-        told, pause = False, _FIRST_PAUSE_SECONDS
+        connected, pause = False, _FIRST_PAUSE_SECONDS
         while points := self._next():
             last_try = self._closing
             try:
-                tracker = tracker or self._make()
+                tracker = tracker or self._open_tracker()
                 tracker.log(points)
             except Exception as error:
                 tracker = None
@@ -65,23 +66,23 @@ class Delivery:
                 self._pause(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
                 continue
-            if not told:
+            if not connected:
                 log.info("reporting to %s", self._name)
-            told, pause = True, _FIRST_PAUSE_SECONDS
-            with self._news:
+            connected, pause = True, _FIRST_PAUSE_SECONDS
+            with self._changed:
                 for _ in points:
                     self._points.popleft()
         self._finish(tracker)
 
     def _next(self) -> list[Point]:
-        """The points to send next, at most a batch; none when it is over."""
-        with self._news:
-            self._news.wait_for(lambda: self._points or self._closing)
+        """Wait for points and return at most one batch; empty if closed and all points are sent."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._points or self._closing)
             return [self._points[number] for number in range(min(_BATCH, len(self._points)))]
 
     def _pause(self, seconds: float) -> None:
-        with self._news:
-            self._news.wait_for(lambda: self._closing, seconds)
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing, seconds)
 
     def _finish(self, tracker: Tracker | None) -> None:
         if tracker is None or self._outcome is None:
@@ -92,7 +93,7 @@ class Delivery:
             self._warn(error)
 
     def _warn(self, error: Exception) -> None:
-        """Once: what it missed is sent when it is back, and the next hundred failures say nothing new."""
+        """Log the first failure only. The missing points are sent later, and further failures add no information."""
         if self._warned:
             return
         self._warned = True

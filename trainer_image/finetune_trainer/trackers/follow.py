@@ -1,4 +1,4 @@
-"""Reads the history while it is written."""
+"""Reads the history while the training writes it."""
 
 import json
 import os
@@ -6,8 +6,8 @@ import pathlib
 from typing import Any
 
 
-class Follower:
-    """Lines of a file that another process appends to, and replaces when it goes back to a checkpoint."""
+class HistoryReader:
+    """Reads lines of a file that another process appends to, and replaces when it returns to a checkpoint."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path
@@ -15,7 +15,7 @@ class Follower:
         self._read = 0
 
     def new_entries(self) -> list[dict[str, Any]]:
-        """What came since the last call; all of it again where the file was replaced. Half a line waits for its end."""
+        """Return the entries since the last call; all entries if the file was replaced. Leave an incomplete line for later."""
         try:
             with self._path.open("rb") as stream:
                 status = _identity_of(stream.fileno())
@@ -28,17 +28,17 @@ class Follower:
         if not whole:
             return []
         self._read += len(whole) + 1
-        return [entry for line in whole.splitlines() if (entry := _entry(line)) is not None]
+        return [entry for line in whole.splitlines() if (entry := _parse_line(line)) is not None]
 
 
 def _identity_of(descriptor: int) -> tuple[tuple[int, int], int]:
-    """Which file this is, by device and inode, and its bytes."""
+    """Return the identity of a file (device and inode), and its size in bytes."""
     status = os.fstat(descriptor)
     return (status.st_dev, status.st_ino), status.st_size
 
 
-def _entry(line: bytes) -> dict[str, Any] | None:
-    """None for a line that is no entry, as after a fall of the machine."""
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    """Parse a line. Return None if it is not an entry, which can happen after a crash of the node."""
     try:
         entry = json.loads(line)
     except ValueError:

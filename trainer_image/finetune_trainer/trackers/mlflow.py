@@ -1,4 +1,4 @@
-"""MLflow: a run on the server of MLFLOW_TRACKING_URI, in the experiment of MLFLOW_EXPERIMENT_NAME."""
+"""MLflow: a run on the server MLFLOW_TRACKING_URI, in the experiment MLFLOW_EXPERIMENT_NAME."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,44 +9,44 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
-from finetune_trainer.trackers.base import Marks, Point, Run
+from finetune_trainer.trackers.base import LoggedSteps, Point, Run
 
 _EXPERIMENT = "finetune"
 _TAG = "finetune.id"
-# The server's limits, of one request and of one value.
-_MOST_METRICS, _MOST_PARAMS, _LONGEST_VALUE = 1000, 100, 6000
+# The server's limits: metrics and parameters in one request, and characters of one value.
+_MAX_METRICS, _MAX_PARAMS, _MAX_VALUE_LENGTH = 1000, 100, 6000
 _STATUS = {"Succeeded": "FINISHED", "Failed": "FAILED", "Interrupted": "KILLED"}
 
 
 class MLflow:
-    """What the server has already is asked of the server itself, so nothing is there twice and nothing is missing."""
+    """Asks the server which steps it already has, so that no step is missing and none is logged twice."""
 
     def __init__(self, run: Run) -> None:
         self._client = MlflowClient()
         self._run_id = self._find(run) or self._create(run)
-        self._marks = Marks()
+        self._logged_steps = LoggedSteps()
 
     def log(self, points: Sequence[Point]) -> None:
-        """In as few requests as the server takes."""
+        """Send new metrics in as few requests as the server allows."""
         metrics = [
             Metric(name, value, int(point.time * 1000), point.step)
             for point in points
             for name, value in self._new(point).items()
         ]
-        for start in range(0, len(metrics), _MOST_METRICS):
-            self._client.log_batch(self._run_id, metrics=metrics[start : start + _MOST_METRICS])
+        for start in range(0, len(metrics), _MAX_METRICS):
+            self._client.log_batch(self._run_id, metrics=metrics[start : start + _MAX_METRICS])
 
     def finish(self, outcome: str) -> None:
-        """Give the run its status."""
+        """Set the status of the run."""
         self._client.set_terminated(self._run_id, _STATUS[outcome])
 
     def _new(self, point: Point) -> dict[str, float]:
-        for name in point.figures:
-            if not self._marks.known(name):
-                self._marks.set(name, self._last_step(name))
-        new = self._marks.new(point)
+        for name in point.metrics:
+            if not self._logged_steps.known(name):
+                self._logged_steps.set(name, self._last_step(name))
+        new = self._logged_steps.new(point)
         for name in new:
-            self._marks.set(name, point.step)
+            self._logged_steps.set(name, point.step)
         return new
 
     def _last_step(self, name: str) -> int:
@@ -58,7 +58,7 @@ class MLflow:
             return -1
 
     def _find(self, run: Run) -> str | None:
-        """The job's run, if an earlier start made one; it goes on."""
+        """Return the id of the job's run if an earlier start created one, and set it to running."""
         experiment = self._client.get_experiment_by_name(_experiment())
         if experiment is None:
             return None
@@ -72,16 +72,16 @@ class MLflow:
     def _create(self, run: Run) -> str:
         try:
             experiment_id = self._client.create_experiment(_experiment())
-        except MlflowException:  # it is there; or nothing is, and the next call says so
+        except MlflowException:  # the experiment exists, or the next call shows the real problem
             experiment = self._client.get_experiment_by_name(_experiment())
             if experiment is None:
                 raise
             experiment_id = experiment.experiment_id
         tags = {_TAG: run.id, "finetune.job": f"{run.namespace}/{run.job}"}
         run_id = str(self._client.create_run(experiment_id, run_name=run.job, tags=tags).info.run_id)
-        params = [Param(name, str(value)[:_LONGEST_VALUE]) for name, value in flat(run.config)]
-        for start in range(0, len(params), _MOST_PARAMS):
-            self._client.log_batch(run_id, params=params[start : start + _MOST_PARAMS])
+        params = [Param(name, str(value)[:_MAX_VALUE_LENGTH]) for name, value in flatten(run.config)]
+        for start in range(0, len(params), _MAX_PARAMS):
+            self._client.log_batch(run_id, params=params[start : start + _MAX_PARAMS])
         return run_id
 
 
@@ -89,13 +89,13 @@ def _experiment() -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_NAME", _EXPERIMENT)
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Fields of fields by names with dots: training.learningRate. Lists of objects by number: datasets.0.hub.name."""
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested fields with dotted names: training.learningRate. Lists of objects use indices: datasets.0.hub.name."""
     for name, value in config.items():
         items = value if isinstance(value, list) and any(isinstance(item, dict) for item in value) else None
         if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         elif items is not None:
-            yield from flat({str(number): item for number, item in enumerate(items)}, f"{prefix}{name}.")
+            yield from flatten({str(number): item for number, item in enumerate(items)}, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

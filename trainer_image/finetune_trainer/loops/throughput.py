@@ -1,24 +1,24 @@
-"""How fast the steps since the last logged one were: what goes into the history beside the loss."""
+"""The throughput since the last logged step. The history has it beside the loss."""
 
 
-class Pace:
-    """rows: of an optimizer step."""
+class Throughput:
+    """Counts steps, time and tokens. rows: of an optimizer step."""
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
         self._steps, self._seconds, self._tokens = 0, 0.0, 0
 
-    def step(self, seconds: float) -> None:
-        """Count an optimizer step; evaluations and checkpoints are none of it."""
+    def add_step(self, seconds: float) -> None:
+        """Count an optimizer step. seconds: without evaluations and checkpoints."""
         self._steps += 1
         self._seconds += seconds
 
-    def tokens(self, count: int) -> None:
-        """Count tokens of all processes, padding left out."""
+    def add_tokens(self, count: int) -> None:
+        """Count tokens of all processes, without padding."""
         self._tokens += count
 
-    def take(self) -> dict[str, float]:
-        """Seconds a step, rows and tokens of all processes a second, since this was last asked; nothing without a step."""
+    def read_and_reset(self) -> dict[str, float]:
+        """Return seconds per step, and rows and tokens of all processes per second, since the last call; empty without a step."""
         steps, seconds, tokens = self._steps, self._seconds, self._tokens
         self._steps, self._seconds, self._tokens = 0, 0.0, 0
         if steps == 0 or seconds <= 0:

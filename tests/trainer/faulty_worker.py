@@ -1,8 +1,9 @@
-"""The worker with faults, for the tests of the launcher: FAULT is a JSON object, and says what is to go wrong on which rank.
+"""A worker with injected faults, for the tests of the launcher. The variable FAULT is a JSON object with these keys:
 
-rank: the only one that it befalls. seconds: of each forward pass, but for the first ``after``. rows: more of them in a forward
-pass do not fit the memory. step: the forward pass in which error is raised, or signal is sent to the process itself.
-stage: "tokenising" or "saving" for stage_seconds to pass there; a save goes on at once when somebody waits for it.
+seconds: delay of each forward pass after the first ``after`` ones. rows: a forward pass with more rows runs out of memory.
+step: the forward pass that raises ``error``, or sends ``signal`` to its own process. rank: the only rank on which ``rows`` and
+``step`` apply; 0 by default. stage: "tokenising" or "saving", which takes ``stage_seconds`` longer. A save stops its delay as
+soon as it is waited for.
 """
 
 import json
@@ -24,7 +25,7 @@ _passes = 0
 
 
 def is_here() -> bool:
-    """Whether the fault befalls this process."""
+    """Whether the fault applies to this process."""
     return bool(FAULT.get("rank", 0) == int(os.environ.get("RANK", "0")))
 
 
@@ -45,7 +46,7 @@ def loss(self: TextClassification, model: Any, batch: dict[str, torch.Tensor]) -
 
 
 def slow(function: Any) -> Any:
-    """The same function, after a while."""
+    """Return a function that waits before it calls the given one."""
 
     def wait_and_call(*arguments: Any, **options: Any) -> Any:
         time.sleep(FAULT["stage_seconds"])
@@ -59,7 +60,7 @@ if FAULT.get("stage") == "tokenising":
     preparation.prepare = slow(preparation.prepare)
 
 if FAULT.get("stage") == "saving":
-    Writer.pace = lambda self: self._hurry.wait(FAULT["stage_seconds"])  # type: ignore[method-assign,assignment,return-value]
+    Writer.throttle = lambda self: self._full_speed.wait(FAULT["stage_seconds"])  # type: ignore[method-assign,assignment,return-value]
 
 main = train.main
 

@@ -1,4 +1,4 @@
-"""What `finetune push`, `predict` and `evaluate` share: a finished model's directory, and errors as one sentence."""
+"""Shared code of `finetune push`, `predict` and `evaluate`: finds a finished model, and prints errors as one sentence."""
 
 import contextlib
 import json
@@ -18,17 +18,17 @@ from finetune_api.reasons import FineTuneError, Reason
 DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path(path_type=pathlib.Path))
 
-_SIGNS_OF_A_MODEL = ("config.json", "adapter_config.json")
+_MODEL_FILES = ("config.json", "adapter_config.json")
 
 
 @contextlib.contextmanager
-def one_sentence(debug: bool) -> Iterator[None]:
-    """End the program with one sentence on standard error for whatever goes wrong; with --debug, with a traceback."""
+def short_errors(debug: bool) -> Iterator[None]:
+    """On any error, print one sentence to standard error and end the program. With --debug, show the traceback instead."""
     logging.basicConfig(format="%(message)s", level=logging.INFO if debug else logging.WARNING)
     try:
         with warnings.catch_warnings():
             if not debug:
-                warnings.simplefilter("ignore")  # of libraries: they are about our code, not about the user's data
+                warnings.simplefilter("ignore")  # warnings of libraries are about our code, not about the user's data
             yield
     except FineTuneError as error:
         if debug:
@@ -42,10 +42,10 @@ def one_sentence(debug: bool) -> Iterator[None]:
         sys.exit(names.EXIT_FAILED)
 
 
-def model_directory(directory: pathlib.Path) -> pathlib.Path:
-    """Where the model lies: in model/ of an output directory, or in the directory itself. Raises FineTuneError."""
+def find_model_directory(directory: pathlib.Path) -> pathlib.Path:
+    """Return the directory of the model: model/ in an output directory, or the directory itself. Raises FineTuneError."""
     for candidate in (directory / "model", directory):
-        if any((candidate / sign).is_file() for sign in _SIGNS_OF_A_MODEL):
+        if any((candidate / name).is_file() for name in _MODEL_FILES):
             return candidate
     raise FineTuneError(
         Reason.CONFIGURATION_ERROR,
@@ -54,8 +54,8 @@ def model_directory(directory: pathlib.Path) -> pathlib.Path:
     )
 
 
-def known_to_run(directory: pathlib.Path, field: str) -> Any:
-    """What run.json of an output directory (or of the one that a model directory is in) says; None where it does not."""
+def read_run_field(directory: pathlib.Path, field: str) -> Any:
+    """Return a field of run.json in an output directory, or in the parent of a model directory; None if it is missing."""
     for candidate in (directory, directory.resolve().parent):
         with contextlib.suppress(OSError, ValueError):
             return json.loads((candidate / "run.json").read_text()).get(field)

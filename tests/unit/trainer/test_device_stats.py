@@ -1,4 +1,4 @@
-"""What a process measures of itself: on the CPU for real, on a GPU with one that is made up."""
+"""What a process measures about itself, on a real CPU and on a fake GPU."""
 
 import time
 from types import SimpleNamespace
@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer.monitoring import device_stats as meter
-from finetune_trainer.monitoring.device_stats import ForwardClock, Meter
+from finetune_trainer.monitoring import device_stats
+from finetune_trainer.monitoring.device_stats import DeviceStats, ForwardTimer
 from unit.trainer.tiny_models import build_model
 
 
@@ -19,7 +19,7 @@ class Slow(torch.nn.Module):
 
 
 class Event:
-    """Of a GPU that takes 4 ms from one event to the next, and has come as far as ``reached``."""
+    """An event of a fake GPU: 4 ms pass between two events, and the events up to number ``reached`` are complete."""
 
     made = 0
     reached = 1_000
@@ -36,7 +36,7 @@ class Event:
         return self.number <= Event.reached
 
     def elapsed_time(self, later: "Event") -> float:
-        assert later.query(), "asking for what is not over waits for the GPU"
+        assert later.query(), "reading an event that is not complete would wait for the GPU"
         return 4.0 * (later.number - self.number)
 
 
@@ -49,7 +49,7 @@ def tiny() -> Any:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """An H200 with 40 of 100 bytes in use."""
     monkeypatch.setattr(Event, "made", 0)
-    made_up = {
+    fakes = {
         "is_available": lambda: True,
         "Event": Event,
         "get_device_name": lambda: "NVIDIA H200",
@@ -58,55 +58,55 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         "memory_allocated": lambda: 40,
         "max_memory_allocated": lambda: 60,
     }
-    for name, value in made_up.items():
-        monkeypatch.setattr(meter.torch.cuda, name, value)
+    for name, value in fakes.items():
+        monkeypatch.setattr(device_stats.torch.cuda, name, value)
 
 
 def test_forward_passes_in_training_are_timed_and_those_of_an_evaluation_are_not() -> None:
-    model, clock = Slow(), ForwardClock()
-    clock.attach(model)
+    model, timer = Slow(), ForwardTimer()
+    timer.attach(model)
     model(torch.zeros(1))
     model.eval()(torch.zeros(1))
-    assert len(clock._seconds) == 1
-    seconds = clock.read()
+    assert len(timer._seconds) == 1
+    seconds = timer.read()
     assert seconds is not None
     assert 0.02 <= seconds < 1
-    assert clock.read() is None, "what was read is forgotten"
+    assert timer.read() is None, "read() clears the measurements"
 
 
-def test_only_so_many_passes_are_timed_as_are_needed() -> None:
-    model, clock = torch.nn.Identity(), ForwardClock()
-    clock.attach(model)
+def test_the_number_of_timed_passes_is_limited() -> None:
+    model, timer = torch.nn.Identity(), ForwardTimer()
+    timer.attach(model)
     for _ in range(100):
         model(torch.zeros(1))
-    assert len(clock._seconds) == meter._MOST_TIMED
+    assert len(timer._seconds) == device_stats._MAX_TIMED_PASSES
 
 
 @pytest.mark.usefixtures("gpu")
-def test_of_a_gpu_only_what_is_over_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, clock = torch.nn.Identity(), ForwardClock()
-    clock.attach(model)
+def test_on_a_gpu_only_complete_passes_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, timer = torch.nn.Identity(), ForwardTimer()
+    timer.attach(model)
     for _ in range(3):
         model(torch.zeros(1))
     monkeypatch.setattr(Event, "reached", 4)
-    assert clock.read() == pytest.approx(0.004)
+    assert timer.read() == pytest.approx(0.004)
     model(torch.zeros(1))
-    assert clock.read() is None
+    assert timer.read() is None
 
 
 def test_on_a_gpu_a_reading_has_memory_and_utilisation(tiny: Any, gpu: None) -> None:
-    flops = meter.measure(tiny, tiny.config).flops_per_token(16)
-    reading = Meter(tiny, tiny.config, length=16).read(tokens=1_000_000, seconds=2.0)
+    flops = device_stats.model_size(tiny, tiny.config).flops_per_token(16)
+    reading = DeviceStats(tiny, tiny.config, length=16).read(tokens=1_000_000, seconds=2.0)
     assert reading.mfu == pytest.approx(1_000_000 * flops / 2.0 / 989.5e12)
     assert (reading.memory_allocated, reading.memory_peak, reading.memory_total) == (40, 60, 100)
 
 
-def test_on_a_cpu_there_is_neither(tiny: Any) -> None:
-    reading = Meter(tiny, tiny.config, length=16).read(tokens=1000, seconds=1.0)
+def test_on_a_cpu_a_reading_has_neither_memory_nor_utilisation(tiny: Any) -> None:
+    reading = DeviceStats(tiny, tiny.config, length=16).read(tokens=1000, seconds=1.0)
     assert (reading.mfu, reading.memory_total) == (None, None)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_model_that_is_compiled_has_no_clock_in_it(tiny: Any, compiled: bool) -> None:
-    Meter(tiny, tiny.config, length=16, compiled=compiled)
+def test_a_compiled_model_has_no_timing_hook(tiny: Any, compiled: bool) -> None:
+    DeviceStats(tiny, tiny.config, length=16, compiled=compiled)
     assert bool(tiny._forward_hooks) is not compiled

@@ -1,6 +1,6 @@
-"""Trains several jobs in one process, or one gang of processes: imports take longer than a tiny training does.
+"""Trains several jobs in one process or one group of processes, because imports take longer than a tiny training.
 
-`python many.py FILE`, or with torchrun in front of it. FILE: a JSON list of run configurations.
+`python train_jobs.py FILE`, or with torchrun in front of it. FILE: a JSON list of run configurations.
 """
 
 import json
@@ -11,13 +11,13 @@ import tempfile
 
 from finetune_api.wire import RunConfig
 from finetune_trainer.monitoring.progress import Reporter
-from finetune_trainer.runtime.distributed import Control, World, join
+from finetune_trainer.runtime.distributed import Coordinator, World, init_process_group
 from finetune_trainer.runtime.state import RunState
 
 
 def main() -> None:
     configs = [RunConfig.model_validate(entry) for entry in json.loads(pathlib.Path(sys.argv[1]).read_text())]
-    # A worker's metrics go into files of the run, which are there before it is imported.
+    # A worker writes metrics to files. Their directory must exist before the module of the metrics is imported.
     with tempfile.TemporaryDirectory() as directory:
         state = RunState(pathlib.Path(directory))
         state.create()
@@ -26,11 +26,11 @@ def main() -> None:
 
         world = World.from_environment()
         configure_logging(world.rank, configs[0])
-        join(world, 300)
-        ranks = Control(world)
+        init_process_group(world, 300)
+        coordinator = Coordinator(world)
         for config in configs:
-            train(config, ranks, state, Reporter(state, 1, writes=world.local_rank == 0))
-        ranks.close()
+            train(config, coordinator, state, Reporter(state, 1, writes=world.local_rank == 0))
+        coordinator.close()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What fits a GPU is found out without one: the model is described, never loaded."""
+"""The micro-batch that fits a GPU is computed without a GPU: the model is described and never loaded."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from finetune_trainer.plan.micro_batch import fit_pass
+from finetune_trainer.plan.micro_batch import fit_micro_batch
 from finetune_trainer.tasks.base import DataInfo
 from unit.trainer.tiny_tasks import make_task
 
@@ -25,36 +25,40 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "info"), [("text-classification", CLASSES), ("token-classification", TAGS), ("masked-lm", DataInfo())]
 )
-def test_a_model_with_a_fresh_head_is_fitted_to_the_gpu(name: Any, info: DataInfo) -> None:
+def test_the_micro_batch_of_a_model_with_a_new_head_is_fitted_to_the_gpu(name: Any, info: DataInfo) -> None:
     task = make_task(name, info)
-    task.config.num_labels = 2  # as the configuration of the model says that it starts from
-    assert fit_pass(task, task.spec, world=1, micro=16, longest=512, half=True) == (16, False)
+    task.config.num_labels = 2  # as in the configuration of the model that the training starts from
+    assert fit_micro_batch(task, task.spec, world_size=1, micro=16, longest=512, half=True) == (16, False)
     assert task.config.num_labels == 2
 
 
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("checkpoints", [True, False])
-def test_activations_are_computed_again_only_where_the_model_can(monkeypatch: pytest.MonkeyPatch, checkpoints: bool) -> None:
-    monkeypatch.setattr("finetune_trainer.plan.micro_batch.choose_pass", lambda *_: (1, True))  # otherwise it does not fit
+def test_activation_checkpointing_is_used_only_if_the_model_supports_it(
+    monkeypatch: pytest.MonkeyPatch, checkpoints: bool
+) -> None:
+    monkeypatch.setattr(
+        "finetune_trainer.plan.micro_batch.choose_micro_batch", lambda *_: (1, True)
+    )  # it fits only with checkpointing
     monkeypatch.setattr("transformers.BertPreTrainedModel.supports_gradient_checkpointing", checkpoints)
     task = make_task("text-classification", CLASSES)
-    assert fit_pass(task, task.spec, world=1, micro=16, longest=512, half=True) == (1, checkpoints)
+    assert fit_micro_batch(task, task.spec, world_size=1, micro=16, longest=512, half=True) == (1, checkpoints)
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_model_that_is_not_for_the_task_is_left_to_who_loads_it() -> None:
+def test_a_model_for_another_task_is_left_to_the_loader_to_refuse() -> None:
     task = make_task("text-classification", CLASSES)
     task.config = transformers.T5Config(d_model=16, d_ff=16, num_layers=1, num_heads=2)
     task.auto_model = "AutoModelForCausalLM"  # type: ignore[misc]
-    assert fit_pass(task, task.spec, world=1, micro=16, longest=512, half=True) == (16, False)
+    assert fit_micro_batch(task, task.spec, world_size=1, micro=16, longest=512, half=True) == (16, False)
 
 
 @pytest.mark.usefixtures("gpu")
-def test_code_of_a_repository_runs_for_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_estimate_runs_no_code_of_a_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     task = make_task("text-classification", CLASSES, model={"hub": {"name": "a/b"}, "trustRemoteCode": True})
     task.config.auto_map = {"AutoModelForSequenceClassification": "code.Model"}
     monkeypatch.setattr("transformers.AutoModelForSequenceClassification.from_config", None)
-    assert fit_pass(task, task.spec, world=1, micro=16, longest=512, half=True) == (16, False)
+    assert fit_micro_batch(task, task.spec, world_size=1, micro=16, longest=512, half=True) == (16, False)
 
 
 @pytest.mark.parametrize(
@@ -67,14 +71,14 @@ def test_code_of_a_repository_runs_for_no_estimate(monkeypatch: pytest.MonkeyPat
         ("dpo", 128, 8),
     ],
 )
-def test_on_a_cpu_a_forward_pass_is_as_large_as_it_is_fast(name: Any, longest: int, rows: int) -> None:
+def test_on_a_cpu_the_micro_batch_shrinks_with_the_longest_row(name: Any, longest: int, rows: int) -> None:
     task = make_task("text-classification", CLASSES)
     spec = task.spec.model_copy(update={"task": name})
-    assert fit_pass(task, spec, world=1, micro=32, longest=longest, half=False) == (rows, False)
+    assert fit_micro_batch(task, spec, world_size=1, micro=32, longest=longest, half=False) == (rows, False)
 
 
-def test_on_a_cpu_what_the_job_says_counts() -> None:
+def test_on_a_cpu_the_values_of_the_job_are_used() -> None:
     task = make_task("text-classification", CLASSES)
     training = task.spec.training.model_copy(update={"per_device_batch_size": 32, "activation_checkpointing": True})
     spec = task.spec.model_copy(update={"training": training})
-    assert fit_pass(task, spec, world=1, micro=32, longest=512, half=False) == (32, True)
+    assert fit_micro_batch(task, spec, world_size=1, micro=32, longest=512, half=False) == (32, True)

@@ -1,5 +1,6 @@
-"""Pods of a gang as processes of this machine: the real launchers, torchrun and workers, on a model of a few thousand weights."""
+"""Pods of an attempt as processes of this machine: real launchers, torchrun and workers, on a model of a few thousand weights."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,9 +12,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
+
 from finetune_api.wire import Report, RunConfig
 from finetune_trainer.runtime.state import RunState
-from trainer import small
+from trainer import preloaded, small_jobs
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -22,18 +25,19 @@ _PATIENCE_SECONDS = 120.0
 
 @dataclasses.dataclass
 class Pod:
-    """One pod: its launcher's process, and the folder through which it talks with its workers."""
+    """One pod: the process of its launcher, and the directory that it shares with its workers."""
 
-    process: "subprocess.Popen[bytes]"
+    process: "preloaded.Process | subprocess.Popen[bytes]"
     state: RunState
     log: pathlib.Path
+    started_at: float = dataclasses.field(default_factory=time.time)
 
     def report(self) -> Report | None:
-        """What /progress would show of the workers."""
+        """Return the report of the workers, as /progress shows it."""
         return self.state.read_report()
 
     def wait_for(self, what: Callable[[Report], bool]) -> Report:
-        """Wait until a report is as wished; the pod must not end before."""
+        """Wait for a report that meets a condition. The pod must not end before."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
             report = self.report()
@@ -44,7 +48,7 @@ class Pod:
             time.sleep(0.02)
 
     def wait_for_step(self, step: int) -> Report:
-        """Wait until a training has done so many steps."""
+        """Wait until the training has completed the given step."""
         return self.wait_for(lambda report: report.phase == "Running" and report.step >= step)
 
     def signal_worker(self, rank: int, number: signal.Signals) -> None:
@@ -52,25 +56,25 @@ class Pod:
         os.kill(self.state.pids()[rank], number)
 
     def stop(self) -> None:
-        """As Kubernetes does."""
+        """Send SIGTERM, as Kubernetes does."""
         self.process.send_signal(signal.SIGTERM)
 
-    def last_word(self) -> Report:
-        """Wait for the end."""
+    def final_report(self) -> Report:
+        """Wait for the end of the pod; return its final report."""
         self.process.wait(_PATIENCE_SECONDS)
-        return Report.model_validate_json((self.state.directory / "last-word.json").read_text())
+        return Report.model_validate_json((self.state.directory / "final-report.json").read_text())
 
 
-class Gang:
-    """Starts pods below a directory, which has models/ and data/ of ``small``, and ends them all."""
+class PodGroup:
+    """Starts pods with their files below a directory, on the claim ``small`` with models/ and data/, and ends them all."""
 
     def __init__(self, directory: pathlib.Path, claim: pathlib.Path) -> None:
         self.directory, self._claim = directory, claim
         self.pods: list[Pod] = []
 
     def config(self, output: str, nodes: int = 1, processes: int = 1, steps: int = 12, **changes: Any) -> RunConfig:
-        """A run of so many steps, with a checkpoint every third."""
-        spec = small.job("text-classification", "encoder", "texts", steps, **{"checkpoint": {"everySteps": 3}, **changes})
+        """Return a run of the given number of steps, with a checkpoint every three steps."""
+        spec = small_jobs.job("text-classification", "encoder", "texts", steps, **{"checkpoint": {"everySteps": 3}, **changes})
         return RunConfig(
             name="job",
             namespace="team",
@@ -81,27 +85,38 @@ class Gang:
             output=str(self.directory / output),
         )
 
-    def start(self, config: RunConfig, index: int = 0, fault: dict[str, Any] | None = None, **environ: str) -> Pod:
-        """Start one pod of the gang. fault: see faulty.py."""
+    def start(
+        self, config: RunConfig, index: int = 0, fault: dict[str, Any] | None = None, fresh: bool = False, **environ: str
+    ) -> Pod:
+        """Start one pod of the attempt.
+
+        fault: see faulty_worker.py. fresh: start a new Python, like a real pod, because a library reads the environment when it
+        is imported. Otherwise the processes of the pod have imported all libraries already.
+        """
         home = self.directory / f"pod-{len(self.pods)}"
         home.mkdir()
         run_file = home / "run-file.json"
         run_file.write_text(config.model_dump_json(by_alias=True, exclude_none=True))
         path = os.pathsep.join(str(ROOT / part) for part in ("crds", "trainer_image", "tests"))
         env = os.environ | {"PYTHONPATH": path, "FAULT": json.dumps(fault or {}), **environ}
-        command = [sys.executable, str(HERE / "pod.py"), str(run_file), str(home), str(index)]
-        with (home / "log").open("wb") as log:
-            process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-        self.pods.append(Pod(process, RunState(home), home / "log"))
+        arguments, log = [str(run_file), str(home), str(index)], home / "log"
+        process: preloaded.Process | subprocess.Popen[bytes]
+        if fresh:
+            with log.open("wb") as stream:
+                command = [sys.executable, str(HERE / "pod_launcher.py"), *arguments]
+                process = subprocess.Popen(command, env=env, stdout=stream, stderr=stream)
+        else:
+            process = preloaded.start("trainer.pod_launcher", [*arguments, "--preloaded"], env, log)
+        self.pods.append(Pod(process, RunState(home), log))
         return self.pods[-1]
 
     def run(self, config: RunConfig, fault: dict[str, Any] | None = None) -> tuple[Pod, Report]:
-        """Run a gang of one pod to its end."""
+        """Run an attempt of one pod to its end."""
         pod = self.start(config, fault=fault)
-        return pod, pod.last_word()
+        return pod, pod.final_report()
 
     def weights(self, output: str) -> bytes:
-        """Of the finished model."""
+        """Return the weights of the finished model."""
         return (self.directory / output / "model" / "model.safetensors").read_bytes()
 
     def close(self) -> None:
@@ -111,14 +126,13 @@ class Gang:
                 pod.process.kill()
                 pod.process.wait()
             for pid in pod.state.pids().values():
-                if (pathlib.Path("/proc") / str(pid) / "environ").exists():
-                    _kill(pid, pod.state.directory)
+                _kill(pid, pod.started_at)
 
 
-def _kill(pid: int, directory: pathlib.Path) -> None:
-    """End a process if it is still the one of this run."""
-    try:
-        if str(directory).encode() in (pathlib.Path("/proc") / str(pid) / "environ").read_bytes():
-            os.kill(pid, signal.SIGKILL)
-    except OSError:
-        return
+def _kill(pid: int, since: float) -> None:
+    """Kill a process, unless it has ended and another program has its PID. since: Unix time of the pod's start."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        # The kernel rounds the time of a start to hundredths of a second.
+        if process.create_time() >= since - 0.1 and process.exe() == os.path.realpath(sys.executable):
+            process.kill()

@@ -1,4 +1,4 @@
-"""Models of a few thousand weights and data of a few dozen rows for every task; made up on the spot, the same each time."""
+"""Models of a few thousand weights and data of a few dozen rows for every task, generated the same way each time."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ Job = dict[str, Any]
 
 
 def write_all(directory: pathlib.Path) -> None:
-    """models/encoder, models/decoder and data/ below a directory."""
+    """Write models/encoder, models/decoder and data/ below a directory."""
     _write_models(directory / "models")
     (directory / "data").mkdir(parents=True)
     makers = {
@@ -29,7 +29,7 @@ def write_all(directory: pathlib.Path) -> None:
 
 
 def job(task: str, family: str, data: str, steps: int = 20, **changes: Any) -> Job:
-    """A spec, on the claim `small`. changes: of spec, those of training are added."""
+    """Return a spec on the claim `small`. changes: fields of the spec; those of model, dataset and training are merged."""
     training = {"maxSteps": steps, "globalBatchSize": 8, "learningRate": 1e-3, "maxTokens": 48, "precision": "fp32"}
     return {
         "task": task,
@@ -59,7 +59,7 @@ JOBS: dict[str, Job] = {
     "token-classification": job("token-classification", "encoder", "tags"),
     "masked-lm": job("masked-lm", "encoder", "texts", samples=[{"text": "basa [MASK] kite"}]),
     "causal-lm": job("causal-lm", "decoder", "texts"),
-    # Short enough that texts become several rows, and that prompts leave no room for an answer.
+    # maxTokens is so small that texts become several rows, and that prompts leave no room for an answer.
     "causal-lm-streaming": job("causal-lm", "decoder", "texts", dataset=STREAMED, training={"maxTokens": 8}),
     "sft-prompts": job("sft", "decoder", "prompts"),
     "sft-prompts-streaming": job("sft", "decoder", "prompts", dataset=STREAMED, training={"maxTokens": 10}),

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from huggingface_hub import HfApi
 
-from trainer.hub_side import Hub, ask
+from trainer.hub_server import Hub, ask
 
 
 @pytest.fixture
@@ -25,25 +25,25 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits that were asked for, none of which is waited for."""
-    asked: list[float] = []
-    really = time.sleep
+    """Collect the requested sleeps, each of which takes only 10 ms."""
+    waited: list[float] = []
+    original = time.sleep
 
     def note(seconds: float) -> None:
-        asked.append(seconds)
-        really(0.01)
+        waited.append(seconds)
+        original(0.01)
 
     monkeypatch.setattr(time, "sleep", note)
-    return asked
+    return waited
 
 
 @pytest.fixture
 def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A small model in two shards that no Hub has seen, with everything beside it that must never leave."""
+    """A small model in two shards that no Hub has stored yet, next to files that must never be published."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    torch.seed()  # a test before may have set one, as the one before that: the Hub takes no file twice
+    torch.seed()  # earlier tests may have set the same seed, and the Hub does not take equal files twice
     directory = tmp_path_factory.mktemp("out") / "model"
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     config = BertConfig(vocab_size=2000, **shape)  # type: ignore[arg-type]

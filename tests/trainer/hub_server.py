@@ -1,6 +1,6 @@
-"""A Hub server as the tests of publishing see it: its faults, what it was asked, and what it holds.
+"""Access of the publishing tests to a Hub server: its faults, the requests that it received, and its contents.
 
-HF_ENDPOINT and HF_TOKEN say which server; it must know /_test/faults.
+HF_ENDPOINT and HF_TOKEN select the server, which must support /_test/faults.
 """
 
 import json
@@ -33,23 +33,23 @@ def faults_can_be_injected() -> bool:
     return True
 
 
-# Of every module that uses the fixtures.
+# The marks of every module that uses the fixtures.
 NEEDS_A_HUB = [
     pytest.mark.skipif(not ENDPOINT, reason="needs a Hub: HF_ENDPOINT and HF_TOKEN are not set"),
     pytest.mark.skipif(bool(ENDPOINT) and not faults_can_be_injected(), reason="the Hub at HF_ENDPOINT injects no faults"),
-    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # of the Hub's client, in every upload by LFS
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # from the Hub's client, in every upload by LFS
 ]
 
 
 class Hub:
-    """The server's other side: its faults, what it was asked, and what it holds."""
+    """A repository on the server: its faults, the requests that it received, and its contents."""
 
     def __init__(self, repository: str) -> None:
         self.repository = repository
         self.api = HfApi()
 
     def fail(self, path: str, **fault: Any) -> None:
-        """Arm a fault: status, headers, drop, after_bytes, delay, times."""
+        """Inject a fault. Its keys: status, headers, drop, after_bytes, delay, times."""
         ask("/_test/faults", "POST", [{"path": path} | fault])
 
     def requests(self, method: str, path: str) -> list[dict[str, Any]]:
@@ -60,7 +60,7 @@ class Hub:
         ask("/_test/requests", "DELETE")
 
     def titles(self) -> list[str]:
-        """Of the commits, the newest first, without that which made the repository."""
+        """Return the titles of the commits, newest first, without the commit that created the repository."""
         return [commit.title for commit in self.api.list_repo_commits(self.repository)][:-1]
 
     def files(self) -> set[str]:

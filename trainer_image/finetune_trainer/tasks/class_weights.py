@@ -1,4 +1,4 @@
-"""How much each class weighs in the loss: ``classification.classWeights`` and ``balanced``."""
+"""Weight of each class in the loss: ``classification.classWeights`` and ``balanced``."""
 
 import numpy as np
 import torch
@@ -9,18 +9,18 @@ from finetune_trainer.tasks.base import DataInfo
 
 
 class ClassWeights:
-    """Weights of the classes in a loss; all 1 where none are asked for.
+    """Weights of the classes in a loss. Without options, all weights are 1.
 
-    balanced: labels ÷ (classes × labels of the class), counted in the training data, so that their mean over all training labels
-    is 1. Given weights are used as they are, times the balanced ones where both are asked for. The loss is divided by the number
-    of labels all the same, not by the sum of their weights: so the loss of a row does not depend on its neighbours.
+    A balanced weight is labels ÷ (classes × labels of the class), counted in the training data, so that the mean over all
+    training labels is 1. Given weights are used unchanged; with both options, the weights are multiplied. The loss is divided by
+    the number of labels and not by the sum of their weights, so that the loss of a row does not depend on other rows.
     """
 
     def __init__(self, spec: FineTuneJobSpec, info: DataInfo) -> None:
         self._weights = _weights(spec, info)
 
-    def on(self, device: torch.device) -> torch.Tensor | None:
-        """float32 (classes,), or None where all weigh the same. Copied to the device once."""
+    def to(self, device: torch.device) -> torch.Tensor | None:
+        """Return float32 (classes,), or None if all weights are 1. The weights are copied to the device once."""
         if self._weights is not None and self._weights.device != device:
             self._weights = self._weights.to(device)
         return self._weights
@@ -32,7 +32,7 @@ def _weights(spec: FineTuneJobSpec, info: DataInfo) -> torch.Tensor | None:
         return None
     field = "spec.classification." + ("classWeights" if options.class_weights else "balanced")
     if info.problem == "Regression":
-        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"{field}: a regression has no classes that could weigh; leave it out")
+        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"{field}: a regression has no classes; leave it out")
     given = options.class_weights or {}
     unknown = sorted(set(given) - set(info.classes))
     if unknown:
