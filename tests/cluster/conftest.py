@@ -1,7 +1,7 @@
-"""A cluster with the operator in it, and a Hub with a model and a data set on it. Everything is made here and removed again.
+"""Fixtures: a cluster with the operator, and a Hub with a model and a data set. They remove everything that they create.
 
-From the environment: KUBECONFIG, HF_ENDPOINT (an address that pods reach too), HF_TOKEN (may write), and the images
-OPERATOR_IMAGE and TRAINER_IMAGE, which the machines of the cluster must have or be able to pull.
+Environment variables: KUBECONFIG, HF_ENDPOINT (an address that pods reach too), HF_TOKEN (may write), and the images
+OPERATOR_IMAGE and TRAINER_IMAGE, which the nodes of the cluster must have or be able to pull.
 """
 
 import os
@@ -19,15 +19,14 @@ from cluster.reader import Reader, start_reader
 
 CHART = pathlib.Path(__file__).parents[2] / "charts/finetune-operator"
 RELEASE = "finetune-operator"
-CRD = "finetunejobs.finetune.dev"
 REQUIRED = ("KUBECONFIG", "HF_ENDPOINT", "HF_TOKEN")
 SECRET = "hub-token"  # as in the example
-# Machines that are one machine in truth share its cores: threads of two pods on one core would wait for each other.
+# Nodes may share the cores of one machine. Threads of two pods on one core would wait for each other.
 POD = {"resources": {"requests": {"cpu": "250m", "memory": "1Gi"}, "limits": {"cpu": "1"}}}
 
 
 def pytest_runtest_setup() -> None:
-    """Skip what needs a cluster where there is none. As a hook, and not a fixture, it is one line in pytest's summary."""
+    """Skip the tests if there is no cluster. This is a hook, not a fixture, so that pytest sums up the skips in one line."""
     missing = [name for name in REQUIRED if not os.environ.get(name)]
     if missing:
         pytest.skip(
@@ -38,7 +37,7 @@ def pytest_runtest_setup() -> None:
 
 @pytest.fixture(scope="session")
 def run() -> str:
-    """What tells the names of this run from those of others."""
+    """Return the part of names that identifies this test run."""
     return secrets.token_hex(3)
 
 
@@ -53,7 +52,7 @@ def operator_image() -> str:
 
 
 def make_namespace(name: str) -> Namespace:
-    """A namespace that takes only pods which pass Pod Security "restricted"."""
+    """Create a namespace that accepts only pods that pass Pod Security "restricted"."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     namespace = Namespace(name)
     namespace.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
@@ -62,14 +61,13 @@ def make_namespace(name: str) -> Namespace:
 
 
 @pytest.fixture(scope="session")
-def system(run: str, operator_image: str, trainer_image: str) -> Iterator[Namespace]:
-    """The operator's namespace, with the chart installed in it."""
+def system(crd_of_the_chart: None, run: str, operator_image: str, trainer_image: str) -> Iterator[Namespace]:
+    """Install the chart, and return the namespace of the operator."""
     namespace = make_namespace(f"finetune-system-{run}")
-    brought_crd = not kubectl("get", "crd", CRD, "--ignore-not-found").stdout.strip()
     values = {}
     for key, image in (("image", operator_image), ("trainerImage", trainer_image)):
         values[f"{key}.repository"], _, values[f"{key}.tag"] = image.rpartition(":")
-    # A CRD that is there already, from an earlier release or applied by hand, becomes this release's.
+    # This release takes over a CRD that already exists, from an earlier release or applied by hand.
     options = ["--namespace", namespace.name, "--wait", "--timeout=120s", "--take-ownership"]
     options += [f"--set={key}={value}" for key, value in values.items()]
     installed = subprocess.run(["helm", "install", RELEASE, str(CHART), *options], capture_output=True, text=True, check=False)
@@ -79,13 +77,11 @@ def system(run: str, operator_image: str, trainer_image: str) -> Iterator[Namesp
     finally:
         subprocess.run(["helm", "uninstall", RELEASE, "--namespace", namespace.name, "--wait"], capture_output=True, check=False)
         kubectl("delete", "namespace", namespace.name, "--wait=false")
-        if brought_crd:
-            kubectl("delete", "crd", CRD, "--ignore-not-found", "--wait=false")
 
 
 @pytest.fixture(scope="session")
 def hub(run: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[hubs.Hub]:
-    """The Hub with model and data set on it."""
+    """Return the Hub, with the model and the data set on it."""
     hub = hubs.connect(run)
     try:
         hub.seed(tmp_path_factory.mktemp("hub"))
@@ -96,7 +92,7 @@ def hub(run: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[hubs.Hub
 
 @pytest.fixture(scope="session")
 def jobs(system: Namespace, run: str) -> Iterator[Namespace]:
-    """The namespace of the FineTuneJobs, with a Secret of the Hub's token."""
+    """Create the namespace of the FineTuneJobs, with a Secret that holds the token of the Hub."""
     namespace = make_namespace(f"finetune-jobs-{run}")
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "stringData": {"token": os.environ["HF_TOKEN"]}}
     try:
@@ -108,19 +104,19 @@ def jobs(system: Namespace, run: str) -> Iterator[Namespace]:
 
 @pytest.fixture(scope="session")
 def hub_access() -> Object:
-    """spec.hub of a job that may read and write on the Hub."""
+    """Return spec.hub of a job that may read and write on the Hub."""
     return {"endpoint": os.environ["HF_ENDPOINT"], "tokenSecretRef": {"name": SECRET, "key": "token"}}
 
 
 @pytest.fixture(scope="session")
 def small_pod() -> Object:
-    """spec.pod for machines that have little."""
+    """Return spec.pod for nodes with few resources."""
     return POD
 
 
 @pytest.fixture(scope="session")
 def hub_environment() -> dict[str, Object]:
-    """The same for a pod of our own."""
+    """Return the environment that gives a pod of the tests the same access to the Hub."""
     return {
         "HF_ENDPOINT": {"value": os.environ["HF_ENDPOINT"]},
         "HF_TOKEN": {"valueFrom": {"secretKeyRef": {"name": SECRET, "key": "token"}}},
@@ -130,7 +126,7 @@ def hub_environment() -> dict[str, Object]:
 
 @pytest.fixture
 def reader(jobs: Namespace, trainer_image: str, hub_environment: dict[str, Object]) -> Iterator[Any]:
-    """``reader(claims)`` starts a pod that looks into volumes."""
+    """Return ``reader(claims)``, which starts a pod that reads volumes."""
     started: list[Reader] = []
 
     def start(*claims: str) -> Reader:
@@ -144,7 +140,7 @@ def reader(jobs: Namespace, trainer_image: str, hub_environment: dict[str, Objec
 
 @pytest.fixture(scope="session")
 def make_job(hub: hubs.Hub, hub_access: Object) -> Any:
-    """``make_job(name, **fields of spec)``: a FineTuneJob on few articles with a small batch, quick on two cores."""
+    """Return ``make_job(name, **fields of spec)``: a FineTuneJob with few articles and a small batch, quick on two cores."""
 
     def make(name: str, **spec: Any) -> Object:
         data = {"hub": {"name": hub.articles}, "columns": {"label": "label_text"}, "maxTrainSamples": 64, "maxEvalSamples": 16}

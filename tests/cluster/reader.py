@@ -1,4 +1,4 @@
-"""A pod of the trainer image that mounts claims: it looks into volumes and loads models, as a user's own pod would."""
+"""A pod of the trainer image that mounts claims. It reads volumes and loads models, as a pod of a user would."""
 
 import dataclasses
 import json
@@ -10,20 +10,20 @@ from cluster.kube import Namespace, Object
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """A running pod; claims lie at /claims/NAME."""
+    """A running pod. It mounts each claim at /claims/NAME."""
 
     namespace: Namespace
     name: str
 
     def python(self, code: str) -> Any:
-        """Run a program in the pod; what it prints last is JSON, and returned."""
+        """Run a program in the pod. Parse the last line that it prints as JSON, and return it."""
         done = self.namespace.kubectl("exec", "--stdin", self.name, "--", "python", "-", stdin=code)
         assert done.stdout.strip(), f"the program printed nothing: {done.stderr}"
         return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def start_reader(namespace: Namespace, name: str, image: str, claims: list[str], environment: Mapping[str, Object]) -> Reader:
-    """Create the pod and wait until it runs. environment: name → ``value`` or ``valueFrom``, as in a pod."""
+    """Create the pod and wait until it runs. environment: ``value`` or ``valueFrom`` by name, as in a pod."""
     namespace.apply(
         {
             "apiVersion": "v1",

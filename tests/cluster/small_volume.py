@@ -1,4 +1,4 @@
-"""A volume that is soon full: a tmpfs of so many MiB on one machine of the cluster, and the claim for it."""
+"""A small volume that tests can fill: a tmpfs on one node of the cluster, and a claim for it."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ import pytest
 
 from cluster.kube import Namespace, Object, kubectl
 
-# Mounts are made by a pod, where the machine's kubelet sees them; no namespace of the jobs would take such a pod.
+# A privileged pod mounts the volume where the kubelet of the node sees it. The namespace of the jobs would refuse such a pod.
 _HELPERS = Namespace("kube-system")
 _AS_THE_KUBELET = """
 kubelet=$(grep -lx kubelet /proc/[0-9]*/comm | head -n 1 | cut -d / -f 3)
@@ -29,18 +29,18 @@ for path in pathlib.Path("DIRECTORY").glob("filler-*"):
 
 
 def fill(jobs: Namespace, pod: str, directory: str) -> None:
-    """From within a pod that mounts it; done again, what has become free since is filled, too."""
+    """Fill the volume from a pod that mounts it. A second call also fills space that has become free since."""
     jobs.kubectl("exec", "--stdin", pod, "--", "python", "-", stdin=_FILL.replace("DIRECTORY", directory))
 
 
 def make_room(jobs: Namespace, pod: str, directory: str) -> None:
-    """Take away what fill() brought."""
+    """Delete the files that fill() wrote."""
     jobs.kubectl("exec", "--stdin", pod, "--", "python", "-", stdin=_EMPTY.replace("DIRECTORY", directory))
 
 
 @contextlib.contextmanager
 def small_volume(jobs: Namespace, name: str, mebibytes: int, image: str) -> Iterator[str]:
-    """The claim's name, in the namespace of the jobs. Skips where no pod may mount anything on its machine."""
+    """Create the volume and return the name of its claim, in the namespace of the jobs. Skip if no pod may mount it on a node."""
     unique = f"{jobs.name}-{name}"
     node = json.loads(kubectl("get", "nodes", "--output=json").stdout)["items"][0]["metadata"]
     directory = f"/var/lib/{unique}"
@@ -58,9 +58,9 @@ def small_volume(jobs: Namespace, name: str, mebibytes: int, image: str) -> Iter
         finally:
             jobs.kubectl("delete", "persistentvolumeclaim", name, "--ignore-not-found", "--wait=false")
             kubectl("delete", "persistentvolume", unique, "--ignore-not-found", "--wait=false")
-            # Pods that still end there keep it to their end: the machine's name for it goes at once.
-            gone = f"umount --lazy {directory} && rmdir {directory}"
-            _HELPERS.kubectl("exec", unique, "--", "sh", "-euc", _AS_THE_KUBELET, gone)
+            # The lazy unmount removes the mount point at once. Pods that still terminate keep the volume until they end.
+            unmount = f"umount --lazy {directory} && rmdir {directory}"
+            _HELPERS.kubectl("exec", unique, "--", "sh", "-euc", _AS_THE_KUBELET, unmount)
     finally:
         _HELPERS.kubectl("delete", "pod", unique, "--wait=false", "--grace-period=0", "--force")
 
@@ -87,7 +87,7 @@ def _helper(name: str, node: str, image: str) -> Object:
 
 
 def _volume(unique: str, directory: str, hostname: str, mebibytes: int, namespace: str, claim: str) -> Object:
-    on_that_machine = {"key": "kubernetes.io/hostname", "operator": "In", "values": [hostname]}
+    on_the_node = {"key": "kubernetes.io/hostname", "operator": "In", "values": [hostname]}
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
@@ -99,7 +99,7 @@ def _volume(unique: str, directory: str, hostname: str, mebibytes: int, namespac
             "storageClassName": "",
             "claimRef": {"namespace": namespace, "name": claim},
             "hostPath": {"path": directory, "type": "Directory"},
-            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [on_that_machine]}]}},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [on_the_node]}]}},
         },
     }
 

@@ -15,9 +15,9 @@ from finetune_client import FineTune, JobFailedError, NoSuchJobError
 from finetune_client.helper_pod import LABEL_PULL
 
 pytestmark = pytest.mark.cluster
-# Long enough for a dozen commands beside it, and it ends by itself.
+# Long enough for a dozen commands while it runs. It ends by itself.
 TRAINING = {"maxSteps": 600, "globalBatchSize": 4, "maxTokens": 16}
-# The plugin as kubectl finds it: on the PATH.
+# kubectl finds the plugin on the PATH.
 ENVIRONMENT = {**os.environ, "PATH": os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ.get("PATH", "")])}
 HASHES = """
 import hashlib, json, pathlib
@@ -28,7 +28,7 @@ print(json.dumps({str(path.relative_to(folder)): hashlib.sha256(path.read_bytes(
 
 
 def finetune(jobs: Namespace, *arguments: object, code: int = 0) -> str:
-    """What `kubectl finetune` says, on both channels; it must end with that code."""
+    """Run `kubectl finetune`, check its exit code, and return stdout and stderr."""
     command = ["kubectl", "finetune", *map(str, arguments), "--namespace", jobs.name]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=ENVIRONMENT)
     output = done.stdout + done.stderr
@@ -57,7 +57,7 @@ def test_a_job_is_submitted_watched_read_explained_suspended_resumed_and_pulled(
 ) -> None:
     file = write(tmp_path / "job.json", make_job("commanded", training=TRAINING))
     assert "kubectl finetune watch commanded" in finetune(jobs, "submit", file)
-    assert "already: choose another name" in finetune(jobs, "submit", file, code=1)
+    assert "commanded already exists in namespace" in finetune(jobs, "submit", file, code=1)
     watching = subprocess.Popen(
         ["kubectl", "finetune", "watch", "commanded", "--namespace", jobs.name],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT,
@@ -65,7 +65,7 @@ def test_a_job_is_submitted_watched_read_explained_suspended_resumed_and_pulled(
     try:
         jobs.wait_for("it to train", lambda: is_training(jobs, "commanded"), 150, "commanded")
         assert "launcher INFO commanded, attempt 1" in finetune(jobs, "logs", "commanded")
-        assert "has no rank 1: it has 1" in finetune(jobs, "logs", "commanded", "--rank", 1, code=1)
+        assert "has no rank 1: the number of ranks is 1" in finetune(jobs, "logs", "commanded", "--rank", 1, code=1)
         explained = finetune(jobs, "why", "commanded")
         assert "commanded-1-0-" in explained
         assert "kubectl finetune watch commanded" in explained
@@ -94,7 +94,7 @@ def test_a_job_is_submitted_watched_read_explained_suspended_resumed_and_pulled(
     record = tmp_path / "record"
     assert f"finetune report {record}" in finetune(jobs, "pull", "commanded", record, "--report")
     assert {"run.json", "history.jsonl", "report.json", "report.html"} <= {path.name for path in record.iterdir()}
-    jobs.wait_for("the helper pod to be gone", lambda: not jobs.objects("pods", LABEL_PULL), 30)
+    jobs.wait_for("the deletion of the helper pod", lambda: not jobs.objects("pods", LABEL_PULL), 30)
     jobs.kubectl("delete", "finetunejob", "commanded", "--wait=false")
 
 
@@ -112,9 +112,9 @@ def test_a_job_that_fails_is_explained(jobs: Namespace, make_job: Any, hub: Any,
     assert caught.value.failure is not None
     assert caught.value.failure.hint
 
-    # What people do then: its volume, which is retained, is in nobody's way.
+    # The user deletes the job and submits a corrected one. The retained volume does not prevent that.
     FineTune(jobs.name).job("mistaken").delete()
-    jobs.wait_for("the job to be gone", lambda: jobs.get("finetunejob", "mistaken") is None, 30)
+    jobs.wait_for("the deletion of the job", lambda: jobs.get("finetunejob", "mistaken") is None, 30)
     assert jobs.get("persistentvolumeclaim", "mistaken-output") is not None
     corrected = FineTune(jobs.name).submit(make_job("mistaken"))
     assert corrected.wait(timeout=240).phase == "Succeeded"
@@ -122,7 +122,7 @@ def test_a_job_that_fails_is_explained(jobs: Namespace, make_job: Any, hub: Any,
 
 
 @pytest.mark.usefixtures("system")
-def test_a_notebook_trains_a_model_and_takes_it_home(jobs: Namespace, make_job: Any, tmp_path: pathlib.Path) -> None:
+def test_a_notebook_trains_a_model_and_downloads_it(jobs: Namespace, make_job: Any, tmp_path: pathlib.Path) -> None:
     steps: list[int] = []
     job = FineTune(jobs.name).submit(make_job("noted"))
     status = job.wait(timeout=240, on_progress=lambda progress: steps.append(progress.step))
@@ -133,15 +133,15 @@ def test_a_notebook_trains_a_model_and_takes_it_home(jobs: Namespace, make_job: 
     assert "accuracy" in status.evaluation.metrics
     jobs.wait_for("its events", lambda: {"Created", "Succeeded"} <= {event.reason for event in job.events()}, 30, "noted")
     assert any("rank 0" in line for line in job.logs())
-    assert list(job.logs(follow=True)) == list(job.logs()), "the log of a pod that has ended is all of it, once"
+    assert list(job.logs(follow=True)) == list(job.logs()), "following a pod that has ended returns its whole log once"
     job.pull(tmp_path / "model")
     assert (tmp_path / "model/model.safetensors").stat().st_size > 0
     job.delete()
-    jobs.wait_for("the job to be gone", lambda: jobs.get("finetunejob", "noted") is None, 30)
+    jobs.wait_for("the deletion of the job", lambda: jobs.get("finetunejob", "noted") is None, 30)
     with pytest.raises(NoSuchJobError):
         job.progress()
 
 
 @pytest.mark.usefixtures("system")
-def test_what_is_not_there_is_said(jobs: Namespace) -> None:
+def test_a_missing_job_is_reported(jobs: Namespace) -> None:
     assert "there is no FineTuneJob nothing in namespace" in finetune(jobs, "why", "nothing", code=1)

@@ -1,4 +1,4 @@
-"""What is left when a job is deleted, and what a job notices of the operator's absence."""
+"""What remains after a job is deleted, and how a job runs while the operator is down."""
 
 import datetime
 from typing import Any
@@ -17,7 +17,7 @@ def running(jobs: Namespace, job: str) -> bool:
     return status.get("phase") == "Running" and status.get("progress", {}).get("step", 0) > 0
 
 
-def test_a_deleted_job_leaves_nothing_but_what_its_retention_keeps(jobs: Namespace, make_job: Any) -> None:
+def test_a_deleted_job_leaves_only_what_its_retention_keeps(jobs: Namespace, make_job: Any) -> None:
     jobs.apply(make_job("kept", training=LONG))
     jobs.apply(make_job("gone", training=LONG, output={"volume": {"size": "1Gi"}, "retention": {"whenDeleted": "Delete"}}))
     for name in ("kept", "gone"):
@@ -30,11 +30,11 @@ def test_a_deleted_job_leaves_nothing_but_what_its_retention_keeps(jobs: Namespa
 
 
 def identities(pods: list[dict[str, Any]]) -> list[tuple[str, int]]:
-    """uid and restarts of each pod."""
+    """Return the uid and the restart count of each pod."""
     return [(pod["metadata"]["uid"], pod["status"]["containerStatuses"][0]["restartCount"]) for pod in pods]
 
 
-def test_a_job_goes_on_without_the_operator_and_its_status_is_right_again_afterwards(
+def test_a_job_continues_without_the_operator_and_its_status_is_correct_again_afterwards(
     jobs: Namespace, system: Namespace, make_job: Any
 ) -> None:
     jobs.apply(make_job("alone", training=LONG, output={"retention": {"whenDeleted": "Delete"}}))
@@ -43,20 +43,20 @@ def test_a_job_goes_on_without_the_operator_and_its_status_is_right_again_afterw
     [operator] = system.objects("pods", "app.kubernetes.io/name=finetune-operator")
 
     system.kubectl("delete", "pod", operator["metadata"]["name"], "--wait=true")
-    gone = datetime.datetime.now(datetime.UTC)
+    deleted_at = datetime.datetime.now(datetime.UTC)
 
-    def status_is_right() -> bool:
+    def status_is_current() -> bool:
         status = jobs.status("alone")
         age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(status["progress"]["lastStepTime"])
         return status["progress"]["step"] > before["progress"]["step"] and age < datetime.timedelta(seconds=20)
 
-    jobs.wait_for("a status that is right again", status_is_right, 90, "alone")
-    took = datetime.datetime.now(datetime.UTC) - gone
-    print(f"status is right again {took.total_seconds():.0f} s after the operator's pod was gone")
+    jobs.wait_for("a current status", status_is_current, 90, "alone")
+    took = datetime.datetime.now(datetime.UTC) - deleted_at
+    print(f"the status is current {took.total_seconds():.0f} s after the pod of the operator was deleted")
     after = jobs.status("alone")
     assert (after["phase"], after["attempt"], after["restarts"]) == ("Running", before["attempt"], before["restarts"])
     assert after["startTime"] == before["startTime"]
     assert identities(jobs.pods("alone")) == pods
-    [replaced] = system.objects("pods", "app.kubernetes.io/name=finetune-operator")
-    assert replaced["metadata"]["uid"] != operator["metadata"]["uid"]
+    [new_operator] = system.objects("pods", "app.kubernetes.io/name=finetune-operator")
+    assert new_operator["metadata"]["uid"] != operator["metadata"]["uid"]
     jobs.kubectl("delete", "finetunejob", "alone")

@@ -1,4 +1,4 @@
-"""Nothing that breaks costs more than a few steps, and the result is the same: real pods, real training, real failures."""
+"""Recovery with real pods, real training and real failures: a fault costs a few steps at most and does not change the result."""
 
 import json
 import os
@@ -12,23 +12,24 @@ from typing import Any
 
 import pytest
 
+from cluster.fault_injection import FaultInjector, kueue_with_two_replicas, node_down, require_commands
 from cluster.kube import Namespace, Object
 from cluster.small_volume import fill, make_room, small_volume
-from cluster.trouble import Trouble, kueue_on_two_machines, needs, node_down
 from finetune_api import names
 
 pytestmark = pytest.mark.cluster
-# With the life without them, six take up to ten minutes on two cores; RECOVERY_TROUBLES=20 for more than each kind once.
-TROUBLES = int(os.environ.get("RECOVERY_TROUBLES", "6"))
+# Six faults, and the run without faults, take up to ten minutes on two cores. RECOVERY_TROUBLES=20 injects each kind
+# at least once.
+FAULTS = int(os.environ.get("RECOVERY_TROUBLES", "6"))
 SEED = 20261121
-# Long beside what it takes, as everything that ran on a machine that went down starts again at the same time.
-BACK_SECONDS = 240.0
+# Much longer than a recovery takes, because everything that ran on a failed node restarts at the same time.
+RECOVERY_SECONDS = 240.0
 HASH = """
 import hashlib, json
 models = [f"/claims/{name}-output/model/model.safetensors" for name in NAMES]
 print(json.dumps([hashlib.sha256(open(model, "rb").read()).hexdigest() for model in models]))
 """
-CUT_SHORT = """
+TRUNCATE_CHECKPOINT = """
 import json, pathlib
 newest = max(pathlib.Path("/claims/unwatched-output/checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
 largest = max((path for path in newest.iterdir() if path.is_file()), key=lambda path: path.stat().st_size)
@@ -36,16 +37,16 @@ with largest.open("r+b") as stream:
     stream.truncate(largest.stat().st_size // 2)
 print(json.dumps([newest.name]))
 """
-# Waits until a checkpoint begins to be written, and prints its name.
-SAVE_BEGUN = f"""
+# Waits until a save of a checkpoint starts, and prints the name of the checkpoint.
+SAVE_STARTED = f"""
 import pathlib, time
 directory = pathlib.Path("{names.OUTPUT_DIR}/checkpoints")
 before = {{path.name for path in directory.glob(".step-*")}}
-while not (begun := [path.name for path in directory.glob(".step-*") if path.name not in before and ".old" not in path.name]):
+while not (started := [path.name for path in directory.glob(".step-*") if path.name not in before and ".old" not in path.name]):
     time.sleep(0.005)
-print(begun[0].split(".")[1], flush=True)
+print(started[0].split(".")[1], flush=True)
 """
-# When each checkpoint was complete.
+# Prints the completion time of each checkpoint.
 CHECKPOINTS = f"""
 import json, pathlib
 found = sorted(pathlib.Path("{names.OUTPUT_DIR}/checkpoints").glob("step-*"))
@@ -59,13 +60,13 @@ PATIENT = {"maxRestarts": 100, "maxPreemptions": 100}
 
 @pytest.fixture(scope="module", autouse=True)
 def _kueue() -> Iterator[None]:
-    with kueue_on_two_machines():
+    with kueue_with_two_replicas():
         yield
 
 
 @pytest.fixture
 def make_run(make_job: Any) -> Callable[..., Object]:
-    """``make_run(name, steps, **fields of spec)``: two pods that train for ``steps`` steps, saving every second one."""
+    """Return ``make_run(name, steps, **fields of spec)``: a job of two pods and ``steps`` steps that saves every second step."""
 
     def make(name: str, steps: int, **spec: Any) -> Object:
         fields = {
@@ -80,8 +81,8 @@ def make_run(make_job: Any) -> Callable[..., Object]:
     return make
 
 
-def wait_for_step(jobs: Namespace, job: str, step: int, timeout: float = BACK_SECONDS) -> Object:
-    """Wait until a training runs and has done so many steps, or is through; its status."""
+def wait_for_step(jobs: Namespace, job: str, step: int, timeout: float = RECOVERY_SECONDS) -> Object:
+    """Wait until a job runs and has reached the step, or has succeeded. Return its status."""
 
     def there() -> Object | None:
         status = jobs.status(job)
@@ -94,45 +95,45 @@ def wait_for_step(jobs: Namespace, job: str, step: int, timeout: float = BACK_SE
 
 
 def same_weights(reader: Any, *names: str) -> bool:
-    """Whether the finished models of some jobs are the same, bit for bit."""
+    """Return whether the finished models of the jobs are equal bit for bit."""
     hashes = reader(*(f"{name}-output" for name in names)).python(HASH.replace("NAMES", repr(list(names))))
     return len(set(hashes)) == 1
 
 
 def remove(jobs: Namespace, *names: str) -> None:
-    """Jobs with their volumes."""
+    """Delete jobs with their volumes."""
     jobs.kubectl("delete", "finetunejobs", *names, "--wait=false")
     jobs.kubectl("delete", "persistentvolumeclaims", *(f"{name}-output" for name in names), "--wait=false")
 
 
-def test_a_life_of_troubles_ends_with_the_very_weights_of_a_life_without(
+def test_a_run_with_faults_ends_with_the_same_weights_as_a_run_without(
     system: Namespace, jobs: Namespace, make_run: Any, reader: Any
 ) -> None:
-    needs("NODE_KILL", "NODE_START", "NODE_CUT", "NODE_HEAL", "API_SERVER_RESTART")
-    steps = 60 + 15 * TROUBLES
-    trouble = Trouble(system, jobs, "troubled")
-    jobs.apply(make_run("troubled", steps))
+    require_commands("NODE_KILL", "NODE_START", "NODE_CUT", "NODE_HEAL", "API_SERVER_RESTART")
+    steps = 60 + 15 * FAULTS
+    faults = FaultInjector(system, jobs, "with-faults")
+    jobs.apply(make_run("with-faults", steps))
     rng = random.Random(SEED)
-    for number, what in enumerate(choose_troubles(trouble, rng)):
-        before = jobs.status("troubled").get("progress", {}).get("step", 0)
-        status = wait_for_step(jobs, "troubled", before + 1)
-        assert status["phase"] == "Running", f"it was through before trouble {number}: give it more steps"
+    for number, fault in enumerate(choose_faults(faults, rng)):
+        before = jobs.status("with-faults").get("progress", {}).get("step", 0)
+        status = wait_for_step(jobs, "with-faults", before + 1)
+        assert status["phase"] == "Running", f"it succeeded before fault {number}: increase its number of steps"
         time.sleep(rng.uniform(0, 2))
-        print(f"{number}: {what} at step {status['progress']['step']} of attempt {status['attempt']}, {status['restarts']}")
-        what()
-    troubled = jobs.wait_for_phase("troubled", "Succeeded", timeout=300 + 3 * steps)
-    jobs.apply(make_run("untroubled", steps))
-    untroubled = jobs.wait_for_phase("untroubled", "Succeeded", timeout=100 + 3 * steps)
-    print(troubled["restarts"], troubled["goodput"], untroubled["goodput"])
-    assert troubled["progress"]["step"] == untroubled["progress"]["step"] == steps
-    assert troubled["evaluation"] == untroubled["evaluation"]
-    assert untroubled["restarts"].get("failures", 0) + untroubled["restarts"].get("preemptions", 0) == 0
-    assert same_weights(reader, "troubled", "untroubled")
-    remove(jobs, "troubled", "untroubled")
+        print(f"{number}: {fault} at step {status['progress']['step']} of attempt {status['attempt']}, {status['restarts']}")
+        fault()
+    with_faults = jobs.wait_for_phase("with-faults", "Succeeded", timeout=300 + 3 * steps)
+    jobs.apply(make_run("without-faults", steps))
+    without = jobs.wait_for_phase("without-faults", "Succeeded", timeout=100 + 3 * steps)
+    print(with_faults["restarts"], with_faults["goodput"], without["goodput"])
+    assert with_faults["progress"]["step"] == without["progress"]["step"] == steps
+    assert with_faults["evaluation"] == without["evaluation"]
+    assert without["restarts"].get("failures", 0) + without["restarts"].get("preemptions", 0) == 0
+    assert same_weights(reader, "with-faults", "without-faults")
+    remove(jobs, "with-faults", "without-faults")
 
 
-class _What:
-    """A trouble, and the pod that it befalls."""
+class Fault:
+    """A fault, and the index of the pod that it affects."""
 
     def __init__(self, act: Callable[..., None], *arguments: int) -> None:
         self._act, self._arguments = act, arguments
@@ -144,35 +145,35 @@ class _What:
         return f"{self._act.__name__}{self._arguments or ''}"
 
 
-def choose_troubles(trouble: Trouble, rng: random.Random) -> list[_What]:
-    """Each kind at least once when there are seven or more; the short ones most."""
-    to_pods = [trouble.kill_process, trouble.delete_pod, trouble.force_delete_pod, trouble.kill_node, trouble.cut_node]
-    kinds: list[Callable[..., None]] = [*to_pods, trouble.kill_operator, trouble.restart_api_server]
-    short = [trouble.kill_process, trouble.delete_pod, trouble.force_delete_pod, trouble.kill_operator]
-    chosen = rng.sample(kinds, min(TROUBLES, len(kinds))) + rng.choices(short, k=max(0, TROUBLES - len(kinds)))
+def choose_faults(faults: FaultInjector, rng: random.Random) -> list[Fault]:
+    """Choose faults: each kind at least once if there are seven or more, and short faults most often."""
+    to_pods = [faults.kill_process, faults.delete_pod, faults.force_delete_pod, faults.kill_node, faults.cut_node]
+    kinds: list[Callable[..., None]] = [*to_pods, faults.kill_operator, faults.restart_api_server]
+    short = [faults.kill_process, faults.delete_pod, faults.force_delete_pod, faults.kill_operator]
+    chosen = rng.sample(kinds, min(FAULTS, len(kinds))) + rng.choices(short, k=max(0, FAULTS - len(kinds)))
     rng.shuffle(chosen)
-    return [_What(kind, rng.randrange(2)) if kind in to_pods else _What(kind) for kind in chosen]
+    return [Fault(kind, rng.randrange(2)) if kind in to_pods else Fault(kind) for kind in chosen]
 
 
-def test_a_stopped_process_is_noticed_its_stacks_are_in_the_log_and_the_job_goes_on(
+def test_a_stopped_process_is_detected_its_stacks_are_in_the_log_and_the_job_continues(
     system: Namespace, jobs: Namespace, make_run: Any, tmp_path: pathlib.Path
 ) -> None:
-    trouble = Trouble(system, jobs, "stalls")
+    faults = FaultInjector(system, jobs, "stalls")
     jobs.apply(make_run("stalls", 60, recovery=PATIENT | {"stallTimeoutSeconds": 45}))
     wait_for_step(jobs, "stalls", 3)
-    log = tmp_path / "log"  # followed, as the pods are gone when the next attempt runs
+    log = tmp_path / "log"  # followed, because the pods are deleted before the next attempt runs
     with log.open("w") as stream:
-        follow = ["kubectl", "--namespace", jobs.name, "logs", "--follow", trouble.pod(0)["metadata"]["name"]]
+        follow = ["kubectl", "--namespace", jobs.name, "logs", "--follow", faults.pod(0)["metadata"]["name"]]
         follower = subprocess.Popen(follow, stdout=stream, stderr=subprocess.STDOUT)
-    trouble.signal_workers(1, signal.SIGSTOP)
+    faults.signal_workers(1, signal.SIGSTOP)
     stalled = jobs.wait_for(
         "the condition TrainingStalled",
         lambda: next((c for c in jobs.status("stalls").get("conditions", ()) if c["type"] == "TrainingStalled"), None),
-        BACK_SECONDS,
+        RECOVERY_SECONDS,
         "stalls",
     )
     assert stalled["status"] == "True"
-    jobs.wait_for("the next attempt", lambda: _attempt(jobs, "stalls", 2), BACK_SECONDS, "stalls")
+    jobs.wait_for("the next attempt", lambda: _attempt(jobs, "stalls", 2), RECOVERY_SECONDS, "stalls")
     status = wait_for_step(jobs, "stalls", 4)
     first = status["attempts"][0]
     assert first["reason"] == "Stalled"
@@ -182,17 +183,17 @@ def test_a_stopped_process_is_noticed_its_stacks_are_in_the_log_and_the_job_goes
     assert "Stalled" in events
     assert status["goodput"]["stalledSeconds"] >= 5
     follower.wait(30)
-    assert "stacks of rank 0" in log.read_text(), "where those who wait stand"
+    assert "stacks of rank 0" in log.read_text(), "the log shows where the waiting rank is blocked"
     remove(jobs, "stalls")
 
 
-def test_a_drained_machine_costs_one_step_and_no_retry(system: Namespace, jobs: Namespace, make_run: Any) -> None:
-    """One pod of two is told to go."""
-    trouble = Trouble(system, jobs, "drained")
+def test_a_drained_node_costs_one_step_and_no_retry(system: Namespace, jobs: Namespace, make_run: Any) -> None:
+    """One of two pods is evicted."""
+    faults = FaultInjector(system, jobs, "drained")
     jobs.apply(make_run("drained", 60, checkpoint={"everySteps": 1000}, recovery={"maxRestarts": 0}))
     wait_for_step(jobs, "drained", 4)
-    trouble.evict(trouble.pod(1)["metadata"]["name"])
-    status = jobs.wait_for("the next attempt", lambda: _attempt(jobs, "drained", 2), BACK_SECONDS, "drained")
+    faults.evict(faults.pod(1)["metadata"]["name"])
+    status = jobs.wait_for("the next attempt", lambda: _attempt(jobs, "drained", 2), RECOVERY_SECONDS, "drained")
     stopped_at = status["attempts"][0]["step"]
     assert status["checkpoint"]["step"] == stopped_at >= 4
     assert (status["restarts"]["failures"], status["restarts"]["preemptions"]) == (0, 1)
@@ -201,11 +202,11 @@ def test_a_drained_machine_costs_one_step_and_no_retry(system: Namespace, jobs: 
     remove(jobs, "drained")
 
 
-def test_a_drain_during_a_save_completes_it_and_costs_one_step(system: Namespace, jobs: Namespace, make_run: Any) -> None:
-    trouble = Trouble(system, jobs, "saving")
+def test_a_drain_during_a_save_completes_the_save_and_costs_one_step(system: Namespace, jobs: Namespace, make_run: Any) -> None:
+    faults = FaultInjector(system, jobs, "saving")
     jobs.apply(make_run("saving", 200, checkpoint={"everySteps": 20, "keep": 5}, recovery={"maxRestarts": 0}))
     wait_for_step(jobs, "saving", 4)
-    name = trouble.pod(0)["metadata"]["name"]
+    name = faults.pod(0)["metadata"]["name"]
     with subprocess.Popen(
         ["kubectl", "--namespace", jobs.name, "exec", "--stdin", name, "--", "python", "-"],
         stdin=subprocess.PIPE,
@@ -214,32 +215,32 @@ def test_a_drain_during_a_save_completes_it_and_costs_one_step(system: Namespace
     ) as observer:
         assert observer.stdin
         assert observer.stdout
-        observer.stdin.write(SAVE_BEGUN)
+        observer.stdin.write(SAVE_STARTED)
         observer.stdin.close()
         saving = observer.stdout.readline().strip()
-    trouble.evict(name)
+    faults.evict(name)
     evicted = time.time()
-    status = jobs.wait_for("the next attempt", lambda: _attempt(jobs, "saving", 2), BACK_SECONDS, "saving")
+    status = jobs.wait_for("the next attempt", lambda: _attempt(jobs, "saving", 2), RECOVERY_SECONDS, "saving")
     stopped_at = status["attempts"][0]["step"]
     assert status["checkpoint"]["step"] == stopped_at >= int(saving.removeprefix("step-"))
     assert (status["restarts"]["failures"], status["restarts"]["preemptions"]) == (0, 1)
     wait_for_step(jobs, "saving", stopped_at + 1)
-    found = look_into(jobs, trouble.pod(0)["metadata"]["name"], CHECKPOINTS)
+    found = run_in_pod(jobs, faults.pod(0)["metadata"]["name"], CHECKPOINTS)
     assert f"step-{stopped_at}" in found
-    assert found[saving] > evicted, "it was to be under way when the pod was told to go"
+    assert found[saving] > evicted, "the save must still run when the pod is evicted"
     remove(jobs, "saving")
 
 
-def test_a_full_volume_stops_no_training_and_is_told_until_there_is_room(
+def test_a_full_volume_does_not_stop_the_training_and_is_a_condition_until_there_is_room(
     system: Namespace, jobs: Namespace, make_run: Any, trainer_image: str
 ) -> None:
-    """A checkpoint takes 260 MiB, a model 87; the volume holds two checkpoints, the model, and no more."""
-    trouble = Trouble(system, jobs, "crowded")
+    """A checkpoint takes 260 MiB and a model 87 MiB. The volume has room for two checkpoints and the model only."""
+    faults = FaultInjector(system, jobs, "crowded")
     with small_volume(jobs, "small", 700, trainer_image) as claim:
         output = {"claim": {"claimName": claim}}
         jobs.apply(make_run("crowded", 400, distributed={"nodes": 1}, output=output, checkpoint={"everySteps": 2, "keep": 1}))
-        jobs.wait_for("a checkpoint", lambda: jobs.status("crowded").get("checkpoint"), BACK_SECONDS, "crowded")
-        pod = trouble.pod(0)["metadata"]["name"]
+        jobs.wait_for("a checkpoint", lambda: jobs.status("crowded").get("checkpoint"), RECOVERY_SECONDS, "crowded")
+        pod = faults.pod(0)["metadata"]["name"]
 
         def failing() -> Object | None:
             conditions = jobs.status("crowded").get("conditions", ())
@@ -249,30 +250,30 @@ def test_a_full_volume_stops_no_training_and_is_told_until_there_is_room(
             fill(jobs, pod, names.OUTPUT_DIR)
             return failing()
 
-        condition = jobs.wait_for("the condition CheckpointFailing", filled, BACK_SECONDS, "crowded")
+        condition = jobs.wait_for("the condition CheckpointFailing", filled, RECOVERY_SECONDS, "crowded")
         assert condition["reason"] == "DiskFull"
-        assert "the disk is full; the training goes on without: make room there" in condition["message"]
-        fill(jobs, pod, names.OUTPUT_DIR)  # what the save that failed gave back
+        assert "the disk is full; the training continues without it: make room there" in condition["message"]
+        fill(jobs, pod, names.OUTPUT_DIR)  # the space that the failed save has released
         full = wait_for_step(jobs, "crowded", jobs.status("crowded")["progress"]["step"] + 5)
         assert full["attempt"] == 1
-        kept = list(look_into(jobs, pod, CHECKPOINTS))
-        assert kept == [f"step-{full['checkpoint']['step']}"], "the older one stays as long as the new one is not complete"
+        kept = list(run_in_pod(jobs, pod, CHECKPOINTS))
+        assert kept == [f"step-{full['checkpoint']['step']}"], "the older checkpoint stays until the new one is complete"
         lost = [line for line in jobs.pod_http(pod, names.PORT_TELEMETRY, "/metrics").splitlines() if LOST_CHECKPOINTS in line]
         assert float(lost[-1].split()[-1]) >= 1
         make_room(jobs, pod, names.OUTPUT_DIR)
-        jobs.wait_for("the condition's end", lambda: not failing(), BACK_SECONDS, "crowded")
+        jobs.wait_for("the end of the condition", lambda: not failing(), RECOVERY_SECONDS, "crowded")
         status = jobs.wait_for(
             "a newer checkpoint",
             lambda: (status := jobs.status("crowded"))["checkpoint"]["step"] > full["checkpoint"]["step"] and status,
-            BACK_SECONDS,
+            RECOVERY_SECONDS,
             "crowded",
         )
         assert (status["phase"], status["attempt"], status["restarts"]["total"]) == ("Running", 1, 0)
         jobs.kubectl("delete", "finetunejob", "crowded")
 
 
-def look_into(jobs: Namespace, pod: str, code: str) -> Any:
-    """Run a program in a pod that prints JSON."""
+def run_in_pod(jobs: Namespace, pod: str, code: str) -> Any:
+    """Run a program in a pod, and return the JSON that it prints."""
     return json.loads(jobs.kubectl("exec", "--stdin", pod, "--", "python", "-", stdin=code).stdout)
 
 
@@ -281,11 +282,11 @@ def _attempt(jobs: Namespace, job: str, number: int) -> Object | None:
     return status if status.get("attempt") == number else None
 
 
-def test_what_happens_while_the_operator_is_away_is_taken_in_afterwards(
+def test_what_happens_while_the_operator_is_down_is_processed_afterwards(
     system: Namespace, jobs: Namespace, make_run: Any, reader: Any
 ) -> None:
-    """One job stalls and one fails; the newest checkpoint of the first is cut short before it goes on."""
-    trouble = Trouble(system, jobs, "unwatched")
+    """One job stalls and one fails. The newest checkpoint of the first is truncated before the job continues."""
+    faults = FaultInjector(system, jobs, "unwatched")
     jobs.apply(make_run("unwatched", 60, recovery=PATIENT | {"stallTimeoutSeconds": 45}))
     wait_for_step(jobs, "unwatched", 5)
     wrong = make_run("misread", 60)
@@ -295,42 +296,44 @@ def test_what_happens_while_the_operator_is_away_is_taken_in_afterwards(
     scale = ("scale", "deployment", "--selector=app.kubernetes.io/name=finetune-operator")
     system.kubectl(*scale, "--replicas=0")
     try:
-        trouble.signal_workers(0, signal.SIGSTOP)
+        faults.signal_workers(0, signal.SIGSTOP)
         for name in ("unwatched", "misread"):
-            jobs.wait_for(f"the end of {name}'s pods", lambda name=name: _all_ended(jobs, name), BACK_SECONDS, name)
-        assert jobs.status("misread")["phase"] != "Failed", "the operator was to be away"
-        [cut] = reader("unwatched-output").python(CUT_SHORT)
+            jobs.wait_for(f"the end of {name}'s pods", lambda name=name: _all_ended(jobs, name), RECOVERY_SECONDS, name)
+        assert jobs.status("misread")["phase"] != "Failed", "the operator must be down"
+        [truncated] = reader("unwatched-output").python(TRUNCATE_CHECKPOINT)
     finally:
         system.kubectl(*scale, "--replicas=1")
     failed = jobs.wait_for_phase("misread", "Failed", timeout=120)
     assert failed["reason"] == "ConfigurationError"
     assert "spec.datasets[0].columns.text" in failed["message"]
-    status = wait_for_step(jobs, "unwatched", int(cut.removeprefix("step-")) + 1)
+    status = wait_for_step(jobs, "unwatched", int(truncated.removeprefix("step-")) + 1)
     assert [attempt["reason"] for attempt in status["attempts"][:-1]] == ["Stalled"]
-    assert status["attempts"][-1]["skippedCheckpoints"] == [cut]
+    assert status["attempts"][-1]["skippedCheckpoints"] == [truncated]
     events = jobs.kubectl("get", "events", "--field-selector=involvedObject.name=unwatched,reason=CheckpointSkipped").stdout
-    assert cut in events
+    assert truncated in events
     remove(jobs, "unwatched", "misread")
 
 
 def _all_ended(jobs: Namespace, job: str) -> bool:
-    """Of a job that had pods: when one has failed the other may be deleted, by the Job's controller."""
+    """Return whether all pods have ended. When one pod has failed, the controller of the Job may delete the other one."""
     return all(pod["status"]["phase"] in ("Succeeded", "Failed") for pod in jobs.pods(job))
 
 
-def test_a_dead_machine_costs_a_minute_at_most(system: Namespace, jobs: Namespace, make_run: Any) -> None:
-    needs("NODE_KILL", "NODE_START")
-    trouble = Trouble(system, jobs, "bereft")
+def test_a_dead_node_costs_a_minute_at_most(system: Namespace, jobs: Namespace, make_run: Any) -> None:
+    require_commands("NODE_KILL", "NODE_START")
+    faults = FaultInjector(system, jobs, "lost-node")
     elastic = {"nodes": 2, "minNodes": 1}
-    jobs.apply(make_run("bereft", 200, distributed=elastic))
-    wait_for_step(jobs, "bereft", 3)
-    step = jobs.status("bereft")["progress"]["step"]
+    jobs.apply(make_run("lost-node", 200, distributed=elastic))
+    wait_for_step(jobs, "lost-node", 3)
+    step = jobs.status("lost-node")["progress"]["step"]
     began = time.monotonic()
-    with node_down(trouble.node(1)):
-        status = jobs.wait_for("another attempt that trains", lambda: _trains(jobs, "bereft", 2, step), BACK_SECONDS, "bereft")
-        print(f"machine dead → next step {time.monotonic() - began:.0f} s, {status['attempts']}")
+    with node_down(faults.node(1)):
+        status = jobs.wait_for(
+            "another attempt that trains", lambda: _trains(jobs, "lost-node", 2, step), RECOVERY_SECONDS, "lost-node"
+        )
+        print(f"node dead → next step {time.monotonic() - began:.0f} s, {status['attempts']}")
         assert status["restarts"]["preemptions"] >= 1
-    remove(jobs, "bereft")
+    remove(jobs, "lost-node")
 
 
 def _trains(jobs: Namespace, job: str, attempt: int, step: int) -> Object | None:

@@ -1,4 +1,4 @@
-"""A wrong file: what the API server refuses, and what only a pod can find out."""
+"""Wrong jobs: mistakes that the API server refuses, and mistakes that only a pod can find."""
 
 import datetime
 import json
@@ -11,33 +11,33 @@ from unit.api import spec_cases
 
 JOB = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob"}
 pytestmark = pytest.mark.cluster
-# From the start of the container to the end of the job in status; a second or two of it is the work, the rest imports of
-# several pods on one machine at the same time.
+# From the start of the container to the completion time in the status. The check itself takes a second or two. The rest is the
+# imports of several pods that start on one machine at the same time.
 SECONDS_TO_FAIL = 120
 
 
-def server_verdicts(jobs: Namespace, cases: list[spec_cases.Case]) -> dict[str, str]:
-    """What the API server says of each case, by the case's name; empty where it accepts it."""
-    verdicts = {}
+def server_errors(jobs: Namespace, cases: list[spec_cases.Case]) -> dict[str, str]:
+    """Return the error of the API server for each case, by the name of the case; empty if it accepts the case."""
+    errors = {}
     for number, case in enumerate(cases):
         manifest = {**JOB, "metadata": {"name": f"case-{number}"}, "spec": case.spec}
         done = jobs.kubectl("apply", "--dry-run=server", "--filename", "-", stdin=json.dumps(manifest), check=False)
-        verdicts[case.name] = "" if done.returncode == 0 else done.stderr
-    return verdicts
+        errors[case.name] = "" if done.returncode == 0 else done.stderr
+    return errors
 
 
 def test_the_api_server_accepts_what_the_models_accept(jobs: Namespace) -> None:
-    verdicts = server_verdicts(jobs, spec_cases.ACCEPTED)
-    assert {name: verdict for name, verdict in verdicts.items() if verdict} == {}
+    errors = server_errors(jobs, spec_cases.ACCEPTED)
+    assert {name: error for name, error in errors.items() if error} == {}
 
 
-def test_the_api_server_refuses_what_the_models_refuse_and_says_the_same(jobs: Namespace) -> None:
-    verdicts = server_verdicts(jobs, spec_cases.REFUSED)
-    assert [name for name, verdict in verdicts.items() if not verdict] == []
-    silent = [case.name for case in spec_cases.REFUSED if case.message and case.message not in verdicts[case.name]]
-    assert silent == []
-    unnamed = [case.name for case in spec_cases.REFUSED if str(case.field).rpartition(".")[2] not in verdicts[case.name]]
-    assert unnamed == []
+def test_the_api_server_refuses_what_the_models_refuse_with_the_same_message(jobs: Namespace) -> None:
+    errors = server_errors(jobs, spec_cases.REFUSED)
+    assert [name for name, error in errors.items() if not error] == []
+    without_message = [case.name for case in spec_cases.REFUSED if case.message and case.message not in errors[case.name]]
+    assert without_message == []
+    without_field = [case.name for case in spec_cases.REFUSED if str(case.field).rpartition(".")[2] not in errors[case.name]]
+    assert without_field == []
 
 
 @pytest.mark.parametrize("name", ["a.b", "a" * 53, "1a"])
@@ -59,13 +59,13 @@ def test_a_job_is_not_changed_once_it_has_started(jobs: Namespace, make_job: Any
 
 
 def started_at(pod: dict[str, Any]) -> datetime.datetime:
-    """When the trainer container started."""
+    """Return the time at which the trainer container started."""
     [container] = pod["status"]["containerStatuses"]
     state = container["state"].get("terminated") or container["state"]["running"]
     return datetime.datetime.fromisoformat(state["startedAt"])
 
 
-def test_what_only_a_pod_can_find_fails_at_once_with_the_field_and_without_a_retry(
+def test_a_mistake_that_only_a_pod_can_find_fails_at_once_with_its_field_and_without_a_retry(
     jobs: Namespace, make_job: Any, hub: Any
 ) -> None:
     wrong_token = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "wrong"}, "stringData": {"token": "hf_of_nobody"}}
@@ -87,7 +87,7 @@ def test_what_only_a_pod_can_find_fails_at_once_with_the_field_and_without_a_ret
         failure = status["failure"]
         assert (status["reason"], failure["reason"]) == (reason, reason)
         assert field in failure["message"]
-        assert field in status["message"], "what `kubectl get` shows must say it too"
+        assert field in status["message"], "the message that `kubectl get` shows must name it too"
         for word in words:
             assert word in failure["message"]
         assert "Traceback" not in failure["message"]
@@ -97,7 +97,7 @@ def test_what_only_a_pod_can_find_fails_at_once_with_the_field_and_without_a_ret
         [pod] = jobs.pods(name)
         assert [container["restartCount"] for container in pod["status"]["containerStatuses"]] == [0]
         took = datetime.datetime.fromisoformat(status["completionTime"]) - started_at(pod)
-        print(f"{name}: Failed {took.total_seconds():.0f} s after its container's start: {failure['message']}")
+        print(f"{name}: Failed {took.total_seconds():.0f} s after its container started: {failure['message']}")
         assert took.total_seconds() <= SECONDS_TO_FAIL
     for name in expected:
         jobs.kubectl("delete", "finetunejob", name, "--wait=false")

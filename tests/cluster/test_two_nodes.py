@@ -1,4 +1,4 @@
-"""The whole path: helm install, kubectl apply, two pods on two machines train as one, the model is on the Hub."""
+"""The whole path: helm install, kubectl apply, distributed training by two pods on two nodes, and the model on the Hub."""
 
 import datetime
 import json
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.cluster
 EXAMPLE = pathlib.Path(__file__).parents[2] / "examples/news-cluster.yaml"
 JOB = "news-two-nodes"
 COLUMNS = ("PHASE", "PROGRESS", "STEP", "LOSS", "LEFT", "RESTARTS", "AGE")
-LOOK_EVERY_SECONDS = 3.0  # each look is four kubectl, which cost more than the cluster's work for them
+POLL_EVERY_SECONDS = 3.0  # each poll runs kubectl four times, which costs more than the work of the cluster for it
 
-# Metrics that every pod serves while it trains, and those of the pod with rank 0.
+# Metrics that every pod serves while it trains, and metrics that only the pod with rank 0 serves.
 EVERY_RANK = {metrics.STEP_DURATION, metrics.LAST_STEP, metrics.TRAINING_TOKENS}
 RANK_0 = {
     metrics.TRAINING_LOSS, metrics.TRAINING_LEARNING_RATE, metrics.TRAINING_GRADIENT_NORM,
@@ -34,9 +34,9 @@ import json, sys, torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 texts = ["The striker scored twice in the last ten minutes.", "Shares fell by 4% after the forecast was cut.", "A new console"]
 answers = []
-for place in ("REPOSITORY", "/claims/CLAIM/model"):
-    tokenizer = AutoTokenizer.from_pretrained(place)
-    model = AutoModelForSequenceClassification.from_pretrained(place).eval()
+for source in ("REPOSITORY", "/claims/CLAIM/model"):
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    model = AutoModelForSequenceClassification.from_pretrained(source).eval()
     with torch.inference_mode():
         answers.append(model(**tokenizer(texts, return_tensors="pt", padding=True, truncation=True)).logits)
 labels = sorted(model.config.id2label.values())
@@ -46,15 +46,15 @@ print(json.dumps({"difference": float(difference), "largest": float(largest), "l
 
 
 class Watcher:
-    """Looks at a running job as a user does, again and again, and keeps what it saw."""
+    """Polls a running job as a user does, and keeps what it observes."""
 
     def __init__(self, jobs: Namespace) -> None:
         self.jobs = jobs
         self.rows: list[dict[str, str]] = []
-        self.metrics: dict[str, str] = {}  # pod → its last /metrics
+        self.metrics: dict[str, str] = {}  # last /metrics by pod
         self.nodes: dict[str, str] = {}
-        self.first_step: str | None = None  # when the first step that was seen had ended
-        self.processes: dict[str, str] = {}  # pod → name of PID 1 and the user it runs as
+        self.first_step: str | None = None  # end of the first observed step
+        self.processes: dict[str, str] = {}  # name and user of PID 1, by pod
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -67,14 +67,14 @@ class Watcher:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(LOOK_EVERY_SECONDS):
+        while not self._stop.wait(POLL_EVERY_SECONDS):
             table = self.jobs.kubectl("get", "ftj", JOB, check=False).stdout
             if table:
                 self.rows.append({name: column(table, name) for name in COLUMNS})
             for pod in self.jobs.pods(JOB):
-                self._look_at(pod)
+                self._observe(pod)
 
-    def _look_at(self, pod: Object) -> None:
+    def _observe(self, pod: Object) -> None:
         name = pod["metadata"]["name"]
         self.nodes[name] = pod["spec"].get("nodeName", "")
         if pod["status"]["phase"] != "Running":
@@ -90,17 +90,17 @@ class Watcher:
 
 @pytest.fixture(scope="module")
 def trained(jobs: Namespace, system: Namespace, hub: Hub, hub_access: Object, small_pod: Object) -> Iterator[Watcher]:
-    """The example, trained to its end on two nodes; what was seen while it ran."""
+    """Train the example on two nodes, and return what was observed while it ran."""
     [job] = manifest.read_manifests(EXAMPLE)
     assert job["spec"]["distributed"]["nodes"] == 2
     job["metadata"]["name"] = JOB
     spec = job["spec"]
-    assert spec["hub"]["tokenSecretRef"] == hub_access["tokenSecretRef"], "the Secret that the tests create"
+    assert spec["hub"]["tokenSecretRef"] == hub_access["tokenSecretRef"], "the tests create a Secret with this name"
     spec["hub"] = hub_access
     spec["model"]["hub"] = {"name": hub.model}
     spec["datasets"][0]["hub"] = {"name": hub.articles}  # the same columns as the one that the example names
     spec["publish"]["repository"] = hub.repository("published")
-    # Fewer and shorter articles than the example's: what two cores do in a minute.
+    # Fewer and shorter articles than in the example, so that two cores need a minute.
     spec["datasets"][0] |= {"maxTrainSamples": 640, "maxEvalSamples": 150}
     spec["training"] |= {"epochs": 2, "globalBatchSize": 16, "maxTokens": 64, "learningRate": 1e-4}
     spec["pod"] = small_pod
@@ -113,7 +113,7 @@ def trained(jobs: Namespace, system: Namespace, hub: Hub, hub_access: Object, sm
     jobs.kubectl("delete", "finetunejob", JOB)
 
 
-def test_both_pods_train_as_one_gang_on_two_machines(jobs: Namespace, trained: Watcher) -> None:
+def test_both_pods_train_one_model_on_two_nodes(jobs: Namespace, trained: Watcher) -> None:
     assert len(set(trained.nodes.values())) == len(trained.nodes) == 2
     status = jobs.status(JOB)
     assert (status["resolved"]["nodes"], status["resolved"]["processes"]) == (2, 2)
@@ -121,19 +121,21 @@ def test_both_pods_train_as_one_gang_on_two_machines(jobs: Namespace, trained: W
     assert status["progress"]["step"] == status["progress"]["totalSteps"] == 80
 
 
-def test_kubectl_get_shows_how_far_it_is_while_it_runs(trained: Watcher) -> None:
+def test_kubectl_get_shows_the_progress_while_the_job_runs(trained: Watcher) -> None:
     running = [row for row in trained.rows if row["PHASE"] == "Running"]
     assert running, trained.rows
-    told = [row for row in running if re.fullmatch(r"\d+%", row["PROGRESS"]) and re.fullmatch(r"\d+(\.\d{1,4})?", row["LOSS"])]
-    assert told, running
-    assert any(0 < int(row["PROGRESS"].rstrip("%")) < 100 and row["LEFT"] for row in told), running
-    assert len({row["STEP"] for row in told}) >= 2, "progress must be seen to move"
+    with_progress = [
+        row for row in running if re.fullmatch(r"\d+%", row["PROGRESS"]) and re.fullmatch(r"\d+(\.\d{1,4})?", row["LOSS"])
+    ]
+    assert with_progress, running
+    assert any(0 < int(row["PROGRESS"].rstrip("%")) < 100 and row["LEFT"] for row in with_progress), running
+    assert len({row["STEP"] for row in with_progress}) >= 2, "the observed progress must increase"
     phases = [row["PHASE"] for row in trained.rows if row["PHASE"]]
     order = ["Pending", "Initializing", "Running", "Publishing", "Succeeded"]
     assert [order.index(phase) for phase in phases] == sorted(order.index(phase) for phase in phases)
 
 
-def test_it_ends_with_the_accuracy_of_the_evaluation(jobs: Namespace, trained: Watcher) -> None:
+def test_the_status_has_the_accuracy_of_the_evaluation(jobs: Namespace, trained: Watcher) -> None:
     status = jobs.status(JOB)
     print(json.dumps(status["evaluation"]))
     assert status["evaluation"]["metrics"]["accuracy"] >= 0.9
@@ -191,7 +193,7 @@ def test_tini_is_pid_1_and_nothing_runs_as_root_or_can_write_to_the_image(traine
     assert set(trained.processes.values()) == {"tini\n1000\nRead-only file system\n"}
 
 
-def test_neither_image_holds_what_only_the_other_needs(system: Namespace, reader: Any, trained: Watcher) -> None:
+def test_neither_image_contains_what_only_the_other_needs(system: Namespace, reader: Any, trained: Watcher) -> None:
     code = (
         "import importlib.util, json\n"
         "print(json.dumps([name for name in ('torch', 'kopf', 'kubernetes') if importlib.util.find_spec(name)]))\n"
@@ -230,12 +232,12 @@ def test_the_token_appears_nowhere(
         "metrics of the operator": operator_metrics(system),
         **{f"metrics of {pod}": text for pod, text in trained.metrics.items()},
     }
-    assert all(seen.values()), "nothing was looked at"
+    assert all(seen.values()), "nothing was searched"
     assert JOB in seen["objects of the jobs"]
     encoded = base64.b64encode(token.encode()).decode()
     secret = jobs.kubectl("get", "secret", hub_access["tokenSecretRef"]["name"], "--output", "yaml").stdout
     assert encoded in secret, "the search itself must work"
-    assert [place for place, text in seen.items() if token in text or encoded in text] == []
+    assert [source for source, text in seen.items() if token in text or encoded in text] == []
 
     pushed = pathlib.Path(hub.api.snapshot_download(hub.repository("published"), local_dir=tmp_path / "pushed"))
     files = [path for path in pushed.rglob("*") if path.is_file()]
@@ -255,26 +257,26 @@ def test_the_token_appears_nowhere(
 
 
 def test_the_times_from_kubectl_apply_to_the_first_step(jobs: Namespace, trained: Watcher) -> None:
-    """No limits but figures: printed, and only checked to make sense."""
+    """Print the times. The test has no limits and only checks the order."""
     job = jobs.get("finetunejob", JOB)
     assert job
     [pod] = [pod for pod in jobs.pods(JOB) if pod["metadata"]["name"].startswith(names.pod_host_name(JOB, 1, 0))]
     log = jobs.kubectl("logs", pod["metadata"]["name"]).stdout.splitlines()
     assert trained.first_step
-    moments = {
+    times = {
         "pod created": pod["metadata"]["creationTimestamp"],
         "container started": pod["status"]["containerStatuses"][0]["state"]["terminated"]["startedAt"],
         "launcher runs": log[0].partition(" ")[0],
         "model and data are there": next(line for line in log if " steps of " in line).partition(" ")[0],
-        f"first step seen (looked every {LOOK_EVERY_SECONDS:g} s)": trained.first_step,
+        f"first step seen (polled every {POLL_EVERY_SECONDS:g} s)": trained.first_step,
     }
-    created = moment(job["metadata"]["creationTimestamp"])
-    seconds = {name: (moment(when) - created).total_seconds() for name, when in moments.items()}
+    created = parse_time(job["metadata"]["creationTimestamp"])
+    seconds = {name: (parse_time(when) - created).total_seconds() for name, when in times.items()}
     print(f"seconds after kubectl apply: {json.dumps(seconds, indent=1)}")
     assert sorted(seconds.values()) == list(seconds.values())
 
 
-def moment(text: str) -> datetime.datetime:
+def parse_time(text: str) -> datetime.datetime:
     return datetime.datetime.fromisoformat(text)
 
 

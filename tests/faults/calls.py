@@ -1,4 +1,4 @@
-"""Requests to the API server as RBAC names them: verb, group, resource, subresource."""
+"""Requests to the API server in the terms of RBAC: verb, group, resource, subresource."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One request. resource: empty for paths that are no resource, as /apis. body: its JSON, None without one."""
+    """A request. resource: empty for a path without a resource, such as /apis. body: parsed JSON, None if there is none."""
 
     verb: str
     group: str
@@ -25,43 +25,45 @@ class Call:
     query: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
-    def kind(self) -> str:
-        """Resource with subresource, as in a Role."""
+    def rbac_resource(self) -> str:
+        """The resource as a Role names it: resource or resource/subresource."""
         return f"{self.resource}/{self.subresource}" if self.subresource else self.resource
 
     @property
     def target(self) -> str:
-        """Name of the object, also of one that is being created."""
+        """The name of the object. For a creation, the body contains it."""
         if self.name or not isinstance(self.body, Mapping):
             return self.name
         return str(self.body.get("metadata", {}).get("name", ""))
 
     def is_write(self) -> bool:
-        """Whether it changes anything."""
+        """Return whether the call changes an object."""
         return self.verb in WRITES
 
-    def is_of_life(self) -> bool:
-        """Whether it is a write that belongs to a job's life: all but events and Leases."""
+    def is_job_write(self) -> bool:
+        """Return whether the call is a write for a job: every write except those of Events and Leases."""
         return self.is_write() and self.resource not in ("events", "leases")
 
 
 @dataclasses.dataclass
 class Record:
-    """What became of a call. status: the API server's answer, 0 if it never got the call. told: what the operator was told.
+    """A call and its result.
 
-    at: monotonic seconds when it came. size: bytes of the answer. answer: its JSON, kept for lists and creations only.
+    at: time of arrival in monotonic seconds. status: status code of the API server, 0 if the call did not reach it.
+    returned: status code that the operator received, 0 if none. size: bytes of the response.
+    response: parsed JSON, only for lists, creations and patches.
     """
 
     call: Call
     at: float = dataclasses.field(default_factory=time.monotonic)
     status: int = 0
-    told: int = 0
+    returned: int = 0
     size: int = 0
-    answer: Any = None
+    response: Any = None
 
 
 def read_call(method: str, path: str, query: Mapping[str, str], body: bytes = b"") -> Call:
-    """Understand a request: /api/v1/… and /apis/GROUP/VERSION/…, with or without a namespace."""
+    """Parse a request to /api/v1/… or /apis/GROUP/VERSION/…, with or without a namespace."""
     parts = path.strip("/").split("/")
     group, rest = "", parts[2:]
     if parts[0] == "apis":

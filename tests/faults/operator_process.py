@@ -1,4 +1,4 @@
-"""The operator as a process of its own, which can be killed, stopped and started again."""
+"""The operator as a process. Tests can kill, pause and restart it."""
 
 import contextlib
 import os
@@ -17,7 +17,10 @@ START_SECONDS = 60.0
 
 
 class Operator:
-    """One replica. arguments: behind `run`. environment: of its own, beside the test's. log: file for what it says."""
+    """A replica of the operator.
+
+    arguments: follow `run`. environment: variables in addition to those of the test. log: file for the output.
+    """
 
     def __init__(self, arguments: list[str], environment: Mapping[str, str], log: pathlib.Path) -> None:
         self._arguments, self._environment, self._log = arguments, environment, log
@@ -25,8 +28,8 @@ class Operator:
         self.port = _free_port()
 
     def start(self, wait: bool = True) -> None:
-        """Start it; wait until it is ready."""
-        assert not self.runs(), "it runs already"
+        """Start the process. With wait, return when it is ready."""
+        assert not self.is_running(), "the operator is already running"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KUBERNETES_")}
         with self._log.open("ab") as log:
             log.write(b"--- started\n")
@@ -40,35 +43,35 @@ class Operator:
             self.wait_ready()
 
     def wait_ready(self, timeout: float = START_SECONDS) -> None:
-        """Wait for /readyz."""
+        """Wait until /readyz answers with 200."""
         end = time.monotonic() + timeout
         while not self.is_ready():
-            assert self.runs(), f"the operator ended with {self.exit_code()}:\n{self.log()}"
+            assert self.is_running(), f"the operator exited with {self.exit_code()}:\n{self.log()}"
             assert time.monotonic() < end, f"the operator is not ready:\n{self.log()}"
             time.sleep(0.1)
 
     def is_ready(self) -> bool:
-        """What /readyz says; False while it says nothing."""
-        return self.http("/readyz") is not None
+        """Return whether /readyz answers with 200."""
+        return self.http_get("/readyz") is not None
 
-    def http(self, path: str) -> str | None:
-        """What its port answers with 200, else None."""
+    def http_get(self, path: str) -> str | None:
+        """Return the body of a response with status 200; None for any other response or none."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=2) as answer:
-                return str(answer.read().decode())
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=2) as response:
+                return str(response.read().decode())
         except (urllib.error.URLError, OSError):
             return None
 
-    def runs(self) -> bool:
-        """Whether the process lives."""
+    def is_running(self) -> bool:
+        """Return whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
     def exit_code(self) -> int | None:
-        """The exit code, None while it lives."""
+        """Return the exit code; None if the process runs or was never started."""
         return self._process.poll() if self._process is not None else None
 
     def kill(self) -> None:
-        """kill -9. It may be called from any thread, and for a process that has ended."""
+        """Send SIGKILL. Any thread may call this, also for a process that has exited."""
         if self._process is not None:
             self._process.kill()
 
@@ -77,27 +80,27 @@ class Operator:
         assert self._process is not None
         self._process.send_signal(number)
 
-    def wait_end(self, timeout: float = 15) -> int:
-        """Wait until it has ended; the exit code."""
+    def wait_exit(self, timeout: float = 15) -> int:
+        """Wait until the process has exited, and return its exit code."""
         assert self._process is not None
         try:
             return self._process.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"the operator did not end within {timeout:g} s:\n{self.log()}") from None
+            raise AssertionError(f"the operator did not exit within {timeout:g} s:\n{self.log()}") from None
 
     def restart(self) -> None:
-        """Bury the dead one and start again."""
+        """Kill the process if it still runs, and start a new one."""
         self.kill()
-        self.wait_end()
+        self.wait_exit()
         self.start()
 
     def log(self) -> str:
-        """What it said last."""
+        """Return the last 12,000 characters of the log."""
         return self._log.read_text(encoding="utf-8", errors="replace")[-12_000:]
 
 
 def _free_port() -> int:
-    """A port that nobody listens at, outside the range from which connections that go out take theirs at any moment."""
+    """Return a free port outside the range of ephemeral ports, from which the system assigns ports to outgoing connections."""
     for port in random.sample(range(20_000, 30_000), 50):
         with socket.socket() as found, contextlib.suppress(OSError):
             found.bind(("127.0.0.1", port))

@@ -1,4 +1,4 @@
-"""Faults: what a proxy does to the calls that a rule chooses."""
+"""Rules: which calls the proxy disturbs, and how."""
 
 import dataclasses
 import json
@@ -12,11 +12,11 @@ _REASONS = {403: "Forbidden", 409: "Conflict", 429: "TooManyRequests", 500: "Int
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """An answer without the API server. Its body is a Status, unless there is one."""
+class Response:
+    """A response that the proxy returns without the API server. body: a Status object if None."""
 
     code: int
-    message: str = "made up by the test"
+    message: str = "injected by the test"
     retry_after: int | None = None
     body: bytes | None = None
 
@@ -29,25 +29,26 @@ class Answer:
 
 @dataclasses.dataclass
 class Rule:
-    """A fault for the calls that match: after the first ``skip`` of them, ``times`` of them (None: all).
+    """A fault for the calls that match.
 
-    drop: cut the connection, "before" the call reaches the API server, or "after" it did and before the answer is given.
-    answer: instead of the API server's. delay_seconds: before anything else. effect: called at the moment of the fault.
-    hits counts how often it struck.
+    drop: close the operator's connection "before" the API server gets the call, or "after" it has answered.
+    response: returned instead of the API server's. delay_seconds: pause before anything else.
+    callback: called when the fault is injected. skip: number of matching calls to which the rule does not apply at first.
+    times: number of calls after them to which it applies (None: all). hits: number of calls to which it has applied so far.
     """
 
     match: Match
     drop: Literal["before", "after"] | None = None
-    answer: Answer | Callable[[Call], Answer] | None = None
+    response: Response | Callable[[Call], Response] | None = None
     delay_seconds: float = 0.0
-    effect: Callable[[], Any] | None = None
+    callback: Callable[[], Any] | None = None
     skip: int = 0
     times: int | None = 1
     hits: int = 0
     _seen: int = 0
 
-    def strikes(self, call: Call) -> bool:
-        """Whether it strikes this call; counts."""
+    def applies_to(self, call: Call) -> bool:
+        """Return whether the rule applies to this call, and count the call."""
         if (self.times is not None and self.hits >= self.times) or not self.match(call):
             return False
         self._seen += 1
@@ -57,6 +58,6 @@ class Rule:
         return True
 
 
-def calls(verb: str, kind: str, name: str | None = None) -> Match:
-    """Matches calls by verb and resource, or resource/subresource, as a Role has them; by the object's name if given."""
-    return lambda call: call.verb == verb and call.kind == kind and (name is None or call.target == name)
+def calls(verb: str, rbac_resource: str, name: str | None = None) -> Match:
+    """Match calls by verb, by resource or resource/subresource, and by the object's name if one is given."""
+    return lambda call: call.verb == verb and call.rbac_resource == rbac_resource and (name is None or call.target == name)

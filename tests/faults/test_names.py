@@ -1,92 +1,93 @@
-"""A name that is used again, quotas, and what is kept of an earlier job."""
+"""Jobs with the name of an earlier job, outputs of earlier jobs, and quotas."""
 
 import time
 
 import pytest
 
 from cluster.kube import Object
-from faults.place import LABEL, Place
+from faults.environment import LABEL, Environment
 
 pytestmark = pytest.mark.cluster
 OWNER = "finetune.dev/owner-uid"
-RETAIN_NOTHING = {"output": {"retention": {"whenDeleted": "Delete"}}}
+DELETE_OUTPUT = {"output": {"retention": {"whenDeleted": "Delete"}}}
 
 
 def owners(pods: list[Object]) -> set[str]:
+    """Return the uids of the FineTuneJobs that own the pods."""
     return {pod["metadata"].get("annotations", {}).get(OWNER, "") for pod in pods}
 
 
-def test_a_job_made_again_at_once_under_its_name_takes_nothing_over_and_waits_for_the_old_pods(place: Place) -> None:
-    old = place.submit("job", "save 4", training={"maxSteps": 600}, **RETAIN_NOTHING)
-    place.wait_phase("job", "Running")
-    place.kubectl("delete", "finetunejob", "job", "--wait=false")
-    new = place.submit("job", **RETAIN_NOTHING)
+def test_a_job_recreated_under_its_name_adopts_nothing_and_waits_until_the_old_pods_are_deleted(env: Environment) -> None:
+    old = env.submit("job", "save 4", training={"maxSteps": 600}, **DELETE_OUTPUT)
+    env.wait_phase("job", "Running")
+    env.kubectl("delete", "finetunejob", "job", "--wait=false")
+    new = env.submit("job", **DELETE_OUTPUT)
     seen: list[set[str]] = []
     end = time.monotonic() + 60
-    while place.status("job").get("phase") != "Succeeded":
-        assert time.monotonic() < end, place.describe("job")
-        found = owners(place.objects("pods", f"{LABEL}=job"))
+    while env.status("job").get("phase") != "Succeeded":
+        assert time.monotonic() < end, env.describe("job")
+        found = owners(env.objects("pods", f"{LABEL}=job"))
         if not seen or seen[-1] != found:
             seen.append(found)
-        assert found != {old, new}, "pods of both at the same time"
+        assert found != {old, new}, "pods of both jobs exist at the same time"
         time.sleep(0.2)
     print([["old" if uid == old else "new" for uid in found] for found in seen])
-    assert {old} in seen, "the old pods took their time"
-    status = place.status("job")
+    assert {old} in seen, "the old pods were deleted too soon for this test"
+    status = env.status("job")
     assert (status["attempt"], status["restarts"]["failures"]) == (1, 0)
     for kind in ("jobs", "services", "configmaps"):
-        for item in place.objects(kind, f"{LABEL}=job"):
+        for item in env.objects(kind, f"{LABEL}=job"):
             assert [owner["uid"] for owner in item["metadata"]["ownerReferences"]] == [new], kind
 
 
-def test_what_an_earlier_job_of_the_name_left_half_done_is_not_gone_on_with_in_silence(place: Place) -> None:
-    place.submit("job", training={"maxSteps": 600})
-    place.wait_phase("job", "Running")
-    place.kubectl("delete", "finetunejob", "job", "--wait=true")
-    place.wait("its pods are gone", lambda: not place.pods("job"), 30)
-    place.submit("job", training={"maxSteps": 600})
-    status = place.wait_phase("job", "Failed")
+def test_a_job_fails_if_an_earlier_job_of_its_name_left_an_unfinished_output(env: Environment) -> None:
+    env.submit("job", training={"maxSteps": 600})
+    env.wait_phase("job", "Running")
+    env.kubectl("delete", "finetunejob", "job", "--wait=true")
+    env.wait("its pods are deleted", lambda: not env.pods("job"), 30)
+    env.submit("job", training={"maxSteps": 600})
+    status = env.wait_phase("job", "Failed")
     print(status["message"])
     assert status["reason"] == "OutputConflict"
 
 
-def test_a_finished_job_restored_without_its_status_does_not_train_again(place: Place) -> None:
-    place.submit("job")
-    place.wait_phase("job", "Succeeded")
-    place.kubectl("delete", "finetunejob", "job", "--wait=true")
-    place.wait("its pods are gone", lambda: not place.pods("job"), 30)
-    place.submit("job")
-    status = place.wait_phase("job", "Succeeded")
+def test_a_finished_job_restored_without_its_status_does_not_train_again(env: Environment) -> None:
+    env.submit("job")
+    env.wait_phase("job", "Succeeded")
+    env.kubectl("delete", "finetunejob", "job", "--wait=true")
+    env.wait("its pods are deleted", lambda: not env.pods("job"), 30)
+    env.submit("job")
+    status = env.wait_phase("job", "Succeeded")
     print(status["message"])
     assert status.get("progress", {}).get("step", 0) in (0, 10)
-    logs = "".join(place.kubectl("logs", pod["metadata"]["name"], check=False).stdout for pod in place.pods("job"))
+    logs = "".join(env.kubectl("logs", pod["metadata"]["name"], check=False).stdout for pod in env.pods("job"))
     assert "at step 10" not in logs
 
 
 @pytest.mark.slow
-def test_a_gang_for_which_the_quota_is_too_small_waits_without_holding_anything(place: Place) -> None:
+def test_an_attempt_that_exceeds_the_quota_waits_without_pods(env: Environment) -> None:
     def set_quota(pods: int) -> None:
         spec = {"hard": {"pods": str(pods)}}
-        place.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": spec})
+        env.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": spec})
 
     set_quota(1)
-    place.wait("the quota counts", lambda: (place.get("resourcequota", "few") or {}).get("status", {}).get("used"), 30)
-    place.submit("job", "step 1", training={"maxSteps": 600})
-    status = place.wait("it says so", lambda: waits_for_quota(place), 30, "job")
+    env.wait("the quota is in force", lambda: (env.get("resourcequota", "few") or {}).get("status", {}).get("used"), 30)
+    env.submit("job", "step 1", training={"maxSteps": 600})
+    status = env.wait("the reason QuotaExceeded", lambda: status_of_exceeded_quota(env), 30, "job")
     assert "pods" in status["message"]
     started = time.monotonic()
-    place.wait("the half gang is gone", lambda: not place.pods("job"), 60, "job")
-    print(
-        f"the half gang was gone {time.monotonic() - started:.0f} s after the refusal was told: {place.status('job')['message']}"
-    )
-    held = [len(place.pods("job")) for _ in range(20) if not time.sleep(1)]
-    print(f"pods held in the 20 s after that: {held}")
-    assert waits_for_quota(place), place.describe("job")
+    env.wait("the pods of the incomplete attempt are deleted", lambda: not env.pods("job"), 60, "job")
+    seconds = time.monotonic() - started
+    print(f"pods of the incomplete attempt deleted {seconds:.0f} s after the status: {env.status('job')['message']}")
+    counts = [len(env.pods("job")) for _ in range(20) if not time.sleep(1)]
+    print(f"number of pods in each of the next 20 s: {counts}")
+    assert status_of_exceeded_quota(env), env.describe("job")
     set_quota(4)
-    status = place.wait_phase("job", "Running", timeout=90)
+    status = env.wait_phase("job", "Running", timeout=90)
     assert status["restarts"]["failures"] == 0
 
 
-def waits_for_quota(place: Place) -> Object | None:
-    status = place.status("job")
+def status_of_exceeded_quota(env: Environment) -> Object | None:
+    """Return the job's status if its reason is QuotaExceeded, else None."""
+    status = env.status("job")
     return status if status.get("reason") == "QuotaExceeded" else None

@@ -1,4 +1,4 @@
-"""Random and hostile specs put to the real API server, in a namespace that enforces Pod Security "restricted"."""
+"""The real API server gets random and hostile specs, in a namespace that enforces Pod Security "restricted"."""
 
 import json
 import secrets
@@ -9,24 +9,24 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from cluster.kube import Namespace, Object, kubectl
-from faults.place import Place
-from finetune_operator.site import Site
+from faults.environment import Environment
+from finetune_operator.defaults import OperatorDefaults
 from unit.operator.hostile import hostile_specs
 from unit.operator.random_specs import specs
-from unit.operator.test_pod_security import SITE, children_of, template_of
+from unit.operator.test_pod_security import DEFAULTS, children_of, template_of
 
 pytestmark = pytest.mark.cluster
-PODS = 20  # for each of two sites
+PODS = 20  # for each of two sets of operator defaults
 GENERATE = settings(
     max_examples=PODS, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
 )
 
 
 @pytest.fixture
-def namespace(crd: None) -> Iterator[Namespace]:
+def namespace(custom_resource_definition: None) -> Iterator[Namespace]:
     name = f"faults-{secrets.token_hex(4)}"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    made = Namespace(name)
+    created = Namespace(name)
     kubectl(
         "create",
         "-f",
@@ -34,13 +34,13 @@ def namespace(crd: None) -> Iterator[Namespace]:
         stdin=json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}),
     )
     try:
-        made.wait_for("its service account", lambda: made.get("serviceaccount", "default"), 30)
-        yield made
+        created.wait_for("the default service account", lambda: created.get("serviceaccount", "default"), 30)
+        yield created
     finally:
         kubectl("delete", "namespace", name, "--wait=false")
 
 
-def random_templates(site: Site) -> list[Object]:
+def random_templates(defaults: OperatorDefaults) -> list[Object]:
     found: list[Object] = []
 
     @GENERATE
@@ -48,15 +48,15 @@ def random_templates(site: Site) -> list[Object]:
     def draw(spec: dict[str, Any]) -> None:
         pod = spec.get("pod", {})
         for field in ("priorityClassName", "runtimeClassName"):
-            pod.pop(field, None)  # the cluster knows none by a name of chance
-        found.append(template_of(children_of(spec, site)))
+            pod.pop(field, None)  # a random name does not exist in the cluster
+        found.append(template_of(children_of(spec, defaults)))
 
     draw()
     return found
 
 
-def test_pods_of_random_specs_are_admitted_where_restricted_is_enforced(namespace: Namespace) -> None:
-    templates = [template for site in (Site(), SITE) for template in random_templates(site)]
+def test_the_namespace_admits_the_pods_of_random_specs(namespace: Namespace) -> None:
+    templates = [template for defaults in (OperatorDefaults(), DEFAULTS) for template in random_templates(defaults)]
     items = [
         {
             "apiVersion": "v1",
@@ -73,11 +73,12 @@ def test_pods_of_random_specs_are_admitted_where_restricted_is_enforced(namespac
     assert len(done.stdout.split()) == len(items) >= 2 * PODS
 
 
-def test_a_pod_that_is_not_restricted_is_refused_there(namespace: Namespace) -> None:
+def test_the_namespace_rejects_a_pod_that_is_not_restricted(namespace: Namespace) -> None:
     [template] = [
         template_of(
             children_of(
-                {"task": "text-classification", "model": {"hub": {"name": "a/b"}}, "datasets": [{"hub": {"name": "c"}}]}, Site()
+                {"task": "text-classification", "model": {"hub": {"name": "a/b"}}, "datasets": [{"hub": {"name": "c"}}]},
+                OperatorDefaults(),
             )
         )
     ]
@@ -87,8 +88,8 @@ def test_a_pod_that_is_not_restricted_is_refused_there(namespace: Namespace) -> 
     assert "violates PodSecurity" in done.stderr
 
 
-def test_hostile_specs_are_refused_by_the_api_server_with_a_sentence(namespace: Namespace) -> None:
-    wrong = []
+def test_the_api_server_rejects_hostile_specs_with_a_message_or_accepts_harmless_ones(namespace: Namespace) -> None:
+    failures = []
     for number, case in enumerate(hostile_specs()):
         job = {
             "apiVersion": "finetune.dev/v1alpha1",
@@ -98,24 +99,24 @@ def test_hostile_specs_are_refused_by_the_api_server_with_a_sentence(namespace: 
         }
         done = namespace.kubectl("apply", "--server-side", "--dry-run=server", "--filename=-", stdin=json.dumps(job), check=False)
         if case.says is None:
-            accepted, fine = done.returncode == 0, done.returncode == 0
+            accepted, passed = done.returncode == 0, done.returncode == 0
         else:
-            accepted, fine = done.returncode == 0, done.returncode != 0 and case.says in done.stderr
-        if not fine:
-            wrong.append(f"{case.name}: {'accepted' if accepted else done.stderr.strip()[:300]}")
+            accepted, passed = done.returncode == 0, done.returncode != 0 and case.says in done.stderr
+        if not passed:
+            failures.append(f"{case.name}: {'accepted' if accepted else done.stderr.strip()[:300]}")
     print(f"{number + 1} specs")
-    assert not wrong, "\n".join(wrong)
+    assert not failures, "\n".join(failures)
 
 
-def test_a_spec_of_a_megabyte_ends_with_a_sentence_and_without_a_pod(place: Place) -> None:
-    """Where the schema keeps what it does not know, only the size of the whole is limited."""
+def test_a_spec_of_a_megabyte_fails_with_a_short_message_and_without_pods(env: Environment) -> None:
+    """Where the schema preserves unknown fields, only the size of the whole object is limited."""
     terms = [{"matchExpressions": [{"key": f"pool-{number}", "operator": "In", "values": ["x" * 63]}]} for number in range(8000)]
     affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
-    place.submit("huge", pod={"affinity": affinity})
-    place.submit("small", distributed={"nodes": 1})
-    place.wait_phase("small", "Succeeded")
-    status = place.wait_phase("huge", "Failed", "Pending", timeout=30)
+    env.submit("huge", pod={"affinity": affinity})
+    env.submit("small", distributed={"nodes": 1})
+    env.wait_phase("small", "Succeeded")
+    status = env.wait_phase("huge", "Failed", "Pending", timeout=30)
     print(status["phase"], status["reason"], status["message"][:300])
-    status = place.wait_phase("huge", "Failed", timeout=30)
+    status = env.wait_phase("huge", "Failed", timeout=30)
     assert len(status["message"]) <= 1100
-    assert not place.pods("huge")
+    assert not env.pods("huge")

@@ -1,7 +1,7 @@
-"""What breaks on a cluster, done on purpose: processes, pods, machines, the operator, the API server.
+"""Fault injection on a cluster: faults of processes, pods, nodes, the operator and the API server.
 
-Machines and API server are not for kubectl to break: that is done by commands from the environment, each run with the name of the
-machine behind it (the last without): NODE_KILL, NODE_START, NODE_CUT, NODE_HEAL, API_SERVER_RESTART. On kind:
+kubectl cannot break nodes and the API server. Commands in environment variables do that: NODE_KILL, NODE_START, NODE_CUT,
+NODE_HEAL and API_SERVER_RESTART. All but the last get the name of the node as their last argument. On kind:
 NODE_KILL="docker kill", NODE_START="docker start", NODE_CUT="docker network disconnect kind", NODE_HEAL="docker network connect
 kind".
 """
@@ -21,26 +21,26 @@ import pytest
 from cluster.kube import Namespace, Object, kubectl
 
 Command = Literal["NODE_KILL", "NODE_START", "NODE_CUT", "NODE_HEAL", "API_SERVER_RESTART"]
-# Runs in a pod: sends a signal to its training processes, not to launcher and torchrun, and prints how many there were.
+# Runs in a pod. Sends a signal to its training processes, but not to launcher and torchrun, and prints their number.
 _SIGNAL = """
 import json, os, pathlib
-rounds = [json.loads(path.read_text()) for path in pathlib.Path("/tmp").glob("finetune-*/round.json")]
-found = [pid for started in rounds for pid in started["pids"].values()]
+generations = [json.loads(path.read_text()) for path in pathlib.Path("/tmp").glob("finetune-*/round.json")]
+found = [pid for generation in generations for pid in generation["pids"].values()]
 for pid in found:
     os.kill(pid, SIGNAL)
 print(len(found))
 """
 
 
-def needs(*commands: Command) -> None:
-    """Skip the test where the environment does not say how machines are broken here."""
+def require_commands(*commands: Command) -> None:
+    """Skip the test if the environment lacks one of these commands."""
     missing = [name for name in commands if not os.environ.get(name)]
     if missing:
-        pytest.skip(f"needs {', '.join(missing)}: commands that break a machine of the cluster (tests/cluster/trouble.py)")
+        pytest.skip(f"needs {', '.join(missing)}: commands that break a node of the cluster (tests/cluster/fault_injection.py)")
 
 
-def do(command: Command, *arguments: str) -> None:
-    """Run one of the commands of the environment."""
+def run_command(command: Command, *arguments: str) -> None:
+    """Run a command of the environment."""
     done = subprocess.run(
         [*shlex.split(os.environ[command]), *arguments], capture_output=True, text=True, timeout=180, check=False
     )
@@ -49,18 +49,18 @@ def do(command: Command, *arguments: str) -> None:
 
 @contextlib.contextmanager
 def node_down(node: str, down: Command = "NODE_KILL", up: Command = "NODE_START") -> Iterator[None]:
-    """A machine that is dead, or cut off, for the time of the block; ready again afterwards."""
-    do(down, node)
+    """Kill or disconnect a node for the duration of the block. Afterwards wait until it is ready again."""
+    run_command(down, node)
     try:
         yield
     finally:
-        do(up, node)
+        run_command(up, node)
         kubectl("wait", "--for=condition=Ready", f"node/{node}", "--timeout=120s", timeout=150)
 
 
 @contextlib.contextmanager
-def kueue_on_two_machines() -> Iterator[None]:
-    """Kueue, where it is installed, with a second pod: all pods and Jobs need its webhook, also those that replace lost ones."""
+def kueue_with_two_replicas() -> Iterator[None]:
+    """Run a second pod of Kueue, if Kueue is installed. Pods and Jobs that replace lost ones need its webhook, too."""
     kueue = ("--namespace", "kueue-system", "deployment/kueue-controller-manager")
     replicas = kubectl("get", *kueue, "--ignore-not-found", "--output=jsonpath={.spec.replicas}", check=False).stdout
     if replicas != "1":
@@ -69,7 +69,7 @@ def kueue_on_two_machines() -> Iterator[None]:
     kubectl("scale", *kueue, "--replicas=2")
     try:
         rollout = kubectl("rollout", "status", *kueue, "--timeout=90s", check=False)
-        if rollout.returncode:  # one pod does, too, where it is not on the machine that breaks
+        if rollout.returncode:  # one pod is enough if it does not run on the node that fails
             pods = kubectl("describe", "pods", "--namespace", "kueue-system", check=False).stdout
             print(f"Kueue has no second pod: {rollout.stderr.strip()}\n{pods}")
         yield
@@ -78,21 +78,21 @@ def kueue_on_two_machines() -> Iterator[None]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trouble:
-    """What can happen to one running job. system: the operator's namespace."""
+class FaultInjector:
+    """Injects faults into one running job. system: namespace of the operator."""
 
     system: Namespace
     jobs: Namespace
     job: str
 
     def pod(self, index: int) -> Object:
-        """The running pod with that completion index, of the newest attempt."""
+        """Return the running pod with that completion index, of the newest attempt."""
         of_index = [pod for pod in self.jobs.pods(self.job) if self._index(pod) == index and self._runs(pod)]
         assert of_index, f"no pod with index {index} runs\n{self.jobs.describe(self.job)}"
         return max(of_index, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
 
     def node(self, index: int) -> str:
-        """The machine that it runs on."""
+        """Return the node of that pod."""
         return str(self.pod(index)["spec"]["nodeName"])
 
     def signal_workers(self, index: int, number: int) -> None:
@@ -112,34 +112,34 @@ class Trouble:
         self.jobs.kubectl("delete", "pod", self.pod(index)["metadata"]["name"], "--wait=false", "--force", "--grace-period=0")
 
     def evict(self, name: str) -> None:
-        """A pod, through the API, as `kubectl drain` does it."""
+        """Evict a pod through the API, as `kubectl drain` does."""
         eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": self.jobs.name}}
         path = f"/api/v1/namespaces/{self.jobs.name}/pods/{name}/eviction"
         self.jobs.kubectl("create", "--raw", path, "--filename", "-", stdin=json.dumps(eviction))
 
     def kill_operator(self) -> None:
-        """The operator's pods, without a word."""
+        """Delete the pods of the operator by force."""
         self.system.kubectl("delete", "pods", "--all", "--wait=false", "--force", "--grace-period=0")
 
     def restart_api_server(self) -> None:
-        for seconds in (20, 60, 60):  # one that does not get ready in time ends itself, and nobody else would start it again
-            do("API_SERVER_RESTART")
+        for seconds in (20, 60, 60):  # an API server that is not ready in time exits, and nothing else restarts it
+            run_command("API_SERVER_RESTART")
             if api_server_answers(within_seconds=seconds):
                 return
-            print(f"the API server did not come back within {seconds} s")
-        raise AssertionError("the API server does not come back")
+            print(f"the API server was not ready within {seconds} s")
+        raise AssertionError("the API server does not become ready")
 
     def kill_node(self, index: int) -> None:
-        """The machine falls and boots again at once."""
+        """Kill the node and start it again at once."""
         with node_down(self.node(index)):
             pass
 
     def cut_node(self, index: int) -> None:
-        """The machine loses its network for so long that it is given up, then comes back."""
+        """Disconnect the node until the job has started another attempt, then reconnect it."""
         node, attempt = self.node(index), self.jobs.status(self.job)["attempt"]
         with node_down(node, "NODE_CUT", "NODE_HEAL"):
             self.jobs.wait_for(
-                "an attempt after the one of the machine that is cut off",
+                "an attempt after the one on the disconnected node",
                 lambda: self.jobs.status(self.job).get("attempt", 0) > attempt,
                 240,
                 self.job,
@@ -155,7 +155,7 @@ class Trouble:
 
 
 def api_server_answers(within_seconds: float) -> bool:
-    """Wait until it answers again, and means it; whether it does."""
+    """Wait until the API server is ready. Return whether it is."""
     deadline = time.monotonic() + within_seconds
     while kubectl("get", "--raw", "/readyz", check=False).stdout != "ok":
         if time.monotonic() > deadline:

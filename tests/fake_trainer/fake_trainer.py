@@ -1,17 +1,20 @@
-"""A stand-in for the trainer: counts steps, answers /progress, says its last word, and learns nothing.
+"""A fake trainer: it counts steps, serves /progress and writes a final report, but does not train.
 
-What it does is written in the FineTuneJob. ``training.maxSteps`` steps of a tenth of a second each, and a plan in the first
-sample's text: "standin:" and clauses divided by ";", each may end in "on attempt N" and "on pod N" (all attempts, pod 0):
+The FineTuneJob controls it. ``training.maxSteps`` is the number of steps (default: 20); a step takes 0.1 s. The text of the first
+sample may hold a plan: "fake-trainer:" and clauses separated by ";":
 
-    fail REASON at STEP       a Failed report with that reason; exit code 64 if no retry heals it, else 1
-    exit CODE at STEP         ends without a word
-    hang at STEP              no step more, and no answer to a signal
-    step SECONDS              time of a step
-    save SECONDS              time to save a checkpoint when asked to stop
-    linger SECONDS            stays so long after its last word
+    fail REASON at STEP       fails with this reason in the final report; exit code 64 if a retry cannot help, else 1
+    exit CODE at STEP         exits with this code, without a final report
+    hang at STEP              stops counting steps and ignores SIGTERM
+    step SECONDS              duration of a step
+    save SECONDS              duration of saving a checkpoint after SIGTERM
+    linger SECONDS            time between the final report and the exit
 
-As the trainer does, it goes on from the checkpoint in its output; the output of an earlier job is finished, or refused.
-Only the standard library: the image is a bare Python.
+A clause may end in "on attempt N" (default: all attempts), "on pod N" (default: pod 0), or both in this order. The clauses step,
+save and linger always apply to all pods.
+
+Like the trainer, it resumes from the checkpoint in its output. If the output belongs to an earlier job, it succeeds if that job
+finished, and fails with OutputConflict otherwise. It needs only the standard library, because its image contains nothing else.
 """
 
 import datetime
@@ -29,13 +32,13 @@ PORT = 9400
 TERMINATION_LOG = pathlib.Path("/dev/termination-log")
 EXIT_SUCCEEDED, EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 64, 75
 NO_RETRY = {"ConfigurationError", "DataError", "ModelNotFound", "DatasetNotFound", "HubAuthentication", "OutputConflict"}
-WHERE = r"(?: on attempt (?P<attempt>\d+))?(?: on pod (?P<pod>\d+))?"
-FAILURE = re.compile(r"(?P<verb>fail|exit|hang)(?: (?!at )(?P<what>\w+))? at (?P<step>\d+)" + WHERE)
-SETTING = re.compile(r"(?P<verb>step|save|linger) (?P<what>[\d.]+)" + WHERE)
+ATTEMPT_AND_POD = r"(?: on attempt (?P<attempt>\d+))?(?: on pod (?P<pod>\d+))?"
+FAILURE = re.compile(r"(?P<verb>fail|exit|hang)(?: (?!at )(?P<argument>\w+))? at (?P<step>\d+)" + ATTEMPT_AND_POD)
+SETTING = re.compile(r"(?P<verb>step|save|linger) (?P<argument>[\d.]+)" + ATTEMPT_AND_POD)
 
 
 class Plan:
-    """What this pod of this attempt is to do. steps: in all. failures: step → (verb, what)."""
+    """The plan for this pod in this attempt. steps: total number. failures: step → (verb, argument)."""
 
     def __init__(self, run: dict, index: int) -> None:
         self.steps = int(run["spec"].get("training", {}).get("maxSteps") or 20)
@@ -43,31 +46,31 @@ class Plan:
         self.failures: dict[int, tuple[str, str]] = {}
         samples = run["spec"].get("samples") or [{}]
         text = samples[0].get("text", "")
-        for clause in text.removeprefix("standin:").split(";") if text.startswith("standin:") else ():
+        for clause in text.removeprefix("fake-trainer:").split(";") if text.startswith("fake-trainer:") else ():
             self._read(clause.strip(), run["attempt"], index)
 
     def _read(self, clause: str, attempt: int, index: int) -> None:
         found = FAILURE.fullmatch(clause) or SETTING.fullmatch(clause)
         if found is None:
-            sys.exit(f"the stand-in does not understand {clause!r}")
+            sys.exit(f"the fake trainer does not understand {clause!r}")
         if found["attempt"] and int(found["attempt"]) != attempt:
             return
         if "step" not in found.groupdict():
-            setattr(self, f"{found['verb']}_seconds", float(found["what"]))
+            setattr(self, f"{found['verb']}_seconds", float(found["argument"]))
         elif int(found["pod"] or 0) == index:
-            self.failures[int(found["step"])] = (found["verb"], found["what"] or "")
+            self.failures[int(found["step"])] = (found["verb"], found["argument"] or "")
 
 
 class Trainer:
-    """Counts. All that it says of itself is a Report, as the operator reads it."""
+    """Counts steps. Its reports have the format that the operator reads from the trainer."""
 
     def __init__(self, run: dict, index: int) -> None:
         self.run_config, self.index, self.plan = run, index, Plan(run, index)
-        self.checkpoint_file = pathlib.Path(run["output"]) / "standin-checkpoint.json"
-        self.finished_file = self.checkpoint_file.with_name("standin-finished")
+        self.checkpoint_file = pathlib.Path(run["output"]) / "fake-trainer-checkpoint.json"
+        self.finished_file = self.checkpoint_file.with_name("fake-trainer-finished")
         self.checkpoint = self._read_checkpoint()
         self.step: int = self.checkpoint["step"] if self.checkpoint else 0
-        self.asked_to_stop = threading.Event()
+        self.stop_requested = threading.Event()
         self.phase = "Initializing"
 
     def _read_checkpoint(self) -> dict | None:
@@ -77,10 +80,10 @@ class Trainer:
             return None
 
     def output_is_used(self) -> bool:
-        return any(path.name.startswith("standin-") for path in self.checkpoint_file.parent.iterdir())
+        return any(path.name.startswith("fake-trainer-") for path in self.checkpoint_file.parent.iterdir())
 
     def report(self, **more: object) -> bytes:
-        told = {
+        content = {
             "attempt": self.run_config["attempt"],
             "phase": self.phase,
             "step": self.step,
@@ -91,22 +94,22 @@ class Trainer:
             **more,
         }
         if self.checkpoint:
-            told["checkpoint"] = self.checkpoint
-        return json.dumps(told).encode()
+            content["checkpoint"] = self.checkpoint
+        return json.dumps(content).encode()
 
     def train(self) -> int:
-        """Step by step to the end; the exit code."""
+        """Count the steps, and return the exit code."""
         if self.run_config.get("adopted") and self.output_is_used():
             return self._succeeded() if self.finished_file.exists() else self._failed("OutputConflict")
         while self.step < self.plan.steps:
-            if self.asked_to_stop.is_set():
+            if self.stop_requested.is_set():
                 return self._interrupted()
             if self.step in self.plan.failures:
-                verb, what = self.plan.failures[self.step]
+                verb, argument = self.plan.failures[self.step]
                 if verb == "hang":
                     _hang()
-                return int(what) if verb == "exit" else self._failed(what)
-            self.asked_to_stop.wait(self.plan.step_seconds)
+                return int(argument) if verb == "exit" else self._failed(argument)
+            self.stop_requested.wait(self.plan.step_seconds)
             self.step += 1
             self.phase = "Running"
         return self._succeeded()
@@ -118,21 +121,22 @@ class Trainer:
             partial = self.checkpoint_file.with_suffix(".part")
             partial.write_text(json.dumps(self.checkpoint), encoding="utf-8")
             partial.rename(self.checkpoint_file)
-        return self._last_word("Interrupted", EXIT_INTERRUPTED, message="asked to stop; saved")
+        return self._finish("Interrupted", EXIT_INTERRUPTED, message="received SIGTERM; saved a checkpoint")
 
     def _failed(self, reason: str) -> int:
-        failure = {"reason": reason, "message": f"the stand-in was told to fail with {reason}", "rank": self.index}
-        return self._last_word("Failed", EXIT_REFUSED if reason in NO_RETRY else EXIT_FAILED, failure=failure)
+        failure = {"reason": reason, "message": f"the plan of the fake trainer contains the failure {reason}", "rank": self.index}
+        return self._finish("Failed", EXIT_REFUSED if reason in NO_RETRY else EXIT_FAILED, failure=failure)
 
     def _succeeded(self) -> int:
         if self.index == 0:
             self.finished_file.touch()
-        told: dict = {"evaluation": {"step": self.step, "metrics": {"accuracy": 0.5, "loss": 0.7}}}
+        results: dict = {"evaluation": {"step": self.step, "metrics": {"accuracy": 0.5, "loss": 0.7}}}
         if publish := self.run_config["spec"].get("publish"):
-            told["published"] = {"url": f"https://hub.invalid/{publish['repository']}", "commit": "0" * 40}
-        return self._last_word("Succeeded", EXIT_SUCCEEDED, **told)
+            results["published"] = {"url": f"https://hub.invalid/{publish['repository']}", "commit": "0" * 40}
+        return self._finish("Succeeded", EXIT_SUCCEEDED, **results)
 
-    def _last_word(self, phase: str, code: int, **more: object) -> int:
+    def _finish(self, phase: str, code: int, **more: object) -> int:
+        """Write the final report, and return the exit code."""
         self.phase = phase
         TERMINATION_LOG.write_bytes(self.report(**more))
         time.sleep(self.plan.linger_seconds)
@@ -146,11 +150,11 @@ def _hang() -> None:
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")  # noqa: UP017 - any Python 3
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")  # noqa: UP017 - works with any Python 3
 
 
 def serve(trainer: Trainer) -> None:
-    """Answer at the telemetry port, in the background."""
+    """Serve /progress on the telemetry port in a background thread."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -170,7 +174,7 @@ def serve(trainer: Trainer) -> None:
 def main() -> int:
     run = json.loads(pathlib.Path(os.environ["FINETUNE_RUN_FILE"]).read_text(encoding="utf-8"))
     trainer = Trainer(run, int(os.environ.get("JOB_COMPLETION_INDEX", "0")))
-    signal.signal(signal.SIGTERM, lambda *_: trainer.asked_to_stop.set())
+    signal.signal(signal.SIGTERM, lambda *_: trainer.stop_requested.set())
     serve(trainer)
     code = trainer.train()
     print(f"{trainer.phase} at step {trainer.step}, exit code {code}", flush=True)

@@ -1,5 +1,8 @@
-"""The operator's rights, as the chart grants them: rendered, bound to its service account in one namespace, and counted."""
+"""The RBAC permissions of the operator. Tests render them from the chart, grant them in a namespace, and record their use."""
 
+import dataclasses
+import json
+import os
 import pathlib
 import subprocess
 from typing import Any
@@ -15,7 +18,7 @@ Grant = tuple[str, str, str]  # verb, group, resource or resource/subresource
 
 
 def render_chart(namespace: str, *options: str) -> list[Object]:
-    """The chart's objects for an operator that lives in a namespace and watches that one alone."""
+    """Return the chart's objects for an operator that runs in a namespace and watches only this namespace."""
     command = ["helm", "template", RELEASE, str(CHART), "--namespace", namespace, "--set", f"watchNamespaces={{{namespace}}}"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -23,7 +26,7 @@ def render_chart(namespace: str, *options: str) -> list[Object]:
 
 
 def operator_rules(objects: list[Object]) -> list[tuple[str, list[Object]]]:
-    """(namespace, rules) of every role that is bound to the operator's service account."""
+    """Return (namespace, rules) of every role that is bound to the operator's service account."""
     accounts = {item["spec"]["template"]["spec"]["serviceAccountName"] for item in objects if item["kind"] == "Deployment"}
     roles = {(item["kind"], item["metadata"]["name"]): item["rules"] for item in objects if item["kind"].endswith("Role")}
     found = []
@@ -31,17 +34,17 @@ def operator_rules(objects: list[Object]) -> list[tuple[str, list[Object]]]:
         if binding["kind"] == "RoleBinding" and any(subject["name"] in accounts for subject in binding["subjects"]):
             reference = binding["roleRef"]
             found.append((binding["metadata"]["namespace"], roles[reference["kind"], reference["name"]]))
-        assert binding["kind"] != "ClusterRoleBinding", "with watchNamespaces it has no rights elsewhere"
+        assert binding["kind"] != "ClusterRoleBinding", "with watchNamespaces the operator has no permissions in other namespaces"
     return found
 
 
 def grant(namespace: Namespace, account: str) -> list[Object]:
-    """Give a service account of the namespace what the chart grants there; returns the rules.
+    """Grant a service account the permissions that the chart grants in this namespace, and return the rules.
 
-    As Roles of the namespace, whatever the chart makes of them: a ClusterRole's name belongs to the whole cluster.
+    The rules become a Role, even if the chart has a ClusterRole: the name of a ClusterRole would be taken in the whole cluster.
     """
     kueue = kubectl("get", "crd", "clusterqueues.kueue.x-k8s.io", "--ignore-not-found").stdout.strip()
-    chart = render_chart(namespace.name, f"--set=kueue.enabled={'true' if kueue else 'false'}")  # as there it would be used
+    chart = render_chart(namespace.name, f"--set=kueue.enabled={'true' if kueue else 'false'}")
     rules = [rule for where, found in operator_rules(chart) if where == namespace.name for rule in found]
     metadata = {"name": account, "namespace": namespace.name}
     api = "rbac.authorization.k8s.io"
@@ -56,7 +59,7 @@ def grant(namespace: Namespace, account: str) -> list[Object]:
 
 
 def expand(rules: list[Object]) -> set[Grant]:
-    """One entry for each verb on each resource."""
+    """Return one entry for each verb on each resource."""
     return {
         (verb, group, resource)
         for rule in rules
@@ -67,16 +70,35 @@ def expand(rules: list[Object]) -> set[Grant]:
 
 
 class Audit:
-    """What operators were granted and what they used, over all tests. ran: files of tests that had an operator."""
+    """Records the permissions that operators had and used, over all tests and all processes of a pytest run.
 
-    def __init__(self) -> None:
-        self.granted: set[Grant] = set()
-        self.used: set[Grant] = set()
-        self.ran: set[str] = set()
+    directory: shared by the processes. Each process writes its own file there.
+    """
 
-    def count(self, file: str, rules: list[Object], proxies: list[Proxy]) -> None:
-        """Add what a test of a file granted and used."""
-        self.ran.add(file)
-        self.granted |= expand(rules)
+    def __init__(self, directory: pathlib.Path) -> None:
+        self._directory = directory
+        self._own = directory / f"audit-{os.getpid()}.jsonl"
+
+    def add(self, file: str, rules: list[Object], proxies: list[Proxy]) -> None:
+        """Add the permissions that a test in this file granted and used."""
         calls = [record.call for proxy in proxies for record in proxy.records if record.call.resource]
-        self.used |= {(call.verb, call.group, call.kind) for call in calls}
+        used = {(call.verb, call.group, call.rbac_resource) for call in calls}
+        entry = {"file": file, "granted": sorted(expand(rules)), "used": sorted(used)}
+        with self._own.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+    def read(self) -> "Usage":
+        """Return the permissions that all tests have granted and used so far."""
+        lines = [line for file in self._directory.glob("audit-*.jsonl") for line in file.read_text(encoding="utf-8").splitlines()]
+        entries = [json.loads(line) for line in lines]
+        granted, used = ({tuple(grant) for entry in entries for grant in entry[key]} for key in ("granted", "used"))
+        return Usage(granted, used, {entry["file"] for entry in entries})
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """Permissions of operators. granted, used: as Grant. files: names of the test files that ran an operator."""
+
+    granted: set[tuple[str, ...]]
+    used: set[tuple[str, ...]]
+    files: set[str]

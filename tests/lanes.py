@@ -1,0 +1,108 @@
+"""Which tests run side by side, and what their processes share.
+
+`make test` starts several workers of pytest-xdist. A worker takes one group of tests after another, sorted by ``order``. Tests
+of a file are one group, because they share fixtures. The tests of ``CLUSTER_LANE`` are a single group: they use an operator
+that acts in all namespaces, break nodes, and arm faults of the Hub. So they run one after another, and only when no fault test is
+left. Meanwhile the other workers compute: they run the tests of the trainer.
+
+Without pytest-xdist all tests run in the same order in one process.
+"""
+
+import contextlib
+import pathlib
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+# In the order in which they run.
+CLUSTER_LANE = (
+    "faults/test_verbs_audit.py",  # it counts what the fault tests used
+    "chart/test_install.py",
+    "chart/test_policy.py",
+    "observability/test_on_cluster.py",
+    "cluster/",
+    "trainer/test_publish.py",
+    "trainer/test_publish_faults.py",
+)
+# The files that take longest, the longest first: one that starts last would keep the others waiting.
+LONG_FILES = (
+    "trainer/test_launcher.py",
+    "trainer/test_recovery.py",
+    "trainer/test_tasks.py",
+    "trainer/test_run.py",
+    "trainer/test_trackers.py",
+)
+_GATE_SECONDS = 3600.0
+_DIRECTORY_KEY = "shared_directory"
+
+
+def order(path: str) -> int:
+    """The rank of a test file, by its path below tests/: fault tests, the lane of the cluster, what takes long, all others."""
+    for rank, beginning in enumerate(CLUSTER_LANE):
+        if path.startswith(beginning):
+            return 100 + rank
+    if path.startswith("faults/"):
+        return 0
+    if path in LONG_FILES:
+        return 200 + LONG_FILES.index(path)
+    return 300 + (not path.startswith("trainer/"))
+
+
+class Lanes:
+    """Groups and sorts the tests, and gives their processes a directory to share."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.is_worker = hasattr(config, "workerinput")
+        directory = config.workerinput[_DIRECTORY_KEY] if self.is_worker else tempfile.mkdtemp(prefix="finetune-tests-")
+        self.directory = pathlib.Path(directory)
+
+    def pytest_configure_node(self, node: Any) -> None:
+        """In the controller of pytest-xdist: tell a worker the directory."""
+        node.workerinput[_DIRECTORY_KEY] = str(self.directory)
+
+    def pytest_unconfigure(self) -> None:
+        """Remove the directory when all workers have ended."""
+        if not self.is_worker:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Sort the tests by their files' rank, and name each one's group."""
+        items.sort(key=lambda item: order(_path(item)))
+        for item in items:
+            rank = order(_path(item))
+            item.add_marker(pytest.mark.xdist_group("cluster" if 100 <= rank < 200 else _path(item)))
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Remember which fault tests this run has; -k and the like have removed others."""
+        self._fault_files = {_path(item) for item in session.items if order(_path(item)) == 0}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+        """Note in the shared directory when the last test of a file of fault tests has ended."""
+        try:
+            return (yield)
+        finally:
+            if order(_path(item)) == 0 and (nextitem is None or _path(nextitem) != _path(item)):
+                self._done(_path(item)).touch()
+
+    def wait_for_fault_tests(self) -> None:
+        """Wait until no fault test of this run is left, in any process."""
+        deadline = time.monotonic() + _GATE_SECONDS
+        while missing := [path for path in self._fault_files if not self._done(path).exists()]:
+            assert time.monotonic() < deadline, f"these fault tests did not end: {sorted(missing)}"
+            time.sleep(0.5)
+
+    def _done(self, path: str) -> pathlib.Path:
+        """The file that says that the tests of a file have ended."""
+        return self.directory / f"done-{path.replace('/', '-')}"
+
+
+def _path(item: pytest.Item) -> str:
+    with contextlib.suppress(ValueError):
+        return item.path.relative_to(HERE).as_posix()
+    return item.path.name
