@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 
 HERE = pathlib.Path(__file__).parent
-# In the order in which they run.
+# What takes longest and can start at once. Fault tests mostly wait, and the tests of the launcher compute beside them.
+FIRST = ("faults/test_kills.py", "faults/test_lost_and_stale.py", "trainer/test_launcher.py")
+# The tests that need the cluster for themselves, in their order.
 CLUSTER_LANE = (
     "faults/test_verbs_audit.py",  # it counts what the fault tests used
     "chart/test_install.py",
@@ -29,28 +31,33 @@ CLUSTER_LANE = (
     "trainer/test_publish.py",
     "trainer/test_publish_faults.py",
 )
-# The files that take longest, the longest first: one that starts last would keep the others waiting.
-LONG_FILES = (
-    "trainer/test_launcher.py",
-    "trainer/test_recovery.py",
-    "trainer/test_tasks.py",
-    "trainer/test_run.py",
-    "trainer/test_trackers.py",
-)
+# The longest of the others, so that none of them starts last and keeps everybody waiting.
+LONG_FILES = ("trainer/test_recovery.py", "trainer/test_tasks.py", "trainer/test_run.py", "trainer/test_trackers.py")
+_FAULTS, _CLUSTER, _LONG, _OTHERS = 100, 200, 300, 400
 _GATE_SECONDS = 3600.0
 _DIRECTORY_KEY = "shared_directory"
 
 
 def order(path: str) -> int:
-    """The rank of a test file, by its path below tests/: fault tests, the lane of the cluster, what takes long, all others."""
+    """The rank of a test file, by its path below tests/."""
     for rank, beginning in enumerate(CLUSTER_LANE):
         if path.startswith(beginning):
-            return 100 + rank
+            return _CLUSTER + rank
+    if path in FIRST:
+        return FIRST.index(path)
     if path.startswith("faults/"):
-        return 0
+        return _FAULTS
     if path in LONG_FILES:
-        return 200 + LONG_FILES.index(path)
-    return 300 + (not path.startswith("trainer/"))
+        return _LONG + LONG_FILES.index(path)
+    return _OTHERS + (not path.startswith("trainer/"))
+
+
+def _in_cluster_lane(path: str) -> bool:
+    return path.startswith(CLUSTER_LANE)
+
+
+def _is_fault_test(path: str) -> bool:
+    return path.startswith("faults/") and not _in_cluster_lane(path)
 
 
 class Lanes:
@@ -74,12 +81,11 @@ class Lanes:
         """Sort the tests by their files' rank, and name each one's group."""
         items.sort(key=lambda item: order(_path(item)))
         for item in items:
-            rank = order(_path(item))
-            item.add_marker(pytest.mark.xdist_group("cluster" if 100 <= rank < 200 else _path(item)))
+            item.add_marker(pytest.mark.xdist_group("cluster" if _in_cluster_lane(_path(item)) else _path(item)))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Remember which fault tests this run has; -k and the like have removed others."""
-        self._fault_files = {_path(item) for item in session.items if order(_path(item)) == 0}
+        self._fault_files = {_path(item) for item in session.items if _is_fault_test(_path(item))}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
@@ -87,7 +93,7 @@ class Lanes:
         try:
             return (yield)
         finally:
-            if order(_path(item)) == 0 and (nextitem is None or _path(nextitem) != _path(item)):
+            if _is_fault_test(_path(item)) and (nextitem is None or _path(nextitem) != _path(item)):
                 self._done(_path(item)).touch()
 
     def wait_for_fault_tests(self) -> None:

@@ -44,7 +44,7 @@ class Api:
         self.idle_timeout_seconds = idle_timeout_seconds
 
     def get(self, plural: str, namespace: str, name: str) -> Manifest:
-        """Return the object; NotFoundError if it does not exist."""
+        """Return the object. Raise NotFoundError if it does not exist."""
         return self._request("GET", plural, namespace, name)
 
     def list(self, plural: str, namespace: str | None, **query: str) -> list[Manifest]:
@@ -59,7 +59,7 @@ class Api:
         return objects
 
     def create(self, plural: str, namespace: str, manifest: Manifest) -> Manifest:
-        """Create an object; NameTakenError if the name is taken."""
+        """Create an object. Raise NameTakenError if the name is taken."""
         return self._request("POST", plural, namespace, body=manifest)
 
     def patch(self, plural: str, namespace: str, name: str, change: Manifest) -> Manifest:
@@ -67,14 +67,14 @@ class Api:
         return self._request("PATCH", plural, namespace, name, body=change, content_type="application/merge-patch+json")
 
     def delete(self, plural: str, namespace: str, name: str, uid: str, grace_seconds: int | None = None) -> None:
-        """Delete the object with this uid, and its dependents in the background; NotFoundError if it does not exist."""
+        """Delete the object with this uid, and its dependents in the background. Raise NotFoundError if it does not exist."""
         options: Manifest = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         if grace_seconds is not None:
             options["gracePeriodSeconds"] = grace_seconds
         self._request("DELETE", plural, namespace, name, body=options)
 
     def stream_log(self, namespace: str, pod: str, **query: str) -> Iterator[str]:
-        """Yield the lines of a pod's log, without line ends; UnreachableError if the connection breaks.
+        """Yield the lines of a pod's log, without line ends. Raise UnreachableError if the connection breaks.
 
         query: query parameters of the API server. With ``follow``, the stream may end before the log does: after
         ``idle_timeout_seconds`` without a line.

@@ -16,7 +16,8 @@ from finetune_client.errors import (
     UnreachableError,
 )
 
-# The API server puts the value, or its type, before the message of a validation rule. The author of the file knows it.
+# The API server puts the value, or its type, before the message of a validation rule. The client removes it, because the author
+# of the file knows the value.
 _VALUE = re.compile(r'^(Invalid value|Required value|Unsupported value|Forbidden|Duplicate value)(: "[^"]*"|: \S+)?: ')
 
 
@@ -29,7 +30,7 @@ def build_error(code: int, text: bytes | str, verb: str, plural: str, namespace:
         return ForbiddenError("the API server does not accept the credentials of the kubeconfig: log in to the cluster again")
     if code == 403:
         if "cannot " in message or not message:
-            return ForbiddenError(f"you may not {verb} {plural}{where}: ask an administrator of the cluster for that right")
+            return ForbiddenError(f"you may not {verb} {plural}{where}: ask an administrator of the cluster for that permission")
         return RefusedError(_one_line(message))  # a quota, Pod Security or an admission policy
     if code == 404:
         return _build_not_found(status, message, plural, namespace, name)

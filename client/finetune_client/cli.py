@@ -19,11 +19,11 @@ from finetune_client.client import FineTune, Job
 from finetune_client.errors import ClientError, RefusedError
 from finetune_client.options import EXIT_FAILED, EXIT_INTERRUPTED, Command, cluster_options
 
-# Columns of the output if it does not go to a terminal.
+# Width of the output in characters if it does not go to a terminal.
 _WIDTH_WITHOUT_TERMINAL = 240
-# Lines of a log that are read for the loss curve, and for the end of a failed process.
+# Number of log lines that are read to draw the loss curve, or to show the last lines of a failed process.
 _READ_LINES = 10_000
-# Lines that are shown of the log of a failed process.
+# Number of log lines of a failed process that are shown.
 _SHOWN_LINES = 15
 _PROGRAM = "kubectl finetune"
 
@@ -105,7 +105,7 @@ def _watch(job: Job) -> int:
 
 
 def _past_losses(job: Job) -> list[tuple[int, float]]:
-    """Return (step, loss) from the log of rank 0, for the time before the watch; empty if the log can't be read."""
+    """Return the (step, loss) pairs in the log of rank 0 so far, or an empty list if the log can't be read."""
     try:
         return logs.read_losses(job.logs(tail=_READ_LINES))
     except ClientError:

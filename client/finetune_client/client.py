@@ -25,7 +25,7 @@ from finetune_client.records import EventRecord, JobRecord, PodRecord, read_even
 
 
 class FineTune:
-    """Access to the FineTuneJobs of a cluster, by the kubeconfig or, in a pod, by its service account.
+    """Access to the FineTuneJobs of a cluster, with the kubeconfig or, in a pod, with its service account.
 
     namespace: None means that of the kubeconfig's context, or of the pod. sleep: waits the given seconds between two polls. All
     methods raise ClientError.
@@ -115,7 +115,7 @@ class FineTune:
 class Job:
     """A FineTuneJob of a cluster. All methods raise ClientError, and NoSuchJobError after the job is deleted.
 
-    flags: those that a printed command needs besides the name.
+    flags: the flags that a printed command needs in addition to the name.
     """
 
     def __init__(self, api: Api, namespace: str, name: str, sleep: Sleep = time.sleep, flags: ConfigFlags = NO_FLAGS) -> None:
@@ -168,8 +168,8 @@ class Job:
     def _poll(self, timeout: float | None, unmet: str, consequence: str) -> Iterator[JobRecord]:
         """Yield the job after each successful poll, until it has ended.
 
-        timeout: in seconds, including the time without a successful poll. After it, raises a JobTimeoutError. unmet, consequence:
-        the parts of its message that say what has not happened, and what stays true.
+        timeout: in seconds, including the time of failed polls. Raises JobTimeoutError when it is over. unmet, consequence: parts
+        of the error's message. They say what has not happened, and what does not change.
         """
         end = None if timeout is None else time.monotonic() + timeout
 
@@ -216,8 +216,8 @@ class Job:
     ) -> Iterator[str]:
         """Yield the lines of the log of a rank, without line ends.
 
-        attempt: None means the latest attempt that has pods. follow: continue until the pod has ended. tail: the number of lines
-        before the end of the pod's log to begin with. on_problem: called with a sentence while the log can't be read.
+        attempt: None means the latest attempt that has pods. follow: continue until the pod has ended. tail: begin with this many
+        lines before the end of the pod's log. on_problem: called with a sentence while the log can't be read.
         """
         job = self.refresh()
         pod = logs.find_pod(job, self.pods(), rank, attempt)
@@ -238,9 +238,9 @@ class Job:
         return logs.filter_rank(lines, rank) if logs.processes_per_node(job) > 1 else lines
 
     def suspend(self, wait: bool = False, timeout: float = 600) -> JobRecord:
-        """Suspend the job: it saves a checkpoint and releases its nodes. Returns the job after that.
+        """Suspend the job: it saves a checkpoint and releases its nodes. Returns the updated job.
 
-        wait: wait until it is suspended; JobTimeoutError after the timeout. Raises RefusedError if the job ends first.
+        wait: wait until it is suspended. Raises JobTimeoutError after the timeout, and RefusedError if the job ends first.
         """
         job = self._set_suspend(True)
         if not wait:
@@ -251,10 +251,10 @@ class Job:
         raise RefusedError(f"{self.name} {'succeeded' if job.phase == 'Succeeded' else 'failed'} before it was suspended")
 
     def resume(self, wait: bool = False, timeout: float = 600) -> JobRecord:
-        """Resume a suspended job. Returns the job after that.
+        """Resume a suspended job. Returns the updated job.
 
-        wait: wait until it trains or has succeeded; JobTimeoutError after the timeout. Raises JobFailedError with the failure if
-        the job fails first.
+        wait: wait until it trains or has succeeded. Raises JobTimeoutError after the timeout, and JobFailedError with the failure
+        if the job fails first.
         """
         job = self._set_suspend(False)
         if not wait:

@@ -31,7 +31,7 @@ def connect(kubeconfig: str | os.PathLike[str] | None = None, context: str | Non
     kubeconfig: a path, or several separated by ":"; None means $KUBECONFIG, else ~/.kube/config. context: None means the
     current context of the kubeconfig. In a pod without a kubeconfig, the pod's service account is used.
     """
-    # No retries here: only the caller knows which requests may be repeated.
+    # The HTTP client does not retry, because only the caller knows which requests may be repeated.
     configuration = Configuration(retries=False)
     given = os.fspath(kubeconfig) if kubeconfig is not None else os.environ.get("KUBECONFIG")
     file = given or os.path.expanduser("~/.kube/config")  # noqa: PTH111 - the string may hold several paths

@@ -11,7 +11,7 @@ CONTAINER = "reader"
 LABEL_PULL = f"{names.GROUP}/pull"
 # Kubernetes ends the pod after this time, even if the client has died. A longer transfer continues with the next call.
 DEADLINE_SECONDS = 6 * 3600
-# Requests and limits, because a quota of the namespace may require either. Hashing and sending use one core.
+# The pod has requests and limits, because a quota of the namespace may require either. Hashing and sending use one core.
 _RESOURCES = {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "1", "memory": "512Mi"}}
 # The fields copied from a training pod: they decide where the pod may run, and as which user.
 _COPIED_FIELDS = ("securityContext", "imagePullSecrets", "nodeSelector", "tolerations", "runtimeClassName")
@@ -63,7 +63,7 @@ def build_helper_pod(job: JobRecord, last_pod: PodRecord | None) -> dict[str, An
         "metadata": {
             "generateName": f"{job.name}-pull-",
             "namespace": job.namespace,
-            # Without the label of training pods, because the operator would count this pod as one of them.
+            # The pod lacks the label of training pods, because the operator would count it as one of them.
             "labels": {LABEL_PULL: job.name},
             "ownerReferences": [{**owner, "controller": False, "blockOwnerDeletion": False}],
         },

@@ -89,7 +89,7 @@ def follow_log(
             over = is_over()  # Checked before reading: a log that is read after the end is complete.
             for line in read(last or None):
                 stamp, _, text = line.partition(" ")
-                # A repeated request returns the lines from the second of the last line on.
+                # A repeated request also returns earlier lines, back to the full second before the last line. Skip them.
                 if _normalize(stamp) > _normalize(last):
                     last = stamp
                     yield text

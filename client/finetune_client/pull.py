@@ -48,7 +48,7 @@ class RemoteFile:
 class Artifact:
     """A part of a job's output that can be downloaded.
 
-    folder: its place in the output. files: the file names; if empty, all files in the folder. too_early: the message while the
+    folder: its folder in the output. files: the file names; if empty, all files in the folder. too_early: the message while the
     job is unfinished. missing: the message if the volume has no such file.
     """
 
@@ -149,7 +149,7 @@ def _check_claim(api: Api, job: JobRecord) -> None:
 
 
 def _delete_leftovers(api: Api, job: JobRecord) -> None:
-    """Delete the finished helper pods of earlier calls that died before they could clean up."""
+    """Delete the finished helper pods of earlier calls that ended before they could delete them."""
     for manifest in api.list("pods", job.namespace, labelSelector=f"{LABEL_PULL}={job.name}"):
         if read_pod(manifest).finished:
             _delete_pod(api, job.namespace, manifest["metadata"]["name"], manifest["metadata"]["uid"])
@@ -163,7 +163,7 @@ def _delete_pod(api: Api, namespace: str, name: str, uid: str) -> None:
 
 @contextlib.contextmanager
 def _helper_pod(api: Api, job: JobRecord, last_pod: PodRecord | None, sleep: Sleep) -> Iterator[str]:
-    """Start a helper pod and yield its name; delete it in any case."""
+    """Start a helper pod and yield its name. Delete the pod at the end, also after an error."""
     created = api.create("pods", job.namespace, build_helper_pod(job, last_pod))
     name, uid = created["metadata"]["name"], created["metadata"]["uid"]
     try:
@@ -204,7 +204,7 @@ class _Source:
         self._script = importlib.resources.files(__package__).joinpath("helper_pod_script.py").read_text(encoding="utf-8")
 
     def list(self) -> list[RemoteFile]:
-        """Return the files of the artifact that exist; PullError if there are none."""
+        """Return the files of the artifact that exist. Raise PullError if there are none."""
         for attempt in range(_MAX_TRIES):
             try:
                 frames = self._run("list", *self._artifact.files)

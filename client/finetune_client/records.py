@@ -23,8 +23,8 @@ _INDEX = "batch.kubernetes.io/job-completion-index"
 class JobRecord:
     """A FineTuneJob at the time of the request.
 
-    spec: None if this version can't read it. manifest: the whole object. flags: those that a printed command needs besides the
-    name.
+    spec: None if this version can't read it. manifest: the whole object. flags: the flags that a printed command needs
+    in addition to the name.
     """
 
     namespace: str
@@ -120,7 +120,7 @@ def read_status(status: Mapping[str, Any]) -> FineTuneJobStatus:
 
 def _remove(node: Any, location: tuple[str | int, ...]) -> None:
     *parents, last = location
-    with contextlib.suppress(KeyError):  # the block that holds it is removed already
+    with contextlib.suppress(KeyError):  # the block that contains it is already removed
         for part in parents:
             node = node[part]
         del node[last]

@@ -26,7 +26,7 @@ _PLOT_LINES = 8
 _MAX_PLOT_WIDTH = 100
 _COLOURS = {"Succeeded": "green", "Failed": "red", "Restarting": "yellow", "Running": "cyan", "Publishing": "cyan"}
 
-# Returns (step, loss) of the time before the watch started.
+# Returns the (step, loss) pairs from before the watch started.
 ReadHistory = Callable[[], list[tuple[int, float]]]
 
 
@@ -48,7 +48,7 @@ def _show_live(updates: Iterable[JobUpdate], console: Console, read_history: Rea
 
 
 class View:
-    """Holds what the updates showed of a job, and builds the screen from it."""
+    """Holds the state of a job that the updates reported, and builds the screen from it."""
 
     def __init__(self, read_history: ReadHistory) -> None:
         self.job: JobRecord | None = None

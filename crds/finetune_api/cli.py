@@ -29,7 +29,7 @@ class _MissingCommand(click.Command):
         self._message = _missing_package(point, error)
 
     def invoke(self, ctx: click.Context) -> None:
-        """Fail with any options."""
+        """Report the missing package. Accept any options."""
         raise click.ClickException(self._message)
 
 

@@ -59,7 +59,7 @@ def _convert(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
 
 
 def _resolve(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """Replace a reference by its target, and a union with null by its other type. Keywords beside them override the target's."""
+    """Replace a reference by its target, and a union with null by its other type. Sibling keywords override the target's."""
     while "$ref" in node or ("anyOf" in node and not node.get("x-kubernetes-int-or-string")):
         if "$ref" in node:
             target = definitions[node["$ref"].removeprefix("#/$defs/")]
@@ -140,7 +140,7 @@ def custom_resource_definition() -> dict[str, Any]:
                     "served": True,
                     "storage": True,
                     "subresources": {"status": {}},
-                    # The operator's watches leave out finished jobs by the phase. Users can select by both fields with
+                    # The operator's watches exclude finished jobs by their phase. Users can select by both fields with
                     # `kubectl get --field-selector`.
                     "selectableFields": [{"jsonPath": ".status.phase"}, {"jsonPath": ".spec.task"}],
                     "additionalPrinterColumns": [

@@ -33,7 +33,7 @@ class FileProblem:
 def printable(text: str) -> str:
     """Escape characters that are not printable.
 
-    Messages contain names of files and keys. None of them may end the line or control the terminal.
+    Messages contain names of files and keys. A name must not break the line or control the terminal.
     """
     return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text)
 
@@ -94,7 +94,10 @@ def _check_document(document: Document, file: str, result: CheckResult) -> None:
 
 
 def _is_finetune_job(value: Any) -> bool:
-    """Return whether the kind or the API group is that of a FineTuneJob: a typo in one of the two is a problem of the file."""
+    """Return whether the kind or the API group is that of a FineTuneJob.
+
+    If only one of them is, the other probably has a typo, and the check reports it as a problem of the file.
+    """
     if not isinstance(value, Mapping):
         return False
     return value.get("kind") == names.KIND or str(value.get("apiVersion")).startswith(f"{names.GROUP}/")
@@ -132,5 +135,7 @@ def read_job(path: pathlib.Path) -> FineTuneJob:
     """Return the only FineTuneJob of a file; raise FineTuneError(InvalidSpec) with one line for each problem."""
     jobs = read_jobs(path)
     if len(jobs) != 1:
-        raise FineTuneError(Reason.INVALID_SPEC, f"{_display_name(path)}: holds {len(jobs)} FineTuneJobs; one is needed")
+        raise FineTuneError(
+            Reason.INVALID_SPEC, f"{_display_name(path)}: contains {len(jobs)} FineTuneJobs, but exactly one is required"
+        )
     return jobs[0]

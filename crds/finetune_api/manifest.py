@@ -67,7 +67,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One YAML document: its value, and its node, which knows the lines of the parts."""
+    """One YAML document. node: the parsed node, which has the line numbers of all parts."""
 
     value: Any
     node: yaml.Node
@@ -94,7 +94,7 @@ class Document:
 
 
 def _child(node: yaml.Node, part: str | int) -> tuple[int, yaml.Node] | None:
-    """Return the line, from 0, and the value of a key or an item. It is the line of the key: a block begins on the next line."""
+    """Return the line, from 0, and the value of a key or an item. For a key, it is the line of the key, not of its value."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value == str(part):

@@ -16,8 +16,8 @@ SERIES_RETENTION_SECONDS: Final = 3600.0
 class Metric:
     """The declaration of a metric.
 
-    labels: in order. buckets: upper bounds in the metric's unit, for histograms. only: where or when the series exists, if not
-    for every job.
+    labels: in order. buckets: upper bounds in the metric's unit, for histograms. only: where or when the series exists, if it
+    does not exist for every job.
     """
 
     name: str
@@ -135,7 +135,7 @@ HUB_BEST_PUSH_FAILURES: Final = Metric(
     _JOB,
 )
 
-# Metrics that rank 0 exports for the whole job, that every rank exports about itself, and that the launcher exports.
+# Metrics by exporter: rank 0 for the whole job, every rank about itself, and the launcher.
 RANK_0_METRICS: Final = (
     TRAINING_LOSS,
     TRAINING_EVAL_LOSS,

@@ -1,6 +1,7 @@
-"""The reasons of failures. A table says for each: can a retry help, which limit counts it, what to do. docs/reasons.md shows it.
+"""The reasons of failures. ``REASONS`` says for each whether a retry can help, which limit it counts against, and what to do.
 
-Reasons are part of the API: alerts and scripts match them, so a name never changes its meaning.
+docs/reasons.md shows this table. Reasons are part of the API: alerts and scripts match them, so a name never changes its
+meaning.
 """
 
 import dataclasses
@@ -47,7 +48,7 @@ class ReasonInfo:
     """What a reason means and how the operator handles it.
 
     retry: another attempt can succeed without a change by the user. meaning: what happened, as one sentence.
-    hint: what the user can do, as one sentence. symptom: the peers of a failed process see it; it is not a cause.
+    hint: what the user can do, as one sentence. symptom: the peers of a failed process report it; it is not the cause.
     disruption: pods or nodes were taken away. This is not a failure of the job and counts against recovery.maxPreemptions.
     external: something outside of the job is unavailable, so repeated failures are not a crash loop.
     """
@@ -95,8 +96,8 @@ REASONS: dict[Reason, ReasonInfo] = {
     ),
     Reason.HUB_AUTHENTICATION: ReasonInfo(
         False,
-        "The Hub refused the token, or the token lacks a right.",
-        "Put a valid token with the needed rights into the Secret that spec.hub.tokenSecretRef names.",
+        "The Hub refused the token, or the token lacks a permission.",
+        "Put a valid token with the required permissions into the Secret that spec.hub.tokenSecretRef names.",
     ),
     Reason.HUB_UNAVAILABLE: ReasonInfo(
         True,
@@ -136,7 +137,7 @@ REASONS: dict[Reason, ReasonInfo] = {
     ),
     Reason.OUT_OF_GPU_MEMORY: ReasonInfo(
         False,
-        "A GPU ran out of memory, with ShrinkMicroBatch even at one row per forward pass.",
+        "A GPU ran out of memory; with ShrinkMicroBatch, even one row per forward pass did not fit.",
         "Lower spec.training.perDeviceBatchSize (the result stays the same, and spec.recovery.onOutOfMemory: ShrinkMicroBatch "
         "does it automatically) or spec.training.maxTokens.",
     ),

@@ -19,7 +19,7 @@ These are the values of `status.failure.reason` of a FineTuneJob, and of `status
   starts immediately. If several in a row made no progress, the operator waits between them as above.
 - *no*: a retry would end the same way. The job has failed, and its checkpoints are kept.
 
-The suspension of a job and an eviction by its queue count in neither. A *symptom* is what the peers of a failed process see. It
+A suspension or an eviction by the queue counts against neither limit. A *symptom* is what the peers of a failed process see. It
 is the reason only if no pod reports a cause.
 
 | Reason | Meaning | Retry | What to do |

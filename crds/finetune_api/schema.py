@@ -1,4 +1,4 @@
-"""The schema that docs/api.md and the JSON schema for editors are generated from: the CRD's, with examples and all enums."""
+"""The schema from which docs/api.md and the JSON schema for editors are generated: the CRD's, with examples and all enums."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping

@@ -180,7 +180,9 @@ class Attempt(Model):
     step: int | None = Field(default=None, description="The furthest optimizer step that the job had done at its end.")
     in_place: int | None = Field(default=None, description="Restarts of processes in its pods because of failures.")
     placed: int | None = Field(
-        default=None, description="Number of pods that had a node when the attempt was withdrawn because the others found none."
+        default=None,
+        description="Number of pods that had a node when the attempt was withdrawn because the other pods could not be "
+        "scheduled.",
     )
     skipped_checkpoints: Sequence[str] | None = Field(
         default=None, description="Damaged checkpoints that it skipped, at most ten."

@@ -97,7 +97,7 @@ class Report(Model):
 
 
 # Block → fields that were added after the first version, with their defaults. The digest leaves out a field at its default, and a
-# block without other fields. So the digest of a spec from before the field is the same as with the default written out.
+# block without other fields. So a spec from before the field existed has the same digest as a spec that contains the default.
 _ADDED_FIELDS: dict[str, dict[str, Any]] = {
     "model": {"dtype": "auto", "quantization": "none"},
     "training": {"loop": "trainer"},

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asyncio.run(_run(options, defaults))
     except LeaseLostError as lost:
-        logger.error("%s: this process ends", lost)
+        logger.error("%s: the process exits", lost)
         return 1
     return 0
 
@@ -79,7 +79,7 @@ def _now() -> datetime.datetime:
 
 
 async def _run(options: argparse.Namespace, defaults: OperatorDefaults) -> None:
-    """Start everything and run until a signal. Then stop in order: the tasks, the events that still wait, the Lease."""
+    """Start everything and run until a signal. Then cancel the tasks, write the remaining events and release the Lease."""
     stop = asyncio.Event()
     _stop_on_signals(stop)
     queue: WorkQueue[Key] = WorkQueue()
@@ -147,8 +147,9 @@ async def _watch(
 ) -> None:
     """Keep kopf running. It looks up the watched resources only once, so it starts after the first successful list.
 
-    kopf gives up after a minute without an API server, and at once if it may not watch a namespace. So it is started again when
-    it has ended, and when the set of forbidden namespaces changes. Until then the full list corrects what the watches miss.
+    kopf ends after a minute without an API server, and at once if it may not watch a namespace. So this function starts kopf
+    again when it has ended, and when the set of forbidden namespaces changes. Until then the full list corrects what the
+    watches miss.
     """
     await health.wait_ready()
     while True:

@@ -46,7 +46,7 @@ class OperatorDefaults(Model):
 
 
 def read_defaults(path: pathlib.Path | None, trainer_image: str) -> OperatorDefaults:
-    """Read the file, and use the given trainer image if it names none. Raise ValueError with a message if the file is invalid."""
+    """Read the file. If it names no trainer image, use the given one. Raise ValueError with a message if the file is invalid."""
     if path is None:
         return OperatorDefaults(trainer_image=trainer_image)
     try:

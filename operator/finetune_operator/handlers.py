@@ -31,7 +31,7 @@ class _NoDiffBaseStorage(kopf.DiffBaseStorage):
 
 
 class _NoProgressStorage(kopf.ProgressStorage):
-    """Stores nothing. kopf never retries event handlers, so it has no progress of handlers to store."""
+    """Stores nothing. kopf never retries event handlers, so there is no handler progress to store."""
 
     def fetch(self, **_: Any) -> None:
         return None
@@ -80,7 +80,8 @@ def build_registry(store: Store, queue: WorkQueue[Key], on_watch_event: Callable
         on_watch_event()
         manifest = event["object"]
         key = read_key(manifest)
-        # A finished job leaves this watch as if it were deleted. If the store has already dropped it, its end is known.
+        # The field selector excludes finished jobs, so this watch reports their end as a deletion. If the store has already
+        # dropped the job, the operator has processed its end.
         if event["type"] == "DELETED" or manifest.get("status", {}).get("phase") in FINAL_PHASES:
             if key not in store.jobs:
                 return

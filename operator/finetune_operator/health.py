@@ -11,10 +11,10 @@ MAX_RECONCILE_SECONDS = 180.0
 
 
 class Health:
-    """Live while the operator tries to list and the queue moves. Ready after the first successful list.
+    """Live while the operator requests lists and no key stays in the queue for too long. Ready after the first successful list.
 
-    A failed list is a sign of life too, because a restart would not help if the API server is down. queue_seconds: how long the
-    oldest key has waited or has been in progress. clock: monotonic seconds.
+    A failed list counts for liveness too, because a restart would not help if the API server is down. queue_seconds: how long
+    the oldest key has waited or has been in progress. clock: monotonic seconds.
     """
 
     def __init__(self, queue_seconds: Callable[[], float], clock: Callable[[], float] = time.monotonic) -> None:

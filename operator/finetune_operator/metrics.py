@@ -19,7 +19,7 @@ from finetune_operator.parsing import read_job, read_key, read_version
 _PHASES = get_args(Phase)
 # The phases in which pods run. In the other phases pods wait for nodes, or there are none.
 _PHASES_WITH_GPUS: frozenset[Phase] = frozenset({"Initializing", "Running", "Publishing"})
-# Conditions that need attention. The others say the same as the phase.
+# Conditions that need attention. The others repeat the phase.
 _CONDITIONS = ("Blocked", "CheckpointFailing", "TrainingStalled")
 _RESTART_KINDS = ("failures", "in_place", "preemptions")
 # Everything that status.goodput counts in seconds.
@@ -33,8 +33,8 @@ _Series = Mapping[tuple[str, ...], float]
 class Metrics(Collector):
     """Every metric of ``finetune_api.metrics.OPERATOR_METRICS``.
 
-    The series of a job end with ``forget``, or an hour after the job. Only the leader exports series of jobs, so that two
-    replicas do not count them twice. now: Unix time.
+    ``forget`` ends the series of a job. Otherwise they end an hour after the job. Only the leader exports series of jobs, so that
+    two replicas do not count them twice. now: Unix time.
     """
 
     def __init__(self, registry: CollectorRegistry, now: Callable[[], float] = time.time) -> None:
@@ -64,7 +64,7 @@ class Metrics(Collector):
             self._jobs[job.key] = job
 
     def track_finished(self, manifest: Manifest) -> None:
-        """Do the same for a finished job. Parse it only if it is new and ended recently, because there may be very many."""
+        """Export the status of a finished job. Parse it only if it is new and ended recently, because there may be very many."""
         known = self._jobs.get(read_key(manifest))
         if not self._is_expired(manifest.get("status", {}).get("completionTime")) and (
             known is None or known.version < read_version(manifest)

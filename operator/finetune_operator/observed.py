@@ -137,7 +137,7 @@ class PodState:
 
     @property
     def kubelet_unreachable(self) -> bool:
-        """Return whether no kubelet will end it: its node does not answer, or became unreachable before the pod started."""
+        """Return whether no kubelet can end it. Its node does not answer, or became unreachable before the pod started."""
         return self.node_unreachable or (self.disruption_reason == "DeletionByTaintManager" and not self.started)
 
     def ended_before(self, moment: datetime.datetime) -> bool:
@@ -172,9 +172,10 @@ class CreatedAttempt:
 class Observation:
     """A FineTuneJob and all objects with its label.
 
-    live: whether it was read from the API server for this reconcile. An observation from the store does not show what is missing.
+    live: whether it was read from the API server for this reconcile. An observation from the store can't show that an object does
+    not exist.
     refusal: why the Job controller creates no pods, if it reported that.
-    refusal_checked: whether the refusal was read for an observation from the store.
+    refusal_checked: whether an observation from the store includes the refusal, read live.
     queueing: reason and message of Kueue for a Job that it suspends.
     output_claim: uid of the job's own output claim, if the operator looked for it.
     created_attempt: the newest attempt of which this process created all children.

@@ -1,4 +1,4 @@
-"""Polls the progress of running pods outside of the reconciles, so that a pod that does not answer delays no job."""
+"""Polls the progress of running pods outside of the reconciles, so that an unresponsive pod does not delay a reconcile."""
 
 import time
 from collections.abc import Callable
@@ -13,11 +13,11 @@ INTERVAL_SECONDS = 3.0
 # With many jobs the interval grows, so that all polls together stay below this rate.
 _MAX_POLLS_PER_SECOND = 100
 _WORKERS = 256
-# Base of the delay after failed polls. It doubles each time, and starts small because a new pod answers soon.
+# Base of the delay after failed polls. The delay doubles each time. It starts small, because a new pod answers soon.
 _FIRST_RETRY_SECONDS = 0.5
 # A pod is unresponsive only after this many failed polls in a row. So a delay of the operator itself does not count.
 _UNRESPONSIVE_AFTER_POLLS = 10
-# If no pod of several jobs answers for this long, the operator's own network is down.
+# If several jobs are polled and none of their pods answers for this long, the operator's own network is down.
 _NETWORK_DOWN_AFTER_SECONDS = 60.0
 
 

@@ -1,4 +1,4 @@
-"""A work queue for asyncio: each key at most once, one worker per key, backoff with jitter after errors."""
+"""A work queue for asyncio. It holds each key once, gives it to one worker at a time, and retries with backoff and jitter."""
 
 import asyncio
 import heapq
@@ -37,7 +37,7 @@ class WorkQueue(Generic[K]):
         self._jitter = jitter
         self._ready: dict[K, float] = {}  # in order; the value is when the key became due
         self._due: dict[K, float] = {}
-        self._timers: list[tuple[float, int, K]] = []  # a heap; entries that _due does not confirm are stale
+        self._timers: list[tuple[float, int, K]] = []  # a heap; an entry is stale if _due has another time for its key
         self._sequence = 0
         self._processing: dict[K, float] = {}  # the value is when the processing began
         self._dirty: set[K] = set()

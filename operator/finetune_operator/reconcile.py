@@ -160,7 +160,7 @@ class Reconciler:
         return max(seconds, len(self._store.jobs) / _JOBS_PER_SECOND)
 
     def _decide(self, observation: Observation) -> Decision:
-        """Decide with the last report of the pod with index 0, and have that pod polled while it runs."""
+        """Return the decision, based on the last report of the pod with index 0. Start to poll that pod if it runs."""
         pod, key = pod_to_poll(observation), observation.job.key
         if pod is None:
             return decide(observation, None, self._now())
@@ -245,12 +245,12 @@ class Reconciler:
         return next_decision.requeue_after_seconds
 
     async def _report_missing_permission(self, key: Key, error: ApiError) -> None:
-        """Write to the status which right the operator lacks, if the operator may write the status."""
+        """Write to the status which permission the operator lacks, if it may write the status."""
         job = self._store.jobs.get(key)
         if not error.forbidden_by_rbac or job is None or job.status.phase in FINAL_PHASES:
             return
         phase = job.status.phase or "Pending"
-        status = blocked(job.status, job, phase, "Forbidden", f"the operator lacks a right: {error.message}", self._now())
+        status = blocked(job.status, job, phase, "Forbidden", f"the operator lacks a permission: {error.message}", self._now())
         if is_write_due(job, status, self._now()):
             try:
                 await apply_status(self._api, job, status)

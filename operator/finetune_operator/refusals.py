@@ -6,7 +6,7 @@ _LIMIT_RANGE = re.compile(r"(maximum|minimum) \S+ usage per |\S+ max limit to re
 
 
 def rejected_by_quota(message: str) -> bool:
-    """Return whether a ResourceQuota or a LimitRange refused the object. It may be admitted later, when others are gone."""
+    """Return whether a ResourceQuota or a LimitRange refused the object. It may be admitted when other objects are gone."""
     return "exceeded quota" in message or "failed quota" in message or bool(_LIMIT_RANGE.search(message))
 
 
@@ -16,5 +16,5 @@ def webhook_unavailable(message: str) -> bool:
 
 
 def forbidden_by_rbac(message: str) -> bool:
-    """Return whether the caller lacks a right. Another 403 means that the cluster does not accept the object."""
+    """Return whether the caller lacks a permission. Another 403 means that the cluster does not accept the object."""
     return bool(re.search(r"cannot \w+ resource", message))

@@ -28,7 +28,7 @@ _UNFINISHED_SELECTORS = {"Job": "status.successful=0", "Pod": "status.phase!=Suc
 
 
 class Resync:
-    """Lists for ever. namespaces: those to list; if empty, the whole cluster. now: the current time in UTC.
+    """Lists all objects repeatedly. namespaces: those to list; if empty, the whole cluster. now: the current time in UTC.
 
     forbidden_namespaces: namespaces that could not be listed last time, because they are gone or the operator may not read them.
     """
@@ -130,7 +130,7 @@ class Resync:
         self._store.requires_live_read |= known.replace(listed, version, namespace)
 
     async def list_finished(self) -> None:
-        """Queue finished jobs that need a reconcile: to be deleted, or because pods still run."""
+        """Queue finished jobs that need a reconcile, because their TTL is over or because pods may still run."""
         finished: set[Key] = set()
 
         async def list_in(namespace: str | None) -> None:

@@ -27,7 +27,7 @@ _TRAINING = {"maxSteps": 3, "globalBatchSize": 8, "maxTokens": 16}
 _POLL_SECONDS = 1.0
 # How long the test waits for deleted objects to disappear. It only reports objects that remain.
 _CLEAN_UP_SECONDS = 60.0
-# The order of deletion, reverse to that of creation. The API server deletes a claim when no pod uses it any more.
+# The order of deletion. It is the reverse of the order of creation. The API server deletes a claim when no pod uses it any more.
 _KINDS = ("FineTuneJob", "Pod", "PersistentVolumeClaim")
 
 

@@ -74,7 +74,7 @@ class Store:
     """Holds unfinished FineTuneJobs, their Jobs and pods, and the last reports of their running pods.
 
     requires_live_read: jobs to read live at the next reconcile, because a list differed from the store or a write met a conflict.
-    last_refusal_check: monotonic seconds of the last read of why a job's pods are missing. Each live read includes that.
+    last_refusal_check: monotonic seconds of the last read of the reason for missing pods. Each live read includes it.
     created_attempts: attempts of which this process created all children.
     terminated_pods: the last state of pods that are gone. A final report is often in the API for only some milliseconds.
     last_reports: the last reports of running pods.
@@ -121,7 +121,7 @@ class Store:
             self.pods.put(key, pod)
 
     def drop_pod(self, key: Key, pod: PodState) -> None:
-        """Drop a pod that is gone. Keep its last state until a pod with its index, or of a later attempt, is gone too."""
+        """Drop a pod that is gone. Keep its last state until another pod with its index, or one of a later attempt, is gone."""
         self.pods.drop(key, pod.name, pod.version)
         for known in self.terminated_pods.by_job(key):
             if known.attempt < pod.attempt or known.index == pod.index:

@@ -135,7 +135,7 @@ def test_wrong_input_is_refused_with_one_sentence(tmp_path: pathlib.Path, minilm
     assert "write one --pair for each TEXT" in refused(predict, classifier, "A", "B", "--pair", "C")
     filler = finished(tmp_path / "mlm", minilm, bert("ForMaskedLM"))
     assert "has no [MASK]" in refused(predict, filler, "A film.")
-    assert "knows no pairs" in refused(predict, filler, "A [MASK].", "--pair", "B")
+    assert "does not support text pairs" in refused(predict, filler, "A [MASK].", "--pair", "B")
     assert "write --to OWNER/NAME" in refused(push, classifier)
     assert "'news' is not a repository" in refused(push, classifier, "--to", "news")
     (classifier / "model" / "model.safetensors").unlink()

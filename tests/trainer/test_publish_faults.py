@@ -112,7 +112,7 @@ def test_a_refusal_ends_the_push_at_once_and_names_the_command_for_later(
     with pytest.raises(FineTuneError, match=sentence) as failed:
         push(model, spec(hub), "news")
     assert failed.value.reason is Reason.HUB_PUSH_FAILED
-    assert failed.value.message.endswith(f"this pushes it later: finetune push {model} --to {hub.repository}")
+    assert failed.value.message.endswith(f"to push it later, run: finetune push {model} --to {hub.repository}")
     assert "\n" not in failed.value.message
     assert os.environ["HF_TOKEN"] not in failed.value.message + caplog.text
     assert waits == []
@@ -124,7 +124,7 @@ def test_a_permanent_fault_ends_the_push_and_the_next_push_sends_only_the_rest(
     hub: Hub, model: pathlib.Path, waits: list[float], fault: dict[str, Any]
 ) -> None:
     hub.fail(COMMIT, times=None, **fault)
-    with pytest.raises(FineTuneError, match="this pushes it later: finetune push") as failed:
+    with pytest.raises(FineTuneError, match="to push it later, run: finetune push") as failed:
         push(model, spec(hub), "news")
     assert failed.value.reason is Reason.HUB_PUSH_FAILED
     assert sum(waits) <= 1200, "a Retry-After of hours is limited"
@@ -155,7 +155,7 @@ def test_a_local_error_gives_a_sentence(
         raise error
 
     monkeypatch.setattr(HfApi, "create_commit", create_commit)
-    with pytest.raises(FineTuneError, match=f"{error.strerror}.*this pushes it later") as failed:
+    with pytest.raises(FineTuneError, match=f"{error.strerror}.*to push it later, run") as failed:
         push(model, spec(hub), "news")
     assert failed.value.reason is Reason.HUB_PUSH_FAILED
     assert waits == []

@@ -1,4 +1,4 @@
-"""The trainer. A training pod runs it, and so does `finetune run` on one machine.
+"""The trainer. It runs in a training pod, or on one machine with `finetune run`.
 
-``pod.launch`` starts and monitors the workers. Each worker runs ``train``. They exchange files through ``runtime.state``.
+``pod.launch`` starts and monitors the workers. Each worker runs ``train``. They communicate through files (``runtime.state``).
 """

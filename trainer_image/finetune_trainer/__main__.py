@@ -62,7 +62,7 @@ def run(
 def local_config(
     job: FineTuneJob, claims: dict[str, str], output: pathlib.Path | None, processes: int | None, publish: bool
 ) -> RunConfig:
-    """Return what the operator would write to the ConfigMap, for one machine, with directories in place of claims."""
+    """Return the RunConfig that the operator would write to the ConfigMap, for one machine, with directories for claims."""
     spec = job.spec if publish else job.spec.model_copy(update={"publish": None})
     missing = missing_claims(spec.claim_names(), claims)
     if missing:

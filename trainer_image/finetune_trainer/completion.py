@@ -60,7 +60,7 @@ def finish(
         report = reporter.report.model_copy(update={"phase": "Succeeded", "message": None, "checkpoint_problem": None})
         write_atomically(output.report, report.model_dump_json(by_alias=True, exclude_none=True))
     coordinator.barrier()
-    # This comes last, because readers of the phase rely on the model being there.
+    # The phase is updated last, because its readers expect that the model exists.
     reporter.update(phase="Publishing" if config.spec.publish else "Succeeded", message=None, checkpoint_problem=None)
 
 
@@ -79,7 +79,7 @@ def _choose_model(
 
 
 def baseline_answers(task: Task, spec: FineTuneJobSpec) -> list[SampleAnswer]:
-    """Return what a masked language model fills in before the training. Other tasks have nothing to compare."""
+    """Return a masked language model's answers before the training, for comparison. Other tasks give none."""
     if spec.task != "masked-lm" or not spec.samples:
         return []
     task.model.eval()

@@ -23,7 +23,7 @@ from finetune_trainer.tasks.base import Task
 def load_data(
     config: RunConfig, location: ModelLocation, resolved: Resolved, coordinator: Coordinator, output: OutputDirectory
 ) -> tuple[Task, RowDataset | StreamDataset, RowDataset]:
-    """Return the task, its training rows and its evaluation rows. Rank 0 reads and tokenises for all, except streamed data."""
+    """Return the task, its training rows and its evaluation rows. Rank 0 tokenises them for all ranks, except streamed rows."""
     spec = config.spec
     tokenizer, model_config, task_type = load_tokenizer(location), load_config(location), task_class(spec.task)
     revisions = list(resolved.dataset_revisions or [])
@@ -46,7 +46,10 @@ def load_data(
 def plan_batches(
     task: Task, rows: RowDataset | StreamDataset, coordinator: Coordinator, config: RunConfig, state: RunState
 ) -> tuple[BatchPlan, bool]:
-    """Return the split of a global batch, and whether to recompute activations. Missing values are fitted to the device."""
+    """Return the split of a global batch, and whether to recompute activations.
+
+    Values that the spec does not set are chosen to fit the device.
+    """
     training, world_size, count = task.spec.training, coordinator.world.size, len(rows)
     largest = BatchPlan.choose(count, training.global_batch_size, world_size, training.per_device_batch_size)
     half = any(precision_flags(training.precision).values())
@@ -60,7 +63,7 @@ def plan_batches(
 
 
 def _previous_micro_batch(config: RunConfig, rows: int) -> int | None:
-    """Return the rows per forward pass of the previous attempt if they were fewer than planned for its processes, else None."""
+    """Return the micro-batch of the previous attempt if it was smaller than planned for its number of processes, else None."""
     training, before = config.spec.training, config.resolved
     if before is None or before.per_device_batch_size is None or before.processes is None:
         return None

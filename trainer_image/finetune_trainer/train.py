@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 # Timeout for the push of a best model that is still running at the end. The finished model is pushed in any case.
 _FINAL_PUSH_TIMEOUT_SECONDS = 60.0
-# Timeout after an error for a checkpoint that is being written. The next start can resume from it.
+# Timeout for a checkpoint that is still being written when an error ends the training. The next start can resume from it.
 _FINAL_WRITE_TIMEOUT_SECONDS = 60.0
 _NO_TIMEOUT_SECONDS = 31_536_000
 
@@ -149,7 +149,7 @@ def _precision(args: transformers.TrainingArguments) -> str:
 
 
 def configure_logging(rank: int, config: RunConfig) -> None:
-    """Log lines with the rank, in the job's format. Other libraries, and ranks other than 0, log from WARNING on."""
+    """Configure log lines with the rank, in the job's format. Other libraries, and ranks other than 0, log from WARNING on."""
     logs.configure(logs.log_source(config, f"rank {rank}", rank), config.spec.logging.format)
 
 

@@ -6,7 +6,7 @@
 {{- .Values.fullnameOverride | default $name | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
-{{/* Name of cluster-scoped objects. The namespace in it keeps two releases of the same name apart. */}}
+{{/* Name of cluster-scoped objects. It contains the namespace, so that two releases of the same name do not conflict. */}}
 {{- define "finetune-operator.clusterName" -}}
 {{- printf "%s-%s" (include "finetune-operator.name" .) .Release.Namespace }}
 {{- end }}

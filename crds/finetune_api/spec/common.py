@@ -19,7 +19,7 @@ Revision = Annotated[str, Field(min_length=1, max_length=255)]
 
 
 def require_exactly_one(model: pydantic.BaseModel, *names: str) -> None:
-    """Raise ValueError unless exactly one of the fields is set. The message names the fields as a file does."""
+    """Raise ValueError unless exactly one of the fields is set. The message names the fields as they are written in a file."""
     given = [name for name in names if getattr(model, name) is not None]
     if len(given) != 1:
         raise ValueError(f"write exactly one of {' and '.join(map(to_camel, names))}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A rule. cel: true if ``self`` keeps the rule. holds: the same for a spec. message: what is wrong, and what to write."""
+    """A rule. cel: true if ``self`` obeys the rule. holds: the same in Python. message: what is wrong, and what to write."""
 
     cel: str
     message: str
@@ -129,12 +129,12 @@ RULES = (
     ),
     _if_streaming(
         "has(self.training.maxSteps)",
-        "datasets: with streaming, the number of rows is unknown, so epochs have no length: write training.maxSteps",
+        "datasets: with streaming, the number of rows is unknown, so the length of an epoch is unknown: write training.maxSteps",
         lambda spec: spec.training.max_steps is not None,
     ),
     _if_streaming(
         "!has(self.evaluation.everyEpochs)",
-        "evaluation.everyEpochs: with streaming, epochs have no length: write everySteps",
+        "evaluation.everyEpochs: with streaming, the length of an epoch is unknown: write everySteps",
         lambda spec: spec.evaluation.every_epochs is None,
     ),
     _if_streaming(

@@ -38,7 +38,8 @@ class LoRA(Model):
     )
     modules_to_save: Annotated[Sequence[Name], Field(min_length=1, max_length=64)] | None = Field(
         default=None,
-        description="Modules that are trained and saved in full, beside the adapters. A newly initialized head always is.",
+        description="Modules that are trained and saved in full, beside the adapters. A newly initialized head is always trained "
+        "and saved in full.",
         examples=[["embed_tokens"]],
     )
 
@@ -174,7 +175,7 @@ class Columns(Model):
 
 
 _STREAMING_EVAL_FRACTION = "evalFraction: with streaming, no rows can be held out: write evalSplit, or claim.evalPath"
-_STREAMING_WEIGHT = "weight: with streaming, the data sets take turns, one row each: remove it"
+_STREAMING_WEIGHT = "weight: with streaming, one row is read from each data set in turn: remove it"
 
 
 class Dataset(Model):
@@ -229,8 +230,8 @@ class Dataset(Model):
         "memory. When the data ends, it is read again from its beginning. Needs training.maxSteps, separate evaluation data, "
         "evaluation.everySteps for evaluations during the training, and for classification classification.labels, unless the "
         "data declares the classes. Rows are shuffled within blocks of 10,000 rows: if the data is sorted, shuffle it "
-        "beforehand. From a text longer than maxTokens causal-lm trains on one piece, on another piece each time. A restart "
-        "reads the rows before the checkpoint again, without training on them.",
+        "beforehand. If a text is longer than maxTokens, causal-lm trains on one piece of it, and on another piece each time. "
+        "A restart reads the rows before the checkpoint again, without training on them.",
     )
 
     weight: Annotated[float, Field(gt=0, le=1_000_000)] | None = Field(

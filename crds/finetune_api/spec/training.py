@@ -78,7 +78,7 @@ class Training(Model):
 
     loop: Literal["trainer", "native"] = Field(
         default="trainer",
-        description="trainer: the Hugging Face Trainer. native: a plain PyTorch loop in one file, written to be read, for "
+        description="trainer: the Hugging Face Trainer. native: a plain PyTorch loop in one file, short and easy to read, for "
         "text-classification, token-classification and masked-lm. Both do the same optimizer steps.",
     )
     activation_checkpointing: bool | None = Field(
@@ -156,7 +156,7 @@ class EvaluationPlan(Model):
         description="Evaluate each time after this many passes over the training data. 1 if neither field is set.",
         examples=[0.5],
     )
-    best: Best | None = Field(default=None, description="The finished model is the best of all evaluations, instead of the last.")
+    best: Best | None = Field(default=None, description="Keep the model of the best evaluation instead of the last one.")
     early_stopping: EarlyStopping | None = Field(default=None, description="Stop when the model no longer improves.")
 
     @pydantic.model_validator(mode="after")
@@ -203,7 +203,7 @@ class Distributed(Model):
 
 
 class Checkpoint(Model):
-    """How often to save the state of the training. The job resumes from it after a failure. A save runs beside the training."""
+    """How often to save the state of the training. The job resumes from it after a failure. A save runs in the background."""
 
     model_config = pydantic.ConfigDict(
         json_schema_extra=validations(cel("!(has(self.everySteps) && has(self.everyMinutes))", _EVERY_STEPS_OR_MINUTES))

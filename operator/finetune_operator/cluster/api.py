@@ -1,4 +1,4 @@
-"""Sends requests to the API server as plain JSON. The client's models would be built and discarded a thousand times a second."""
+"""Sends requests to the API server as plain JSON. The client library would build and discard models a thousand times a second."""
 
 import json
 import os
@@ -50,7 +50,7 @@ class ApiError(Exception):
 
     @property
     def forbidden_by_rbac(self) -> bool:
-        """Return whether the operator lacks a right. Another 403 means that the cluster does not accept the object."""
+        """Return whether the operator lacks a permission. Another 403 means that the cluster does not accept the object."""
         return self.code == 403 and forbidden_by_rbac(self.message)
 
 

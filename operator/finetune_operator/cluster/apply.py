@@ -45,7 +45,7 @@ async def create_children(
     """Create the children in order, and stop at the first that can't be created. Children of an earlier try stay untouched.
 
     build: returns the manifests. Its argument says whether an earlier FineTuneJob of that name left the output claim. The owner
-    of the claim is checked first, because nothing may start that would write to another job's volume.
+    of the claim is checked first, because no pod may start that would write to another job's volume.
     """
     existing: dict[str, Manifest] = {}
     claim = await api.get(_CLAIM, namespace, names.output_claim_name(job)) if _has_claim(build(False)) else None
@@ -75,7 +75,7 @@ def _is_retained_claim(claim: Manifest, job: str, uid: str) -> bool:
     """Return whether the claim is the output of an earlier FineTuneJob of the same name, retained when that job was deleted.
 
     It may contain a finished model of this spec, for example after a restore from a backup. Only a pod can check that. The pod
-    may use nothing else in it.
+    may use nothing else in the claim.
     """
     metadata = claim["metadata"]
     owner_uid = metadata.get("annotations", {}).get(names.ANNOTATION_OWNER_UID)

@@ -18,7 +18,7 @@ Children = tuple[list[ChildJob], list[PodState]]
 
 
 class ChildrenReader:
-    """Batches reads: calls that arrive during a list share the next one. A call without a list in progress does not wait."""
+    """Batches reads. Calls that arrive during a list share the next list. Without a list in progress, a call does not wait."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
@@ -26,7 +26,7 @@ class ChildrenReader:
         self._readers: dict[str, asyncio.Task[None]] = {}
 
     async def read(self, key: Key) -> Children:
-        """Return the children by label, read after this call. Raise the ApiError of the list."""
+        """Return the children by label, from a list that starts after this call. Raise the ApiError of the list."""
         pending = self._pending[key.namespace]
         if key not in pending:
             pending[key] = asyncio.get_running_loop().create_future()

@@ -1,4 +1,4 @@
-"""Writes the events of a FineTuneJob in the background, after the status that they report. No reconcile waits for them."""
+"""Writes the events of a FineTuneJob in the background, after the status that they report. Reconciles do not wait for them."""
 
 import asyncio
 import logging
@@ -34,7 +34,7 @@ class EventRecorder:
             try:
                 self._queue.put_nowait(build_event_manifest(job, event, now))
             except asyncio.QueueFull:
-                logger.warning("%s: the queue of events is full, this one is lost: %s", job.key, event.message)
+                logger.warning("%s: the event queue is full, so this event is dropped: %s", job.key, event.message)
 
     async def run(self) -> None:
         """Write until cancelled."""

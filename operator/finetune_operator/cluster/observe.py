@@ -23,7 +23,7 @@ async def observe_job(api: Api, children: ChildrenReader, key: Key) -> Observati
 
 
 async def _observe_details(api: Api, observation: Observation) -> Observation:
-    """Add what is needed only in some states of a job."""
+    """Add details that only some states need: the output claim, the refusal, or why Kueue suspends the Job."""
     job = observation.job
     if job.status.phase in FINAL_PHASES:
         if job.should_delete_output_claim():
@@ -69,7 +69,7 @@ async def _observe_queueing(api: Api, namespace: str, job_uid: str) -> tuple[str
 
 
 async def _list_if_allowed(api: Api, kind: str, namespace: str, **query: str) -> list[Manifest]:
-    """List objects that only improve messages. Return none if the operator may not list them or the kind is missing."""
+    """List objects that only improve messages. Return an empty list if the operator may not list them or the kind is missing."""
     try:
         return await api.list_all(kind, namespace, **query)
     except ApiError as error:

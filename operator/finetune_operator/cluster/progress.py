@@ -18,7 +18,11 @@ class ProgressClient:
 
     @classmethod
     def open(cls) -> "ProgressClient":
-        """Open a session. It keeps no connections, because pods come and go, and has no limit, so a slow pod delays no other."""
+        """Open a session.
+
+        It closes each connection after the response, because pods exist for a limited time. It does not limit the number of
+        connections, so a slow pod does not delay the others.
+        """
         return cls(
             aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, force_close=True),

@@ -14,9 +14,9 @@ __all__ = ["Plan", "build_children"]
 def build_children(plan: Plan) -> list[Manifest]:
     """Return all objects of one attempt, in the order of their creation.
 
-    The ConfigMap and the output claim come after the Job, whose pods wait for them. If the API server refuses the Job, they
-    must not be left behind: the ConfigMap could be taken for that of a spec that has changed since, and an unused claim would
-    be retained for ever.
+    The ConfigMap and the output claim are created after the Job. Its pods wait for them. If the API server refuses the Job,
+    they are not created. Otherwise a job whose spec has changed since could get the old ConfigMap, and an unused claim would be
+    retained for ever.
     """
     policy, claim = build_network_policy(plan), build_output_claim(plan)
     before, after = ([policy] if policy else []), ([claim] if claim else [])

@@ -5,7 +5,7 @@ from finetune_operator.manifests.plan import Plan
 from finetune_operator.manifests.volumes import build_mounts
 from finetune_operator.observed import Manifest
 
-# Requests without spec.pod.resources: enough that the scheduler reserves some room for the pod. There is no limit.
+# Requests of a pod without spec.pod.resources, so that the scheduler reserves some room for it. There is no limit.
 _DEFAULT_REQUESTS: dict[str, int | str] = {"cpu": "500m", "memory": "1Gi"}
 
 

@@ -41,7 +41,7 @@ class Plan:
 
     @property
     def run_file_name(self) -> str:
-        """Name of the attempt's ConfigMap. The uid distinguishes it from that of an earlier job of this name, not yet deleted."""
+        """Name of the attempt's ConfigMap. The uid avoids a conflict with an earlier job of this name that is not yet deleted."""
         return f"{self.attempt_name}-{self.uid[:8].lower()}"
 
     @property

@@ -10,7 +10,7 @@ from finetune_operator.observed import Manifest
 
 # How long a pod stays on a node with a problem. Kubernetes' default is five minutes, in which all pods of the attempt would
 # wait. If the kubelet reports its node as not ready, it is alive. Usually it waits for its container runtime, which does not
-# harm the pod. An unreachable node has already been without an answer for the node controller's own grace period.
+# harm the pod. A node becomes unreachable only after it has not answered for the node controller's own grace period.
 _TOLERATION_SECONDS = {"node.kubernetes.io/not-ready": 30, "node.kubernetes.io/unreachable": 5}
 
 

@@ -158,7 +158,8 @@ def _check_attempt(
         return Decision(attempt_failed(status, spec, failure, observation.job, now), requeue_after_seconds=_SOON_SECONDS)
     status = _in_progress(observation, status, pods, nodes, report, now)
     if status.phase == "Running" and any(pod.terminated is not None and pod.terminated.exit_code for pod in pods):
-        status = status.model_copy(update={"message": "a pod has failed: waiting for the other pods to find the cause"})
+        message = "a pod has failed: waiting for the reports of the other pods to find the cause"
+        status = status.model_copy(update={"message": message})
     return _enforce_limits(observation, spec, status, pods, now) or Decision(
         status, requeue_after_seconds=_SOON_SECONDS if ended else _seconds_to_next_check(spec, status, now)
     )

@@ -12,7 +12,7 @@ from finetune_operator.policy.force_delete import pods_to_force_delete, seconds_
 from finetune_operator.policy.status import with_condition
 
 # If a pod fails, the Job controller stops the other pods. It can't if a pod never ends, because its node is gone or a sidecar
-# still runs. Then the pods would keep their GPUs, so the operator deletes the Job after this time, and its logs with it.
+# still runs. Then the pods would keep their GPUs. So the operator deletes the Job after this time, with its pods and their logs.
 STOP_AFTER = datetime.timedelta(seconds=60)
 # For these reasons the operator ends the job while pods may run. It stops them at once: their logs are not worth waiting for.
 _ENDED_BY_OPERATOR = frozenset(
@@ -47,7 +47,7 @@ def clean_up_finished_job(observation: Observation, now: datetime.datetime) -> D
         return Decision(status)
     if observation.output_claim is not None and job.should_delete_output_claim():
         remaining_jobs = [child for child in observation.own_jobs() if not child.deleting]
-        if remaining_jobs:  # the API server keeps a claim while a pod names it, even one that has ended
+        if remaining_jobs:  # the API server keeps a claim while a pod refers to it, even if the pod has ended
             return Decision(status, delete_child_job=remaining_jobs[0], requeue_after_seconds=_SOON_SECONDS)
         return Decision(status, delete_claim=observation.output_claim, requeue_after_seconds=_CHECK_SECONDS)
     return _apply_ttl(job, job.spec, now)
@@ -62,8 +62,8 @@ def _job_to_stop(observation: Observation, now: datetime.datetime) -> tuple[Chil
     ended_by_operator = observation.job.status.reason in _ENDED_BY_OPERATOR
     since = read_time(observation.job.status.completion_time)
     seconds_left = (since + STOP_AFTER - now).total_seconds() if since is not None else 0.0
-    # A sidecar alone causes no further check, because sidecars usually end some moments after the trainer. The list of finished
-    # jobs finds one that does not.
+    # If only sidecars still run, there is no further check, because they usually end some moments after the trainer. The list of
+    # finished jobs finds those that do not end.
     timed_out = seconds_left <= 0 and (running or any(pod.sidecar_running for pod in pods))
     if timed_out or (ended_by_operator and (running or active_jobs)):
         return remaining_jobs[0], None
@@ -105,7 +105,10 @@ def _holds_only_copy(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> bool:
 
 
 def seconds_to_next_reconcile(manifest: dict[str, Any], now: datetime.datetime) -> float | None:
-    """Return the seconds until a finished job needs a reconcile, or None. The manifest is not parsed: there may be very many."""
+    """Return the seconds until a finished job needs a reconcile, or None.
+
+    The function does not parse the manifest, because there may be very many finished jobs.
+    """
     spec, status = manifest.get("spec", {}), manifest.get("status", {})
     ended = read_time(status.get("completionTime"))
     if ended is None:

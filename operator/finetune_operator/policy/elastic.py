@@ -1,4 +1,4 @@
-"""Chooses how many pods an attempt has: all of them, or with spec.distributed.minNodes as many as find a node."""
+"""Chooses the number of pods of an attempt. With spec.distributed.minNodes, it may be less than spec.distributed.nodes."""
 
 import datetime
 from collections.abc import Sequence
@@ -16,7 +16,10 @@ _REASONS_WITHOUT_LOSS = frozenset({"Suspended"}) | QUOTA_REASONS
 
 
 def choose_nodes(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> int:
-    """Return the number of pods of the next attempt. After a scale-down, it is how many found a node, else that of the spec."""
+    """Return the number of pods of the next attempt.
+
+    After a scale-down, this is the number of pods that got a node. Otherwise it is the number in the spec.
+    """
     requested = spec.distributed.nodes
     placed = status.attempts[-1].placed if status.attempts else None
     return requested if placed is None else max(spec.distributed.min_nodes or requested, min(placed, requested))
@@ -34,7 +37,7 @@ def scaled_down(
     waited: datetime.timedelta,
     now: datetime.datetime,
 ) -> FineTuneJobStatus | None:
-    """Return the status that withdraws an attempt for a smaller one, because a lost node has no replacement. Else return None."""
+    """Return the status that replaces an attempt by a smaller one, because a lost node has no replacement. Else return None."""
     min_nodes, attempts = spec.distributed.min_nodes, status.attempts or ()
     if min_nodes is None or len(attempts) < 2 or status.running_seconds is None or attempts[-2].reason in _REASONS_WITHOUT_LOSS:
         return None

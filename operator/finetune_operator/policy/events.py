@@ -24,7 +24,7 @@ _WARNING_REASONS = frozenset(
 _PHASES_WITH_PODS = frozenset({"Initializing", "Running", "Publishing"})
 # Conditions that may end while the training continues → the reason of the event for their end.
 _RECOVERY_REASONS = {"CheckpointFailing": "CheckpointsSaved", "TrainingStalled": "TrainingGoesOn"}
-_RECOVERY_MESSAGES = {"CheckpointsSaved": "Checkpoints are saved again.", "TrainingGoesOn": "The training makes steps again."}
+_RECOVERY_MESSAGES = {"CheckpointsSaved": "Checkpoints are saved again.", "TrainingGoesOn": "The training makes progress again."}
 
 
 def build_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> list[Event]:
@@ -73,7 +73,7 @@ def _model_events(before: FineTuneJobStatus, after: FineTuneJobStatus, attempt: 
 
 
 def _quarters_saved(status: FineTuneJobStatus) -> int:
-    """Return how many quarters of the training the newest checkpoint contains, plus one; 0 without a checkpoint."""
+    """Return 1 + the number of quarters of the training that the newest checkpoint covers. Return 0 without a checkpoint."""
     if status.checkpoint is None:
         return 0
     total = status.progress.total_steps if status.progress is not None else None

@@ -1,7 +1,7 @@
-"""Chooses pods to delete by force: no kubelet ends them, because their node is gone or frozen. They would block the next attempt.
+"""Chooses pods to delete by force. Their node is gone or frozen, so no kubelet ends them, and they would block the next attempt.
 
-The API server keeps such a pod until its Job is deleted, so the operator deletes the Job first. If the pod comes back to life, it
-finds that the output belongs to a later attempt, and writes nothing.
+The API server keeps such a pod until its Job is deleted, so the operator deletes the Job first. If the pod runs again
+later, it finds that the output belongs to a later attempt, and writes nothing.
 """
 
 import datetime
@@ -11,7 +11,7 @@ from finetune_operator.observed import PodState
 
 # If the kubelet is unreachable, the operator only waits this long for the cluster to process the deletion of the Job.
 _UNREACHABLE_DELAY = datetime.timedelta(seconds=5)
-# A live kubelet ends a pod when its grace period is over. After this additional time, the operator assumes it dead.
+# A live kubelet ends a pod when its grace period is over. After this additional time, the kubelet counts as dead.
 FORCE_DELETE_DELAY = datetime.timedelta(seconds=30)
 
 

@@ -30,7 +30,10 @@ def with_timing(status: FineTuneJobStatus, timing: Timing) -> FineTuneJobStatus:
 
 
 def update_goodput(before: FineTuneJobStatus, after: FineTuneJobStatus, now: datetime.datetime) -> FineTuneJobStatus:
-    """Return the status with the time since the last write added to its phase. The end of the job ends the accounting."""
+    """Return the status with the time since the last write added to its phase.
+
+    After the end of the job, goodput does not change.
+    """
     start = read_time(after.start_time)
     if start is None or before.phase in FINAL_PHASES:
         return after.model_copy(update={"goodput": before.goodput})
@@ -52,9 +55,10 @@ def update_goodput(before: FineTuneJobStatus, after: FineTuneJobStatus, now: dat
 
 
 def _distribute_running_time(running: int, starting: int, reported: Goodput, stalled: int) -> dict[str, int]:
-    """Distribute the seconds of Running by use. Pods may report more, because training begins before the operator sees it.
+    """Distribute the seconds of Running by use.
 
-    The difference is subtracted from the seconds of starting.
+    Pods may report more seconds than that, because the training begins before the operator observes it. The difference is
+    subtracted from the seconds of starting.
     """
     remaining, shares = running + starting, dict[str, int]()
     for name in ("productive_seconds", "evaluation_seconds", "checkpoint_seconds"):

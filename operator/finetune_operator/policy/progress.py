@@ -56,7 +56,7 @@ def merge_report(status: FineTuneJobStatus, report: Report, now: datetime.dateti
 
 
 def build_progress(previous: Progress | None, report: Report, now: datetime.datetime) -> Progress | None:
-    """Return the progress for columns and dashboards. Return the previous one until a later attempt has resumed."""
+    """Return the progress for columns and dashboards. Keep the previous progress until the next attempt has resumed."""
     if not 0 <= report.step <= _MAX_COUNT or (report.total_steps or 0) > _MAX_COUNT:
         return previous
     if report.total_steps is None or (report.step == 0 and previous is not None and report.phase != "Running"):

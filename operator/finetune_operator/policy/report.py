@@ -17,7 +17,8 @@ _MAX_CHECKPOINTS, _NAME_LIMIT = 10, 63
 def apply_report(status: FineTuneJobStatus, job: JobRecord, report: Report, now: datetime.datetime) -> FineTuneJobStatus:
     """Return the status with everything that a pod of the present attempt reported, while it runs or at its end."""
     status = with_in_place_restarts(merge_report(status, report, now), [report])
-    if report.timing is not None and report.phase != "Initializing":  # before it has resumed, it does not know the earlier times
+    # A pod does not know the times of earlier attempts until it has resumed.
+    if report.timing is not None and report.phase != "Initializing":
         status = with_timing(status, report.timing)
     problem, attempt_ended = report.checkpoint_problem, not status.attempts or status.attempts[-1].completion_time is not None
     checkpoint_failing = (problem.reason[:_NAME_LIMIT] or "WriteFailed", problem.message) if problem is not None else None

@@ -36,8 +36,8 @@ def start_next_attempt(
 ) -> Decision:
     """Delete the attempt that is over, wait until none of its pods is left, then create the next one. Attempts never overlap.
 
-    After the deletion of the Job, the operator deletes pods by force if no kubelet ends them. It does not wait for pods that only
-    finalizers keep.
+    After the deletion of the Job, the operator deletes pods by force if no kubelet ends them. It does not wait for pods that
+    exist only because of their finalizers.
     """
     status = with_final_reports(observation, status, attempt, now)
     old = [child for child in observation.own_jobs() if child.attempt <= attempt and not child.deleting]

@@ -1,4 +1,4 @@
-"""Decides what follows a lost attempt: whether another one is allowed, which limit counts it, and how long the pause is.
+"""Decides what follows a failed attempt: whether another one is allowed, which limit it counts against, and how long to wait.
 
 All input comes from the status, so an operator that has just started decides the same.
 """
@@ -48,10 +48,10 @@ def attempt_failed(
             message = f"{without_progress} failures in a row without a further step: {failure.message}"
             return failed(status, failure, message, job, now)
     if used > limit:
-        message = f"after {pluralize(limit, noun)}: {failure.message}" if limit else failure.message
+        message = f"failed after {pluralize(limit, noun)}: {failure.message}" if limit else failure.message
         return failed(status, failure, message, job, now)
     backoff = backoff_before_next_attempt(ended).total_seconds()
-    when = f", again in {format_duration(backoff)}" if backoff else ""
+    when = f", next attempt in {format_duration(backoff)}" if backoff else ""
     ended = ended.model_copy(update={"failure": failure, "restarts": after})
     return in_phase(ended, "Restarting", failure.reason, f"{noun} {used} of {limit}{when}: {failure.message}")
 

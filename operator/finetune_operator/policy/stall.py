@@ -1,4 +1,4 @@
-"""Detects an attempt that no longer answers: its own stall detection is gone or frozen, together with its node."""
+"""Detects an attempt that no longer answers, because its node is gone or frozen. Its own stall detection then fails too."""
 
 from finetune_api.durations import format_duration
 from finetune_api.reasons import Reason

@@ -109,9 +109,9 @@ def withdrawn(status: FineTuneJobStatus, now: datetime.datetime) -> FineTuneJobS
 
 
 def suspended(status: FineTuneJobStatus, job: JobRecord, message: str | None, now: datetime.datetime) -> FineTuneJobStatus:
-    """Return the status of a job that its user suspended. message: what the operator still waits for."""
+    """Return the status of a job that its user suspended. message: what the operator still waits for, or None."""
     saved = f", the checkpoint of step {status.checkpoint.step} is kept" if status.checkpoint is not None else ""
-    message = message or f"suspended{saved}: set spec.suspend to false to go on"
+    message = message or f"suspended{saved}: set spec.suspend to false to resume"
     if not (status.attempts and status.attempts[-1].completion_time):
         status = attempt_ended(status, "Suspended", now)
     conditions = with_condition(status, job, now, "Suspended", "True", "Suspended", message)

@@ -8,9 +8,9 @@ from finetune_operator.observed import Observation, PodState
 from finetune_operator.refusals import rejected_by_quota, webhook_unavailable
 
 _IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"})
-# Reasons of a normal start. They pass by themselves, so any other reason comes first.
+# Reasons of a normal start. They pass by themselves, so any other reason is reported instead.
 NORMAL_START_REASONS = frozenset({"ContainerCreating", "PodInitializing", "PodsPending"})
-# A quota or a LimitRange may admit the pods later, when others have ended.
+# A quota or a LimitRange may admit the pods later, when other pods have ended.
 QUOTA_REASONS = frozenset({"QuotaExceeded"})
 # The scheduler's reason if no node has room for a pod.
 UNSCHEDULABLE = "Unschedulable"
@@ -46,7 +46,7 @@ def _refusal_reason(refusal: str) -> str:
 def _explain_pod(pod: PodState, now: datetime.datetime) -> tuple[str, str]:
     reason, message = pod.waiting or ("PodsPending", "waits for a node")
     if reason not in NORMAL_START_REASONS and now - pod.created < _MIN_POD_AGE:
-        reason, message = "PodsPending", "waits to be started"
+        reason, message = "PodsPending", "waiting to start"
     text = f"pod {pod.name}: {message or reason}"
     if reason == UNSCHEDULABLE and 'persistentvolumeclaim "' in message and "not found" in message:
         return Reason.CLAIM_NOT_FOUND, text

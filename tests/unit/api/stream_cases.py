@@ -11,13 +11,13 @@ def streamed(task: str = "text-classification", **more: Any) -> dict[str, Any]:
     return of(task, **{"datasets": data({"streaming": True}), "training": {"maxSteps": 10}, **more})
 
 
-_STEPS = "datasets: with streaming, the number of rows is unknown, so epochs have no length: write training.maxSteps"
+_STEPS = "datasets: with streaming, the number of rows is unknown, so the length of an epoch is unknown: write training.maxSteps"
 _ALL = "datasets: write streaming: true for each data set, or for none"
-_EPOCHS = "evaluation.everyEpochs: with streaming, epochs have no length: write everySteps"
+_EPOCHS = "evaluation.everyEpochs: with streaming, the length of an epoch is unknown: write everySteps"
 _BALANCED = "classification.balanced: with streaming, the rows of each class can't be counted beforehand: write classWeights"
 _CHUNK = "maskedLM.chunk: with streaming, each text is one row: remove it"
 _FRACTION = "evalFraction: with streaming, no rows can be held out: write evalSplit, or claim.evalPath"
-_WEIGHT = "weight: with streaming, the data sets take turns, one row each: remove it"
+_WEIGHT = "weight: with streaming, one row is read from each data set in turn: remove it"
 
 ACCEPTED = [
     Case("a stream", streamed()),

@@ -179,7 +179,7 @@ def test_the_result_is_that_of_the_models(case: spec_cases.Case, tmp_path: pathl
 
 def test_one_file_with_one_job_is_read_and_any_other_number_is_refused(tmp_path: pathlib.Path) -> None:
     assert files.read_job(write(tmp_path / "a.yaml", job("a"))).metadata.name == "a"
-    with pytest.raises(FineTuneError, match="holds 2 FineTuneJobs; one is needed"):
+    with pytest.raises(FineTuneError, match="contains 2 FineTuneJobs, but exactly one is required"):
         files.read_job(write(tmp_path / "b.yaml", job("a") + "---\n" + job("b")))
     with pytest.raises(FineTuneError, match="holds no FineTuneJob"):
         files.read_job(write(tmp_path / "c.yaml", "kind: Pod\n"))

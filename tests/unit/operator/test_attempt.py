@@ -222,7 +222,7 @@ def test_a_failure_after_the_last_restart_ends_the_job() -> None:
     status = RUNNING.model_copy(update={"restarts": spent})
     decision = decide(observe(build_pod(0), build_pod(1, terminated=end(137, 9)), status=status), None, NOW)
     assert decision.status.phase == "Failed"
-    assert decision.status.message == "after 3 restarts: pod news-1-1-x ended with exit code 137 and no report"
+    assert decision.status.message == "failed after 3 restarts: pod news-1-1-x ended with exit code 137 and no report"
     assert decision.status.restarts == spent
 
 
@@ -300,6 +300,6 @@ def test_an_attempt_whose_failure_is_not_explained_yet_says_so_and_charges_no_re
     decision = decide(observation, None, NOW)
     assert (decision.status.phase, decision.status.message) == (
         "Running",
-        "a pod has failed: waiting for the other pods to find the cause",
+        "a pod has failed: waiting for the reports of the other pods to find the cause",
     )
     assert (decision.status.restarts, decision.delete_child_job) == (Restarts(), None)

@@ -88,7 +88,7 @@ async def test_a_missing_permission_of_the_operator_is_named_in_the_status(harne
         assert harness.server.writes().count("PATCH finetunejobs news/status") == writes
         harness.advance(60)
     assert (harness.status["phase"], harness.status["reason"]) == ("Restarting", "Forbidden")
-    assert harness.status["message"] == f"the operator lacks a right: {sentence}"
+    assert harness.status["message"] == f"the operator lacks a permission: {sentence}"
     assert [item["type"] for item in harness.status["conditions"]] == ["Blocked"]
 
 

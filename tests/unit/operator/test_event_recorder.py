@@ -69,4 +69,4 @@ async def test_more_events_than_fit_into_the_queue_are_lost_with_a_warning(
     recorder.record(build_record(), [STARTED, LOST], NOW)
     await recorder.flush()
     assert server.names_of("events") == [f"news.{UID[:8]}.1.started"]
-    assert "this one is lost: PodLost: gone" in caplog.text
+    assert "this event is dropped: PodLost: gone" in caplog.text

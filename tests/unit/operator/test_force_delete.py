@@ -87,7 +87,7 @@ def test_a_pod_that_only_a_finalizer_keeps_does_not_delay_the_next_attempt(pod: 
 def test_a_suspended_job_does_not_wait_for_a_pod_that_only_a_finalizer_keeps() -> None:
     record = build_record(given_up(20, "Suspended", "Suspended"), build_spec(suspend=True))
     decision = decide(observe(terminating_pod(1, 10, grace=0), jobs=[], job=record), None, NOW)
-    assert (decision.requeue_after_seconds, decision.status.message) == (None, "suspended: set spec.suspend to false to go on")
+    assert (decision.requeue_after_seconds, decision.status.message) == (None, "suspended: set spec.suspend to false to resume")
 
 
 def test_the_final_report_of_a_pod_that_only_a_finalizer_keeps_is_applied() -> None:

@@ -58,7 +58,7 @@ def test_a_stalled_training_is_a_condition_until_it_continues() -> None:
     assert events(running(), stalled) == [("Warning", "TrainingStalled", "NoProgress: no step for 5m00s: rank 1 does not answer")]
     resumed = reported(stalled)
     assert conditions(resumed) == []
-    assert events(stalled, resumed) == [("Normal", "TrainingGoesOn", "The training makes steps again.")]
+    assert events(stalled, resumed) == [("Normal", "TrainingGoesOn", "The training makes progress again.")]
 
 
 def test_a_stall_ends_with_its_attempt_and_is_written_at_once() -> None:

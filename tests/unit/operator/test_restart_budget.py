@@ -56,7 +56,7 @@ def test_every_reason_ends_the_job_or_counts_against_its_budget(reason: Reason) 
         assert status.message == "preemption 1 of 100: test failure"
     else:
         assert (status.phase, status.restarts) == ("Restarting", Restarts(total=1, failures=1, charged=1))
-        assert status.message == "restart 1 of 3, again in 1s: test failure"
+        assert status.message == "restart 1 of 3, next attempt in 1s: test failure"
 
 
 def test_disruptions_have_their_own_limit() -> None:
@@ -64,7 +64,7 @@ def test_disruptions_have_their_own_limit() -> None:
     status = fail_attempt(before, Reason.NODE_LOST, maxRestarts=2, maxPreemptions=8)
     assert (status.phase, status.restarts) == ("Restarting", Restarts(total=10, failures=2, preemptions=8, charged=2))
     status = fail_attempt(before, Reason.PREEMPTED, maxRestarts=2, maxPreemptions=7)
-    assert (status.phase, status.reason, status.message) == ("Failed", "Preempted", "after 7 preemptions: test failure")
+    assert (status.phase, status.reason, status.message) == ("Failed", "Preempted", "failed after 7 preemptions: test failure")
     assert status.restarts == before.restarts
 
 
@@ -73,7 +73,7 @@ def test_failures_are_counted_until_there_are_too_many(charged: int, phase: str)
     status = fail_attempt(running(restarts=Restarts(total=charged, failures=charged, charged=charged)), Reason.WORKER_DIED)
     assert status.phase == phase
     if phase == "Failed":
-        assert status.message == "after 3 restarts: test failure"
+        assert status.message == "failed after 3 restarts: test failure"
 
 
 def test_restarts_in_place_and_new_attempts_share_a_budget() -> None:
@@ -83,7 +83,7 @@ def test_restarts_in_place_and_new_attempts_share_a_budget() -> None:
     assert status.attempts[-1].in_place == 2
     assert with_in_place_restarts(status, [Report(attempt=1, phase="Running", in_place=2)]) == status, "each is counted once"
     status = fail_attempt(with_in_place_restarts(status, [Report(attempt=1, phase="Running", in_place=3)]), Reason.WORKER_DIED)
-    assert (status.phase, status.message) == ("Failed", "after 3 restarts: test failure")
+    assert (status.phase, status.message) == ("Failed", "failed after 3 restarts: test failure")
     assert status.restarts == Restarts(total=3, in_place=3, charged=3)
 
 
@@ -179,7 +179,7 @@ def test_the_next_attempt_waits_for_the_end_of_the_backoff() -> None:
 def test_a_backoff_is_in_the_message() -> None:
     attempts = [*(after("WorkerDied", "WorkerDied").attempts or ()), Attempt(number=3, start_time=write_time(ago(9)), nodes=2)]
     status = fail_attempt(running(attempt=3, attempts=attempts, restarts=Restarts(charged=2)), Reason.STALLED)
-    assert status.message == "restart 3 of 3, again in 4s: test failure"
+    assert status.message == "restart 3 of 3, next attempt in 4s: test failure"
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_restarts_in_place_of_all_pods_count_before_the_budget_is_checked() -> N
     pods = [build_pod(0), build_pod(1, terminated=end(1, 9, **report))]
     first = Report(attempt=1, phase="Running", step=3, total_steps=9, in_place=1)
     status = decide(observe(*pods, job=build_record(running())), first, NOW).status
-    assert (status.phase, status.message) == ("Failed", "after 3 restarts: exit code 1")
+    assert (status.phase, status.message) == ("Failed", "failed after 3 restarts: exit code 1")
     assert status.restarts == Restarts(total=3, in_place=3, charged=3)
     status = decide(observe(build_pod(0), failed_pod, job=build_record(running())), first, NOW).status
     assert (status.phase, status.restarts) == ("Restarting", Restarts(total=2, failures=1, in_place=1, charged=2))

@@ -47,7 +47,7 @@ def test_a_job_that_is_created_suspended_gets_no_children() -> None:
     decision = decide(Observation(build_record(spec=SUSPENDED_SPEC)), None, NOW)
     assert (decision.create_attempt, decision.requeue_after_seconds) == (None, None)
     assert (decision.status.phase, decision.status.attempt, decision.status.attempts) == ("Suspended", None, None)
-    assert decision.status.message == "suspended: set spec.suspend to false to go on"
+    assert decision.status.message == "suspended: set spec.suspend to false to resume"
     assert kinds(decision.status) == [("Suspended", "True")]
     again = decide(Observation(build_record(decision.status, SUSPENDED_SPEC)), None, NOW)
     assert not is_write_due(build_record(decision.status, SUSPENDED_SPEC, written=600), again.status, NOW)
@@ -91,7 +91,7 @@ def test_a_suspended_job_deletes_its_child_job_then_waits_for_the_pods_and_then_
     assert (second.delete_child_job, second.create_attempt) == (None, None)
     assert second.status.message == "stopping: waiting for pod news-1-0-x to save a checkpoint and end"
     third = decide(observe(jobs=[], job=build_record(second.status, SUSPENDED_SPEC)), None, NOW)
-    assert third.status.message == "suspended: set spec.suspend to false to go on"
+    assert third.status.message == "suspended: set spec.suspend to false to resume"
     assert third.requeue_after_seconds is None
 
 
@@ -103,14 +103,14 @@ def test_the_checkpoint_that_the_pods_saved_is_written_to_the_status() -> None:
     reported = decide(observe(*pods, jobs=[], job=build_record(suspended(), SUSPENDED_SPEC)), None, NOW).status
     assert reported.checkpoint == CheckpointStatus(step=120, time=write_time(ago(1)))
     stopped = decide(observe(jobs=[], job=build_record(reported, SUSPENDED_SPEC)), None, NOW).status
-    assert stopped.message == "suspended, the checkpoint of step 120 is kept: set spec.suspend to false to go on"
+    assert stopped.message == "suspended, the checkpoint of step 120 is kept: set spec.suspend to false to resume"
 
 
 def test_the_checkpoint_of_a_pod_that_was_gone_before_the_live_read_is_written_to_the_status() -> None:
     gone = [build_pod(0, terminated=end(75, 1, **SAVED)), build_pod(1, terminated=end(75, 1, phase="Interrupted"))]
     reported = decide(observe(jobs=[], terminated_pods=gone, job=build_record(suspended(), SUSPENDED_SPEC)), None, NOW)
     assert reported.status.checkpoint == CheckpointStatus(step=120, time=write_time(ago(1)))
-    assert reported.status.message == "suspended, the checkpoint of step 120 is kept: set spec.suspend to false to go on"
+    assert reported.status.message == "suspended, the checkpoint of step 120 is kept: set spec.suspend to false to resume"
     assert reported.requeue_after_seconds is None, "there is no pod to wait for"
     foreign = [dataclasses.replace(pod, job_uid="another") for pod in gone]
     assert (

@@ -37,7 +37,8 @@ def test_a_string_is_converted_to_the_type_of_the_field() -> None:
 
 def test_the_native_loop_refuses_arguments_that_it_does_not_support() -> None:
     check_arguments(spec(loop="native", arguments={"weight_decay": 0.1}).training)
-    with pytest.raises(FineTuneError, match=r"spec.training.arguments.optim: loop: native does not know it; write loop: trainer"):
+    message = r"spec.training.arguments.optim: loop: native does not support it; write loop: trainer"
+    with pytest.raises(FineTuneError, match=message):
         check_arguments(spec(loop="native", arguments={"optim": "sgd"}).training)
 
 

@@ -107,5 +107,5 @@ def test_a_sample_is_continued_and_the_answer_is_the_same_each_time() -> None:
 def test_a_masked_language_model_is_refused() -> None:
     from transformers import BertConfig
 
-    with pytest.raises(FineTuneError, match=r"bert is one that fills in hidden words; write masked-lm"):
+    with pytest.raises(FineTuneError, match=r"bert is a masked language model; write masked-lm"):
         CausalLanguageModeling(build_spec("causal-lm"), build_tokenizer(), BertConfig(), DataInfo())

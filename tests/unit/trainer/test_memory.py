@@ -163,7 +163,7 @@ def test_the_gpu_is_found_in_selector_or_affinity_and_otherwise_the_reason_is_gi
     assert requested_gpu({"nvidia.com/gpu.product": "New"}, None)[1] == (
         "the memory of New is not known here; add --gpu-memory, for example --gpu-memory 80Gi"
     )
-    assert "nothing says which GPU it will be" in (requested_gpu({}, {"nodeAffinity": "nonsense"})[1] or "")
+    assert "the GPU model is not known" in (requested_gpu({}, {"nodeAffinity": "nonsense"})[1] or "")
 
 
 def test_gpus_with_enough_memory_are_named_from_the_smallest() -> None:

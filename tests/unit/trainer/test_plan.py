@@ -82,7 +82,7 @@ def test_a_micro_batch_that_does_not_fit_is_refused_with_one_that_fits() -> None
     assert made.memory.total > 6 * GIB
     [sentence] = made.refused
     assert sentence.startswith("spec.training.perDeviceBatchSize: ")
-    assert f"{made.fitting_micro_batch} would fit" in sentence
+    assert f"{made.fitting_micro_batch} fits, and trains the same model" in sentence
     assert on_gpu(6, **given | {"perDeviceBatchSize": made.fitting_micro_batch}).refused == ()
 
 
@@ -99,7 +99,7 @@ def test_activation_checkpointing_is_used_only_if_the_activations_do_not_fit_the
 
 def test_a_model_that_fits_with_no_micro_batch_is_refused() -> None:
     [sentence] = plan(gpu=Gpu("TINY", GIB, bf16=True), distributed={"gpusPerNode": 1}).refused
-    assert "not even 1 would fit" in sentence
+    assert "a micro-batch of 1 does not fit either" in sentence
 
 
 def test_on_the_cpu_the_processes_share_the_memory_limit_of_the_pod() -> None:
@@ -222,9 +222,9 @@ def test_a_plan_from_claims_is_one_screen_and_counts_the_rows_as_the_trainer_doe
     claims = ["--claim", f"model={write_model(tmp_path / 'model')}", "--claim", f"data={data}"]
     code, output = run(write_job(tmp_path, training={"globalBatchSize": 8}), *claims)
     assert code == 0
-    assert "36 rows to train on, 4 to evaluate on; 2 classes" in output
+    assert "36 training rows, 4 to evaluate on; 2 classes" in output
     assert "15 = 3 epoch(s) × 5, 1 of them warm-up" in output
-    assert "Nothing would be refused." in output
+    assert "No errors found." in output
     assert len(output.splitlines()) < 24
 
 

@@ -49,9 +49,9 @@ def test_a_text_is_shown_with_its_class_and_the_data_with_its_statistics(tmp_pat
     assert code == 0, output
     assert "Row 1: 3 tokens\na bad film\nlabel: bad\n" in output
     assert "Row 2" not in output
-    assert "18 rows to train on, 2 held out; 16 of them duplicates; 2 held-out rows are also trained on" in output
+    assert "18 training rows, 2 held out; 16 of them duplicates; 2 evaluation rows are also in the training data" in output
     assert "2 classes: bad 9, good 9" in output
-    assert "none is cut" in output
+    assert "no row is cut" in output
 
 
 def test_each_word_is_shown_with_its_tag(tmp_path: pathlib.Path, model: pathlib.Path) -> None:

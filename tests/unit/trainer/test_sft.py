@@ -120,7 +120,7 @@ def test_a_template_that_trl_knows_is_learned_with_trl_s_generation_tags() -> No
 
 def test_a_template_that_does_not_separate_turns_is_refused_with_a_hint() -> None:
     task = build("messages", template="{{ messages | length }} {% for m in messages %}{{ m.content }}{% endfor %}")
-    with pytest.raises(FineTuneError, match=r"spec\.sft\.assistantOnlyLoss: the model's chat template does not show"):
+    with pytest.raises(FineTuneError, match=r"spec\.sft\.assistantOnlyLoss: the model's chat template does not mark"):
         task.encode({"messages": [CHAT]})
     task = build("messages", template=task.tokenizer.chat_template, assistantOnlyLoss=False)
     assert len(rows_of(task, messages=[CHAT])) == 1

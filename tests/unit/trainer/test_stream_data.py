@@ -95,7 +95,7 @@ def test_the_first_training_rows_are_read_and_evaluation_rows_are_drawn_at_rando
     assert (len(data.train), len(data.evaluation), list(data.classes)) == (1000, 1000, ["bad", "good"])
     assert data.train["text"].to_pylist() == [f"text {number}" for number in range(1000)]
     assert data.evaluation["text"].to_pylist() != [f"other {number}" for number in range(1000)]
-    assert "the rows to train on are read while training" in " ".join(data.report.lines())
+    assert "training rows are streamed; these counts cover the first rows only" in " ".join(data.report.lines())
     assert len(load(config_of(tmp_path, {"maxEvalSamples": 7, "maxTrainSamples": 5})).evaluation) == 7
 
 
@@ -143,10 +143,10 @@ def test_a_plan_shows_the_steps_and_the_rows_to_evaluate_on(tmp_path: pathlib.Pa
     show_plan(Console(), "job", build_plan(config.spec, Facts(observe_rows(config.spec, config.claims))))
     shown = capsys.readouterr().out
     assert "5 (maxSteps)" in shown
-    assert "rows to train on are streamed, 1 to evaluate on; 2 classes" in shown
+    assert "training rows are streamed, 1 to evaluate on; 2 classes" in shown
     on_hub = config_of(tmp_path, {"hub": {"name": "a/b"}}).spec
     show_plan(Console(), "job", build_plan(on_hub, Facts(observe_rows(on_hub, {}))))
-    assert "rows to train on are streamed\n" in capsys.readouterr().out
+    assert "training rows are streamed\n" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ class Progress:
 
 
 def model_tensors(model: Any) -> Tensors:
-    """Return what training changes: trained weights, each once, and buffers. With adapters only their weights are trained."""
+    """Return the tensors that training changes: trained weights (with adapters, only theirs), each once, and buffers."""
     trained = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
     return trained | dict(_buffers(model))
 

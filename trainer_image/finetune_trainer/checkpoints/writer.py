@@ -13,10 +13,10 @@ import torch
 from finetune_trainer.checkpoints.tensors import Tensors
 from finetune_trainer.runtime import device, heartbeat
 
-# Rest in relation to the work before it. The thread takes processor time from the training.
+# Rest divided by the work before it. The thread rests because it takes processor time from the training.
 _REST_RATIO = 1.0
 _MAX_REST_SECONDS = 0.1
-# A higher niceness is a risk: a thread can't lower it again, and on a busy machine it would hardly finish.
+# A higher niceness is a risk: a thread can't lower it again, and on a busy node it would make little progress.
 _NICENESS = 5
 _POLL_SECONDS = 0.5
 
@@ -63,7 +63,7 @@ class Writer:
         self._thread.start()
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
-        """Wait until the work, now at full speed, is done. Return whether it is. Raises what the work raised."""
+        """Wait until the work is done; it continues at full speed. Return whether it is done. Raises the error of the work."""
         if self._thread is not None:
             self._full_speed.set()
             if not self._join(self._thread, timeout_seconds):
@@ -103,7 +103,7 @@ class Writer:
 
 
 def available_memory(cgroup: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes that this container may still use: those of the machine, at most the limit of its cgroup (v2 or v1)."""
+    """Return the bytes that this container may still use: the node's free memory, up to the limit of its cgroup (v2 or v1)."""
     free = int(psutil.virtual_memory().available)
     for limit, used, cache in (
         ("memory.max", "memory.current", "inactive_file"),

@@ -1,1 +1,1 @@
-"""Commands on finished models, and on data before a training; also the terminal output of `finetune run`."""
+"""Commands on finished models, and on data before a training. Also the output of `finetune run`, and data for a cluster test."""

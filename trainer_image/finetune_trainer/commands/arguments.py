@@ -1,4 +1,4 @@
-"""Command line arguments that name claims as directories, and the model in such a directory."""
+"""Parses the option --claim NAME=DIR, and finds the model in such a directory."""
 
 import pathlib
 from collections.abc import Iterable, Mapping

@@ -46,7 +46,7 @@ class ProgressView:
         description = report.message or report.phase
         if not self._console.is_terminal:
             running = report.phase == "Running" and not report.message
-            # Step, throughput and remaining time change all the time. Loss and learning rate change only when a step is logged.
+            # Step, throughput and remaining time change in each report. Loss and learning rate change only when a step is logged.
             shown = (report.phase, report.message, *((report.loss, report.learning_rate) if running else ()))
             if shown != self._last_shown:
                 self._console.print(

@@ -37,7 +37,7 @@ _MAX_SHOWN_CHARACTERS = 200
 @DIRECTORY
 @click.argument("data", metavar="FILE", type=click.Path(path_type=pathlib.Path))
 @click.option("--column", "columns", multiple=True, metavar="NAME=COLUMN", help="Column of FILE, as in spec.datasets.columns.")
-@click.option("--claim", "claims", multiple=True, metavar="NAME=DIR", help="Directory that stands for a claim of a job.")
+@click.option("--claim", "claims", multiple=True, metavar="NAME=DIR", help="Local directory to use for a claim of the job.")
 @click.option(
     "--output", type=click.Path(path_type=pathlib.Path), default="predictions.jsonl", show_default=True,
     help="File for the prediction of every row.",

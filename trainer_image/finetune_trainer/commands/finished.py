@@ -56,7 +56,7 @@ def load_finished(directory: pathlib.Path, base: str | None = None, trust_remote
     if adapter is None:
         task.model = load_model(task, location, spec)
     else:
-        # The base model's head is new, and the adapter contains its own. It is only added to the commit that it was trained on.
+        # The base model gets a new head, and the adapter replaces it. The adapter is added to the commit that it was trained on.
         revision = None if base else adapter.get("revision")
         model = load_model(task, ModelLocation(_base(adapter, base), revision, "--base", trust_remote_code), spec)
         task.model = attach(model, str(directory))

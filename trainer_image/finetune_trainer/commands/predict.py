@@ -74,7 +74,7 @@ def _samples(texts: Sequence[str], pairs: Sequence[str]) -> list[Sample]:
 def _for_task(sample: Sample, task: "Task") -> Sample:
     """Return the sample in the form that the task needs. For sft, a text becomes a message of the user."""
     if sample.text_pair is not None and task.spec.task != "text-classification":
-        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"--pair: {task.spec.task} knows no pairs of texts; leave it out")
+        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"--pair: {task.spec.task} does not support text pairs; leave it out")
     if task.spec.task != "sft":
         return sample
     return Sample(messages=[Message(role="user", content=sample.text or "")])

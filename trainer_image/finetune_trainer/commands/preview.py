@@ -30,7 +30,7 @@ _OPEN, _CLOSE = "⟦", "⟧"
 
 @click.command(epilog="Example:  finetune preview examples/news.yaml --claim minilm=./models/minilm --claim news=./data/news")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=pathlib.Path))
-@click.option("--claim", "claims", multiple=True, metavar="NAME=DIR", help="Directory that stands for a claim of the file.")
+@click.option("--claim", "claims", multiple=True, metavar="NAME=DIR", help="Local directory to use for a claim of the file.")
 @click.option("--rows", type=click.IntRange(0, 1000), default=3, show_default=True, help="How many rows to show.")
 @click.option("--model-dir", metavar="DIR", help="Directory with config.json and tokenizer, in place of the file's model.")
 @DEBUG
@@ -116,7 +116,7 @@ def _show_row(console: "Console", task: "Task", index: int, row: "Row") -> None:
 
 
 def _loss_mask(task: "Task", row: "Row", ids: Sequence[int]) -> list[bool]:
-    """Return which tokens have their own term in the loss."""
+    """Return which tokens the loss counts."""
     from finetune_trainer.tasks.base import IGNORE_INDEX
 
     labels = row.get("labels")

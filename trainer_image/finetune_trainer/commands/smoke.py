@@ -1,4 +1,4 @@
-"""Writes a model and a data set to test a cluster with: ``python -m finetune_trainer.commands.smoke DIRECTORY``.
+"""Writes a model and a data set for the test of a cluster: ``python -m finetune_trainer.commands.smoke DIRECTORY``.
 
 ``model/`` is a random BERT with a few thousand weights, and a tokenizer that knows the words below. ``data/`` has 64 labelled
 training rows and 16 evaluation rows. This needs no Hub. `helm test` runs it in a pod before it creates its FineTuneJob.

@@ -1,1 +1,1 @@
-"""Data: from the data sets that the spec names, to normalised rows, to tokens and batches."""
+"""Reads the data sets of the spec, normalises and tokenises their rows, and decides which rows form a batch."""

@@ -21,8 +21,8 @@ DEFAULT_MICRO_BATCH = 32
 
 # This many consecutive rows of a stream are in memory and shuffled together.
 SHUFFLE_BUFFER_ROWS = 10_000
-# Approximate. Lengths are capped at max_tokens × this number: longer rows are cut or unusable, and a batch must not consist of
-# unusable rows only.
+# Approximate. For grouping, lengths are capped at max_tokens × this number. Longer rows are cut or unusable, and without the cap
+# a batch could consist of unusable rows only.
 _CHARACTERS_PER_TOKEN = 4
 
 # (epoch, row); a padding row is ~row.
@@ -61,7 +61,7 @@ class BatchPlan:
     def micro_batches_of_rank(
         self, global_batch_rows: Sequence[_Key], rank: int, padding: Callable[[_Key], _Key]
     ) -> Iterator[list[_Key]]:
-        """Yield the rows of each forward pass of one process. All processes have equally many; one without rows gets padding."""
+        """Yield the rows of each forward pass of a rank. All ranks have equally many passes; one without rows gets padding."""
         mine = list(global_batch_rows[rank :: self.world_size])
         for index in range(self.accumulation):
             yield mine[index * self.micro : (index + 1) * self.micro] or [padding(global_batch_rows[-1])]
@@ -108,7 +108,7 @@ def _longest_first(rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def padding_key(row: int) -> int:
-    """Return the key of the padding row for a row, and the reverse. A padding row has zero weight in the loss."""
+    """Convert the key of a row to that of its padding row, or back. A padding row has zero weight in the loss."""
     return ~row
 
 
@@ -157,7 +157,7 @@ class StreamedRow:
 
 
 def _num_characters(value: Any) -> int:
-    """Return the characters of a row, by which rows are grouped: tokens are not known yet, and are roughly proportional."""
+    """Return the number of characters of a row. It is roughly proportional to the tokens, which are not known yet."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Mapping):

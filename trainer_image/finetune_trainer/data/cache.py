@@ -1,7 +1,7 @@
 """Tokenised data on disk: one directory per content, which jobs, restarts and ranks share.
 
-An entry gets its name by a rename when it is complete, and nothing else is ever read. So correctness needs no lock. The entry
-lock only prevents jobs from doing the same work, and a job waits for it no longer than the work would take.
+A complete entry is renamed to its final name, and only entries with a final name are read. So correctness needs no lock. The
+entry lock only prevents jobs from doing the same work. A job waits for it no longer than the work would take.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ Fill = Callable[[pathlib.Path], Mapping[str, Any]]
 
 
 def cache_roots(output: str, nodes: int) -> list[pathlib.Path]:
-    """Return the directories for entries, the best first: the shared cache, the job's output, and with one node its own disk."""
+    """Return the directories for entries, the best first: shared cache, job's output, with one node a temporary directory."""
     shared = os.environ.get(names.ENV_CACHE_DIR)
     found = [pathlib.Path(shared) / _DIRECTORY] if shared else []
     found.append(pathlib.Path(output) / _DIRECTORY)
@@ -61,7 +61,7 @@ def find(roots: Sequence[pathlib.Path], key: str) -> tuple[pathlib.Path, Mapping
 
 
 def write(roots: Sequence[pathlib.Path], key: str, fill: Fill) -> pathlib.Path:
-    """Write an entry to the first directory that accepts it; a full or read-only one only costs time. Raise the last OSError."""
+    """Write an entry to the first directory that accepts it; skip a full or read-only one. Raise the last OSError."""
     for root in roots[:-1]:
         try:
             return _write(root, key, fill)

@@ -9,7 +9,7 @@ _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class SkippedRow(Exception):  # noqa: N818 - not an error: the row is left out, and counted by this reason
-    """The row has nothing to learn from."""
+    """The model can't learn anything from the row."""
 
 
 Convert = Callable[[Any, Sequence[str] | None], Any]
@@ -37,7 +37,7 @@ def load_json(text: str) -> Any:
 
 
 def _parse(value: Any, example: str) -> list[Any]:
-    """Return a list. Tables hold it as JSON. example: for the error."""
+    """Return a list. Tables hold it as JSON. example: a valid list, for the error."""
     if isinstance(value, str):
         try:
             value = load_json(value)

@@ -17,7 +17,7 @@ from finetune_trainer.data.readers import Chunk
 from finetune_trainer.data.report import DataReport, overlap
 from finetune_trainer.data.sources import Source, open_source, open_sources
 
-# For streamed data: rows of the training sample, evaluation rows, and the number of first rows that these are drawn from.
+# For streamed data: rows of the training sample, evaluation rows, and how many rows are read to draw the evaluation rows from.
 _SAMPLE_ROWS = 1000
 _STREAM_EVALUATION_ROWS = 1000
 _STREAM_EVALUATION_READ = 100_000
@@ -55,7 +55,7 @@ def load_data(config: RunConfig, revisions: Sequence[str]) -> Data:
         evaluations.append(evaluation)
         found |= names
     train, evaluation = _concatenated(trains), _concatenated(evaluations)
-    if weights := [dataset.weight for dataset in spec.datasets if dataset.weight is not None]:  # all data sets have one, or none
+    if weights := [dataset.weight for dataset in spec.datasets if dataset.weight is not None]:  # all have a weight, or none
         train = train.take(splits.interleave([len(rows) for rows in trains], weights, spec.training.seed))
     classes, counts = list[str](), list[int]()
     if column is not None:

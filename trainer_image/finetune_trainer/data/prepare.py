@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BATCH_ROWS = 1000  # rows of one encode() call, whose result may depend on it (concatenated texts)
+BATCH_ROWS = 1000  # rows of one encode() call; if texts are concatenated, the result depends on it
 _MASKS = ("attention_mask", "token_type_ids", "special_tokens_mask")
 # Approximate start-up time of worker processes. They are only worth it if the work takes several times as long.
 _PROCESS_START_SECONDS = 8.0

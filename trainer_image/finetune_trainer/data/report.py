@@ -1,4 +1,4 @@
-"""Report on the data: counted while the data is read, printed once, stored with the tokenised rows."""
+"""The report on the data: it is collected while the data is read, printed once, and stored with the tokenised rows."""
 
 import collections
 import dataclasses
@@ -49,7 +49,7 @@ class Lengths:
 
     def line(self) -> str:
         """Return one line for people."""
-        cut = f"{self.cut:,} ({self.cut / self.rows:.1%}) are cut at {self.limit:,}" if self.cut else "none is cut"
+        cut = f"{self.cut:,} ({self.cut / self.rows:.1%}) are cut at {self.limit:,}" if self.cut else "no row is cut"
         return f"tokens per row: {self.mean:,} on average, 95 % have at most {self.p95:,}, the longest {self.longest:,}; {cut}"
 
 
@@ -75,17 +75,17 @@ class DataReport:
         """Yield a few lines for people."""
         yield from self.sources
         odd = [f"{self.duplicates:,} of them duplicates"] if self.duplicates else []
-        odd += [f"{self.shared:,} held-out rows are also trained on"] if self.shared else []
+        odd += [f"{self.shared:,} evaluation rows are also in the training data"] if self.shared else []
         if self.streaming:
-            yield "the rows to train on are read while training; these counts are of the first ones"
-        yield "; ".join([f"{self.train_rows:,} rows to train on, {self.evaluation_rows:,} held out", *odd])
+            yield "training rows are streamed; these counts cover the first rows only"
+        yield "; ".join([f"{self.train_rows:,} training rows, {self.evaluation_rows:,} held out", *odd])
         if self.classes:
             shown = [f"{name} {count:,}" for name, count in list(self.classes.items())[:_CLASSES_SHOWN]]
             more = len(self.classes) - len(shown)
             yield f"{len(self.classes)} classes: {', '.join(shown)}" + (f" and {more} more" if more else "")
         if self.lengths is not None:
             if self.lengths.rows != self.train_rows:
-                yield f"{self.lengths.rows:,} rows to train on after tokenising"
+                yield f"{self.lengths.rows:,} training rows after tokenising"
             yield self.lengths.line()
 
     @classmethod

@@ -27,7 +27,7 @@ _UNKNOWN_ROWS = 2**40  # stands for the size of a split whose number of rows is 
 
 @dataclasses.dataclass
 class Source:
-    """An open data set. evaluation: None if training rows are to be held out. head: the first chunk of ``train``."""
+    """An open data set. evaluation: None if it is held out from the training rows. head: the first chunk of ``train``."""
 
     spec: DatasetSpec
     field: str

@@ -18,7 +18,7 @@ Part = tuple[str, int, int]
 
 
 def choose_splits(splits: Mapping[str, int], spec: DatasetSpec, field: str) -> tuple[list[Part], list[Part] | None]:
-    """Return the parts for training and for evaluation; None for evaluation if rows are to be held out. Raise FineTuneError.
+    """Return the parts for training and for evaluation; None for evaluation if rows must be held out. Raise FineTuneError.
 
     splits: name → rows. ``train[:80%]`` and ``train+test`` have the same meaning as in the library `datasets`.
     """

@@ -86,7 +86,7 @@ class StreamDataset(torch.utils.data.Dataset[Row]):
     def __init__(self, stream: Stream, sample: RowDataset, task: Task) -> None:
         self._stream, self._task, self._training = stream, task, task.spec.training
         self.lengths = sample.lengths
-        # Replaces a row of which tokenising leaves nothing, so that every process gets the number of rows that it expects.
+        # Replaces a row that tokenising leaves out, so that every process gets the number of rows that it expects.
         self._placeholder_row = sample[0, ~int(sample.lengths.argmin())]
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Cache of the Hub's libraries on a claim that jobs share. It is always read, and written only if that is safe."""
+"""Cache of the Hub's libraries on a claim that jobs share. Pods always read from it, and write to it only if they can lock it."""
 
 import fcntl
 import logging

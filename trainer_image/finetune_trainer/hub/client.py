@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 TOKEN_FIELD = "spec.hub.tokenSecretRef"
 HUB_ERRORS = (hub_errors.HfHubHTTPError, httpx2.HTTPError, hub_errors.OfflineModeIsEnabled)
 
-# Fields of a push, which writes; all other fields name repositories to read. Field → field with the repository's name.
+# Field or option of a push → field with the repository's name. A push writes; all other fields name repositories to read.
 _REPOSITORY_FIELDS = {"spec.publish": "spec.publish.repository", "--to": "--to"}
 
 _MAX_ATTEMPTS = 5
 _MAX_RETRY_DELAY_SECONDS = 300.0  # the Hub's rate limit counts requests in windows of five minutes
-# Without an answer for this time, a connection is dead. The client's default is to wait for ever.
+# A connection without an answer for this time counts as dead. By default, the client waits for ever.
 _TIMEOUT = httpx2.Timeout(30, read=300, write=300)
 
 Result = TypeVar("Result")
@@ -153,7 +153,7 @@ def explain_errors(field: str, repository: str, missing: Reason) -> Iterator[Non
 
 
 def explain_load_error(error: BaseException, field: str, repository: str) -> FineTuneError | None:
-    """Explain an error of a library that loads a model, if the Hub caused it; None if the model itself caused it.
+    """Convert an error of a library that loads a model if the Hub caused it; return None if the model itself caused it.
 
     A missing file also gives None, because the library's own error explains that better.
     """

@@ -1,4 +1,4 @@
-"""Builds the TrainingArguments from the spec, for both loops. Checks what ``training.arguments`` adds."""
+"""Builds the TrainingArguments from the spec, for both loops. Checks the user's ``spec.training.arguments``."""
 
 import contextlib
 import dataclasses
@@ -54,7 +54,8 @@ def check_arguments(training: Training) -> dict[str, Any]:
         if training.loop == "native" and name not in NATIVE_ARGUMENTS:
             raise FineTuneError(
                 Reason.CONFIGURATION_ERROR,
-                f"{_FIELD}.{name}: loop: native does not know it; write loop: trainer, or one of: {', '.join(NATIVE_ARGUMENTS)}",
+                f"{_FIELD}.{name}: loop: native does not support it; write loop: trainer, or one of: "
+                f"{', '.join(NATIVE_ARGUMENTS)}",
             )
         try:
             adapter = pydantic.TypeAdapter(types[name], config=pydantic.ConfigDict(arbitrary_types_allowed=True))
@@ -67,7 +68,7 @@ def check_arguments(training: Training) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def explain_argument_errors(training: Training) -> Iterator[None]:
-    """Turn the Trainer's errors about arguments that conflict, or that need something that is missing, into one sentence."""
+    """Convert the Trainer's errors about arguments (a conflict, a missing package) to a FineTuneError of one sentence."""
     try:
         yield
     except (ValueError, TypeError, ImportError) as error:

@@ -47,7 +47,7 @@ def best_evaluation(evaluations: Sequence[EvaluationResult], plan: EvaluationPla
 
 
 def should_stop_early(found: BestEvaluation | None, plan: EvaluationPlan) -> bool:
-    """Return whether as many evaluations as the spec's patience were no better than the best one."""
+    """Return whether the last ``patience`` evaluations were no better than the best one."""
     return found is not None and plan.early_stopping is not None and found.evaluations_since >= plan.early_stopping.patience
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints as the loops use them: when to save one, what to save, how to resume from it."""
+"""The loops' interface to checkpoints: decides when to save one, collects its content, and resumes from it."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def find_resume_point(checkpoint_directory: CheckpointDirectory, output: OutputD
 class Checkpointer:
     """Saves and loads checkpoints. Each process has one. All ranks call save() and load() together; rank 0 writes.
 
-    every_steps: steps between two checkpoints; None if the clock decides (see TrainingMonitor).
+    every_steps: steps between two checkpoints; None if the interval is in minutes (see TrainingMonitor).
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Checkpointer:
         return self._resume_point.step
 
     def is_due(self, step: int, total_steps: int) -> bool:
-        """Return whether to save after ``step`` steps, the same on all ranks: after the last, before a stop, as the spec says."""
+        """Return whether to save after this step (the last, one before a stop, as the spec says). It is the same on all ranks."""
         regular = self._every_steps is not None and step % self._every_steps == 0
         return regular or step == total_steps or self._monitor.interrupted or self._monitor.should_save
 
@@ -117,7 +117,7 @@ class Checkpointer:
         self._monitor.add_checkpoint_time(time.monotonic() - started)
 
     def load(self, train_state: TrainState) -> tuple[float, int]:
-        """Restore all but random number generators. Return this process's losses since the last logged step, and that step."""
+        """Restore all except random number generators. Return this process's losses since the last logged step, and that step."""
         directory, progress = self._resume_point.directory, self._resume_point.progress
         assert directory
         assert progress
@@ -133,7 +133,7 @@ class Checkpointer:
         content.load_model(model, tensors.load(self._resume_point.directory / _MODEL_FILE))
 
     def load_rng_state(self) -> None:
-        """Restore this process's random number generators. A process that the checkpoint does not cover starts from the seed."""
+        """Restore this process's random number generators. A process without a state in the checkpoint starts from the seed."""
         assert self._resume_point.progress
         states, rank = self._resume_point.progress.random, self._coordinator.world.rank
         if rank < len(states):
@@ -146,7 +146,7 @@ class Checkpointer:
             log.warning("the last checkpoint was not complete after %.0f s", timeout_seconds)
 
     def _start_write(self, progress: Progress, train_state: TrainState) -> None:
-        """Copy to host memory and start to write. Without room for a copy, wait until the checkpoint is written."""
+        """Copy to host memory and start to write. If there is no room for a copy, wait until the checkpoint is written."""
         model = content.model_tensors(train_state.model)
         skeleton, state = tensors.flatten({"progress": progress.to_state(), **train_state.state_dict()}, "state")
         free = available_memory()

@@ -26,13 +26,13 @@ from finetune_trainer.tasks.base import Scores, Task
 log = logging.getLogger(__name__)
 
 _MAX_BATCH_SIZE = 32
-# An evaluation keeps nothing for a backward pass, so this many times the rows of a training's forward pass fit.
+# An evaluation keeps no activations for a backward pass, so its batch can have this many times the rows of a micro-batch.
 _BATCH_SIZE_FACTOR = 4
 _STAGE = "evaluating"
 
 
 class Evaluator:
-    """Evaluates a task's model when it is due.
+    """Evaluates a task's model when an evaluation is due.
 
     batches: of the training. history: evaluations of earlier attempts, up to the step where this one resumes. save: writes the
     model to a directory; called on rank 0. on_improved: called on rank 0 for each new best model, with its directory.
@@ -84,7 +84,7 @@ class Evaluator:
         return is_due(self._plan, step, total_steps, self._steps_per_epoch) and (self.last is None or self.last.step < step)
 
     def should_stop_early(self) -> bool:
-        """Return whether the metric has not improved for long enough."""
+        """Return whether the metric has not improved for as many evaluations as the spec allows."""
         return should_stop_early(self.best_evaluation, self._plan)
 
     def run(self, step: int, context: contextlib.AbstractContextManager[Any]) -> EvaluationResult:
@@ -107,7 +107,7 @@ class Evaluator:
 
     @torch.no_grad()
     def score(self, context: contextlib.AbstractContextManager[Any]) -> Scores:
-        """Return what the task needs of every held-out row, in the order of batches.evaluation_order, on every rank."""
+        """Return the task's scores of every held-out row, in the order of batches.evaluation_order, on every rank."""
         model = self._task.model
         was_training = model.training
         model.eval()
@@ -116,7 +116,7 @@ class Evaluator:
             self._rows,
             batch_sampler=evaluation_batches(self._rows.lengths, self.batch_size, world.rank, world.size),
             collate_fn=self._task.collate,
-            generator=torch.Generator(),  # the loader draws a number when it starts, which must not change the training's dropout
+            generator=torch.Generator(),  # its start draws a random number, which must not change the training's dropout
         )
         with context:
             mine = [

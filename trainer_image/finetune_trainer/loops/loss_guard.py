@@ -1,4 +1,4 @@
-"""Finds losses that are NaN or infinite, without waiting for the GPU in each step. Such a state is never saved."""
+"""Finds losses that are NaN or infinite, without waiting for the GPU in each step. A state after such a loss is never saved."""
 
 import math
 
@@ -14,9 +14,9 @@ from finetune_trainer.runtime.distributed import Coordinator
 
 
 class LossGuard:
-    """Remembers on the device the first step whose loss, or gradient, was NaN or infinite.
+    """Records on the device the first step whose loss or gradient is NaN or infinite.
 
-    loss_scaling: of fp16, whose gradients may overflow. The scaler skips such a step and continues with a smaller scale.
+    loss_scaling: whether fp16's scaler is used. Gradients may overflow then; the scaler skips such a step and lowers the scale.
     skipped_steps: steps whose batch is skipped, because their loss was NaN or infinite before.
     """
 
@@ -33,11 +33,11 @@ class LossGuard:
         )
 
     def trained_steps(self, after: int, last: int) -> int:
-        """Return how many steps after ``after`` up to ``last`` were trained on: all except the skipped ones."""
+        """Return the number of steps from ``after`` + 1 to ``last`` without the skipped ones."""
         return last - after - sum(after < step <= last for step in self.skipped_steps)
 
     def observe(self, step: int, losses: torch.Tensor, gradient_norm: torch.Tensor | None) -> None:
-        """Check on the device a sum of losses that includes this step's loss, and the norm of this step's gradient."""
+        """Check two values on the device: a sum of losses that includes this step's loss, and this step's gradient norm."""
         bad = ~torch.isfinite(losses)
         if gradient_norm is not None and not self._loss_scaling:
             bad |= ~torch.isfinite(gradient_norm).to(bad.device)
@@ -46,15 +46,15 @@ class LossGuard:
         self._first_non_finite_step = torch.where(bad & (self._first_non_finite_step == 0), step, self._first_non_finite_step)
 
     def first_non_finite_step(self) -> int:
-        """Return the first such step of this process; 0 if there is none. Waits for the GPU."""
+        """Return this process's first step with a NaN or infinite loss or gradient; 0 if there is none. Waits for the GPU."""
         return int(self._first_non_finite_step.item()) if self._first_non_finite_step is not None else 0
 
     def check(self) -> None:
-        """Raise FineTuneError on all ranks if any rank has such a step. All ranks call this together."""
+        """Raise FineTuneError on all ranks if any rank has a non-finite step. All ranks call this together."""
         self.raise_if_non_finite(self._coordinator.all_gather(self.first_non_finite_step()))
 
     def check_logged(self, step: int, loss: float, gradient_norm: float | None) -> None:
-        """Do the same for values that are equal on all ranks. The ranks communicate only if a value is NaN or infinite."""
+        """Check logged values, which are equal on all ranks. The ranks communicate only if a value is NaN or infinite."""
         if math.isfinite(loss) and (self._loss_scaling or gradient_norm is None or math.isfinite(gradient_norm)):
             return
         self.check()

@@ -58,7 +58,7 @@ class TrainingMonitor:
         self.interrupted = self.should_save = False
 
     def start(self, step: int, total_steps: int) -> None:
-        """Report the start of the steps and their number."""
+        """Report that the first step starts, and the total number of steps."""
         self._reporter.update(message="running the first step", step=step, total_steps=total_steps)
         self._metrics.set(declared.TRAINING_MAX_STEPS, total_steps)
         self._total_steps = total_steps
@@ -71,10 +71,6 @@ class TrainingMonitor:
         taken = list(islice(batches, count))
         self._metrics.add_data_wait(time.monotonic() - started)
         return taken
-
-    def data_waited(self, seconds: float) -> None:
-        """Count the time until the next batch arrived, which is part of the step's time."""
-        self._metrics.add_data_wait(seconds)
 
     def add_tokens(self, count: int, global_count: int) -> None:
         """Count the tokens of a step without padding: of this process, and of all processes."""

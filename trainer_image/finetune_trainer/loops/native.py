@@ -1,4 +1,4 @@
-"""The loop in plain PyTorch with Accelerate, readable from top to bottom. It takes the same steps as the loop on the Trainer."""
+"""The loop in plain PyTorch with Accelerate. It takes the same steps as the loop on the Trainer."""
 
 import contextlib
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ class NativeLoop:
             collate_fn=task.collate,
             pin_memory=device.has_gpu(),
             num_workers=args.dataloader_num_workers,
-            generator=torch.Generator(),  # so that dropout does not depend on when the loader draws a number
+            generator=torch.Generator(),  # its own, so that the loader's random numbers do not change dropout
         )
 
     def run(self) -> int:

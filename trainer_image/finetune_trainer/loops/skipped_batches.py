@@ -1,6 +1,6 @@
-"""Batches to skip, because their loss was NaN or infinite. They are in a file of the output directory, for later attempts.
+"""Batches to skip, because their loss was NaN or infinite. A file in the output directory stores them for later attempts.
 
-A batch is named by its step. The number of skipped batches is limited, because skipping does not help a training that diverges.
+The step identifies a batch. The number of skipped batches is limited, because skipping does not help a training that diverges.
 """
 
 import json
@@ -31,7 +31,7 @@ def may_skip(output: pathlib.Path) -> bool:
 
 
 def record(output: pathlib.Path, step: int) -> bool:
-    """Skip the batch of a step from now on. Return False if too many batches are skipped, or this one is already."""
+    """Skip the batch of a step from now on. Return False if too many batches are skipped, or if this one is already skipped."""
     content = _read(output)
     granted = step not in content["steps"] and len(content["steps"]) < MAX_SKIPPED
     if granted:

@@ -1,8 +1,8 @@
-"""The throughput since the last logged step. The history has it beside the loss."""
+"""Measures the throughput between two logged steps. The history records it with the loss."""
 
 
 class Throughput:
-    """Counts steps, time and tokens. rows: of an optimizer step."""
+    """Counts steps, time and tokens. rows: number of rows in an optimizer step."""
 
     def __init__(self, rows: int) -> None:
         self._rows = rows

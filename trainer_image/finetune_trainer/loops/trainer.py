@@ -64,7 +64,7 @@ class TrainerLoop(transformers.Trainer):
         if done == 0 and self._evaluator.is_due(0, self.args.max_steps):
             self._evaluator.run(0, self.accelerator.autocast())
         if done and (done >= self.args.max_steps or self._evaluator.should_stop_early()):
-            # All steps are done; the Trainer would take one more.
+            # The training is complete, but the Trainer would take one more step.
             self._checkpointer.load_model(self.model)
             return done
         with explain_argument_errors(self._task.spec.training):
@@ -73,7 +73,7 @@ class TrainerLoop(transformers.Trainer):
         return int(self.state.global_step)
 
     def epoch(self, step: int) -> float:
-        """Return the passes over the data after ``step`` steps."""
+        """Return the number of passes over the data after ``step`` steps."""
         return self._batch_sampler.epoch(step)
 
     def evaluate_model(self) -> dict[str, float]:
@@ -191,7 +191,7 @@ class TrainerLoop(transformers.Trainer):
 
 
 class _LoopCallback(transformers.TrainerCallback):
-    """Passes the Trainer's events on. All ranks stop at the same step after a stop request."""
+    """Passes the Trainer's events to the monitor. Requests evaluations, saves and stops; all ranks stop at the same step."""
 
     def __init__(
         self, loop: TrainerLoop, monitor: TrainingMonitor, evaluator: Evaluator, guard: LossGuard, checkpointer: Checkpointer

@@ -1,1 +1,1 @@
-"""Loads and saves models and tokenizers, with adapters, embeddings and weights."""
+"""Loads and saves models and tokenizers. Adds and merges adapters, extends embeddings, and reloads saved weights."""

@@ -18,7 +18,7 @@ from finetune_trainer.tasks import chat
 from finetune_trainer.tasks.base import Task
 
 ALL_LINEAR = "all-linear"
-# Base model name in an adapter whose base came from a directory, because a local path means nothing elsewhere.
+# Base model name in an adapter whose base came from a directory, because a local path is not valid elsewhere.
 LOCAL_BASE = "local-model"
 
 

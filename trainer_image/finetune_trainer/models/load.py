@@ -57,7 +57,7 @@ def load_tokenizer(location: ModelLocation) -> Any:
     """Load the tokenizer, with a pad token and padding on the right. Raise FineTuneError if there is none."""
     with _explain_errors(location, "no tokenizer can be read"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(location.name_or_path, **location.from_pretrained_kwargs)
-    if tokenizer.pad_token is None:  # of a decoder; padding is masked, so any token works
+    if tokenizer.pad_token is None:  # some decoders have none; padding is masked, so any token works
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
         raise FineTuneError(
@@ -112,7 +112,7 @@ def _load(task: Task, location: ModelLocation, source: ModelSource) -> tuple[Any
         **task.model_kwargs(),
         **_quantization(source),
         dtype=weights_dtype(source),
-        use_safetensors=True,  # the other format can run code
+        use_safetensors=True,  # the pickle format can run code
         output_loading_info=True,
     )
     _match_tokenizer(model, task.tokenizer)
@@ -161,7 +161,7 @@ def merge_adapters(model: Any) -> Any:
 
 
 def save_model(model: Any, tokenizer: Any, directory: pathlib.Path) -> None:
-    """Write model (or adapter), configuration and tokenizer: sharded safetensors, and nothing that names this machine."""
+    """Write model (or adapter), configuration and tokenizer: sharded safetensors, and no local path."""
     with _cache_enabled(model):
         if adapters.is_adapter(model):
             adapters.save(model, directory)

@@ -1,1 +1,1 @@
-"""What a training process measures: metrics, progress, history, device statistics, MFU."""
+"""Measures and reports a training: progress, Prometheus metrics, evaluation results, starts, device statistics, MFU."""

@@ -13,7 +13,7 @@ import torch
 from finetune_trainer.monitoring.mfu import ModelSize, peak_flops
 from finetune_trainer.runtime import device
 
-# Number of forward passes to time between two readings. Only the first ones are timed, because more would show nothing new.
+# Maximum number of forward passes to time between two readings. More would add no information.
 _MAX_TIMED_PASSES = 32
 
 
@@ -32,7 +32,7 @@ class Reading:
 
 
 class DeviceStats:
-    """Measures one process. model: the trained model. length: tokens of a typical row. compiled: by torch.compile."""
+    """Measures one process. model: the trained model. length: tokens of a typical row. compiled: with torch.compile."""
 
     def __init__(self, model: Any, config: Any, length: float, compiled: bool = False) -> None:
         self._flops_per_token = model_size(model, config).flops_per_token(length)
@@ -53,9 +53,9 @@ class DeviceStats:
 
 
 class ForwardTimer:
-    """Times forward passes of a model in training, inside of its DDP wrapper. So it does not time how long the wrapper waits.
+    """Times the forward passes of a model in training mode, without the time that its DDP wrapper waits for other processes.
 
-    This tells a slow process from the processes that wait for it. Their steps take equally long.
+    These times show which process is slow. The steps of a slow process take as long as the steps of those that wait for it.
     """
 
     def __init__(self) -> None:
@@ -76,14 +76,14 @@ class ForwardTimer:
         return sum(seconds) / len(seconds) if seconds else None
 
     def begin(self, model: torch.nn.Module, _: Any) -> None:
-        """Start the timer: a hook before each forward pass."""
+        """Start the timer. The model calls this hook before each forward pass."""
         self._started = None
         if not model.training or len(self._seconds) + len(self._events) >= _MAX_TIMED_PASSES:
             return
         self._started = device.record_event() if device.has_gpu() else time.perf_counter()
 
     def end(self, *_: Any) -> None:
-        """Stop the timer: a hook after each forward pass."""
+        """Stop the timer. The model calls this hook after each forward pass."""
         if self._started is None:
             return
         if isinstance(self._started, float):
@@ -94,9 +94,9 @@ class ForwardTimer:
 
 
 def model_size(model: Any, config: Any) -> ModelSize:
-    """Return the size of a model. An embedding table does not count, because it only looks tokens up, unless it is also the head.
+    """Return the size of a model. Embedding tables do not count, because a lookup is no multiplication, unless one is the head.
 
-    For an unusual architecture attention counts as 0. The MFU is then a little low, which harms no training.
+    If the configuration lacks a size, or has one per layer, attention counts as 0, and the MFU is a little too low.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     tables -= {id(getattr(_output_head(model), "weight", None))}
@@ -122,7 +122,7 @@ def _config_int(config: Any, name: str) -> int:
     """Return an integer of the text model's configuration; 0 if it has none, or one per layer."""
     try:
         value = getattr(config.get_text_config(), name, 0)
-    except ValueError:  # an encoder-decoder model has two
+    except ValueError:  # an encoder-decoder model has two text configurations
         return 0
     return value if isinstance(value, int) else 0
 

@@ -39,7 +39,7 @@ def record_start(path: pathlib.Path, config: RunConfig, step: int, total_steps: 
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the trainer, of Python and of the libraries that compute."""
+    """Return the versions of the trainer, of Python, of the main libraries and of CUDA."""
     found = {"finetune": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:

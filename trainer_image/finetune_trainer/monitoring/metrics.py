@@ -1,6 +1,6 @@
 """A worker's Prometheus metrics, as declared in finetune_api.
 
-prometheus-client keeps them in files, and the launcher serves these (multi-process mode: the launcher sets
+prometheus-client writes the values to files, and the launcher serves them (multi-process mode: the launcher sets
 PROMETHEUS_MULTIPROC_DIR for its workers). So a scrape never waits for a training step.
 """
 

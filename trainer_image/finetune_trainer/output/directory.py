@@ -84,7 +84,7 @@ class OutputDirectory:
         return None
 
     def has_unfinished_run_of_other_job(self, config: RunConfig) -> bool:
-        """Return whether the directory is not this job's and has checkpoints."""
+        """Return whether the directory belongs to another job and has checkpoints."""
         return not self._belongs_to(config) and any(self.checkpoints.glob("[!.]*"))
 
     def remove_previous_job(self, config: RunConfig) -> None:
@@ -147,7 +147,7 @@ class OutputDirectory:
         return None
 
     def _write_run(self, content: dict[str, Any]) -> None:
-        """Write run.json durably. If it were empty after a crash of the machine, every later attempt would fail."""
+        """Write run.json durably. If it were empty after a crash of the node, every later attempt would fail."""
         write_atomically(self._run, json.dumps(content), durable=True)
 
     def finished_report(self) -> Report | None:
@@ -174,14 +174,14 @@ class OutputDirectory:
         return list((self.directory / "best").glob("step-*"))
 
     def files_to_sync(self, best: int | None) -> list[pathlib.Path]:
-        """Return the files that must be on the disk before a checkpoint is: the history, and the best model that it names."""
+        """Return the files that must be on the disk before a checkpoint: the history, and the best model that it names."""
         files = [self.history] if self.history.exists() else []
         if best is not None:
             files += [*self.best_model(best).iterdir(), self.best_model(best), self.best_model(best).parent]
         return files
 
     def prune_best_models(self, known: Collection[int], before: int) -> None:
-        """Delete best models of steps up to ``before`` that no checkpoint names any more. known: the steps that one names."""
+        """Delete best models of steps up to ``before`` that no checkpoint names any more. known: steps that checkpoints name."""
         for directory in self.best_models():
             step = int(directory.name.removeprefix("step-"))
             if step <= before and step not in known:

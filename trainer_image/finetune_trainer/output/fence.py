@@ -1,7 +1,7 @@
 """Decides which process may write to an output directory: the one that acquired it last.
 
-A node that was cut off and comes back may still run a pod of an older attempt. So each attempt writes a token to the directory
-when it starts, and checks for its token before each important write.
+A node that was unreachable and comes back may still run a pod of an older attempt. So each attempt writes a token to the
+directory when it starts, and checks for its token before each important write.
 """
 
 import hashlib

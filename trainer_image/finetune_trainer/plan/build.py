@@ -32,7 +32,7 @@ class Facts:
     """The observed facts about data, model and GPU.
 
     model, gpu: None if not known; model_reason and gpu_reason say why. missing_claims: options to add for claims that are not
-    given. refused: sentences about what the trainer would refuse. not_observed: sentences about what can't be read from here.
+    given. refused: sentences about what the trainer would refuse. not_observed: sentences about what this machine can't read.
     """
 
     rows: RowCounts
@@ -197,10 +197,13 @@ def _refused(plan: Plan) -> Iterator[str]:
 def _too_large(plan: Plan, needed: int, available: int) -> str:
     per_device = "spec.training.perDeviceBatchSize"
     if plan.fitting_micro_batch is not None:
-        remedy = f"{plan.fitting_micro_batch} would fit, and give the same model"
+        remedy = f"{plan.fitting_micro_batch} fits, and trains the same model"
     else:
         adapters = "" if plan.spec.model.lora is not None else ", add spec.model.lora: {}"
-        remedy = f"not even 1 would fit: lower spec.training.maxTokens{adapters}, or choose a larger GPU or a smaller model"
+        remedy = (
+            f"a micro-batch of 1 does not fit either: lower spec.training.maxTokens{adapters}, "
+            "or choose a larger GPU or a smaller model"
+        )
     if plan.gpu:
         assert plan.facts.gpu is not None
         return f"{per_device}: {format_bytes(needed)} do not fit {plan.facts.gpu.name} ({format_bytes(available)}): {remedy}"

@@ -30,7 +30,7 @@ def _gpu_memory(context: click.Context, parameter: click.Parameter, value: str |
 
 @click.command(epilog="Example:  finetune plan examples/news.yaml --claim minilm=./models/minilm --claim news=./data/news")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=pathlib.Path))
-@click.option("--claim", "claims", multiple=True, metavar="NAME=DIR", help="Directory that stands for a claim of the file.")
+@click.option("--claim", "claims", multiple=True, metavar="NAME=DIR", help="Local directory to use for a claim of the file.")
 @click.option("--gpu-memory", metavar="SIZE", callback=_gpu_memory, help="Memory of each GPU, for example 80Gi.")
 def plan(file: pathlib.Path, claims: tuple[str, ...], gpu_memory: int | None) -> None:
     """Show what the job in FILE (- for standard input) will need and do: processes, steps, memory, checkpoints, publishing.

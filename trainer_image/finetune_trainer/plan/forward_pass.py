@@ -59,7 +59,7 @@ def choose_micro_batch(spec: FineTuneJobSpec, model: ModelFacts, device: Device,
     """Return the rows of a forward pass and whether to recompute activations. Values that the spec sets are not changed.
 
     micro: the maximum number of rows. It is halved until the forward pass fits. If not even one row fits, the same sizes are
-    tried with activation recomputation. If nothing fits, or the GPU is not known, ``micro`` stays: the training will show.
+    tried with activation recomputation. If nothing fits, or the GPU is not known, ``micro`` is returned.
     """
     requested = spec.training.activation_checkpointing
     if not device.gpu:
@@ -76,7 +76,7 @@ def choose_micro_batch(spec: FineTuneJobSpec, model: ModelFacts, device: Device,
 
 
 def cpu_micro_batch(spec: FineTuneJobSpec, longest: int, micro: int) -> int:
-    """Return the rows of a forward pass on a CPU, at most ``micro``. If the spec leaves them open, return a fast number.
+    """Return the rows of a forward pass on a CPU, at most ``micro``. If the spec does not set it, return a fast number.
 
     longest: tokens of the longest row.
     """

@@ -90,7 +90,7 @@ def requested_gpu(node_selector: Mapping[str, str], affinity: Mapping[str, Any] 
     if node_selector.get(MEMORY_LABEL, "").isdigit():
         memory = int(node_selector[MEMORY_LABEL])
         return Gpu(f"{MEMORY_LABEL}={memory}", memory * _MIB, None), None
-    return None, f"nothing says which GPU it will be: add --gpu-memory, or {PRODUCT_LABEL} to spec.pod.nodeSelector"
+    return None, f"the GPU model is not known: add --gpu-memory, or {PRODUCT_LABEL} to spec.pod.nodeSelector"
 
 
 def _affinity_values(affinity: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """Estimates how much memory one training process needs, by part: pure arithmetic.
 
-Trained parameters have weights, gradients and the two moments of AdamW: 4, 4 and 8 bytes per parameter in fp32, which mixed
-precision keeps. Parameters that are frozen below adapters have weights only. Logits over a vocabulary are held three times in
+Trained parameters have weights, gradients and the two moments of AdamW: 4, 4 and 8 bytes per parameter in fp32, also with
+mixed precision. Parameters that are frozen below adapters have weights only. Logits over a vocabulary are held three times in
 fp32 when the loss is computed: the logits, their log-softmax and its gradient.
 Activations are the tensors that autograd keeps from the forward pass for the backward pass. A layer keeps a number of bytes per
 token and unit of width, which depends on the architecture, and additionally the tensors of its attention. The numbers were
@@ -29,8 +29,8 @@ NCCL_BYTES = 512 * MIB
 CPU_BYTES = 512 * MIB
 _FP32, _HALF = 0, 1
 _LOGITS_BYTES = 12
-# Bytes per token and unit of width, in (fp32, half precision), that the dropout before an adapter keeps of its layer's input,
-# minus the bytes that the frozen layer no longer keeps.
+# Additional bytes of a layer with an adapter, per token and unit of input width, in (fp32, half precision): the bytes that the
+# dropout before the adapter keeps of the input, minus the bytes that the frozen layer no longer keeps.
 _ADAPTED = (5, 4)
 
 

@@ -1,4 +1,4 @@
-"""Chooses the size of a forward pass that the job does not set: one that fits the GPU, or that is fast on a CPU."""
+"""Chooses the micro-batch if the job does not set it: one that fits the GPU, or one that is fast on a CPU."""
 
 import copy
 import logging

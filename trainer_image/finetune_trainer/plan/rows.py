@@ -11,7 +11,7 @@ from finetune_api.wire import RunConfig
 class RowCounts:
     """Row counts of a job.
 
-    train, evaluation: number of rows; None if not known, for the given reason. exact: whether the trainer will count the same.
+    train, evaluation: number of rows; None if not known, for the given reason. exact: whether the trainer gets the same numbers.
     classes: names of the classes, if all data is local.
     """
 

@@ -1,4 +1,4 @@
-"""Reads names, types and shapes of a model's tensors, from nothing but the headers of its safetensors files."""
+"""Reads names, types and shapes of a model's tensors. It reads only the headers of the safetensors files."""
 
 import dataclasses
 import json

@@ -30,7 +30,7 @@ def show_plan(console: Console, name: str, plan: Plan) -> None:
         for label, line in rows:
             console.print(Text(label.ljust(width) + line), soft_wrap=True)
     for title, style, sentences in (
-        ("Would be refused or fail", "red", plan.refused),
+        ("Errors", "red", plan.refused),
         ("Warnings", "yellow", plan.warnings),
         ("Not known", "yellow", plan.unknown),
     ):
@@ -40,7 +40,7 @@ def show_plan(console: Console, name: str, plan: Plan) -> None:
                 console.print(Text(f"  {sentence}"), soft_wrap=not console.is_terminal)
     if not plan.refused:
         known = ", as far as is known" if plan.unknown else ""
-        console.print(Text(f"Nothing would be refused{known}.", style="bold green"))
+        console.print(Text(f"No errors found{known}.", style="bold green"))
 
 
 def _sections(plan: Plan) -> Iterator[tuple[str, list[str]]]:
@@ -83,9 +83,9 @@ def _steps(plan: Plan) -> Iterator[str]:
     classes = f"; {len(rows.classes)} classes" if rows.classes else ""
     evaluated = f", {about}{rows.evaluation:,} to evaluate on{classes}" if rows.evaluation is not None else ""
     if plan.spec.streaming:
-        yield f"rows to train on are streamed{evaluated}"
+        yield f"training rows are streamed{evaluated}"
     elif rows.train is not None:
-        yield f"{about}{rows.train:,} rows to train on{evaluated}"
+        yield f"{about}{rows.train:,} training rows{evaluated}"
 
 
 def _memory(plan: Plan) -> Iterator[str]:
@@ -112,7 +112,7 @@ def _memory(plan: Plan) -> Iterator[str]:
 
 
 def _held(plan: Plan) -> str:
-    """Say how the weights are held, and how many of them are trained."""
+    """Describe how the weights are held, and how many of them are trained."""
     source, weights = plan.spec.model, plan.weights
     assert weights is not None
     if source.lora is None:

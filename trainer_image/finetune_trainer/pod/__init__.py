@@ -1,1 +1,1 @@
-"""The processes of a training pod: the launcher, the agent that starts the workers, the workers, and their supervision."""
+"""The processes of a training pod (launcher, agent, workers), and their supervision: restarts, stalls, stops, telemetry."""

@@ -2,8 +2,8 @@
 
 `python -m finetune_trainer.pod.agent MODULE [arguments of torchrun]`; MODULE has the ``main`` of a training process.
 
-The agent imports everything once, while other pods are still starting, and forks the processes. So they start and restart within
-moments, and share that memory. With GPUs it starts each process as a new one, because CUDA does not survive a fork.
+The agent imports everything once, while other pods are still starting, and forks the processes. So they start and restart
+fast, and share the memory of the imports. With GPUs it starts each process as a new one, because CUDA does not survive a fork.
 """
 
 import importlib
@@ -52,14 +52,14 @@ def reset_start_time() -> None:
 
 
 def sees_gpus() -> bool:
-    """Return whether this machine has GPUs that the processes may use, without touching CUDA."""
+    """Return whether there are GPUs that the processes may use, without initialising CUDA."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible != "" and pathlib.Path("/dev/nvidiactl").exists()
 
 
 def run_worker(module: str) -> None:
     """Run a training process in a forked child."""
-    # The child inherits a handler from torchrun's agent. It must not keep it, because the agent ends its processes with SIGTERM.
+    # The child inherits a handler from torchrun's agent, and removes it, because the agent ends its processes with SIGTERM.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     importlib.import_module(module).main()
 

@@ -1,4 +1,4 @@
-"""A requested stop: how long the training may take to save a checkpoint, and what the report says if that was too short."""
+"""Handles a stop request: limits the time to save a checkpoint, and completes the report if the time was too short."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,8 @@ from finetune_trainer.runtime.heartbeat import SAVING, WAITING, WRITING
 
 # Part of the grace period that is reserved for killing the workers and writing the final report. Never more than half of it.
 _MARGIN_SHARE, _MARGIN_SECONDS = 0.1, 5.0
-# The all-reduce of the stop request never completes if a rank is gone. The launcher gives up after this long without a heartbeat.
+# The all-reduce of the stop request never completes if a rank is gone. The launcher gives up after this time without a heartbeat,
+# or after this many usual steps if they take longer.
 _IDLE_SECONDS = 10.0
 _IDLE_STEPS = 5.0
 
@@ -47,7 +48,7 @@ class Interruption:
         return self._immediate or self._grace_exceeded
 
     def cannot_save(self, report: Report, watchdog: Watchdog) -> bool:
-        """Return whether no checkpoint can come: nothing to save, all workers ended, or the ranks wait for a lost one."""
+        """Return whether no checkpoint will be saved: nothing to save, all workers ended, or the ranks wait for a lost rank."""
         if self._requested_at is None:
             return False
         if report.phase == "Initializing" or watchdog.all_exited():

@@ -36,7 +36,9 @@ _POLL_SECONDS = 0.1
 
 
 class Launcher:
-    """Runs one attempt on this machine. ``run`` returns the final report, and never raises for an error that a user can cause.
+    """Runs one attempt in this pod (or on this machine).
+
+    ``run`` returns the final report, and never raises for an error that a user can cause.
 
     grace_seconds: time that the pod has to end after a stop request; None if nothing kills it from outside.
     """

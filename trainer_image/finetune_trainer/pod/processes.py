@@ -55,7 +55,7 @@ def command(config: RunConfig, pod: PodRank) -> list[str]:
     torchrun = [*agent, "--nproc-per-node", str(config.processes_per_node)]
     torchrun += ["--max-restarts", str(_MAX_RESTARTS), "--shutdown-timeout", str(_SHUTDOWN_SECONDS)]
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-id", f"{config.name}-{config.attempt}"]
-    if config.nodes == 1:  # like --standalone, but without a lookup of this machine's name
+    if config.nodes == 1:  # like --standalone, but without a lookup of the host name
         return [*torchrun, "--rdzv-endpoint", "localhost:0", "--local-addr", "localhost"]
     host = "localhost" if pod.index == 0 else pod.rendezvous_host
     # torch sorts the nodes by this address and makes the first one rank 0. It must be the pod with index 0. An IP address begins
@@ -70,14 +70,14 @@ def command(config: RunConfig, pod: PodRank) -> list[str]:
 
 
 def environment(config: RunConfig, base: Mapping[str, str], run_file: pathlib.Path, state: RunState, cpus: int) -> dict[str, str]:
-    """Return the environment of the workers: that of the pod, and settings that make libraries quiet, fast and offline."""
+    """Return the environment of the workers: that of the pod, and settings for libraries (output, threads, network)."""
     threads = max(1, cpus // config.processes_per_node)
     result = {
         **base,
         names.ENV_RUN_FILE: str(run_file),
         ENV_STATE_DIR: str(state.directory),
         ENV_LAUNCHER_PID: str(os.getpid()),
-        "TMPDIR": str(state.directory),  # torchrun leaves its folders behind; this folder is removed with the run
+        "TMPDIR": str(state.directory),  # torchrun does not remove its folders; this folder is removed with the run
         "PROMETHEUS_MULTIPROC_DIR": str(state.metrics_dir),
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
@@ -101,7 +101,7 @@ def environment(config: RunConfig, base: Mapping[str, str], run_file: pathlib.Pa
     if config.spec.hub.endpoint:
         result[names.ENV_HUB_ENDPOINT] = config.spec.hub.endpoint
     if not config.spec.uses_hub():
-        result["HF_HUB_OFFLINE"] = "1"  # the job does not need the Hub, and the network may not be there
+        result["HF_HUB_OFFLINE"] = "1"  # the job does not need the Hub, and there may be no network
     if config.nodes * config.processes_per_node == 1:
         # Only the first GPU: with several GPUs in one process, the Trainer would use nn.DataParallel.
         result["CUDA_VISIBLE_DEVICES"] = base.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]

@@ -27,9 +27,9 @@ _MAX_SECONDARY_RESTARTS = 2 * _MAX_RESTARTS_WITHOUT_PROGRESS
 _MAX_DELAY_SECONDS = 30.0
 _POLL_SECONDS = 0.05
 
-# What it means if a signal ends a process that reported no failure.
+# Parts of the message if a signal ended a process that reported no failure.
 _SIGNALS = {
-    signal.SIGKILL: "which usually means that memory ran out, or that someone killed it",
+    signal.SIGKILL: "which usually means that memory ran out, or that another process killed it",
     signal.SIGSEGV: "which is a fault in native code",
     signal.SIGBUS: "which usually means that /dev/shm is full, or that a file was truncated while it was read",
     signal.SIGABRT: "which native code raises when it gives up, for example NCCL when a collective takes too long",

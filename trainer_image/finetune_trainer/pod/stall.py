@@ -21,7 +21,7 @@ log = logging.getLogger("finetune_trainer.pod.stall")
 # Downloads, compilation in the first step, and writing a model to a slow volume give no heartbeat for longer than a step takes.
 _MIN_SLOW_STAGE_SECONDS = 1800.0
 _TIMEOUT_STEPS = 10.0
-# A poll that comes late (the machine was asleep, the pod was frozen) must not count as silence of the workers.
+# A poll that comes late (the machine was asleep, the pod was frozen) must not count as time without a heartbeat.
 _MAX_POLL_SECONDS = 1.0
 _STACKS_TIMEOUT_SECONDS = 2.0
 # Within this time the agent notices that its processes ended, and ends too or restarts them.
@@ -39,7 +39,7 @@ def mean_step_seconds(report: Report) -> float:
 
 
 class Watchdog:
-    """Measures how long this pod's processes have been silent. timeout_seconds: from the spec; 0 means no timeout."""
+    """Measures the time since the last heartbeat of this pod's processes. timeout_seconds: from the spec; 0 means no timeout."""
 
     def __init__(self, state: RunState, timeout_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._state, self._timeout, self._clock = state, timeout_seconds, clock
@@ -50,7 +50,7 @@ class Watchdog:
 
     @property
     def stage(self) -> str:
-        """What the processes did at the last heartbeat."""
+        """The stage of the last heartbeat: what the processes were doing."""
         return self._beat[1] if self._beat else "starting"
 
     def poll(self) -> None:
@@ -65,18 +65,18 @@ class Watchdog:
         self._beat = beat
 
     def all_exited(self) -> bool:
-        """Return whether the processes have ended. The next ones wait for the other pods, and have no progress to lose."""
+        """Return whether the processes have ended. The next ones wait for the other pods, and have nothing to save."""
         return self._exited_seconds >= _EXITED_SECONDS
 
     def stall_timeout(self, report: Report) -> float | None:
-        """Return how many seconds the processes may be silent; None without a limit."""
+        """Return how many seconds the processes may be without a heartbeat; None without a limit."""
         if not self._timeout or self.stage == WAITING:  # the pod of rank 0 detects a stall of rank 0
             return None
         floor = _MIN_SLOW_STAGE_SECONDS if report.phase == "Initializing" or self.stage == WRITING else 0.0
         return max(self._timeout, floor, _TIMEOUT_STEPS * mean_step_seconds(report))
 
     def is_stalled(self, report: Report) -> bool:
-        """Return whether the processes have been silent for too long."""
+        """Return whether the processes have been without a heartbeat for too long."""
         limit = self.stall_timeout(report)
         return limit is not None and self.idle_seconds >= limit
 

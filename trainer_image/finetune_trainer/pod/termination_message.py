@@ -1,4 +1,4 @@
-"""The end of a pod: its exit code, and its final report in the termination message."""
+"""Computes what a pod ends with: the exit code, and the termination message with the final report."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ def exit_code(report: Report) -> int:
 
 
 def termination_message(report: Report) -> str:
-    """Return the final report as JSON, short enough for Kubernetes. Long parts are cut first."""
+    """Return the final report as JSON, short enough for Kubernetes. Parts are left out until it is."""
     texts = (shorter.model_dump_json(by_alias=True, exclude_none=True) for shorter in _shortened(report))
     return next(text for text in texts if len(text.encode()) <= names.TERMINATION_LOG_LIMIT_BYTES)
 

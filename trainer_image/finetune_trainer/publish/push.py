@@ -41,7 +41,7 @@ def push(directory: pathlib.Path, spec: FineTuneJobSpec, name: str, message: str
     except FineTuneError as error:
         command = f"finetune push {shlex.quote(str(directory))} --to {spec.publish.repository}"
         raise FineTuneError(
-            Reason.HUB_PUSH_FAILED, f"{error.message.rstrip('.')}; the model is kept, and this pushes it later: {command}"
+            Reason.HUB_PUSH_FAILED, f"{error.message.rstrip('.')}; the model is kept; to push it later, run: {command}"
         ) from None
 
 
@@ -94,7 +94,7 @@ def _commit(api: HfApi, repository: str, files: Mapping[str, pathlib.Path | byte
 
 
 def _with_protocol_fallback(push_once: Callable[[], str]) -> str:
-    """Push by Xet if it is enabled. If Xet itself fails, push by LFS. The Xet client gives only a sentence as error."""
+    """Push by Xet if it is enabled. If Xet itself fails, push by LFS. The Xet client raises general errors."""
     try:
         return retry(push_once)
     except (RuntimeError, OSError) as error:
@@ -112,7 +112,7 @@ def _choose_protocol(endpoint: str) -> None:
 
 
 class BestPusher:
-    """Pushes each best model in the background. The training does not wait for the push, and does not fail with it.
+    """Pushes each best model in the background. The training does not wait for the push, and continues if the push fails.
 
     There is one upload at a time. Of the waiting models, only the newest is pushed. ``failures`` counts failed pushes.
     on_failure: called after each of them.

@@ -1,7 +1,7 @@
 """Decides which files of a model's directory may be uploaded, and removes private strings from them.
 
 Only files that match the names below are uploaded: no optimizer state, no training_args.bin (it holds a token), no checkpoints.
-In texts, tokens and the names of this machine and its directories are replaced. The files on the disk do not change.
+In texts, tokens, the host name and local paths are replaced. The files on the disk do not change.
 """
 
 import fnmatch
@@ -117,7 +117,7 @@ def shareable_spec(spec: FineTuneJobSpec) -> dict[str, Any]:
 
 
 def private_strings(directory: pathlib.Path, environ: Mapping[str, str], host: str) -> Sequence[str]:
-    """Return strings that no uploaded file may contain, the longest first: tokens, name and directories of this machine.
+    """Return strings that no uploaded file may contain, the longest first: tokens, the host name and local paths.
 
     A host name that looks like an ordinary word is left out, because it can't be told from that word.
     """
@@ -163,6 +163,4 @@ def _refuse_secrets(path: pathlib.Path, private: Iterable[str]) -> None:
     content = path.read_bytes()
     for word in private:
         if word.encode() in content:
-            raise FineTuneError(
-                Reason.HUB_PUSH_FAILED, f"{path.name} holds a token or the name of a directory of this machine: take it out first"
-            )
+            raise FineTuneError(Reason.HUB_PUSH_FAILED, f"{path.name} holds a token or a local path: remove it first")

@@ -46,7 +46,7 @@ _STYLE: dict[Any, Any] = {
 def line_chart(
     title: str, series: Mapping[str, Series], restarts: Iterable[int], dots: Collection[str] = (), noisy: bool = True
 ) -> str:
-    """Return an <svg>. series: name → (step, value) in order of steps. restarts: steps to mark. dots: series of few points.
+    """Return an <svg>. series: name → (step, value) in order of steps. restarts: steps to mark. dots: series with markers.
 
     noisy: whether to draw the mean over a window on top of a series with many points.
     """

@@ -55,7 +55,7 @@ def render(training: Training) -> str:
 
 
 def write_at_end(directory: pathlib.Path) -> None:
-    """Write the page of a finished training. Never raise an error: a failed report must not cost the model."""
+    """Write the page of a finished training. Never raise an error: a failed report must not fail the job."""
     try:
         write(read_training(directory), directory / NAME)
     except Exception as error:

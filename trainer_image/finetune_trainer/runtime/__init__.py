@@ -1,1 +1,4 @@
-"""Modules that every process uses: distributed collectives, the state directory, heartbeat, errors, logs, disk space."""
+"""Modules that all processes share: collectives, device, precision, state directory, heartbeat, errors, logs, disk.
+
+command_line.py is shared by the commands.
+"""

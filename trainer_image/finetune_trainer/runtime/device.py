@@ -1,6 +1,6 @@
-"""The device that a process computes on. This module alone asks ``torch.cuda``.
+"""The device that a process computes on. Only this module uses ``torch.cuda``.
 
-A process has one device: the GPU of its local rank, or the CPU where there is no GPU.
+A process has one device: the GPU of its local rank, or the CPU if there is no GPU.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from finetune_trainer.runtime.precision import Precision, choose_precision
 
 @dataclasses.dataclass(frozen=True)
 class GpuMemory:
-    """Memory of the GPU in bytes. allocated: by tensors of this process now. peak: the maximum of that. total: of the GPU."""
+    """Memory of the GPU in bytes. allocated: by tensors of this process. peak: maximum of allocated. total: of the GPU."""
 
     allocated: int
     peak: int
@@ -47,7 +47,7 @@ def gpu_name() -> str | None:
 
 
 def device_name() -> str:
-    """Return a name for people: of the GPU, or of the processor's architecture."""
+    """Return a name to display: that of the GPU, or the processor's architecture."""
     return gpu_name() or f"CPU ({platform.machine()})"
 
 
@@ -96,7 +96,7 @@ def synchronize() -> None:
 
 
 def record_event() -> Any:
-    """Record an event that the GPU reaches when it has done all work so far. Two events measure the time between them."""
+    """Record an event that follows all work queued on the GPU. Two events measure the time between them."""
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event

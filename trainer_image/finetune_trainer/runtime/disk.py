@@ -27,7 +27,7 @@ def is_disk_full_error(link: BaseException) -> bool:
     if isinstance(link, OSError) and link.errno in _FULL:
         return True
     text = str(link)
-    return any(sign in text for sign in _FULL_SIGNS) and "Reader" not in text  # an error about a broken file has "Reader"
+    return any(sign in text for sign in _FULL_SIGNS) and "Reader" not in text  # torch's error about a broken file has "Reader"
 
 
 def sync(path: pathlib.Path) -> None:

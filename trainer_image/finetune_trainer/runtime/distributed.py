@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Ranks as torchrun sets them. A process that was started without torchrun is a world of one."""
+    """Ranks and world size, as torchrun sets them. A process that was started without torchrun has world size 1."""
 
     rank: int
     local_rank: int
@@ -31,7 +31,7 @@ class World:
 
 
 def init_process_group(world: World, timeout_seconds: int) -> None:
-    """Join the other processes; does nothing in a world of one. accelerate and DDP use this process group later.
+    """Join the other processes; do nothing if the world size is 1. accelerate and DDP use this process group later.
 
     Raises torch's error if a peer does not join in time, and FineTuneError if there is no GPU for this process.
     """
@@ -49,12 +49,12 @@ def init_process_group(world: World, timeout_seconds: int) -> None:
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds))
 
 
-# Ranks may wait for rank 0 as long as tokenising takes. A rank that dies is noticed at once, because its connection closes.
+# It is long, because ranks wait for rank 0 while it tokenises. If a rank dies, its connection closes, which is noticed at once.
 _TIMEOUT = datetime.timedelta(hours=12)
 
 
 class Coordinator:
-    """Collectives of all ranks, on gloo and the CPU, so they never sync the GPU. In a world of one every call is local."""
+    """Collectives of all ranks, on gloo and the CPU, so they never sync the GPU. With world size 1, every call is local."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -93,16 +93,17 @@ class Coordinator:
                 dist.barrier(group=self._group)
 
     def waiting(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context for a wait on other ranks. Pods without rank 0 leave the stall detection to the pod of rank 0.
+        """Return a context manager for a wait for other ranks.
 
-        Ranks in the pod of rank 0 do not set this stage, because the newest heartbeat of a pod counts for all of its processes.
+        In pods without rank 0, it sets the stage WAITING, in which the pod of rank 0 detects a stall for them. Ranks in the pod
+        of rank 0 do not set this stage, because the newest heartbeat of a pod counts for all of its processes.
         """
         return heartbeat.waiting() if self.world.rank > self.world.local_rank else contextlib.nullcontext()
 
     def all_reduce_any(self, *flags: bool) -> tuple[bool, ...]:
-        """Return for each flag whether a rank raised it in the previous call. All ranks get the same answer at the same step.
+        """Return for each flag whether a rank set it in the previous call. All ranks get the same result at the same step.
 
-        The answer is one call late on purpose: the all-reduce runs beside the next step, and no rank waits for it.
+        The result is one call late, because the all-reduce runs during the next step, and no rank waits for it.
         """
         if self._group is None:
             return flags

@@ -8,12 +8,12 @@ from finetune_api.reasons import REASONS, FineTuneError, Reason
 from finetune_api.status import Failure
 from finetune_trainer.runtime.disk import error_chain, is_disk_full_error
 
-# Text of the errors of torch's backends for a peer that is gone. Such an error is never the cause, always a consequence.
+# Parts of the error texts of torch's backends if a peer is gone. Such an error is always a consequence, never the cause.
 _PEER_LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "tcpstore", "broken pipe")
-# Text for a peer that is connected but does not respond in time. This is a consequence too, with a reason of its own.
+# Parts of the error texts if a peer is connected but does not respond in time: also a consequence, with another reason.
 _PEER_LATE = ("timed out", "timeout")
 _TRACEBACK_LINES = 12
-# Text of torch's errors for lack of memory that have no exception class of their own.
+# Parts of the texts of torch's out-of-memory errors that have no exception class of their own.
 _NO_MEMORY = "can't allocate memory"
 _NO_GPU_MEMORY = ("out of memory", "cublas_status_alloc_failed")
 

@@ -11,7 +11,7 @@ from finetune_trainer.runtime.state import ENV_STATE_DIR, HEARTBEAT_PREFIX, writ
 
 T = TypeVar("T")
 
-# Stages with rules of their own. Writing a model gives few heartbeats. A process that waits for another rank is not the cause.
+# Stages that pod/ treats differently: writing a model gives few heartbeats, and a process that waits for a rank is not the cause.
 SAVING: Final = "saving"
 WRITING: Final = "writing the model"
 WAITING: Final = "waiting for rank 0"
@@ -19,7 +19,7 @@ _MIN_INTERVAL_SECONDS = 0.5
 
 
 class _LastBeat:
-    """The newest heartbeat of this process, so that not every heartbeat costs a system call."""
+    """The newest heartbeat of this process. With it, most heartbeats need no system call."""
 
     stage: str | None = None
     time = 0.0
@@ -28,7 +28,7 @@ class _LastBeat:
 def beat(stage: str) -> None:
     """Record that a unit of work is done: a step, a batch of an evaluation, a file. stage: what the process is doing.
 
-    It is cheap enough for each unit: it touches a file at most twice a second. Does nothing in a process without a launcher.
+    Each unit can call it, because it touches a file at most twice a second. Does nothing in a process without a launcher.
     """
     now = time.monotonic()
     if ENV_STATE_DIR not in os.environ or (stage == _LastBeat.stage and now - _LastBeat.time < _MIN_INTERVAL_SECONDS):

@@ -1,4 +1,4 @@
-"""Logging of a process: lines for people, or one JSON object per line. Every line names the process.
+"""Configures the logging of a process: text lines, or one JSON object per line. Every line names the process.
 
 Libraries and Python's own warnings use the same format, from level WARNING on.
 """
@@ -16,7 +16,7 @@ from finetune_api.spec import LogFormat
 from finetune_api.wire import RunConfig
 
 _OURS = "finetune_trainer"
-# These libraries install a handler of their own, whose lines have neither the time nor the process.
+# These libraries install their own handlers, whose lines have neither the time nor the process.
 _WITH_HANDLERS = {"transformers": logging.ERROR, "datasets": logging.WARNING, "huggingface_hub": logging.WARNING}
 # These warnings are about the code of libraries, which a reader of a job's log can't change.
 _FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning)
@@ -24,7 +24,7 @@ _FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning,
 
 @dataclasses.dataclass(frozen=True)
 class LogSource:
-    """A process of a job. name: for lines for people, for example "rank 0" or "launcher"."""
+    """A process of a job. name: in text lines, for example "rank 0" or "launcher"."""
 
     name: str
     job: str
@@ -76,7 +76,7 @@ def _time(record: logging.LogRecord, precision: str) -> str:
 
 
 def log_source(config: RunConfig, name: str, rank: int | None = None) -> LogSource:
-    """Return the log source for a process of a run file's job."""
+    """Return the log source of a process. config: the content of the run file."""
     return LogSource(name, config.name, config.attempt, rank)
 
 

@@ -1,4 +1,4 @@
-"""Ties a training process to the processes that started it: it ends with them, and writes its stacks when they ask for them."""
+"""Ends a training process when the launcher or torchrun is gone, and writes its stacks when the launcher sends a signal."""
 
 import faulthandler
 import os

@@ -1,7 +1,7 @@
 """The folder through which launcher, agent and workers of one pod (or one machine) communicate.
 
 They use files rather than signals or sockets. Files work before a worker has imported anything, and survive a worker's death.
-torchrun, which is in between, need not know them. Every write is a rename, so a reader never sees half a file.
+torchrun, which starts the workers, does not need to know them. Every write is a rename, so a reader never sees half a file.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from finetune_api.wire import Report
 
 ENV_STATE_DIR: Final = "FINETUNE_STATE_DIR"
 ENV_LAUNCHER_PID: Final = "FINETUNE_LAUNCHER_PID"
-ENV_START_TIME: Final = "FINETUNE_BEGAN"  # Unix time at which the start of the processes began, before their imports
+ENV_START_TIME: Final = "FINETUNE_BEGAN"  # Unix time at which the agent began to start the processes, before their imports
 HEARTBEAT_PREFIX: Final = "beat-"  # plus the rank: a file that each unit of work touches, see heartbeat.py
 
 
@@ -199,7 +199,7 @@ class RunState:
 
 
 def write_atomically(path: pathlib.Path, text: str, durable: bool = False) -> None:
-    """Write the whole file or nothing: to a temporary name, which is then renamed. durable: even if the machine crashes."""
+    """Write a temporary file and rename it, so the file is complete or unchanged. durable: even if the node crashes."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w") as stream:
         stream.write(text)

@@ -1,4 +1,8 @@
-"""Tasks: one module each, chosen by ``spec.task``. base.py defines the interface of a task."""
+"""The tasks, one module each. ``spec.task`` selects one.
+
+base.py defines their interface. padded.py and generation.py contain base classes. The tasks share metrics, chat templates,
+problem types, class weights and lengths.
+"""
 
 import importlib
 from typing import TYPE_CHECKING

@@ -19,7 +19,7 @@ from finetune_api.status import SampleAnswer
 from finetune_trainer.tasks.lengths import max_input_length
 
 IGNORE_INDEX = -100  # a label with zero weight: torch's cross-entropy leaves it out of the sum
-TENSOR_CORE_MULTIPLE = 8  # number of tokens: GPUs multiply matrices of such sizes fastest
+TENSOR_CORE_MULTIPLE = 8  # GPUs multiply matrices fastest if their sizes are multiples of this
 
 Row = dict[str, Any]
 Batch = dict[str, torch.Tensor]
@@ -34,7 +34,7 @@ def count_tokens(batch: Batch) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class DataInfo:
-    """Facts that come from the data. They are the same on every rank, and part of the cache.
+    """Facts that come from the data. They are the same on every rank, and stored in the cache.
 
     classes: names of the classes or tags in their order; empty for tasks without classes. counts: how often each occurs in the
     training data. problem: type of a text classification. format: format of sft rows.
@@ -52,7 +52,7 @@ class Task(abc.ABC):
     spec: spec of the job. tokenizer: has a pad token. config: configuration of the model. info: facts about the data.
     """
 
-    # Name of transformers.AutoModelFor…: importing all these classes takes seconds.
+    # Name of a class in transformers, AutoModelFor…. It is not the class itself, because importing all of them takes seconds.
     auto_model: ClassVar[str]
     # Increment this when the results of encode() change, so that older cache entries are not used.
     encoding_version: ClassVar[int] = 1
@@ -74,7 +74,7 @@ class Task(abc.ABC):
         """
 
     def length(self, row: Row) -> int:
-        """Return the number of tokens of an encoded row. Rows are grouped by it."""
+        """Return the number of tokens of an encoded row. Batches group rows by length."""
         return len(row["input_ids"])
 
     def is_truncated(self, row: Row) -> bool:
@@ -88,7 +88,7 @@ class Task(abc.ABC):
         return {}
 
     def peft_task_type(self) -> str | None:
-        """Return peft's name of the task, so that peft trains the whole head; None if there is no new head."""
+        """Return peft's name of the task; None if peft has none. With SEQ_CLS and TOKEN_CLS, peft trains the whole head."""
         return None
 
     def prepare_model(self) -> None:
@@ -121,7 +121,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def score(self, model: Any, batch: Batch) -> Scores:
-        """Return what compute_metrics() needs of a batch: arrays that are concatenated along the first axis."""
+        """Return the input of compute_metrics() for a batch: arrays that can be concatenated along the first axis."""
 
     @abc.abstractmethod
     def compute_metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:

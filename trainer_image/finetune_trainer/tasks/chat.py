@@ -1,4 +1,4 @@
-"""Chats as tokens: the template (of the model, of the job, or chatml), and which tokens the assistant says."""
+"""Converts chats to tokens by a template (of the model, of the job, or chatml), and finds the tokens of the assistant."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ Messages = Sequence[Mapping[str, Any]]
 def set_chat_template(tokenizer: Any, requested: str | None) -> None:
     """Set the tokenizer's template: the requested one, else its own, else chatml. A second call changes nothing.
 
-    chatml ends each message with its own token, which also becomes the end of an answer. requested: Jinja, or the name of a
+    chatml ends each message with its own token, which becomes the end-of-sequence token. requested: Jinja, or the name of a
     preset; anything else raises FineTuneError.
     """
     if requested is not None and requested not in _PRESETS and "{" not in requested:
@@ -51,7 +51,7 @@ def set_chat_template(tokenizer: Any, requested: str | None) -> None:
 
 
 def marker_ids(tokenizer: Any) -> list[int]:
-    """Return the marker tokens of chatml, which a model without a template has never seen; empty for other templates."""
+    """Return the marker tokens of chatml, which are new to a model without a template; empty for other templates."""
     uses_chatml = _default_template(tokenizer) == CHATML
     return sorted(tokenizer.convert_tokens_to_ids([START, END])) if uses_chatml else []
 
@@ -74,7 +74,7 @@ def render(tokenizer: Any, messages: Messages, generation_prompt: bool = False) 
 
 
 class AssistantMask:
-    """Finds the tokens of a chat that the assistant says.
+    """Finds the tokens of the assistant's messages in a chat.
 
     It uses the generation tags of the template. (TRL has tagged versions of many templates.) Without such tags, it compares the
     chat up to an assistant message with the chat before it. Raises FineTuneError if neither is possible.
@@ -85,7 +85,7 @@ class AssistantMask:
         self._template = _template_with_generation_tags(tokenizer) if tokenizer.is_fast else None
 
     def __call__(self, messages: Messages) -> tuple[list[int], list[bool]]:
-        """Return the tokens, and for each whether the assistant says it."""
+        """Return the tokens, and for each token whether it belongs to a message of the assistant."""
         if self._template is None:
             return self._by_messages(messages)
         try:
@@ -106,8 +106,8 @@ class AssistantMask:
             if not all(whole.startswith(render(self._tokenizer, *part)) for part in parts):
                 raise FineTuneError(
                     Reason.CONFIGURATION_ERROR,
-                    "spec.sft.assistantOnlyLoss: the model's chat template does not show what the assistant says; write "
-                    "false, or a template with {% generation %} and {% endgeneration %} around it as spec.sft.chatTemplate",
+                    "spec.sft.assistantOnlyLoss: the model's chat template does not mark the assistant's messages; write "
+                    "false, or a template with {% generation %} and {% endgeneration %} around them as spec.sft.chatTemplate",
                 )
             # The number of tokens of a part is not enough, because its last token may merge with the text that follows.
             start, end = (common_prefix_length(encode(self._tokenizer, *part), ids) for part in parts)
@@ -127,7 +127,7 @@ def _default_template(tokenizer: Any) -> str | None:
 
 
 def _template_with_generation_tags(tokenizer: Any) -> str | None:
-    """Return a template that renders the same text and tags what the assistant says; None if there is none."""
+    """Return a template that renders the same text and tags the assistant's messages; None if there is none."""
     template = _default_template(tokenizer)
     if template == CHATML:
         return _CHATML_WITH_GENERATION_TAGS

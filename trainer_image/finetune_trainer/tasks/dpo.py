@@ -136,7 +136,7 @@ class DirectPreference(LanguageModel):
     def _autocast(self, device: torch.device) -> torch.autocast:
         """Return autocast in the precision of the training.
 
-        Nothing else applies autocast to the reference copy. In another precision, it would differ from the model from the start.
+        No other code applies autocast to the reference copy. In another precision, its results would differ from the model's.
         """
         precision = resolve_precision(self.spec.training.precision)
         half = torch.float16 if precision == "fp16" else torch.bfloat16

@@ -38,8 +38,8 @@ class LanguageModel(Task):
         if encoder and not getattr(config, "is_decoder", False):
             raise FineTuneError(
                 Reason.CONFIGURATION_ERROR,
-                f"spec.task: {spec.task} needs a model that continues a text, and {config.model_type} is one that fills in "
-                "hidden words; write masked-lm, or choose a decoder as spec.model",
+                f"spec.task: {spec.task} needs a causal language model (decoder), and {config.model_type} is a masked "
+                "language model; write masked-lm, or choose a decoder as spec.model",
             )
         super().__init__(spec, tokenizer, config, info)
         if any(sample.messages for sample in spec.samples or ()) and not tokenizer.chat_template:
@@ -125,7 +125,7 @@ class LanguageModel(Task):
 
     @torch.no_grad()
     def answer(self, samples: Sequence[Sample]) -> list[SampleAnswer]:
-        """Return the model's continuations, with the most likely token at each position."""
+        """Return the model's continuations by greedy decoding."""
         return [
             SampleAnswer(text=_last_message(sample)[:200], answer=self._generate(sample)[:400])
             for sample in heartbeat.each(samples, "answering the samples")

@@ -109,7 +109,7 @@ class MaskedLanguageModeling(PaddedTask):
     def prepare_model(self) -> None:
         """Project only the hidden positions onto the vocabulary.
 
-        The projection is by far the largest layer, and seven of eight positions would be computed for nothing. A hook works for
+        The projection is by far the largest layer, and the loss does not need seven of eight positions. A hook works for
         any model, and does not replace its forward(), which DDP must call.
         """
         super().prepare_model()
@@ -182,7 +182,8 @@ class MaskedLanguageModeling(PaddedTask):
         if self.tokenizer.mask_token_id not in ids:
             raise FineTuneError(
                 Reason.CONFIGURATION_ERROR,
-                f"{field}{text[:80]!r} has no {MASK} in its first {self.max_tokens} tokens; write it where a word is to be found",
+                f"{field}{text[:80]!r} has no {MASK} in its first {self.max_tokens} tokens; "
+                "write it in place of the word to predict",
             )
         return ids
 

@@ -10,13 +10,13 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.runtime import device
 from finetune_trainer.tasks.base import IGNORE_INDEX, TENSOR_CORE_MULTIPLE, Batch, DataInfo, Row, Task
 
-# Before padding, the attention mask is all ones. So it is made when padding, and not stored.
+# The attention mask of a row is all ones until the row is padded. So padding creates it, and rows do not store it.
 _STORED_INPUTS = ("input_ids", "token_type_ids")
 _INPUTS = (*_STORED_INPUTS, "attention_mask")
 
 
 class PaddedTask(Task):
-    """A task on rows of tokens, padded on the right, as classifiers on decoders expect when they find the last token."""
+    """A task on rows of tokens that are padded on the right. A classifier on a decoder needs this to find the last token."""
 
     def __init__(self, spec: FineTuneJobSpec, tokenizer: Any, config: Any, info: DataInfo) -> None:
         super().__init__(spec, tokenizer, config, info)

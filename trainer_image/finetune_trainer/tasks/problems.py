@@ -14,7 +14,7 @@ from finetune_trainer.tasks.base import IGNORE_INDEX, DataInfo, Scores
 from finetune_trainer.tasks.class_weights import ClassWeights
 from finetune_trainer.tasks.metrics import ClassCounts
 
-_MAX_CONFUSION_CLASSES = 100  # a larger matrix is not readable, and grows with the square
+_MAX_CONFUSION_CLASSES = 100  # a larger matrix is not readable, and its size grows with the square
 
 
 class Problem(abc.ABC):
@@ -57,7 +57,7 @@ class Problem(abc.ABC):
 
     @abc.abstractmethod
     def decode_label(self, label: np.ndarray) -> Any:
-        """Return the true label of a row in the form of the data."""
+        """Return the true label of a row in the format of the data."""
 
     @abc.abstractmethod
     def answer(self, logits: np.ndarray) -> tuple[str | None, float]:
@@ -104,7 +104,7 @@ class SingleLabel(Problem):
 class MultiLabel(Problem):
     """Any number of classes per row. The loss is binary cross-entropy ÷ (rows × classes).
 
-    The weight of a class applies to the rows that have it (torch's pos_weight), as in a problem with a single label.
+    The weight of a class applies to the rows that have it (torch's pos_weight), as in SingleLabel.
     """
 
     problem_type = "multi_label_classification"

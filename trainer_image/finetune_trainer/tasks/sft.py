@@ -76,7 +76,7 @@ class SupervisedFineTuning(LanguageModel):
         return {"attn_implementation": FLASH_ATTENTION} if packing else {}
 
     def prepare_model(self) -> None:
-        """Enable packing if the spec requests it, or by default if it is fast, and if the model keeps packed rows apart."""
+        """Enable packing if the spec asks for it (default: if flash attention is available) and the model keeps rows apart."""
         super().prepare_model()
         wanted = self._flash_packing() if self.options.packing is None else self.options.packing
         self.is_packing = wanted and supports_packing(self.model)

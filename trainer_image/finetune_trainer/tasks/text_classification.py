@@ -46,7 +46,7 @@ class TextClassification(PaddedTask):
         }
 
     def peft_task_type(self) -> str:
-        """The head is new, so all of it is trained."""
+        """Return SEQ_CLS. peft then trains the whole head, because it is new."""
         return "SEQ_CLS"
 
     def padding_row(self, row: Row) -> Row:
@@ -54,7 +54,7 @@ class TextClassification(PaddedTask):
         return {**row, "labels": self._problem.padding_label(row["labels"])}
 
     def collate(self, rows: Sequence[Row]) -> Batch:
-        """Combine rows. labels: int64 (rows,); with several classes int64 (rows, classes); for a regression float32 (rows,)."""
+        """Combine rows. labels: int64 (rows,); multi-label: int64 (rows, classes); regression: float32 (rows,)."""
         return {**self.pad(rows), "labels": torch.tensor([row["labels"] for row in rows], dtype=self._problem.dtype)}
 
     def count_loss_labels(self, batch: Batch) -> int:
@@ -73,14 +73,14 @@ class TextClassification(PaddedTask):
         return {name: tensor.cpu().numpy()[mask] for name, tensor in scores.items()}
 
     def compute_metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
-        """Return loss, accuracy, macroF1; with several classes loss, microF1, macroF1, exactMatch; or those of a regression."""
+        """Return loss, accuracy, macroF1; multi-label: loss, microF1, macroF1, exactMatch; regression: regression_metrics()."""
         if not len(scores["labels"]):
             return {}, {}
         found, details = self._problem.compute_metrics(scores)
         return metrics.drop_non_finite(found), details
 
     def predictions(self, scores: Scores) -> list[dict[str, Any]]:
-        """Return label and score; labels and scores of all classes; or only a score. expected: the label in the data."""
+        """Return label and score; multi-label: labels, scores of all classes; regression: score. expected: label in the data."""
         rows = zip(scores["logits"], scores["labels"], strict=True)
         return [{**self._problem.prediction(logits), "expected": self._problem.decode_label(label)} for logits, label in rows]
 

@@ -51,7 +51,7 @@ class TokenClassification(PaddedTask):
         """Return columns of tokens, and for each row the position of each word's first subword, without words that are cut."""
         rows = [self._with_spaces(words) for words in rows]
         encoded = self._tokenise_words(rows)
-        # A word of which the tokenizer leaves nothing (such as a control character) would lose its tag and shift later tags.
+        # A word without a token (such as a control character) would lose its tag, and later tags would shift.
         lost = {row: _lost_words(encoded, row, words, self.max_tokens) for row, words in enumerate(rows)}
         if any(lost.values()):
             known = self.tokenizer.unk_token or "?"
@@ -79,7 +79,7 @@ class TokenClassification(PaddedTask):
         }
 
     def peft_task_type(self) -> str:
-        """The head is new, so all of it is trained."""
+        """Return TOKEN_CLS. peft then trains the whole head, because it is new."""
         return "TOKEN_CLS"
 
     def padding_row(self, row: Row) -> Row:
@@ -165,7 +165,7 @@ class TokenClassification(PaddedTask):
 
 
 def _space_between_words(tokenizer: Any) -> str:
-    """Return what to put before a word so that it gets the same tokens as in running text.
+    """Return the string to put before a word (a space or nothing), so that it gets the same tokens as in running text.
 
     Byte-level tokenizers (RoBERTa, GPT-2, Llama 3) have other tokens for a word after a space. They treat a list of words
     without spaces as one long word. Other tokenizers add the space themselves.

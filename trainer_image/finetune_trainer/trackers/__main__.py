@@ -64,7 +64,7 @@ def final_point(output: OutputDirectory, last: Point | None) -> list[Point]:
 
 
 def follow(config: RunConfig, deliveries: list[Delivery], ended: threading.Event) -> Point | None:
-    """Pass all present and new points of the history to the trackers, until the end. Return the last point."""
+    """Pass all present and new points of the history to the trackers until ``ended`` is set. Return the last point."""
     follower = HistoryReader(pathlib.Path(config.output) / "history.jsonl")
     last = None
     while True:
@@ -95,7 +95,7 @@ def main() -> None:
     threading.Thread(target=listen, daemon=True).start()
     for name in config.spec.logging.report_to or ():
         with contextlib.suppress(ImportError):  # Delivery reports the error when it opens the tracker
-            importlib.import_module(f"{_PACKAGE}.{name}")  # at the same time as the start of the training
+            importlib.import_module(f"{_PACKAGE}.{name}")  # while the training starts
     last = follow(config, deliveries, ended)
     if outcome[0] == "Succeeded":
         for delivery in deliveries:

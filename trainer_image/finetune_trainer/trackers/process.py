@@ -19,7 +19,7 @@ from finetune_trainer.runtime.state import RunState, write_atomically
 log = logging.getLogger(__name__)
 
 Outcome = Literal["Succeeded", "Failed", "Interrupted"]
-# Time to send the last points. A tracker that does not answer delays the end once by this; one that refuses does not.
+# Time to send the last points. A tracker that does not answer delays the end by this time, once. One that refuses does not.
 FLUSH_SECONDS = 30.0
 # An interrupted pod has little time, and its run continues later.
 _FLUSH_INTERRUPTED_SECONDS = 3.0

@@ -1,4 +1,4 @@
-"""Weights & Biases: a run in the project WANDB_PROJECT. With WANDB_MODE=offline, files that `wandb sync` uploads later."""
+"""Weights & Biases: a run in the project WANDB_PROJECT. With WANDB_MODE=offline, it writes files for `wandb sync`."""
 
 import json
 import os
