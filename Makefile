@@ -40,6 +40,7 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 # --- installation: runs again only if pyproject.toml or constraints.txt changed ---------------------------------------
+# Without bytecode: Python writes it for the modules that are imported, a small part of all that is installed.
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 …" if sys.version_info < (3, 11) else 0)'
@@ -47,11 +48,11 @@ $(VENV)/.created:
 	touch $@
 
 $(VENV)/.installed-demo: $(VENV)/.created pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[trainer,demo]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[trainer,demo]' --constraint constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]' --constraint constraints.txt
 	touch $(VENV)/.installed-demo $@
 
 # --- the README's two commands ----------------------------------------------------------------------------------------

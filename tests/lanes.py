@@ -77,8 +77,9 @@ class Lanes:
         if not self.is_worker:
             shutil.rmtree(self.directory, ignore_errors=True)
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Sort the tests by their files' rank, and name each one's group."""
+        """Sort the tests by their files' rank, and name each one's group before pytest-xdist reads it."""
         items.sort(key=lambda item: order(_path(item)))
         for item in items:
             item.add_marker(pytest.mark.xdist_group("cluster" if _in_cluster_lane(_path(item)) else _path(item)))

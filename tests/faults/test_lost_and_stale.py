@@ -17,6 +17,8 @@ from faults.rules import Response, Rule
 
 pytestmark = pytest.mark.cluster
 FULL_LIST_SECONDS = 60
+FAKE_NODE_TAINT = "example.com/no-kubelet"
+ON_FAKE_NODE = {"tolerations": [{"key": FAKE_NODE_TAINT, "operator": "Exists"}]}
 
 
 @pytest.mark.slow
@@ -154,7 +156,7 @@ def test_an_outage_of_the_api_server_of_twenty_seconds_restarts_nothing(env: Env
 def test_a_pod_that_does_not_terminate_is_force_deleted_after_its_job(env: Environment) -> None:
     """The pod's node has no kubelet. The API server keeps the pod until it is force deleted or the node is deleted."""
     with node_without_kubelet(env.name) as renew:
-        env.submit("job", pod={"nodeSelector": {"kubernetes.io/hostname": env.name}}, distributed={"nodes": 1})
+        env.submit("job", pod=ON_FAKE_NODE | {"nodeSelector": {"kubernetes.io/hostname": env.name}}, distributed={"nodes": 1})
 
         def scheduled() -> list[str]:
             renew()
@@ -178,7 +180,10 @@ def test_a_pod_that_does_not_terminate_is_force_deleted_after_its_job(env: Envir
 @contextlib.contextmanager
 def node_without_kubelet(name: str) -> Iterator[Callable[[], None]]:
     """Create a node without a kubelet. The caller must call the yielded function regularly, or the node becomes NotReady."""
-    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}}
+    metadata = {"name": name, "labels": {"kubernetes.io/hostname": name}}
+    # The taint keeps the pods of tests that run at the same time away.
+    taint = {"key": FAKE_NODE_TAINT, "effect": "NoSchedule"}
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"taints": [taint]}}
     capacity = {"cpu": "4", "memory": "8Gi", "pods": "10"}
 
     def renew() -> None:
