@@ -77,12 +77,21 @@ class Lanes:
         if not self.is_worker:
             shutil.rmtree(self.directory, ignore_errors=True)
 
-    @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Sort the tests by their files' rank, and name each one's group before pytest-xdist reads it."""
+        """Sort the tests by their files' rank."""
         items.sort(key=lambda item: order(_path(item)))
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group("cluster" if _in_cluster_lane(_path(item)) else _path(item)))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        """Give each group of tests to one worker. (pytest-xdist 3.8 ignores its own marker for groups under pytest 9.2.)"""
+        from xdist.scheduler import LoadScopeScheduling
+
+        class LaneScheduling(LoadScopeScheduling):
+            def _split_scope(self, nodeid: str) -> str:
+                path = nodeid.split("::")[0].removeprefix(f"{HERE.name}/")
+                return "cluster" if _in_cluster_lane(path) else path
+
+        return LaneScheduling(config, log)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Remember which fault tests this run has; -k and the like have removed others."""
