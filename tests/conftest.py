@@ -35,24 +35,15 @@ def lanes(request: pytest.FixtureRequest) -> Lanes:
     return request.config.stash[_LANES]
 
 
-@pytest.fixture(scope="session")
-def cluster_for_itself(lanes: Lanes) -> None:
-    """Begin only when no fault test runs any more, in any process.
-
-    For tests whose operator acts in all namespaces, and for those that break nodes.
-    """
-    lanes.wait_for_fault_tests()
-
-
 @pytest.fixture(scope="module")
-def without_crd(cluster_for_itself: None, lanes: Lanes) -> None:
+def without_crd(lanes: Lanes) -> None:
     """Take back the CRD that an earlier test of this run brought: the next test installs it its own way."""
     if (lanes.directory / _BROUGHT_CRD).exists():
         delete_crd()
 
 
 @pytest.fixture(scope="session")
-def crd_of_the_chart(cluster_for_itself: None, lanes: Lanes) -> None:
+def crd_of_the_chart(lanes: Lanes) -> None:
     """For a test that installs the chart with its CRD: it goes at the end of the run if the cluster lacks it now."""
     if os.environ.get("KUBECONFIG") and not has_crd():
         (lanes.directory / _BROUGHT_CRD).touch()

@@ -1,9 +1,8 @@
 """Which tests run side by side, and what their processes share.
 
-`make test` starts several workers of pytest-xdist. A worker takes one group of tests after another, sorted by ``order``. Tests
-of a file are one group, because they share fixtures. The tests of ``CLUSTER_LANE`` are a single group: they use an operator
-that acts in all namespaces, break nodes, and arm faults of the Hub. So they run one after another, and only when no fault test is
-left. Meanwhile the other workers compute: they run the tests of the trainer.
+`make test` starts several workers of pytest-xdist. A worker takes one group of tests after another, sorted by ``order``. The tests
+of a file are one group, because they share fixtures. The tests of ``ALONE`` are a single group, which runs when all others have
+ended: they use an operator that acts in all namespaces, break nodes, arm faults of the Hub, or bound the seconds of a training.
 
 Without pytest-xdist all tests run in the same order in one process.
 """
@@ -21,8 +20,8 @@ import pytest
 HERE = pathlib.Path(__file__).parent
 # What takes longest and can start at once. Fault tests mostly wait, and the tests of the launcher compute beside them.
 FIRST = ("faults/test_kills.py", "faults/test_lost_and_stale.py", "trainer/test_launcher.py")
-# The tests that need the cluster for themselves, in their order.
-CLUSTER_LANE = (
+# The tests that need the machine or the cluster for themselves, in their order.
+ALONE = (
     "faults/test_verbs_audit.py",  # it counts what the fault tests used
     "chart/test_install.py",
     "chart/test_policy.py",
@@ -30,19 +29,20 @@ CLUSTER_LANE = (
     "cluster/",
     "trainer/test_publish.py",
     "trainer/test_publish_faults.py",
+    "trainer/test_trackers.py",
 )
 # The longest of the others, so that none of them starts last and keeps everybody waiting.
-LONG_FILES = ("trainer/test_recovery.py", "trainer/test_tasks.py", "trainer/test_run.py", "trainer/test_trackers.py")
-_FAULTS, _CLUSTER, _LONG, _OTHERS = 100, 200, 300, 400
+LONG_FILES = ("trainer/test_recovery.py", "trainer/test_run.py", "trainer/test_tasks.py")
+_FAULTS, _LONG, _OTHERS, _ALONE = 100, 200, 300, 400
 _GATE_SECONDS = 3600.0
 _DIRECTORY_KEY = "shared_directory"
 
 
 def order(path: str) -> int:
     """The rank of a test file, by its path below tests/."""
-    for rank, beginning in enumerate(CLUSTER_LANE):
+    for rank, beginning in enumerate(ALONE):
         if path.startswith(beginning):
-            return _CLUSTER + rank
+            return _ALONE + rank
     if path in FIRST:
         return FIRST.index(path)
     if path.startswith("faults/"):
@@ -52,12 +52,8 @@ def order(path: str) -> int:
     return _OTHERS + (not path.startswith("trainer/"))
 
 
-def _in_cluster_lane(path: str) -> bool:
-    return path.startswith(CLUSTER_LANE)
-
-
-def _is_fault_test(path: str) -> bool:
-    return path.startswith("faults/") and not _in_cluster_lane(path)
+def _runs_alone(path: str) -> bool:
+    return path.startswith(ALONE)
 
 
 class Lanes:
@@ -89,28 +85,31 @@ class Lanes:
         class LaneScheduling(LoadScopeScheduling):
             def _split_scope(self, nodeid: str) -> str:
                 path = nodeid.split("::")[0].removeprefix(f"{HERE.name}/")
-                return "cluster" if _in_cluster_lane(path) else path
+                return "alone" if _runs_alone(path) else path
 
         return LaneScheduling(config, log)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Remember which fault tests this run has; -k and the like have removed others."""
-        self._fault_files = {_path(item) for item in session.items if _is_fault_test(_path(item))}
+        """Remember which other files this run has; -k and the like have removed some."""
+        self._others = {_path(item) for item in session.items if not _runs_alone(_path(item))}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-        """Note in the shared directory when the last test of a file of fault tests has ended."""
+        """Note in the shared directory when the last test of a file has ended."""
         try:
             return (yield)
         finally:
-            if _is_fault_test(_path(item)) and (nextitem is None or _path(nextitem) != _path(item)):
+            if nextitem is None or _path(nextitem) != _path(item):
                 self._done(_path(item)).touch()
 
-    def wait_for_fault_tests(self) -> None:
-        """Wait until no fault test of this run is left, in any process."""
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Begin a test that runs alone when all tests of other files have ended, in every process."""
+        if not _runs_alone(_path(item)):
+            return
         deadline = time.monotonic() + _GATE_SECONDS
-        while missing := [path for path in self._fault_files if not self._done(path).exists()]:
-            assert time.monotonic() < deadline, f"these fault tests did not end: {sorted(missing)}"
+        while missing := [path for path in self._others if not self._done(path).exists()]:
+            assert time.monotonic() < deadline, f"these files did not end: {sorted(missing)}"
             time.sleep(0.5)
 
     def _done(self, path: str) -> pathlib.Path:

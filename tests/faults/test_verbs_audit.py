@@ -10,9 +10,7 @@ pytestmark = pytest.mark.cluster
 HERE = pathlib.Path(__file__)
 
 
-def test_the_chart_grants_exactly_the_verbs_that_the_operator_uses(
-    cluster_for_itself: None, audit: Audit, request: pytest.FixtureRequest
-) -> None:
+def test_the_chart_grants_exactly_the_verbs_that_the_operator_uses(audit: Audit, request: pytest.FixtureRequest) -> None:
     usage = audit.read()
     tests = (path for path in HERE.parent.glob("test_*.py") if path != HERE)
     missing = sorted({path.name for path in tests if "Environment" in path.read_text(encoding="utf-8")} - usage.files)
