@@ -1,8 +1,9 @@
 """Which tests run side by side, and what their processes share.
 
-`make test` starts several workers of pytest-xdist. A worker takes one group of tests after another, sorted by ``order``. The tests
-of a file are one group, because they share fixtures. The tests of ``ALONE`` are a single group, which runs when all others have
-ended: they use an operator that acts in all namespaces, break nodes, arm faults of the Hub, or bound the seconds of a training.
+`make test` starts several workers of pytest-xdist. A worker takes one group of tests after another, in the order of ``order``.
+The tests of a file are one group, because they share fixtures. The tests of ``ALONE`` are a single group, which runs when all
+others have ended: they use an operator that acts in all namespaces, break nodes, arm faults of the Hub, or bound the seconds of a
+training.
 
 Without pytest-xdist all tests run in the same order in one process.
 """
