@@ -76,7 +76,7 @@ def test_a_job_is_submitted_watched_read_explained_suspended_resumed_and_pulled(
         assert "kubectl finetune resume commanded" in finetune(jobs, "why", "commanded")
         finetune(jobs, "resume", "commanded", "--wait")
 
-        shown, _ = watching.communicate(timeout=300)
+        shown, _ = watching.communicate(timeout=900)
         assert watching.returncode == 0, shown
     finally:
         watching.kill()
