@@ -2,6 +2,9 @@
 
 import os
 
+# Before torch is imported: the tests of several processes share the machine, and threads that wait must not spin meanwhile.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 
 from cluster.kube import delete_crd, ensure_crd, has_crd

@@ -1,9 +1,9 @@
 """Which tests run side by side, and what their processes share.
 
-`make test` starts several workers of pytest-xdist. A worker takes one group of tests after another, in the order of ``order``.
-The tests of a file are one group, because they share fixtures. The tests of ``ALONE`` are a single group, which runs when all
-others have ended: they use an operator that acts in all namespaces, break nodes, arm faults of the Hub, or bound the seconds of a
-training.
+`make test` starts several workers of pytest-xdist. A worker takes one group of tests after another, in the order of ``ORDER``.
+Those that wait for a cluster come first, so that those that compute run beside them. The tests of a file are one group, because
+they share fixtures. The tests of ``OPERATOR`` are a single group. It starts when the tests of ``BEFORE_OPERATOR`` have ended:
+its operator acts in all namespaces, it breaks nodes, and it needs a Hub without faults.
 
 Without pytest-xdist all tests run in the same order in one process.
 """
@@ -19,42 +19,28 @@ from typing import Any
 import pytest
 
 HERE = pathlib.Path(__file__).parent
-# What takes longest and can start at once. Fault tests mostly wait, and the tests of the launcher compute beside them.
-FIRST = ("faults/test_kills.py", "faults/test_lost_and_stale.py", "trainer/test_launcher.py")
-# The tests that need the machine or the cluster for themselves, in their order.
-ALONE = (
-    "faults/test_verbs_audit.py",  # it counts what the fault tests used
-    "chart/test_install.py",
-    "chart/test_policy.py",
-    "observability/test_on_cluster.py",
-    "cluster/",
-    "trainer/test_publish.py",
-    "trainer/test_publish_faults.py",
-    "trainer/test_trackers.py",
+# All names here are beginnings of paths below tests/.
+AUDIT = "faults/test_verbs_audit.py"  # it counts what the other fault tests used
+OPERATOR = (AUDIT, "chart/test_install.py", "chart/test_policy.py", "observability/test_on_cluster.py", "cluster/")
+PUBLISH = ("trainer/test_publish.py", "trainer/test_publish_faults.py")  # they inject faults into the Hub
+BEFORE_OPERATOR = ("faults/", *PUBLISH)
+# Long files come before short ones, so that none of them starts last and keeps everybody waiting.
+ORDER = (
+    *("faults/test_kills.py", "faults/test_lost_and_stale.py", *PUBLISH, "faults/"),
+    *OPERATOR,
+    *("trainer/test_run.py", "trainer/test_recovery.py", "trainer/test_launcher.py", "trainer/", ""),
 )
-# The longest of the others, so that none of them starts last and keeps everybody waiting.
-LONG_FILES = ("trainer/test_recovery.py", "trainer/test_run.py", "trainer/test_tasks.py")
-_FAULTS, _LONG, _OTHERS, _ALONE = 100, 200, 300, 400
 _GATE_SECONDS = 3600.0
 _DIRECTORY_KEY = "shared_directory"
 
 
 def order(path: str) -> int:
-    """The rank of a test file, by its path below tests/."""
-    for rank, beginning in enumerate(ALONE):
-        if path.startswith(beginning):
-            return _ALONE + rank
-    if path in FIRST:
-        return FIRST.index(path)
-    if path.startswith("faults/"):
-        return _FAULTS
-    if path in LONG_FILES:
-        return _LONG + LONG_FILES.index(path)
-    return _OTHERS + (not path.startswith("trainer/"))
+    """The rank of a test file, by its path below tests/. The longest beginning that fits counts."""
+    return ORDER.index(max((beginning for beginning in ORDER if path.startswith(beginning)), key=len))
 
 
-def _runs_alone(path: str) -> bool:
-    return path.startswith(ALONE)
+def _waits(path: str) -> bool:
+    return path.startswith(OPERATOR)
 
 
 class Lanes:
@@ -86,13 +72,14 @@ class Lanes:
         class LaneScheduling(LoadScopeScheduling):
             def _split_scope(self, nodeid: str) -> str:
                 path = nodeid.split("::")[0].removeprefix(f"{HERE.name}/")
-                return "alone" if _runs_alone(path) else path
+                return "operator" if _waits(path) else path
 
         return LaneScheduling(config, log)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Remember which other files this run has; -k and the like have removed some."""
-        self._others = {_path(item) for item in session.items if not _runs_alone(_path(item))}
+        """Remember for which files the operator's tests wait; -k and the like have removed some."""
+        paths = {_path(item) for item in session.items}
+        self._earlier = {path for path in paths if path.startswith(BEFORE_OPERATOR) and not _waits(path)}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
@@ -105,11 +92,11 @@ class Lanes:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Begin a test that runs alone when all tests of other files have ended, in every process."""
-        if not _runs_alone(_path(item)):
+        """Begin the operator's tests when those before them have ended, in every process."""
+        if not _waits(_path(item)):
             return
         deadline = time.monotonic() + _GATE_SECONDS
-        while missing := [path for path in self._others if not self._done(path).exists()]:
+        while missing := [path for path in self._earlier if not self._done(path).exists()]:
             assert time.monotonic() < deadline, f"these files did not end: {sorted(missing)}"
             time.sleep(0.5)
 

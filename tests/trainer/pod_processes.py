@@ -110,9 +110,9 @@ class PodGroup:
         self.pods.append(Pod(process, RunState(home), log))
         return self.pods[-1]
 
-    def run(self, config: RunConfig, fault: dict[str, Any] | None = None) -> tuple[Pod, Report]:
+    def run(self, config: RunConfig, fault: dict[str, Any] | None = None, fresh: bool = False) -> tuple[Pod, Report]:
         """Run an attempt of one pod to its end."""
-        pod = self.start(config, fault=fault)
+        pod = self.start(config, fault=fault, fresh=fresh)
         return pod, pod.final_report()
 
     def weights(self, output: str) -> bytes:

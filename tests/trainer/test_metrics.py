@@ -55,7 +55,7 @@ class Scrape:
 @pytest.mark.parametrize("loop", ["trainer", "native"])
 def test_a_training_sets_every_metric_that_a_cpu_can_have(pod_group: PodGroup, loop: str) -> None:
     training = small_jobs.job("text-classification", "encoder", "texts", STEPS)["training"] | {"loop": loop}
-    pod, report = pod_group.run(pod_group.config("out", processes=2, steps=STEPS, training=training))
+    pod, report = pod_group.run(pod_group.config("out", processes=2, steps=STEPS, training=training), fresh=True)
     assert report.phase == "Succeeded", pod.log.read_text()
     scrape = Scrape(pod)
     expected = {metric.name.removesuffix("_total") for metric in declared.TRAINER_METRICS if metric not in SET_ELSEWHERE}
@@ -76,7 +76,7 @@ def test_a_training_sets_every_metric_that_a_cpu_can_have(pod_group: PodGroup, l
 
 
 def test_counters_continue_after_a_restart_in_place(pod_group: PodGroup) -> None:
-    pod = pod_group.start(pod_group.config("out", steps=STEPS), fault={"seconds": 0.3})
+    pod = pod_group.start(pod_group.config("out", steps=STEPS), fault={"seconds": 0.3}, fresh=True)
     pod.wait_for_step(5)
     before = Scrape(pod).value(declared.TRAINING_SAMPLES)
     pod.signal_worker(0, signal.SIGKILL)

@@ -295,7 +295,7 @@ def test_unreachable_trackers_cost_a_training_only_one_warning_each(make_runner:
     assert ended.returncode == 0, ended.stderr
     history = runner.history()
     trained = sum(line.get("stepSeconds", 0.0) for line in history)
-    assert took < 60 + trained
+    assert took < 150 + trained  # the libraries would wait for many minutes
     log = (runner.directory / "out" / "train.log").read_text()
     assert log.count("can't be reached") <= 2
     assert KEY not in log

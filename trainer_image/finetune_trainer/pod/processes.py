@@ -80,6 +80,8 @@ def environment(config: RunConfig, base: Mapping[str, str], run_file: pathlib.Pa
         "TMPDIR": str(state.directory),  # torchrun does not remove its folders; this folder is removed with the run
         "PROMETHEUS_MULTIPROC_DIR": str(state.metrics_dir),
         "OMP_NUM_THREADS": str(threads),
+        # By default threads spin while they wait, and take the processor from the other processes of the machine.
+        "OMP_WAIT_POLICY": base.get("OMP_WAIT_POLICY", "PASSIVE"),
         "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
