@@ -26,7 +26,7 @@ PUBLISH = ("trainer/test_publish.py", "trainer/test_publish_faults.py")  # they 
 BEFORE_OPERATOR = ("faults/", *PUBLISH)
 # Long files come before short ones, so that none of them starts last and keeps everybody waiting.
 ORDER = (
-    *("faults/test_kills.py", "faults/test_lost_and_stale.py", *PUBLISH, "faults/"),
+    *("faults/test_kills.py", "faults/test_lost_and_stale.py", "faults/test_endings.py", "faults/", *PUBLISH),
     *OPERATOR,
     *("trainer/test_run.py", "trainer/test_recovery.py", "trainer/test_launcher.py", "trainer/", ""),
 )

