@@ -10,8 +10,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Tests at a time: one more than there are cores, because many wait for a cluster; at most 5, because each process imports torch.
-WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$(( cores < 4 ? cores + 1 : 5 )))
+# Tests at a time: as many as there are cores, at most 4, because each process of pytest imports torch.
+WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$(( cores < 4 ? cores : 4 )))
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder --instafail
 # Further options for the command of a target: make demo ARGS="--processes 2", make test ARGS="-k cluster".
 ARGS ?=

@@ -2,8 +2,8 @@
 
 `make test` starts several workers of pytest-xdist. A worker takes one group of tests after another, in the order of ``ORDER``.
 Those that wait for a cluster come first, so that those that compute run beside them. The tests of a file are one group, because
-they share fixtures. The tests of ``OPERATOR`` are a single group. It starts when the tests of ``BEFORE_OPERATOR`` have ended:
-its operator acts in all namespaces, it breaks nodes, and it needs a Hub without faults.
+they share fixtures. The tests of ``OPERATOR`` are a single group. They start when those of ``BEFORE`` have ended: their operator
+acts in all namespaces, and those in cluster/ break nodes and need a Hub without faults.
 
 Without pytest-xdist all tests run in the same order in one process.
 """
@@ -23,12 +23,12 @@ HERE = pathlib.Path(__file__).parent
 AUDIT = "faults/test_verbs_audit.py"  # it counts what the other fault tests used
 OPERATOR = (AUDIT, "chart/test_install.py", "chart/test_policy.py", "observability/test_on_cluster.py", "cluster/")
 PUBLISH = ("trainer/test_publish.py", "trainer/test_publish_faults.py")  # they inject faults into the Hub
-BEFORE_OPERATOR = ("faults/", *PUBLISH)
+BEFORE = {**dict.fromkeys(OPERATOR, ("faults/",)), "cluster/": ("faults/", *PUBLISH)}
 # Long files come before short ones, so that none of them starts last and keeps everybody waiting.
 ORDER = (
-    *("faults/test_kills.py", "faults/test_lost_and_stale.py", "faults/test_endings.py", "faults/", *PUBLISH),
+    *("faults/test_kills.py", "faults/test_lost_and_stale.py", "faults/test_endings.py", "faults/"),
     *OPERATOR,
-    *("trainer/test_run.py", "trainer/test_recovery.py", "trainer/test_launcher.py", "trainer/", ""),
+    *(*PUBLISH, "trainer/test_run.py", "trainer/test_recovery.py", "trainer/test_launcher.py", "trainer/", ""),
 )
 _GATE_SECONDS = 3600.0
 _DIRECTORY_KEY = "shared_directory"
@@ -39,8 +39,14 @@ def order(path: str) -> int:
     return ORDER.index(max((beginning for beginning in ORDER if path.startswith(beginning)), key=len))
 
 
-def _waits(path: str) -> bool:
+def _is_of_operator(path: str) -> bool:
     return path.startswith(OPERATOR)
+
+
+def _is_before(path: str, later: str) -> bool:
+    """Return whether a test file must have ended before the tests of another one start."""
+    earlier = next((earlier for beginning, earlier in BEFORE.items() if later.startswith(beginning)), ())
+    return path.startswith(earlier) and not _is_of_operator(path)
 
 
 class Lanes:
@@ -72,14 +78,13 @@ class Lanes:
         class LaneScheduling(LoadScopeScheduling):
             def _split_scope(self, nodeid: str) -> str:
                 path = nodeid.split("::")[0].removeprefix(f"{HERE.name}/")
-                return "operator" if _waits(path) else path
+                return "operator" if _is_of_operator(path) else path
 
         return LaneScheduling(config, log)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Remember for which files the operator's tests wait; -k and the like have removed some."""
-        paths = {_path(item) for item in session.items}
-        self._earlier = {path for path in paths if path.startswith(BEFORE_OPERATOR) and not _waits(path)}
+        """Remember which files this run has; -k and the like have removed some."""
+        self._paths = {_path(item) for item in session.items}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
@@ -92,11 +97,10 @@ class Lanes:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Begin the operator's tests when those before them have ended, in every process."""
-        if not _waits(_path(item)):
-            return
+        """Begin a test when those that must come before it have ended, in every process."""
+        before = [path for path in self._paths if _is_before(path, _path(item))]
         deadline = time.monotonic() + _GATE_SECONDS
-        while missing := [path for path in self._earlier if not self._done(path).exists()]:
+        while missing := [path for path in before if not self._done(path).exists()]:
             assert time.monotonic() < deadline, f"these files did not end: {sorted(missing)}"
             time.sleep(0.5)
 
