@@ -33,7 +33,7 @@ def main() -> None:
         from finetune_trainer.train import train
 
         world = World.from_environment()
-        init_process_group(world, 300)
+        init_process_group(world, b"key", 300)
         coordinator = Coordinator(world)
         reporter = TimedReporter(state, 1, writes=True)
         reporter.ends = []

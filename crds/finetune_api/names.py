@@ -38,7 +38,7 @@ ENV_HUB_ENDPOINT: Final = "HF_ENDPOINT"
 
 # Ports of a training pod.
 PORT_TELEMETRY: Final = 9400  # /metrics, /progress, /healthz
-PORT_RENDEZVOUS: Final = 29400  # torchrun's c10d store, on the pod with index 0
+PORT_RENDEZVOUS: Final = 29400  # the store of torchrun's rendezvous, on the pod with index 0
 
 # Ports of the operator's pod.
 PORT_OPERATOR: Final = 8080  # /metrics, /healthz, /readyz
@@ -46,6 +46,7 @@ PORT_OPERATOR: Final = 8080  # /metrics, /healthz, /readyz
 # Paths in a training pod.
 CONFIG_DIR: Final = "/etc/finetune"
 RUN_FILE_NAME: Final = "run.json"  # key of the ConfigMap, file in CONFIG_DIR
+RENDEZVOUS_KEY_FILE_NAME: Final = "rendezvous-key"  # the same; only for several pods
 CA_FILE_NAME: Final = "ca.crt"  # the same for the CA certificates of the operator defaults
 CLAIMS_DIR: Final = "/finetune/claims"  # one folder for each claim that the spec names
 OUTPUT_DIR: Final = "/finetune/output"

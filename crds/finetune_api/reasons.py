@@ -31,6 +31,7 @@ class Reason(enum.StrEnum):
     NON_FINITE_LOSS = "NonFiniteLoss"
     COLLECTIVE_FAILED = "CollectiveFailed"
     COLLECTIVE_TIMEOUT = "CollectiveTimeout"
+    RENDEZVOUS_TAMPERED = "RendezvousTampered"
     STALLED = "Stalled"
     WORKER_DIED = "WorkerDied"
     EVICTED = "Evicted"
@@ -168,6 +169,12 @@ REASONS: dict[Reason, ReasonInfo] = {
         "A collective operation timed out because a process did not take part in it.",
         "Find the late rank in the logs; a slow or broken node or network makes the others wait.",
         symptom=True,
+    ),
+    Reason.RENDEZVOUS_TAMPERED: ReasonInfo(
+        True,
+        "Something that is not part of the job sent data to its processes, which refused it.",
+        "Enable site.networkPolicy in the chart, on a cluster whose network plugin enforces it, and look for that pod.",
+        disruption=True,
     ),
     Reason.STALLED: ReasonInfo(
         True,

@@ -6,6 +6,7 @@ This is level-triggered: a reconcile decides from the state that it observes, ne
 import dataclasses
 import datetime
 import logging
+import secrets
 import time
 from collections.abc import Callable, Sequence
 
@@ -187,7 +188,9 @@ class Reconciler:
         before = job.status.model_copy(update={"observed_generation": job.generation})
 
         def build(adopted: bool) -> Sequence[Manifest]:
-            return build_children(plan_attempt(job, spec, attempt, image, self._defaults, adopted))
+            plan = plan_attempt(job, spec, attempt, image, self._defaults, adopted)
+            # If the ConfigMap exists already, it stays as it is, with its key.
+            return build_children(dataclasses.replace(plan, rendezvous_key=secrets.token_hex(32)))
 
         match await create_children(self._api, job.key.namespace, job.key.name, job.uid, build):
             case Created(created_at, child):

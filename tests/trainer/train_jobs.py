@@ -26,7 +26,7 @@ def main() -> None:
 
         world = World.from_environment()
         configure_logging(world.rank, configs[0])
-        init_process_group(world, 300)
+        init_process_group(world, b"key", 300)
         coordinator = Coordinator(world)
         for config in configs:
             train(config, coordinator, state, Reporter(state, 1, writes=world.local_rank == 0))

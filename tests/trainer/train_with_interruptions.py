@@ -105,7 +105,7 @@ def main() -> None:
         configs = [RunConfig.model_validate(job["config"]) for job in jobs]
         world = World.from_environment()
         configure_logging(world.rank, configs[0])
-        init_process_group(world, 300)
+        init_process_group(world, b"key", 300)
         coordinator = Coordinator(world)
         for config, job in zip(configs, jobs, strict=True):
             for kind, at in [*job["interruptions"], *([] if job["leave"] else [("", 0)])]:

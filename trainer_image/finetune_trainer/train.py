@@ -166,7 +166,9 @@ def main() -> int:
         reporter.update(message="waiting for the other processes" if world.size > 1 else "starting")
         # The launcher must detect a stall before a collective times out: only the launcher can tell which rank is the cause.
         init_process_group(
-            world, COLLECTIVE_TIMEOUT_SECONDS + (config.spec.recovery.stall_timeout_seconds or _NO_TIMEOUT_SECONDS)
+            world,
+            state.read_rendezvous_key() if world.size > 1 else b"",
+            COLLECTIVE_TIMEOUT_SECONDS + (config.spec.recovery.stall_timeout_seconds or _NO_TIMEOUT_SECONDS),
         )
         coordinator = Coordinator(world)
         train(config, coordinator, state, reporter)

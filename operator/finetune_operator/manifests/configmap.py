@@ -1,4 +1,7 @@
-"""Builds the ConfigMap with the run file of an attempt: everything that the pods need to know, but no secret."""
+"""Builds the ConfigMap with the run file of an attempt: everything that the pods need to know.
+
+It holds no secret of the user. The key of the rendezvous is worth nothing outside of the attempt.
+"""
 
 import json
 
@@ -47,6 +50,7 @@ def build_config_map(plan: Plan) -> Manifest:
         "immutable": True,
         "data": {
             names.RUN_FILE_NAME: _dump(build_run_config(plan)),
+            **({names.RENDEZVOUS_KEY_FILE_NAME: plan.rendezvous_key} if plan.nodes > 1 else {}),
             **ca_files,
         },
     }

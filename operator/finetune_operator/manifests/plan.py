@@ -17,6 +17,8 @@ class Plan:
     nodes: the number of pods; spec.distributed.minNodes allows fewer than the spec asks for. image: the trainer image.
     restarts_left: how many in-place restarts are still allowed. resolved: the commits that earlier attempts resolved revisions
     to. adopted: an earlier FineTuneJob of this name left the output claim, so the pods may use only a finished model in it.
+    rendezvous_key: with it the pods sign what they exchange. The text here stands in rendered manifests; each attempt that is
+    created gets a random one.
     kueue_labels, kueue_annotations: those of the FineTuneJob.
     """
 
@@ -31,6 +33,7 @@ class Plan:
     resolved: Resolved | None = None
     defaults: OperatorDefaults = dataclasses.field(default_factory=OperatorDefaults)
     adopted: bool = False
+    rendezvous_key: str = "random for each attempt"
     kueue_labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     kueue_annotations: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

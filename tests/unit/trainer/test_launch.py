@@ -47,8 +47,8 @@ def test_one_process_runs_without_torchrun() -> None:
 
 def test_several_processes_on_one_node_need_no_network() -> None:
     line = command(config(processes=2), PodRank())
-    assert line[line.index("--rdzv-endpoint") + 1] == "localhost:0"
-    assert line[line.index("--local-addr") + 1] == "localhost"
+    assert line[line.index("--rdzv-endpoint") + 1] == "127.0.0.1:0"
+    assert line[line.index("--local-addr") + 1] == "127.0.0.1"
 
 
 def test_the_pod_with_index_0_hosts_the_store_and_sorts_first() -> None:
@@ -88,7 +88,7 @@ def test_more_processes_than_gpus_are_refused_in_one_sentence(monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(FineTuneError, match=r"processesPerNode .*there are 1 GPU\(s\) here"):
-        init_process_group(World(rank=1, local_rank=1, size=2), 1)
+        init_process_group(World(rank=1, local_rank=1, size=2), b"key", 1)
 
 
 @pytest.mark.parametrize(

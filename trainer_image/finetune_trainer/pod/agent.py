@@ -18,7 +18,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from finetune_api import names
+from finetune_api.reasons import FineTuneError
 from finetune_api.wire import RunConfig
+from finetune_trainer.pod import processes
 from finetune_trainer.pod.restart_policy import RestartPolicy
 from finetune_trainer.runtime import logs
 from finetune_trainer.runtime.state import ENV_LAUNCHER_PID, ENV_START_TIME, RunState
@@ -99,8 +101,10 @@ def run_with_torchrun(module: str, fork_workers: bool, arguments: list[str], pol
     from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
+    from torch.distributed.elastic.rendezvous import RendezvousError, dynamic_rendezvous
     from torch.distributed.launcher import api as launcher
+
+    from finetune_trainer.pod import rendezvous
 
     class Agent(LocalElasticAgent):
         """torch's agent: it does the rendezvous, and starts and ends the processes. The restart policy decides on restarts."""
@@ -123,6 +127,7 @@ def run_with_torchrun(module: str, fork_workers: bool, arguments: list[str], pol
                     self._remaining_restarts = 0
             return result
 
+    rendezvous.register(processes.RENDEZVOUS_BACKEND, state.read_rendezvous_key())
     # In the rendezvous torch polls once a second whether all pods are there. That is long compared with the rest of a restart.
     dynamic_rendezvous._delay = lambda seconds: time.sleep(_POLL_SECONDS)  # type: ignore[attr-defined]
     # This logger prints a traceback for each process that ends. The restart policy already logs the reason.
@@ -137,6 +142,11 @@ def run_with_torchrun(module: str, fork_workers: bool, arguments: list[str], pol
             launcher.launch_agent(config, command, rest)
     except ChildFailedError:
         return 1
+    except RendezvousError as error:
+        if isinstance(error.__cause__, FineTuneError):
+            policy.give_up(error.__cause__)
+            return 1
+        raise
     return 0
 
 

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import pathlib
+import secrets
 import signal
 import subprocess
 import sys
@@ -40,13 +41,22 @@ class Launcher:
 
     ``run`` returns the final report, and never raises for an error that a user can cause.
 
-    grace_seconds: time that the pod has to end after a stop request; None if nothing kills it from outside.
+    grace_seconds: time that the pod has to end after a stop request; None if nothing kills it from outside. rendezvous_key: the
+    key that all pods of the attempt have; a single pod needs none.
     """
 
-    def __init__(self, config: RunConfig, pod: processes.PodRank, state: RunState, grace_seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        pod: processes.PodRank,
+        state: RunState,
+        grace_seconds: float | None = None,
+        rendezvous_key: str | None = None,
+    ) -> None:
         self.config = config
         self.pod = pod
         self.state = state
+        self._rendezvous_key = rendezvous_key
         self.push_abandoned = False  # a push still runs in a thread, and nothing must wait for it
         self._output = OutputDirectory(pathlib.Path(config.output))
         self._overrides: dict[str, object] = {}
@@ -115,6 +125,7 @@ class Launcher:
         """Run the workers until they end. Return the final report of an attempt that did not finish, or None if it did."""
         run_file = self.state.directory / names.RUN_FILE_NAME
         write_atomically(run_file, self.config.model_dump_json(by_alias=True, exclude_none=True))
+        self.state.write_rendezvous_key(self._choose_rendezvous_key())
         env = processes.environment(self.config, os.environ, run_file, self.state, processes.usable_cpus())
         process = processes.start(processes.command(self.config, self.pod), env, worker_output)
         try:
@@ -122,6 +133,17 @@ class Launcher:
         finally:
             if process.poll() is None:  # an error in the launcher must not leave workers behind
                 processes.kill(process, self.state)
+
+    def _choose_rendezvous_key(self) -> str:
+        if self._rendezvous_key:
+            return self._rendezvous_key
+        if self.config.nodes > 1:
+            raise FineTuneError(
+                Reason.CONFIGURATION_ERROR,
+                "the operator gave the pods no key for their rendezvous, because it is older than the trainer image: upgrade the "
+                "operator, or use the trainer image of its version",
+            )
+        return secrets.token_hex(32)
 
     def _outcome(self, stalled: Failure | None, code: int) -> Report | None:
         """Return the final report after the last generation of workers, or None if the training is finished."""
@@ -219,13 +241,16 @@ def exit_immediately(code: int) -> NoReturn:
 
 def main() -> int:
     """Run one attempt in this pod, and return the exit code. This is the entry point of the trainer image."""
-    config = RunConfig.model_validate_json(pathlib.Path(os.environ[names.ENV_RUN_FILE]).read_text())
+    run_file = pathlib.Path(os.environ[names.ENV_RUN_FILE])
+    config = RunConfig.model_validate_json(run_file.read_text())
     logs.configure(logs.log_source(config, "launcher"), config.spec.logging.format)
     use_shared_cache(os.environ, config.spec)
     state = RunState(pathlib.Path(tempfile.mkdtemp(prefix="finetune-")))
     state.create()
     grace = config.spec.pod.termination_grace_period_seconds
-    launcher = Launcher(config, processes.PodRank.from_environment(), state, grace)
+    key_file = run_file.with_name(names.RENDEZVOUS_KEY_FILE_NAME)
+    key = key_file.read_text() if key_file.exists() else None
+    launcher = Launcher(config, processes.PodRank.from_environment(), state, grace, key)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: launcher.request_stop())
     serve(names.PORT_TELEMETRY, launcher.registry, launcher.report)

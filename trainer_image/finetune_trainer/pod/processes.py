@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,9 @@ from finetune_api import names
 from finetune_api.wire import RunConfig
 from finetune_trainer.runtime.state import ENV_LAUNCHER_PID, ENV_STATE_DIR, RunState
 
+# Our rendezvous, see rendezvous.py, which torchrun's agent registers under this name.
+RENDEZVOUS_BACKEND = "signed"
+_LOOPBACK = "127.0.0.1"
 _WORKER = "finetune_trainer.pod.worker"
 _AGENT = "finetune_trainer.pod.agent"
 # Not a real limit: the agent asks the restart policy after each failure.
@@ -54,9 +58,9 @@ def command(config: RunConfig, pod: PodRank) -> list[str]:
         return agent
     torchrun = [*agent, "--nproc-per-node", str(config.processes_per_node)]
     torchrun += ["--max-restarts", str(_MAX_RESTARTS), "--shutdown-timeout", str(_SHUTDOWN_SECONDS)]
-    torchrun += ["--rdzv-backend", "c10d", "--rdzv-id", f"{config.name}-{config.attempt}"]
-    if config.nodes == 1:  # like --standalone, but without a lookup of the host name
-        return [*torchrun, "--rdzv-endpoint", "localhost:0", "--local-addr", "localhost"]
+    torchrun += ["--rdzv-backend", RENDEZVOUS_BACKEND, "--rdzv-id", f"{config.name}-{config.attempt}"]
+    if config.nodes == 1:  # like --standalone, but nothing outside of the pod can reach it
+        return [*torchrun, "--rdzv-endpoint", f"{_LOOPBACK}:0", "--local-addr", _LOOPBACK, "--rdzv-conf", "is_host=1"]
     host = "localhost" if pod.index == 0 else pod.rendezvous_host
     # torch sorts the nodes by this address and makes the first one rank 0. It must be the pod with index 0. An IP address begins
     # with a digit (IPv6: also with a to f), so it sorts before "node". Only the address of rank 0 is used for connections.
@@ -100,6 +104,9 @@ def environment(config: RunConfig, base: Mapping[str, str], run_file: pathlib.Pa
             "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
             "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": str(state.directory / "nccl-trace-"),
         }
+    if config.nodes == 1 and any(name == "lo" for _, name in socket.if_nameindex()):
+        # The processes of a single pod listen for each other, and for nobody else.
+        result |= {name: base.get(name, "lo") for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
     if config.spec.hub.endpoint:
         result[names.ENV_HUB_ENDPOINT] = config.spec.hub.endpoint
     if not config.spec.uses_hub():

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 
 from finetune_api import names
-from finetune_api.reasons import REASONS, Reason
+from finetune_api.reasons import REASONS, FineTuneError, Reason
 from finetune_api.status import Failure
 from finetune_api.wire import RunConfig
 from finetune_trainer.loops import skipped_batches
@@ -131,6 +131,11 @@ class RestartPolicy:
             cause.failure.reason, cause.failure.message, decision.history.in_place, self._max_restarts,
         )  # fmt: skip
         return self._wait(decision.delay_seconds)
+
+    def give_up(self, error: FineTuneError) -> None:
+        """Record a failure of the agent itself. It ends the attempt."""
+        failure = Failure(reason=error.reason, message=error.message, hint=REASONS[error.reason].hint)
+        self._state.write_restart_history(_give_up(self._state.read_restart_history(), failure).history)
 
     def _wait(self, seconds: float) -> bool:
         """Wait. Return False if a stop was requested meanwhile."""

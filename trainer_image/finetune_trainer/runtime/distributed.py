@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_trainer.runtime import device, heartbeat
+from finetune_trainer.runtime.signed_store import SignedStore, Signer, open_tcp_store, sign_object_collectives
 
 T = TypeVar("T")
 
@@ -30,9 +31,10 @@ class World:
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
-def init_process_group(world: World, timeout_seconds: int) -> None:
+def init_process_group(world: World, key: bytes, timeout_seconds: int) -> None:
     """Join the other processes; do nothing if the world size is 1. accelerate and DDP use this process group later.
 
+    key: signs what the processes exchange, see signed_store.py.
     Raises torch's error if a peer does not join in time, and FineTuneError if there is no GPU for this process.
     """
     if world.size == 1:
@@ -46,7 +48,13 @@ def init_process_group(world: World, timeout_seconds: int) -> None:
             )
         device.use_gpu(world.local_rank)
     backend = "nccl" if device.has_gpu() else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds))
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    # The port is new for each generation of processes, and the same for all of them.
+    port = int(os.environ["MASTER_PORT"])
+    signer = Signer(key, f"{os.environ['TORCHELASTIC_RUN_ID']}/processes/{port}")
+    sign_object_collectives(signer)
+    store = open_tcp_store(os.environ["MASTER_ADDR"], port, world.rank == 0, timeout, world.size)
+    dist.init_process_group(backend, store=SignedStore(store, signer), rank=world.rank, world_size=world.size, timeout=timeout)
 
 
 # It is long, because ranks wait for rank 0 while it tokenises. If a rank dies, its connection closes, which is noticed at once.

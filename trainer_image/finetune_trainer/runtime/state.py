@@ -14,6 +14,7 @@ from typing import Final
 import pydantic
 from pydantic import Field
 
+from finetune_api import names
 from finetune_api.model import Model
 from finetune_api.status import Failure
 from finetune_api.wire import Report
@@ -104,6 +105,21 @@ class RunState:
     def may_restart(self) -> bool:
         """Return whether a worker that ends may be restarted."""
         return not self._restarts_forbidden.exists() and not self.stop_requested()
+
+    # --- the key of the attempt -----------------------------------------------------------------------------------------
+
+    @property
+    def _rendezvous_key(self) -> pathlib.Path:
+        return self.directory / names.RENDEZVOUS_KEY_FILE_NAME
+
+    def write_rendezvous_key(self, key: str) -> None:
+        """Hand the key over to agent and workers, in a file that only this user can read."""
+        with os.fdopen(os.open(self._rendezvous_key, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+            stream.write(key)
+
+    def read_rendezvous_key(self) -> bytes:
+        """Return the key with which the processes of the attempt sign what they exchange."""
+        return self._rendezvous_key.read_bytes()
 
     # --- progress -------------------------------------------------------------------------------------------------------
 

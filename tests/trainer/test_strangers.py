@@ -1,0 +1,92 @@
+"""Somebody who reaches the ports of a training and knows everything but its key: runs no code, and the job says what happened."""
+
+import base64
+import datetime
+import ipaddress
+import pathlib
+import pickle
+from collections.abc import Iterator
+
+import psutil
+import pytest
+import torch.distributed as dist
+
+from finetune_api import names
+from finetune_api.reasons import REASONS, Reason
+from trainer import small_jobs
+from trainer.pod_processes import Pod, PodGroup
+
+SLOW = {"seconds": 0.2}
+
+
+@pytest.fixture(scope="module")
+def claim(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    directory = tmp_path_factory.mktemp("small") / "claim"
+    small_jobs.write_all(directory)
+    return directory
+
+
+@pytest.fixture
+def pod_group(tmp_path: pathlib.Path, claim: pathlib.Path) -> Iterator[PodGroup]:
+    made = PodGroup(tmp_path, claim)
+    yield made
+    made.close()
+
+
+class Payload:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, file: pathlib.Path) -> None:
+        self._file = file
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return pathlib.Path.touch, (self._file,)
+
+
+def listening(pod: Pod) -> dict[int, str]:
+    """Return the ports on which the processes of a pod listen, and the addresses."""
+    launcher = psutil.Process(pod.process.pid)
+    found = [each for process in [launcher, *launcher.children(recursive=True)] for each in process.net_connections("inet")]
+    return {each.laddr.port: each.laddr.ip for each in found if each.status == psutil.CONN_LISTEN}
+
+
+def test_a_job_of_one_process_does_not_listen(pod_group: PodGroup) -> None:
+    """Except on the telemetry port, which the launcher of these tests does not serve."""
+    pod = pod_group.start(pod_group.config("out"), fault=SLOW)
+    pod.wait_for_step(2)
+    assert listening(pod) == {}
+
+
+def test_the_processes_of_a_single_pod_listen_on_loopback_only(pod_group: PodGroup) -> None:
+    pod = pod_group.start(pod_group.config("out", processes=2), fault=SLOW)
+    pod.wait_for_step(2)
+    addresses = {ipaddress.ip_address(address) for address in listening(pod).values()}
+    assert addresses
+    assert all(address.is_loopback for address in addresses), addresses
+
+
+def test_a_pickle_in_the_rendezvous_runs_no_code_and_charges_no_failure(pod_group: PodGroup, tmp_path: pathlib.Path) -> None:
+    config = pod_group.config("out", nodes=2, steps=1000)
+    pods = [pod_group.start(config, index, SLOW) for index in (0, 1)]
+    pods[0].wait_for_step(3)
+    assert listening(pods[0])[names.PORT_RENDEZVOUS] not in ("127.0.0.1", "::1"), "the other pod connects to it"
+    stranger = dist.TCPStore(
+        "127.0.0.1", names.PORT_RENDEZVOUS, is_master=False, timeout=datetime.timedelta(seconds=20), wait_for_workers=False
+    )
+    payload = base64.b64encode(pickle.dumps(Payload(tmp_path / "ran"))).decode()
+    for key in (f"torch.rendezvous.{config.name}-{config.attempt}", "state"):
+        stranger.set(key, payload)
+    reports = [pod.final_report() for pod in pods]
+    assert not (tmp_path / "ran").exists()
+    failures = [report.failure for report in reports if report.failure]
+    messages = {failure.message for failure in failures if failure.reason == Reason.RENDEZVOUS_TAMPERED}
+    assert any("received 'state' from something that is not part of the job" in message for message in messages), reports
+    assert REASONS[Reason.RENDEZVOUS_TAMPERED].budget == "maxPreemptions"
+
+
+def test_several_pods_without_a_key_are_refused(pod_group: PodGroup) -> None:
+    pod = pod_group.start(pod_group.config("out", nodes=2), WITHOUT_KEY="1")
+    report = pod.final_report()
+    assert report.failure is not None
+    assert report.failure.reason == "ConfigurationError"
+    assert "upgrade the operator" in report.failure.message
