@@ -15,8 +15,12 @@ from finetune_api.spec.common import LocalObjectReference
 
 
 class Proxy(Model):
-    """The proxy for connections out of the cluster, as in the usual environment variables."""
+    """The proxy for connections out of the cluster, as in the usual environment variables.
 
+    secret_name: a Secret in each namespace of jobs, with the names of the three other fields as keys. It replaces these fields.
+    """
+
+    secret_name: str | None = None
     http_proxy: str | None = None
     https_proxy: str | None = None
     no_proxy: str | None = None

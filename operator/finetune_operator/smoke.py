@@ -25,6 +25,7 @@ _LABEL = f"{names.GROUP}/smoke-test"
 _MOUNT_PATH = "/smoke"
 _TRAINING = {"maxSteps": 3, "globalBatchSize": 8, "maxTokens": 16}
 _POLL_SECONDS = 1.0
+_PROBE_SECONDS = 2.0
 # How long the test waits for deleted objects to disappear. It only reports objects that remain.
 _CLEAN_UP_SECONDS = 60.0
 # The order of deletion. It is the reverse of the order of creation. The API server deletes a claim when no pod uses it any more.
@@ -96,8 +97,31 @@ class _SmokeTest:
         await self._create("Pod", build_writer(self._name, defaults, options.resources))
         await self._wait_for("Pod", describe_pod, {"Succeeded"}, {"Failed"})
         await self._create("FineTuneJob", build_job(self._name, options.resources))
-        await self._wait_for("FineTuneJob", describe_job, {"Succeeded"}, {"Failed"})
+        attempts: list[str] = []
+        probing = asyncio.ensure_future(self._probe(attempts))
+        try:
+            await self._wait_for("FineTuneJob", describe_job, {"Succeeded"}, {"Failed"})
+        finally:
+            probing.cancel()
+        _print(describe_isolation(attempts, defaults.network_policy.enabled))
         _print(f"the operator trained a tiny model in {time.monotonic() - started:.0f} s")
+
+    async def _probe(self, attempts: list[str]) -> None:
+        """Connect from this pod to the training pod, again and again. Outcomes: reached, timeout, or another error."""
+        host = f"{names.attempt_name(self._name, 1)}-0.{names.service_name(self._name)}.{self._namespace}.svc"
+        while "reached" not in attempts:
+            await asyncio.sleep(_POLL_SECONDS)
+            # Not before the pod has an address: a DNS server remembers for a while that there was none.
+            if not self.last_seen.startswith(("FineTuneJob: Initializing", "FineTuneJob: Running")):
+                continue
+            try:
+                _, writer = await asyncio.wait_for(asyncio.open_connection(host, names.PORT_TELEMETRY), _PROBE_SECONDS)
+                writer.close()
+                attempts.append("reached")
+            except TimeoutError:
+                attempts.append("timeout")
+            except OSError as error:  # the pod does not listen yet
+                attempts.append(type(error).__name__)
 
     async def clean_up(self) -> None:
         """Delete what this test created, and wait until it is gone."""
@@ -149,6 +173,16 @@ class _SmokeTest:
             if phase in failure_phases:
                 raise SmokeTestError(f"the {kind} failed")
             await asyncio.sleep(_POLL_SECONDS)
+
+
+def describe_isolation(attempts: Sequence[str], policy_enabled: bool) -> str:
+    """Return whether another pod can connect to a training pod. A policy that is enforced makes the connection time out."""
+    if "reached" in attempts:
+        cause = "the cluster's network plugin does not enforce NetworkPolicies" if policy_enabled else "site.networkPolicy is off"
+        return f"WARNING: any pod of the cluster can connect to training pods, because {cause}"
+    if "timeout" in attempts:
+        return "other pods can't connect to training pods"
+    return "whether other pods can connect to training pods could not be tried: the training was too short"
 
 
 async def _with_retries(request: Callable[[], Awaitable[Manifest | None]]) -> Manifest | None:

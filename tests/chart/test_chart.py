@@ -210,10 +210,14 @@ def test_a_change_of_the_defaults_starts_new_pods() -> None:
 
 
 def test_the_operator_s_network_policy_allows_the_traffic_that_it_needs() -> None:
-    assert "NetworkPolicy" not in kinds()
-    spec = only(installed("--set", "networkPolicy.enabled=true"), "NetworkPolicy")["spec"]
+    assert "NetworkPolicy" not in kinds("--set", "networkPolicy.enabled=false")
+    monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    spec = only(installed(), "NetworkPolicy")["spec"]
+    assert spec["policyTypes"] == ["Ingress"]
+    assert spec["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}], "from": [monitoring]}]
+    spec = only(installed("--set", "networkPolicy.apiServerPorts={443,6443}"), "NetworkPolicy")["spec"]
     assert spec["podSelector"] == only(render(), "Deployment")["spec"]["selector"]
-    assert spec["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}]}]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
     ports = {rule["ports"][0]["port"]: rule.get("to") for rule in spec["egress"]}
     to_pods = ports.pop(names.PORT_TELEMETRY)
     assert ports == {53: None, 443: None}

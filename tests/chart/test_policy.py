@@ -20,6 +20,15 @@ VALUES = (
     "policy.enabled=true",
     "policy.maxGPUsPerJob=8",
     "policy.allowedImages={registry.example.com/ml,ghcr.io/team/trainer:1}",
+    "policy.allowedResources={rdma/*}",
+    "policy.allowedPriorityClasses={batch-*}",
+    "policy.allowedTolerationKeys={nvidia.com/gpu}",
+    "policy.allowedNodeSelectorKeys={pool}",
+    "policy.allowedSchedulers={volcano}",
+    "policy.allowedRuntimeClasses={nvidia}",
+    "policy.allowedHubEndpoints={https://hub.example.com}",
+    "policy.allowedVisibilities={Private}",
+    "policy.allowedClaims={team-*}",
     "trainerImage.repository=example.com/site-trainer,trainerImage.tag=v2",
 )
 ALLOWED = "registry.example.com/ml, ghcr.io/team/trainer:1, example.com/site-trainer:v2"
@@ -96,7 +105,8 @@ def environment(custom_resource_definition: None) -> Iterator[Environment]:
     environment = Environment(run)
     try:
         # This job exists before the policy and breaks each of its rules.
-        old = {"pod": {"image": "elsewhere.example.com/x"}, "distributed": {"nodes": 4, "gpusPerNode": 8}}
+        pod = {"image": "elsewhere.example.com/x", "env": [{"name": "OPENSSL_CONF", "value": "/mnt/x"}], "priorityClassName": "x"}
+        old = {"pod": pod, "distributed": {"nodes": 4, "gpusPerNode": 8}}
         environment.plain.apply(job("old", model={"hub": {"name": "example/model"}, "trustRemoteCode": True}, **old))
         environment.apply(f"policy-{run}")
         yield environment
@@ -122,14 +132,31 @@ def test_the_api_server_finds_no_type_error_in_the_rules(environment: Environmen
         image("registry.example.com/ml"),
         image("registry.example.com/ml/trainer:1"),
         image("registry.example.com/ml:2"),
-        image("registry.example.com/ml@sha256:00"),
-        image("ghcr.io/team/trainer:1@sha256:00"),
+        image("registry.example.com/ml@sha256:" + 64 * "0"),
+        image("ghcr.io/team/trainer:1@sha256:" + 64 * "0"),
         image("example.com/site-trainer:v2"),
         gpus(1, 8),
         gpus(8, 1),
         gpus(1000, 0),
         job(pod={"resources": {"limits": {"memory": "8Gi", "ephemeral-storage": "1Gi", "rdma/hca": 1}}}),
         job(model={"hub": {"name": "example/model"}, "trustRemoteCode": False}),
+        job(
+            model={"claim": {"claimName": "team-models"}},
+            datasets=[{"claim": {"claimName": "team-data"}}, {"hub": {"name": "example/data"}}],
+            output={"claim": {"claimName": "team-output"}},
+            cache={"claimName": "team-cache"},
+            hub={"endpoint": "https://hub.example.com"},
+            publish={"repository": "team/news", "visibility": "Private"},
+            pod={
+                "env": [{"name": "WANDB_PROJECT", "value": "x"}, {"name": "NCCL_IB_HCA", "value": "mlx5"}],
+                "priorityClassName": "batch-low",
+                "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+                "nodeSelector": {"pool": "a"},
+                "schedulerName": "volcano",
+                "runtimeClassName": "nvidia",
+                "volumes": [{"mountPath": "/mnt/x", "claim": {"claimName": "team-x"}}],
+            },
+        ),
     ],
 )
 def test_an_allowed_job_is_accepted(environment: Environment, manifest: Object) -> None:
@@ -159,11 +186,63 @@ def test_more_gpus_are_refused(environment: Environment) -> None:
 
 
 @on_a_cluster
-@pytest.mark.parametrize("resource", ["nvidia.com/gpu", "nvidia.com/mig-1g.5gb", "amd.com/gpu", "example.com/gpu"])
+@pytest.mark.parametrize(
+    "resource",
+    [
+        "nvidia.com/gpu",
+        "nvidia.com/mig-1g.5gb",
+        "amd.com/gpu",
+        "google.com/tpu",
+        "aws.amazon.com/neuroncore",
+        "huawei.com/Ascend910",
+        "volcano.sh/vgpu-number",
+        "intel.com/gaudi",
+    ],
+)
 def test_gpus_that_are_not_counted_are_refused(environment: Environment, resource: str) -> None:
     message = rejection(environment.plain, job(pod={"resources": {"limits": {resource: 8, "memory": "1Gi"}}}))
     assert f"spec.pod.resources: {resource} is not allowed here" in message
     assert "write spec.distributed.gpusPerNode" in message
+
+
+CLAIM = {"claim": {"claimName": "other"}}
+# Each breaks one rule. The beginning of the message, and the value that sets the limit.
+REFUSED = [
+    ({"pod": {"env": [{"name": name, "value": "/mnt/x"}]}}, f"spec.pod.env: {name} is", "allowedEnvironment")
+    for name in (
+        *("OPENSSL_CONF", "GCONV_PATH", "CC", "BASH_ENV", "NCCL_NET_PLUGIN", "NCCL_PROFILER_PLUGIN", "CUDA_INJECTION64_PATH"),
+        *("OMP_TOOL_LIBRARIES", "HF_MODULES_CACHE", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TRITON_CACHE_DIR"),
+        *("TORCHINDUCTOR_CACHE_DIR", "WANDB__EXECUTABLE", "MATPLOTLIBRC", "GIT_SSH_COMMAND"),
+    )
+] + [
+    ({"pod": {"priorityClassName": "high"}}, "spec.pod.priorityClassName: high is", "allowedPriorityClasses"),
+    ({"pod": {"tolerations": [{"operator": "Exists"}]}}, "tolerations: a toleration without a key is", "allowedTolerationKeys"),
+    ({"pod": {"tolerations": [{"key": "control"}]}}, "spec.pod.tolerations: control is", "allowedTolerationKeys"),
+    ({"pod": {"nodeSelector": {"zone": "a"}}}, "spec.pod.nodeSelector: zone is", "allowedNodeSelectorKeys"),
+    ({"pod": {"schedulerName": "mine"}}, "spec.pod.schedulerName: mine is", "allowedSchedulers"),
+    ({"pod": {"runtimeClassName": "mine"}}, "spec.pod.runtimeClassName: mine is", "allowedRuntimeClasses"),
+    ({"hub": {"endpoint": "https://other.com"}}, "spec.hub.endpoint: https://other.com is", "allowedHubEndpoints"),
+    ({"publish": {"repository": "a/b", "visibility": "Public"}}, "spec.publish.visibility: Public is", "allowedVisibilities"),
+    ({"model": CLAIM}, "claimName: other is", "allowedClaims"),
+    ({"datasets": [CLAIM]}, "claimName: other is", "allowedClaims"),
+    ({"output": CLAIM}, "claimName: other is", "allowedClaims"),
+    ({"cache": {"claimName": "other"}}, "claimName: other is", "allowedClaims"),
+    ({"pod": {"volumes": [{"mountPath": "/mnt/x", **CLAIM}]}}, "claimName: other is", "allowedClaims"),
+]  # fmt: skip
+
+
+@on_a_cluster
+def test_what_is_not_in_a_list_is_refused_and_the_message_names_the_list(environment: Environment) -> None:
+    for spec, message, value in REFUSED:
+        refused = rejection(environment.plain, job(**spec))
+        assert f"{message} not allowed here; remove it, or write one of: " in refused, spec
+        assert f"The limit is policy.{value} of the Helm release" in refused, spec
+
+
+@on_a_cluster
+def test_classes_of_the_cluster_s_own_pods_are_always_refused(environment: Environment) -> None:
+    refused = rejection(environment.plain, job(pod={"priorityClassName": "system-node-critical"}))
+    assert "the classes system-* are for the cluster's own pods" in refused
 
 
 @on_a_cluster

@@ -31,6 +31,7 @@ EVERYTHING = {
     ("", "persistentvolumeclaims"): {"get", "create", "delete"},
     ("", "events"): {"list", "create"},
     ("kueue.x-k8s.io", "workloads"): {"list"},
+    ("networking.k8s.io", "networkpolicies"): {"get", "create"},
 }
 
 
@@ -48,8 +49,7 @@ def test_optional_rights_depend_on_the_values_that_need_them() -> None:
 
     workloads, policies = ("kueue.x-k8s.io", "workloads"), ("networking.k8s.io", "networkpolicies")
     assert workloads not in rights("--set", "kueue.enabled=false")
-    assert policies not in rights()
-    assert rights("--set", "site.networkPolicy.enabled=true")[policies] == {"get", "create"}
+    assert policies not in rights("--set", "site.networkPolicy.enabled=false")
 
 
 def test_the_lease_is_the_only_one_it_may_change() -> None:

@@ -93,6 +93,19 @@ def test_a_pod_is_described_with_what_it_waits_for(status: dict[str, Any], line:
     assert smoke.describe_pod({"status": status}) == line
 
 
+@pytest.mark.parametrize(
+    ("attempts", "enabled", "line"),
+    [
+        (["gaierror", "timeout"], True, "other pods can't connect to training pods"),
+        (["ConnectionRefusedError", "reached"], True, "the cluster's network plugin does not enforce NetworkPolicies"),
+        (["reached"], False, "site.networkPolicy is off"),
+        (["gaierror"], True, "could not be tried"),
+    ],
+)
+def test_it_says_whether_other_pods_reach_a_training_pod(attempts: list[str], enabled: bool, line: str) -> None:
+    assert line in smoke.describe_isolation(attempts, enabled)
+
+
 def test_the_job_trains_on_the_writer_s_files_without_the_hub(tmp_path: pathlib.Path) -> None:
     packages = os.pathsep.join(str(ROOT / folder) for folder in ("crds", "operator", "trainer_image"))
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "huggingface")}

@@ -81,7 +81,11 @@ class Environment(Namespace):
         self.proxies.append(proxy)
         kubeconfig = self.folder / f"kubeconfig-{self.name}-{number}"
         kubeconfig.write_text(json.dumps(_kubeconfig(f"http://127.0.0.1:{proxy.port}", self.token)), encoding="utf-8")
-        common = [f"--namespace={self.name}", f"--trainer-image={FAKE_TRAINER_IMAGE}"]
+        site = self.folder / "site.yaml"
+        # As in the chart, but the operator is a process outside of the cluster.
+        peer = {"ipBlock": {"cidr": "0.0.0.0/0"}}
+        site.write_text(json.dumps({"networkPolicy": {"enabled": True, "operatorPeer": peer}}), encoding="utf-8")
+        common = [f"--namespace={self.name}", f"--trainer-image={FAKE_TRAINER_IMAGE}", f"--site-file={site}"]
         variables = {"KUBECONFIG": str(kubeconfig), "POD_NAMESPACE": self.name, "POD_NAME": f"operator-{number}"}
         operator = Operator([*common, *arguments], variables, self.folder / f"operator-{self.name}-{number}.log")
         self.operators.append(operator)

@@ -167,7 +167,7 @@ def test_the_monitors_scrape_every_pod_of_a_job_and_do_not_trust_its_labels() ->
     assert jobs["spec"]["selector"] == {"matchExpressions": [{"key": names.LABEL_JOB, "operator": "Exists"}]}
     [endpoint] = jobs["spec"]["podMetricsEndpoints"]
     assert (endpoint["port"], endpoint["honorLabels"]) == ("telemetry", False)
-    assert {item["targetLabel"] for item in endpoint["relabelings"]} == {"finetunejob", "node"}
+    assert {item["targetLabel"] for item in endpoint["relabelings"] if "targetLabel" in item} == {"finetunejob", "node"}
     assert own["spec"]["namespaceSelector"] == {"matchNames": ["finetune-system"]}
     assert own["spec"]["selector"] == only(objects, "Deployment")["spec"]["selector"]
     [endpoint] = own["spec"]["podMetricsEndpoints"]
@@ -175,6 +175,24 @@ def test_the_monitors_scrape_every_pod_of_a_job_and_do_not_trust_its_labels() ->
     assert endpoint["port"] in {
         port["name"] for port in only(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["ports"]
     }
+
+
+@needs_helm
+def test_a_training_pod_can_report_its_own_metrics_only_and_not_without_limit() -> None:
+    from finetune_api import metrics
+
+    jobs = only(render("--set", "podMonitors.enabled=true"), "PodMonitor", "finetune-operator-jobs")["spec"]
+    assert jobs["sampleLimit"] == 2000
+    assert {"labelLimit", "labelNameLengthLimit", "labelValueLengthLimit", "bodySizeLimit"} <= jobs.keys()
+    [endpoint] = jobs["podMetricsEndpoints"]
+    [owner] = [item for item in endpoint["relabelings"] if item.get("action") == "keep"]
+    assert (owner["sourceLabels"], owner["regex"]) == (["__meta_kubernetes_pod_controller_kind"], "Job")
+    [kept] = [item["regex"] for item in endpoint["metricRelabelings"] if item["action"] == "keep"]
+    for metric in metrics.TRAINER_METRICS:
+        suffixes = ("_bucket", "_count", "_sum") if metric.kind == "histogram" else ("",)
+        assert all(re.fullmatch(kept, metric.name + suffix) for suffix in suffixes), metric.name
+    forged = [metric.name for metric in metrics.OPERATOR_METRICS] + ["apiserver_request_total", "up", "ALERTS"]
+    assert not [name for name in forged if re.fullmatch(kept, name)]
 
 
 @needs_helm
@@ -191,7 +209,7 @@ def test_the_notes_warn_if_a_network_policy_blocks_prometheus() -> None:
         arguments = [argument for value in values for argument in ("--set", value)]
         return helm("install", "ml", str(CHART), "--dry-run=client", *arguments).stdout.partition("NOTES:")[2]
 
-    blocked = ("podMonitors.enabled=true", "site.networkPolicy.enabled=true")
+    blocked = ("podMonitors.enabled=true", "site.networkPolicy.metricsFrom=null")
     assert "site.networkPolicy.metricsFrom" in notes(*blocked)
     assert "metricsFrom" not in notes(blocked[0])
     assert "metricsFrom" not in notes(*blocked, "site.networkPolicy.metricsFrom[0].podSelector.matchLabels.app=prometheus")

@@ -1,5 +1,6 @@
 """``spec.output``, ``cache``, ``hub``, ``publish`` and ``samples``: volumes, the Hub, and inputs for the finished model."""
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -78,8 +79,21 @@ class SecretKey(Model):
     key: Name = Field(default="token", description="Key of the Secret that holds the token.")
 
 
+_CREDENTIALS = "^https?://[^/]*@"
+_CREDENTIALS_MESSAGE = (
+    "endpoint must not hold a user or a password, because everyone who can read the job can read it: write the URL without them, "
+    "and the token into the Secret of tokenSecretRef"
+)
+
+
 class Hub(Model):
     """Access to the Hub, to pull private and gated repositories and to push."""
+
+    model_config = pydantic.ConfigDict(
+        json_schema_extra=validations(
+            cel(f"!has(self.endpoint) || !self.endpoint.matches('{_CREDENTIALS}')", _CREDENTIALS_MESSAGE)
+        )
+    )
 
     endpoint: Annotated[str, Field(max_length=2048, pattern=r"^https?://[^\s]+$")] | None = Field(
         default=None, description="URL of a mirror or a private Hub, for example https://hub.example.com."
@@ -87,6 +101,12 @@ class Hub(Model):
     token_secret_ref: SecretKey | None = Field(
         default=None, description="Secret with an access token of the Hub. Only the training pods read it."
     )
+
+    @pydantic.model_validator(mode="after")
+    def _no_credentials(self) -> "Hub":
+        if self.endpoint is not None and re.match(_CREDENTIALS, self.endpoint):
+            raise ValueError(_CREDENTIALS_MESSAGE)
+        return self
 
 
 class Publish(Model):

@@ -30,6 +30,13 @@ RESERVED_KEYS_MESSAGE = (
 )
 
 
+# The grammar of image references: [host[:port]/]path[:tag][@digest]. Without "..", no prefix of a path leads out of it.
+_COMPONENT = "[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*"
+IMAGE = (
+    f"^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{{1,5}})?/)?{_COMPONENT}(/{_COMPONENT})*"
+    "(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@[a-z0-9]+:[0-9a-f]{32,128})?$"
+)
+
 MAX_OBJECT_BYTES = 65_536
 
 
@@ -186,7 +193,7 @@ UncheckedObject = Annotated[
 class Pod(Model):
     """How the training pods run on the cluster. `finetune run` ignores it."""
 
-    image: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
+    image: Annotated[str, Field(min_length=1, max_length=1024, pattern=IMAGE)] | None = Field(
         default=None,
         description="Trainer image. If left out: the operator's default.",
         examples=["registry.example.com/finetune-trainer:0.1.0"],

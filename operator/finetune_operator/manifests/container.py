@@ -66,15 +66,19 @@ def _hub_environment(plan: Plan) -> list[Manifest]:
 
 def _proxy_and_ca_environment(plan: Plan) -> list[Manifest]:
     proxy, bundle = plan.defaults.proxy, f"{names.CONFIG_DIR}/{names.CA_FILE_NAME}"
+    proxies = {"HTTP_PROXY": "httpProxy", "HTTPS_PROXY": "httpsProxy", "NO_PROXY": "noProxy"}
+    from_secret = [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": proxy.secret_name, "key": key, "optional": True}}}
+        for name, key in proxies.items()
+        if proxy.secret_name
+    ]
     values = {
-        "HTTP_PROXY": proxy.http_proxy,
-        "HTTPS_PROXY": proxy.https_proxy,
-        "NO_PROXY": proxy.no_proxy,
+        **{name: proxy.to_wire().get(key) for name, key in proxies.items() if not proxy.secret_name},
         # Python's ssl and the Hub's client read the first variable, other libraries the second.
         "SSL_CERT_FILE": bundle if plan.defaults.ca_bundle else None,
         "REQUESTS_CA_BUNDLE": bundle if plan.defaults.ca_bundle else None,
     }
-    return [{"name": name, "value": value} for name, value in values.items() if value]
+    return from_secret + [{"name": name, "value": value} for name, value in values.items() if value]
 
 
 def _resources(plan: Plan) -> Manifest:

@@ -26,7 +26,7 @@ def build_pod_spec(plan: Plan, labels: dict[str, str]) -> Manifest:
         "terminationGracePeriodSeconds": pod.termination_grace_period_seconds,
         "securityContext": _security_context(plan),
         "imagePullSecrets": [{"name": name} for name in secrets] or None,
-        "nodeSelector": {**defaults.node_selector, **(pod.node_selector or {})} or None,
+        "nodeSelector": {**(pod.node_selector or {}), **defaults.node_selector} or None,
         "tolerations": _tolerations(plan),
         "affinity": pod.affinity or None,
         "topologySpreadConstraints": _topology_spread(plan, labels) or None,
