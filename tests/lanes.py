@@ -24,11 +24,13 @@ AUDIT = "faults/test_verbs_audit.py"  # it counts what the other fault tests use
 OPERATOR = (AUDIT, "chart/test_install.py", "chart/test_policy.py", "observability/test_on_cluster.py", "cluster/")
 PUBLISH = ("trainer/test_publish.py", "trainer/test_publish_faults.py")  # they inject faults into the Hub
 BEFORE = {**dict.fromkeys(OPERATOR, ("faults/",)), "cluster/": ("faults/", *PUBLISH)}
+# Their pods are processes of this machine, and the first one of each job listens on the same port.
+RENDEZVOUS = ("trainer/test_launcher.py", "trainer/test_strangers.py")
 # Long files come before short ones, so that none of them starts last and keeps everybody waiting.
 ORDER = (
     *("faults/test_kills.py", "faults/test_lost_and_stale.py", "faults/test_endings.py", "faults/"),
     *OPERATOR,
-    *(*PUBLISH, "trainer/test_run.py", "trainer/test_recovery.py", "trainer/test_launcher.py", "trainer/", ""),
+    *(*PUBLISH, "trainer/test_run.py", "trainer/test_recovery.py", *RENDEZVOUS, "trainer/", ""),
 )
 _GATE_SECONDS = 3600.0
 _DIRECTORY_KEY = "shared_directory"
@@ -78,7 +80,7 @@ class Lanes:
         class LaneScheduling(LoadScopeScheduling):
             def _split_scope(self, nodeid: str) -> str:
                 path = nodeid.split("::")[0].removeprefix(f"{HERE.name}/")
-                return "operator" if _is_of_operator(path) else path
+                return "operator" if _is_of_operator(path) else "rendezvous" if path in RENDEZVOUS else path
 
         return LaneScheduling(config, log)
 

@@ -173,7 +173,7 @@ REASONS: dict[Reason, ReasonInfo] = {
     Reason.RENDEZVOUS_TAMPERED: ReasonInfo(
         True,
         "Something that is not part of the job sent data to its processes, which refused it.",
-        "Enable site.networkPolicy in the chart, on a cluster whose network plugin enforces it, and look for that pod.",
+        "Ask the administrator of the cluster whether its network plugin enforces NetworkPolicies: `helm test` says so.",
         disruption=True,
     ),
     Reason.STALLED: ReasonInfo(

@@ -26,6 +26,8 @@ _MOUNT_PATH = "/smoke"
 _TRAINING = {"maxSteps": 3, "globalBatchSize": 8, "maxTokens": 16}
 _POLL_SECONDS = 1.0
 _PROBE_SECONDS = 2.0
+# A pod of the trainer needs less time than this to listen.
+_REFUSED_ATTEMPTS = 10
 # How long the test waits for deleted objects to disappear. It only reports objects that remain.
 _CLEAN_UP_SECONDS = 60.0
 # The order of deletion. It is the reverse of the order of creation. The API server deletes a claim when no pod uses it any more.
@@ -176,11 +178,11 @@ class _SmokeTest:
 
 
 def describe_isolation(attempts: Sequence[str], policy_enabled: bool) -> str:
-    """Return whether another pod can connect to a training pod. A policy that is enforced makes the connection time out."""
+    """Return whether another pod can connect to a training pod. An enforced policy drops or refuses connections."""
     if "reached" in attempts:
         cause = "the cluster's network plugin does not enforce NetworkPolicies" if policy_enabled else "site.networkPolicy is off"
         return f"WARNING: any pod of the cluster can connect to training pods, because {cause}"
-    if "timeout" in attempts:
+    if "timeout" in attempts or attempts.count("ConnectionRefusedError") >= _REFUSED_ATTEMPTS:
         return "other pods can't connect to training pods"
     return "whether other pods can connect to training pods could not be tried: the training was too short"
 

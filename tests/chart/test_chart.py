@@ -32,7 +32,7 @@ def test_it_lints() -> None:
 
 def test_it_installs_with_no_values() -> None:
     cluster = ["ClusterRole", "ClusterRole", "ClusterRole", "ClusterRoleBinding", "ConfigMap", "CustomResourceDefinition"]
-    assert kinds() == [*cluster, "Deployment", "Role", "RoleBinding", "ServiceAccount"]
+    assert kinds() == [*cluster, "Deployment", "NetworkPolicy", "Role", "RoleBinding", "ServiceAccount"]
 
 
 def test_its_crd_template_is_the_generated_one() -> None:
@@ -158,7 +158,7 @@ def test_its_version_is_that_of_the_python_package() -> None:
 
 def test_empty_defaults_are_left_out() -> None:
     defaults = yaml.safe_load(defaults_text(render_defaults()))
-    assert set(defaults) == {"trainerImage", "securityContext"}
+    assert set(defaults) == {"trainerImage", "securityContext", "networkPolicy"}
     assert defaults["securityContext"] == {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
 
 

@@ -99,7 +99,8 @@ def test_a_pod_is_described_with_what_it_waits_for(status: dict[str, Any], line:
         (["gaierror", "timeout"], True, "other pods can't connect to training pods"),
         (["ConnectionRefusedError", "reached"], True, "the cluster's network plugin does not enforce NetworkPolicies"),
         (["reached"], False, "site.networkPolicy is off"),
-        (["gaierror"], True, "could not be tried"),
+        (["ConnectionRefusedError"] * 10, True, "other pods can't connect to training pods"),
+        (["gaierror", "ConnectionRefusedError"], True, "could not be tried"),
     ],
 )
 def test_it_says_whether_other_pods_reach_a_training_pod(attempts: list[str], enabled: bool, line: str) -> None:

@@ -93,6 +93,8 @@ def test_the_schema_refuses_unknown_keys_except_in_kubernetes_types() -> None:
         ("site.hubEndpoint=hub.example.com", "at '/site/hubEndpoint': 'hub.example.com' does not match pattern '^(https?://"),
         ("site.cacheclaim=cache", "at '/site': additional properties 'cacheclaim' not allowed"),
         ("site.proxy.https=x", "at '/site/proxy': additional properties 'https' not allowed"),
+        ("site.proxy.httpsProxy=http://a:b@proxy:1", "at '/site/proxy/httpsProxy': 'http://a:b@proxy:1' does not match pattern"),
+        ("policy.allowedEnvironment={a*b}", "at '/policy/allowedEnvironment/0': 'a*b' does not match pattern"),
         ("site.securityContext.runAsUser=0", "at '/site/securityContext/runAsUser': minimum: got 0, want 1"),
         ("site.securityContext.privileged=true", "at '/site/securityContext': additional properties 'privileged' not allowed"),
         ("site.caBundle=x", "site.caBundle is not PEM text with certificates: it must contain -----BEGIN CERTIFICATE-----"),

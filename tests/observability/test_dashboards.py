@@ -186,7 +186,8 @@ def test_a_training_pod_can_report_its_own_metrics_only_and_not_without_limit() 
     assert {"labelLimit", "labelNameLengthLimit", "labelValueLengthLimit", "bodySizeLimit"} <= jobs.keys()
     [endpoint] = jobs["podMetricsEndpoints"]
     [owner] = [item for item in endpoint["relabelings"] if item.get("action") == "keep"]
-    assert (owner["sourceLabels"], owner["regex"]) == (["__meta_kubernetes_pod_controller_kind"], "Job")
+    assert [name.rpartition("_")[2] for name in owner["sourceLabels"]] == ["kind", "name"]
+    assert owner["regex"] == "Job;.+-[0-9]+"
     [kept] = [item["regex"] for item in endpoint["metricRelabelings"] if item["action"] == "keep"]
     for metric in metrics.TRAINER_METRICS:
         suffixes = ("_bucket", "_count", "_sum") if metric.kind == "histogram" else ("",)
@@ -212,4 +213,3 @@ def test_the_notes_warn_if_a_network_policy_blocks_prometheus() -> None:
     blocked = ("podMonitors.enabled=true", "site.networkPolicy.metricsFrom=null")
     assert "site.networkPolicy.metricsFrom" in notes(*blocked)
     assert "metricsFrom" not in notes(blocked[0])
-    assert "metricsFrom" not in notes(*blocked, "site.networkPolicy.metricsFrom[0].podSelector.matchLabels.app=prometheus")

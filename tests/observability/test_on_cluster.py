@@ -3,13 +3,14 @@
 Needs KUBECONFIG, a cluster with the Prometheus operator and a Prometheus, and the two images; no Hub, no GPU.
 """
 
+import os
 import time
 
 import pytest
 
-from cluster.kube import Namespace
+from cluster.kube import Namespace, Object
 from finetune_api import metrics
-from observability.jobs import STALLED, STALLED_SECONDS, WATCHED, Watched, build_job
+from observability.jobs import SCRAPE_SECONDS, STALLED, STALLED_SECONDS, WATCHED, Watched, build_job
 from observability.panels import NAMES, Query, queries, substitute, variables
 from observability.prometheus import Prometheus
 
@@ -96,6 +97,64 @@ def test_the_alerts_are_loaded_and_none_has_an_error(prometheus: Prometheus, sys
 
     system.wait_for("thirteen alerts", lambda: len(loaded()) == 13 and "unknown" not in loaded().values(), 180)
     assert set(loaded().values()) == {"ok"}
+
+
+# A web server with the metrics that its argument names.
+_SERVER = """
+import http.server, sys
+body = sys.argv[1].encode() if len(sys.argv) == 2 else b"".join(
+    b'finetune_training_loss{n="%d"} 1\\n' % number for number in range(int(sys.argv[2])))
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain; version=0.0.4")
+        self.end_headers()
+        self.wfile.write(body)
+http.server.ThreadingHTTPServer(("", 9400), Handler).serve_forever()
+"""
+_FORGED = 'finetune_job_phase{phase="Failed"} 1\napiserver_request_total{code="500"} 99999\nfinetune_training_loss 1\n'
+
+
+def _foreign_pod(*arguments: str, job: str) -> Object:
+    """Return a pod that says that it belongs to a job, and serves metrics."""
+    container = {
+        "name": "server",
+        "image": os.environ.get("TRAINER_IMAGE", "localhost/finetune-trainer:dev"),
+        "command": ["python", "-c", _SERVER, *arguments],
+        "ports": [{"name": "telemetry", "containerPort": 9400}],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    spec = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": 0,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [container],
+    }
+    return {"metadata": {"labels": {"finetune.dev/finetunejob": job}}, "spec": spec}
+
+
+def test_a_hostile_pod_neither_forges_nor_floods_metrics(prometheus: Prometheus, claim: tuple[Namespace, str]) -> None:
+    jobs, _ = claim
+    plain = _foreign_pod(_FORGED, job="plain")
+    jobs.apply({"apiVersion": "v1", "kind": "Pod", **plain, "metadata": {**plain["metadata"], "name": "plain"}})
+    for name, arguments in (("forged", (_FORGED,)), ("flood", ("", "3000"))):
+        template = _foreign_pod(*arguments, job="somebody-else")
+        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": f"{name}-1"}, "spec": {"template": template}}
+        jobs.apply(job)
+    where = f'namespace="{jobs.name}"'
+    loss = f'finetune_training_loss{{{where},finetunejob="forged"}}'
+    jobs.wait_for("the metrics of a Job's pod", lambda: prometheus.instant(loss), 120)
+    jobs.wait_for("the pod with too many", lambda: prometheus.instant(f'up{{{where},finetunejob="flood"}} == 0'), 120)
+    try:
+        assert not prometheus.instant(f'finetune_training_loss{{{where},finetunejob=~"flood|plain|somebody-else"}}')
+        assert not prometheus.instant(f"apiserver_request_total{{{where}}}"), "a pod invents metrics of other programs"
+        assert not prometheus.instant(f'finetune_job_phase{{{where},pod=~"forged-1-.*"}}'), "a pod invents the operator's metrics"
+        jobs.wait_for("the plain pod", lambda: (jobs.get("pod", "plain") or {}).get("status", {}).get("phase") == "Running", 60)
+        time.sleep(3 * SCRAPE_SECONDS)
+        assert not prometheus.instant(f'up{{{where},pod="plain"}}'), "a pod that no Job owns is scraped"
+    finally:
+        jobs.kubectl("delete", "job/forged-1", "job/flood-1", "pod/plain", "--wait=false", check=False)
 
 
 def test_an_alert_fires_for_a_stalled_job(prometheus: Prometheus, claim: tuple[Namespace, str]) -> None:

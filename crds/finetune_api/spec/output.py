@@ -80,7 +80,7 @@ class SecretKey(Model):
 
 
 _CREDENTIALS = "^https?://[^/]*@"
-_CREDENTIALS_MESSAGE = (
+CREDENTIALS_MESSAGE = (
     "endpoint must not hold a user or a password, because everyone who can read the job can read it: write the URL without them, "
     "and the token into the Secret of tokenSecretRef"
 )
@@ -91,7 +91,7 @@ class Hub(Model):
 
     model_config = pydantic.ConfigDict(
         json_schema_extra=validations(
-            cel(f"!has(self.endpoint) || !self.endpoint.matches('{_CREDENTIALS}')", _CREDENTIALS_MESSAGE)
+            cel(f"!has(self.endpoint) || !self.endpoint.matches('{_CREDENTIALS}')", CREDENTIALS_MESSAGE)
         )
     )
 
@@ -105,7 +105,7 @@ class Hub(Model):
     @pydantic.model_validator(mode="after")
     def _no_credentials(self) -> "Hub":
         if self.endpoint is not None and re.match(_CREDENTIALS, self.endpoint):
-            raise ValueError(_CREDENTIALS_MESSAGE)
+            raise ValueError(CREDENTIALS_MESSAGE)
         return self
 
 

@@ -33,7 +33,7 @@ RESERVED_KEYS_MESSAGE = (
 # The grammar of image references: [host[:port]/]path[:tag][@digest]. Without "..", no prefix of a path leads out of it.
 _COMPONENT = "[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*"
 IMAGE = (
-    f"^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{{1,5}})?/)?{_COMPONENT}(/{_COMPONENT})*"
+    f"^(([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\\[[0-9A-Fa-f:]+\\])(:[0-9]{{1,5}})?/)?{_COMPONENT}(/{_COMPONENT})*"
     "(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@[a-z0-9]+:[0-9a-f]{32,128})?$"
 )
 

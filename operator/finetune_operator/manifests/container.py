@@ -68,7 +68,7 @@ def _proxy_and_ca_environment(plan: Plan) -> list[Manifest]:
     proxy, bundle = plan.defaults.proxy, f"{names.CONFIG_DIR}/{names.CA_FILE_NAME}"
     proxies = {"HTTP_PROXY": "httpProxy", "HTTPS_PROXY": "httpsProxy", "NO_PROXY": "noProxy"}
     from_secret = [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": proxy.secret_name, "key": key, "optional": True}}}
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": proxy.secret_name, "key": key, "optional": key == "noProxy"}}}
         for name, key in proxies.items()
         if proxy.secret_name
     ]

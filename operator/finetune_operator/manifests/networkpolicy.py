@@ -1,4 +1,4 @@
-"""Builds the NetworkPolicy of a job's pods, if the defaults enable it. Rendezvous and /progress have no authentication."""
+"""Builds the NetworkPolicy of a job's pods, if the defaults enable it. Without it every pod can read /progress, and disturb."""
 
 from finetune_api import names
 from finetune_operator.manifests.plan import Plan, build_labels, build_metadata

@@ -4,6 +4,7 @@ A rejected case has the field that the error must name. If a CEL rule rejects it
 message of the rule.
 """
 
+from finetune_api.spec.output import CREDENTIALS_MESSAGE
 from finetune_api.spec.pod import RESERVED_KEYS_MESSAGE, RESERVED_VARIABLES_MESSAGE
 from finetune_api.spec.tasks import UNKNOWN_TASK
 from unit.api import stream_cases, task_cases
@@ -13,6 +14,10 @@ ACCEPTED = [
     Case("minimal", MINIMAL),
     Case("full", FULL),
     Case("integer for a number", changed("training.epochs", 2)),
+    *(
+        Case(f"image {image}", changed("pod.image", image))
+        for image in ("a", "a:1", "Host.example.com:5000/t_x/a__b.c-d:V1.0", "[fd00::1]:5000/x", f"g.io/a/b:1@sha256:{64 * 'a'}")
+    ),
     Case("paths with dots inside names", changed("datasets.0", {"claim": {"claimName": "c", "path": ".cache/v1.0/train..csv"}})),
     Case("hub model without an owner", changed("model.hub.name", "gpt2")),
     Case("one pod with any access mode", changed("output.volume", {"accessMode": "ReadWriteOncePod"})),
@@ -116,6 +121,11 @@ REFUSED = [
     Case("size that is not a quantity", changed("output.volume", {"size": "large"}), "spec.output.volume.size"),
     Case("zero nodes", changed("distributed.nodes", 0), "spec.distributed.nodes"),
     Case("endpoint without a scheme", changed("hub.endpoint", "hub.example.com"), "spec.hub.endpoint"),
+    Case("endpoint with a password", changed("hub.endpoint", "https://a:b@hub.example.com"), "spec.hub", CREDENTIALS_MESSAGE),
+    *(
+        Case(f"image {image!r}", changed("pod.image", image), "spec.pod.image")
+        for image in ("a/../b", "a/b:1\nc", "Registry/Upper:1", "a b", "a@latest", "https://a/b", "a//b", "/a", "a:b/c")
+    ),
     Case("token in the file", changed("hub.token", "hf_x"), "spec.hub.token"),
     Case(
         "secret of another namespace",

@@ -8,6 +8,7 @@ import pytest
 from finetune_api import names
 from finetune_api.status import Resolved
 from finetune_api.wire import RunConfig
+from finetune_operator.defaults import OperatorDefaults, Proxy
 from finetune_operator.manifests import Plan, build_children
 from finetune_operator.observed import Manifest
 from unit.operator.builders import IMAGE, KEY, UID, build_spec
@@ -86,3 +87,33 @@ def test_a_pod_leaves_an_unreachable_node_sooner_than_a_node_that_is_not_ready()
     tolerations = build(spec=build_spec())["Job"]["spec"]["template"]["spec"]["tolerations"]
     seconds = {item["key"].rpartition("/")[2]: item["tolerationSeconds"] for item in tolerations}
     assert seconds == {"not-ready": 30, "unreachable": 5}
+
+
+def test_only_the_pods_of_several_nodes_get_a_key_and_only_by_the_config_map() -> None:
+    key = "0123456789abcdef"
+    children = build(spec=build_spec(distributed={"nodes": 2}), rendezvous_key=key)
+    assert children["ConfigMap"]["data"][names.RENDEZVOUS_KEY_FILE_NAME] == key
+    assert key not in json.dumps(children["Job"])
+    assert key not in children["ConfigMap"]["data"][names.RUN_FILE_NAME]
+    alone = build(spec=build_spec(distributed={"nodes": 1}), rendezvous_key=key)
+    assert key not in json.dumps(list(alone.values())), "a single pod makes its own"
+
+
+def test_the_node_selector_of_the_site_takes_precedence() -> None:
+    defaults = OperatorDefaults(node_selector={"pool": "team-a"})
+    spec = build_spec(pod={"nodeSelector": {"pool": "team-b", "zone": "x"}})
+    pod = build(spec=spec, defaults=defaults)["Job"]["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"pool": "team-a", "zone": "x"}
+
+
+def test_a_proxy_with_a_password_comes_from_a_secret() -> None:
+    proxy = Proxy(secret_name="proxy", https_proxy="http://unused")
+    [container] = build(spec=build_spec(), defaults=OperatorDefaults(proxy=proxy))["Job"]["spec"]["template"]["spec"][
+        "containers"
+    ]
+    found = {item["name"]: item for item in container["env"] if item["name"].endswith("_PROXY")}
+    assert {name: item["valueFrom"]["secretKeyRef"] for name, item in found.items()} == {
+        "HTTP_PROXY": {"name": "proxy", "key": "httpProxy", "optional": False},
+        "HTTPS_PROXY": {"name": "proxy", "key": "httpsProxy", "optional": False},
+        "NO_PROXY": {"name": "proxy", "key": "noProxy", "optional": True},
+    }

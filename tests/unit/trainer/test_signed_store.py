@@ -2,10 +2,14 @@
 
 import datetime
 import io
+import os
 import pickle
 import socket
+import time
 
+import numpy
 import pytest
+import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
@@ -24,6 +28,11 @@ class Stores:
         self.ours = SignedStore(server, Signer(b"key", scope))
         self.theirs = dist.TCPStore("127.0.0.1", self.port, is_master=False, timeout=SECONDS)
         self.earlier = SignedStore(self.theirs, Signer(b"key", "job-0"))
+
+    def forge(self, key: str, value: bytes) -> None:
+        """Write a value as a stranger, and wait until the server has it: ``set`` returns before."""
+        self.theirs.set(key, value)  # type: ignore[arg-type]
+        assert self.theirs.get(key) == value
 
 
 @pytest.fixture
@@ -57,10 +66,10 @@ def test_torch_itself_reads_and_writes_signed_values(stores: Stores) -> None:
     assert stores.theirs.get("group/a") != b"b"
 
 
-@pytest.mark.parametrize("forged", [b"", b"short", b"x" * 100, pickle.dumps([1])])
+@pytest.mark.parametrize("forged", [b"\0", b"short", b"x" * 100, pickle.dumps([1])])
 def test_a_value_of_a_stranger_is_refused_in_one_sentence(stores: Stores, forged: bytes) -> None:
     stores.ours.set("address", "10.0.0.1")
-    stores.theirs.set("address", forged)  # type: ignore[arg-type]
+    stores.forge("address", forged)
     reads = (
         lambda: stores.ours.get("address"),
         lambda: stores.ours.multi_get(["address"]),
@@ -73,15 +82,16 @@ def test_a_value_of_a_stranger_is_refused_in_one_sentence(stores: Stores, forged
 
 
 def test_a_stranger_is_refused_when_torch_reads(stores: Stores) -> None:
-    stores.theirs.set("group/a", "forged")
+    stores.forge("group/a", b"forged")
     with pytest.raises(FineTuneError, match="received 'group/a'"):
         dist.PrefixStore("group", stores.ours).get("a")
 
 
 def test_a_signature_holds_for_one_name_and_one_scope(stores: Stores) -> None:
     stores.ours.set("one", "value")
-    stores.theirs.set("two", stores.theirs.get("one"))  # type: ignore[arg-type]
+    stores.forge("two", stores.theirs.get("one"))
     stores.earlier.set("three", "value")
+    stores.theirs.get("three")
     for name in ("two", "three"):
         with pytest.raises(FineTuneError, match=name):
             stores.ours.get(name)
@@ -89,8 +99,40 @@ def test_a_signature_holds_for_one_name_and_one_scope(stores: Stores) -> None:
 
 def test_a_store_at_the_loopback_address_listens_nowhere_else(stores: Stores) -> None:
     for family, address in ((socket.AF_INET, "127.0.0.2"), (socket.AF_INET6, "::1")):
-        with socket.socket(family) as stranger, pytest.raises(OSError, match=r"refused|assign|unreachable|supported"):
+        with pytest.raises(OSError, match=r"refused|assign|unreachable|supported"), socket.socket(family) as stranger:
             stranger.connect((address, stores.port))
+
+
+def test_it_waits_as_long_as_torch_says(stores: Stores) -> None:
+    prefixed = dist.PrefixStore("group", stores.ours)
+    assert prefixed.timeout == SECONDS
+    prefixed.set_timeout(datetime.timedelta(milliseconds=50))
+    started = time.monotonic()
+    with pytest.raises(dist.DistStoreError):
+        prefixed.get("never")
+    assert time.monotonic() - started < 10
+
+
+def test_object_collectives_carry_data_and_no_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_pickler", "_unpickler"):
+        monkeypatch.setattr(distributed_c10d, name, getattr(distributed_c10d, name))
+    sign_object_collectives(Signer(b"key", "job-1"))
+
+    def sent(value: object) -> object:
+        tensor, size = distributed_c10d._object_to_tensor(value, "cpu", None)
+        return distributed_c10d._tensor_to_object(tensor, size, None)
+
+    data = {"text": "a", "numbers": (1, 2.5, None), "reason": Reason.STALLED, "size": torch.Size([2]), "set": {1}}
+    assert sent(data) == data
+    for tensor in (torch.ones(2, 3), torch.tensor(5), torch.zeros(0), torch.ones(2, dtype=torch.bfloat16), torch.get_rng_state()):
+        found = sent({"tensor": tensor})["tensor"]  # type: ignore[index]
+        assert found.dtype == tensor.dtype
+        assert torch.equal(found, tensor)
+    for array in (numpy.arange(3), numpy.array(["a", None], dtype=object), numpy.float32(1)):
+        assert (sent(array) == array).all()
+    for function in (os.system, eval, torch.load):
+        with pytest.raises(FineTuneError, match="which is no data"):
+            sent(function)
 
 
 def test_object_collectives_unpickle_only_what_was_signed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,11 +142,12 @@ def run_with_torchrun(module: str, fork_workers: bool, arguments: list[str], pol
             launcher.launch_agent(config, command, rest)
     except ChildFailedError:
         return 1
-    except RendezvousError as error:
-        if isinstance(error.__cause__, FineTuneError):
-            policy.give_up(error.__cause__)
-            return 1
-        raise
+    except (RendezvousError, FineTuneError) as error:
+        refusal = error if isinstance(error, FineTuneError) else error.__cause__
+        if not isinstance(refusal, FineTuneError):
+            raise
+        policy.give_up(refusal)
+        return 1
     return 0
 
 

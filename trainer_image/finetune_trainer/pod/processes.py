@@ -106,7 +106,7 @@ def environment(config: RunConfig, base: Mapping[str, str], run_file: pathlib.Pa
         }
     if config.nodes == 1 and any(name == "lo" for _, name in socket.if_nameindex()):
         # The processes of a single pod listen for each other, and for nobody else.
-        result |= {name: base.get(name, "lo") for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
+        result |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     if config.spec.hub.endpoint:
         result[names.ENV_HUB_ENDPOINT] = config.spec.hub.endpoint
     if not config.spec.uses_hub():

@@ -15,6 +15,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch._C._distributed_c10d import Store, TCPStore
 from torch.distributed import distributed_c10d
 
@@ -45,7 +46,7 @@ class Signer:
             raise FineTuneError(
                 Reason.RENDEZVOUS_TAMPERED,
                 f"the processes of the job received {name!r} from something that is not part of the job, and refused it: another "
-                "pod can reach their ports; enable site.networkPolicy in the chart, and look for that pod",
+                "pod can reach their ports; ask the cluster's administrator whether NetworkPolicies are enforced",
             )
         return value
 
@@ -66,6 +67,7 @@ class SignedStore(Store):
         super().__init__()
         self._store: Any = store  # torch's type stubs lack some methods, and that values may be bytes
         self._signer = signer
+        super().set_timeout(store.timeout)  # type: ignore[attr-defined]
         _alive.append(self)
 
     def set(self, key: str, value: str | bytes) -> None:
@@ -74,6 +76,7 @@ class SignedStore(Store):
 
     def get(self, key: str) -> bytes:
         """Wait for a value, and return it if its signature is right."""
+        self.wait([key])
         return self._signer.verify(key, self._store.get(key))
 
     def compare_set(self, key: str, expected: str | bytes, desired: str | bytes) -> bytes:
@@ -91,8 +94,11 @@ class SignedStore(Store):
         return self._store.check(keys)
 
     def wait(self, keys: list[str], timeout: datetime.timedelta | None = None) -> None:
-        """Wait until all keys exist. Raises torch's DistStoreError after the timeout."""
-        self._store.wait(keys, timeout or self._store.timeout)
+        """Wait until all keys exist. Raises torch's DistStoreError after the timeout, by default that of ``set_timeout``.
+
+        torch's C++ code calls ``set_timeout`` of the base class only, so the other store has another default.
+        """
+        self._store.wait(keys, self.timeout if timeout is None else timeout)  # type: ignore[attr-defined]
 
     def deleteKey(self, key: str) -> bool:  # noqa: N802
         """Delete a key; return whether it existed."""
@@ -108,17 +114,12 @@ class SignedStore(Store):
 
     def multi_get(self, keys: list[str]) -> list[bytes]:
         """Wait for several values, and return them if their signatures are right."""
-        return [self._signer.verify(key, value) for key, value in zip(keys, self._store.multi_get(keys), strict=True)]
+        return [self.get(key) for key in keys]
 
     def multi_set(self, keys: list[str], values: Sequence[str | bytes]) -> None:
         """Sign and store several values."""
         signed = [self._sign(key, value) for key, value in zip(keys, values, strict=True)]
         self._store.multi_set(keys, signed)
-
-    def set_timeout(self, timeout: datetime.timedelta) -> None:
-        """Set how long ``get`` and ``wait`` wait."""
-        super().set_timeout(timeout)
-        self._store.set_timeout(timeout)
 
     def clone(self) -> "SignedStore":
         """Return a store with a connection of its own, for another thread."""
@@ -149,24 +150,66 @@ def _is_loopback(host: str) -> bool:
 
 
 _OBJECT = "an object of a collective"
+_OWN_PACKAGES = ("finetune_api.", "finetune_trainer.")
+# What objects of other packages that processes exchange are made with.
+_OTHER_DATA = {
+    *(("builtins", name) for name in ("set", "frozenset", "bytearray", "complex", "slice", "range")),
+    *(("collections", name) for name in ("OrderedDict", "Counter", "deque")),
+    *(("datetime", name) for name in ("datetime", "date", "time", "timedelta", "timezone")),
+    *(("pathlib", name) for name in ("Path", "PosixPath", "PurePosixPath")),
+    *(("numpy", name) for name in ("ndarray", "dtype")),
+    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+    ("torch", "Size"),
+    (__name__, "build_tensor"),
+}
+
+
+def build_tensor(data: bytes, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a tensor on the CPU from its bytes. dtype: for example "float32"."""
+    flat = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+    return flat.view(getattr(torch, dtype)).reshape(shape)
 
 
 def sign_object_collectives(signer: Signer) -> None:
     """Make torch's object collectives, in this process, sign what they pickle and verify what they unpickle."""
 
-    class SigningPickler:
+    class SigningPickler(pickle.Pickler):
         def __init__(self, file: io.BytesIO) -> None:
-            self._file = file
+            self._file, self._unsigned = file, io.BytesIO()
+            super().__init__(self._unsigned)
+
+        def reducer_override(self, value: object) -> Any:
+            """Replace torch's way to pickle tensors, which would need torch.load."""
+            if not isinstance(value, torch.Tensor):
+                return NotImplemented
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            return build_tensor, (
+                flat.view(torch.uint8).numpy().tobytes(),
+                str(value.dtype).removeprefix("torch."),
+                tuple(value.shape),
+            )
 
         def dump(self, value: object) -> None:
-            self._file.write(signer.sign(_OBJECT, pickle.dumps(value)))
+            super().dump(value)
+            self._file.write(signer.sign(_OBJECT, self._unsigned.getvalue()))
 
-    class VerifyingUnpickler:
+    class VerifyingUnpickler(pickle.Unpickler):
         def __init__(self, file: io.BytesIO) -> None:
-            self._file = file
+            super().__init__(io.BytesIO(signer.verify(_OBJECT, file.read())))
 
-        def load(self) -> Any:
-            return pickle.loads(signer.verify(_OBJECT, self._file.read()))  # noqa: S301 - a process of this attempt wrote it
+        def find_class(self, module: str, name: str) -> Any:
+            """Allow plain data only, in case the key is known: everyone who may read ConfigMaps of the namespace can read it."""
+            if (module, name) in _OTHER_DATA:
+                return super().find_class(module, name)
+            if module.startswith(_OWN_PACKAGES) and "." not in name:
+                found = super().find_class(module, name)
+                if isinstance(found, type):
+                    return found
+            raise FineTuneError(
+                Reason.RENDEZVOUS_TAMPERED,
+                f"the processes of the job refused an object of {module}.{name}, which is no data",
+            )
 
     # torch has no argument for these.
     distributed_c10d._pickler = SigningPickler  # type: ignore[assignment]
