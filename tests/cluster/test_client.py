@@ -16,7 +16,7 @@ from finetune_client.helper_pod import LABEL_PULL
 
 pytestmark = pytest.mark.cluster
 # Long enough for a dozen commands while it runs. It ends by itself.
-TRAINING = {"maxSteps": 400, "globalBatchSize": 4, "maxTokens": 16}
+TRAINING = {"maxSteps": 250, "globalBatchSize": 4, "maxTokens": 16}
 # kubectl finds the plugin on the PATH.
 ENVIRONMENT = {**os.environ, "PATH": os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ.get("PATH", "")])}
 HASHES = """

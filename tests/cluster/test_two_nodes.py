@@ -102,12 +102,12 @@ def trained(jobs: Namespace, system: Namespace, hub: Hub, hub_access: Object, sm
     spec["publish"]["repository"] = hub.repository("published")
     # Fewer and shorter articles than in the example, so that two cores need a minute.
     spec["datasets"][0] |= {"maxTrainSamples": 640, "maxEvalSamples": 150}
-    spec["training"] |= {"epochs": 2, "globalBatchSize": 16, "maxTokens": 64, "learningRate": 1e-4}
+    spec["training"] |= {"epochs": 1, "globalBatchSize": 16, "maxTokens": 32, "learningRate": 2e-4}
     spec["pod"] = small_pod
     applied = time.monotonic()
     jobs.apply(job)
     with Watcher(jobs) as watcher:
-        jobs.wait_for_phase(JOB, "Succeeded", timeout=420)
+        jobs.wait_for_phase(JOB, "Succeeded", timeout=600)
         print(f"{JOB}: Succeeded {time.monotonic() - applied:.0f} s after kubectl apply")
     yield watcher
     jobs.kubectl("delete", "finetunejob", JOB)
@@ -118,7 +118,7 @@ def test_both_pods_train_one_model_on_two_nodes(jobs: Namespace, trained: Watche
     status = jobs.status(JOB)
     assert (status["resolved"]["nodes"], status["resolved"]["processes"]) == (2, 2)
     assert status["attempt"] == 1
-    assert status["progress"]["step"] == status["progress"]["totalSteps"] == 80
+    assert status["progress"]["step"] == status["progress"]["totalSteps"] == 40
 
 
 def test_kubectl_get_shows_the_progress_while_the_job_runs(trained: Watcher) -> None:
