@@ -2,10 +2,12 @@
 
 import importlib.util
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from trainer import small_jobs
+from trainer.pod_processes import PodGroup
 from trainer.runner import Runner
 
 
@@ -53,3 +55,19 @@ def make_runner(
         return Runner(tmp_path, {"minilm": model or tiny_models(dropout), "news": news})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def claim(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Return a directory with models and data of a few kilobytes. Tests only read it."""
+    directory = tmp_path_factory.mktemp("small") / "claim"
+    small_jobs.write_all(directory)
+    return directory
+
+
+@pytest.fixture
+def pod_group(tmp_path: pathlib.Path, claim: pathlib.Path) -> Iterator[PodGroup]:
+    """Yield a group that starts pods as processes of this machine. All of them end with the test."""
+    made = PodGroup(tmp_path, claim)
+    yield made
+    made.close()

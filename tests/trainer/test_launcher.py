@@ -9,24 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from finetune_api import names
-from trainer import small_jobs
 from trainer.pod_processes import PodGroup
 
 SLOW = {"seconds": 0.2}
-
-
-@pytest.fixture(scope="module")
-def claim(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    directory = tmp_path_factory.mktemp("small")
-    small_jobs.write_all(directory / "claim")
-    return directory / "claim"
-
-
-@pytest.fixture
-def pod_group(tmp_path: pathlib.Path, claim: pathlib.Path) -> Iterator[PodGroup]:
-    made = PodGroup(tmp_path, claim)
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

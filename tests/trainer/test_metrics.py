@@ -1,8 +1,6 @@
 """Prometheus metrics of a real training: both loops set every metric that a CPU can have, to correct values."""
 
-import pathlib
 import signal
-from collections.abc import Iterator
 
 import pytest
 
@@ -21,20 +19,6 @@ SET_ELSEWHERE = {
     declared.GPU_MEMORY_TOTAL,
     *declared.LAUNCHER_METRICS,
 }
-
-
-@pytest.fixture(scope="module")
-def claim(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    directory = tmp_path_factory.mktemp("small") / "claim"
-    small_jobs.write_all(directory)
-    return directory
-
-
-@pytest.fixture
-def pod_group(tmp_path: pathlib.Path, claim: pathlib.Path) -> Iterator[PodGroup]:
-    made = PodGroup(tmp_path, claim)
-    yield made
-    made.close()
 
 
 class Scrape:

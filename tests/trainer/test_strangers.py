@@ -5,32 +5,15 @@ import datetime
 import ipaddress
 import pathlib
 import pickle
-from collections.abc import Iterator
 
 import psutil
-import pytest
 import torch.distributed as dist
 
 from finetune_api import names
 from finetune_api.reasons import REASONS, Reason
-from trainer import small_jobs
 from trainer.pod_processes import Pod, PodGroup
 
 SLOW = {"seconds": 0.2}
-
-
-@pytest.fixture(scope="module")
-def claim(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    directory = tmp_path_factory.mktemp("small") / "claim"
-    small_jobs.write_all(directory)
-    return directory
-
-
-@pytest.fixture
-def pod_group(tmp_path: pathlib.Path, claim: pathlib.Path) -> Iterator[PodGroup]:
-    made = PodGroup(tmp_path, claim)
-    yield made
-    made.close()
 
 
 class Payload:

@@ -108,9 +108,8 @@ def test_the_node_selector_of_the_site_takes_precedence() -> None:
 
 def test_a_proxy_with_a_password_comes_from_a_secret() -> None:
     proxy = Proxy(secret_name="proxy", https_proxy="http://unused")
-    [container] = build(spec=build_spec(), defaults=OperatorDefaults(proxy=proxy))["Job"]["spec"]["template"]["spec"][
-        "containers"
-    ]
+    job = build(spec=build_spec(), defaults=OperatorDefaults(proxy=proxy))["Job"]
+    [container] = job["spec"]["template"]["spec"]["containers"]
     found = {item["name"]: item for item in container["env"] if item["name"].endswith("_PROXY")}
     assert {name: item["valueFrom"]["secretKeyRef"] for name, item in found.items()} == {
         "HTTP_PROXY": {"name": "proxy", "key": "httpProxy", "optional": False},

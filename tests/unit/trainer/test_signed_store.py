@@ -116,7 +116,8 @@ def test_it_waits_as_long_as_torch_says(stores: Stores) -> None:
 def test_object_collectives_carry_data_and_no_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_pickler", "_unpickler"):
         monkeypatch.setattr(distributed_c10d, name, getattr(distributed_c10d, name))
-    sign_object_collectives(Signer(b"key", "job-1"))
+    signer = Signer(b"key", "job-1")
+    sign_object_collectives(signer)
 
     def sent(value: object) -> object:
         tensor, size = distributed_c10d._object_to_tensor(value, "cpu", None)
@@ -130,6 +131,10 @@ def test_object_collectives_carry_data_and_no_functions(monkeypatch: pytest.Monk
         assert torch.equal(found, tensor)
     for array in (numpy.arange(3), numpy.array(["a", None], dtype=object), numpy.float32(1)):
         assert (sent(array) == array).all()
+    # A class of another package, by the name of a module of ours that imports it.
+    imported = b"\x80\x04\x8c\x1bfinetune_trainer.pod.launch\x8c\x06Future\x93."
+    with pytest.raises(FineTuneError, match=r"finetune_trainer\.pod\.launch\.Future, which is no data"):
+        distributed_c10d._unpickler(io.BytesIO(signer.sign("an object of a collective", imported))).load()
     for function in (os.system, eval, torch.load):
         with pytest.raises(FineTuneError, match="which is no data"):
             sent(function)

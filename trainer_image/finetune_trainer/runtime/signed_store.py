@@ -204,7 +204,8 @@ def sign_object_collectives(signer: Signer) -> None:
                 return super().find_class(module, name)
             if module.startswith(_OWN_PACKAGES) and "." not in name:
                 found = super().find_class(module, name)
-                if isinstance(found, type):
+                # Not a class that the module only imported.
+                if isinstance(found, type) and found.__module__ == module:
                     return found
             raise FineTuneError(
                 Reason.RENDEZVOUS_TAMPERED,
