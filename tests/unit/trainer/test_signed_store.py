@@ -69,6 +69,8 @@ def test_torch_itself_reads_and_writes_signed_values(stores: Stores) -> None:
 @pytest.mark.parametrize("forged", [b"\0", b"short", b"x" * 100, pickle.dumps([1])])
 def test_a_value_of_a_stranger_is_refused_in_one_sentence(stores: Stores, forged: bytes) -> None:
     stores.ours.set("address", "10.0.0.1")
+    # Each client has a connection of its own, and the server may read them in any order.
+    assert stores.ours.get("address") == b"10.0.0.1"
     stores.forge("address", forged)
     reads = (
         lambda: stores.ours.get("address"),
