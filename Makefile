@@ -40,7 +40,9 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 # --- installation: runs again only if pyproject.toml or constraints.txt changed ---------------------------------------
-# Without bytecode: Python writes it for the modules that are imported, a small part of all that is installed.
+# Without bytecode: Python writes it for the modules that are imported, a small part of all that is installed. Where the
+# environment forbids that, as in many container images, each process would compile torch and transformers anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 …" if sys.version_info < (3, 11) else 0)'
