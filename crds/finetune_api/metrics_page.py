@@ -13,6 +13,7 @@ _HEAD = f"""\
 [observability.md](observability.md) describes how Prometheus scrapes them, and the dashboards and alerts that use them.
 
 Training pods serve them at port {names.PORT_TELEMETRY}, the operator at port {names.PORT_OPERATOR}, both at `/metrics`.
+With the chart's value `metrics.secure`, the operator serves them at port {names.PORT_OPERATOR_METRICS}, with TLS.
 Units are seconds, bytes and ratios from 0 to 1. Timestamps are Unix time. `finetunejob` and `namespace` name the FineTuneJob.
 Prometheus adds `pod` and, with the chart's PodMonitor, `node`. No metric makes the trainer query the GPU: the memory metrics come
 from the statistics of PyTorch's allocator.

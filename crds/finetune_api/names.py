@@ -42,6 +42,7 @@ PORT_RENDEZVOUS: Final = 29400  # the store of torchrun's rendezvous, on the pod
 
 # Ports of the operator's pod.
 PORT_OPERATOR: Final = 8080  # /metrics, /healthz, /readyz
+PORT_OPERATOR_METRICS: Final = 8443  # /metrics with TLS, if the chart's value metrics.secure is true
 
 # Paths in a training pod.
 CONFIG_DIR: Final = "/etc/finetune"

@@ -10,6 +10,7 @@ import pathlib
 import secrets
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Sequence
 
@@ -31,7 +32,9 @@ from finetune_operator.queue import WorkQueue
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.render import DEFAULT_TRAINER_IMAGE, ENV_TRAINER_IMAGE
 from finetune_operator.resync import Resync
-from finetune_operator.server import build_app, start_server
+from finetune_operator.server.access import MetricsAccess
+from finetune_operator.server.app import SecureMetrics, start_servers
+from finetune_operator.server.certificate import build_tls_context, reload_certificate
 from finetune_operator.store import Store
 
 logger = logging.getLogger("finetune_operator")
@@ -47,13 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         defaults = read_defaults(options.site_file, options.trainer_image)
+        tls = build_tls_context(options.metrics_certificate, socket.gethostname()) if options.metrics_port is not None else None
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return names.EXIT_REFUSED
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
-        asyncio.run(_run(options, defaults))
+        asyncio.run(_run(options, defaults, tls))
     except LeaseLostError as lost:
         logger.error("%s: the process exits", lost)
         return 1
@@ -66,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="watch FineTuneJobs and run them")
     run.add_argument("--namespace", action="append", default=[], help="watch only this namespace; may be repeated")
-    run.add_argument("--port", type=int, default=names.PORT_OPERATOR, help="port of /metrics, /healthz and /readyz")
+    run.add_argument("--port", type=int, default=names.PORT_OPERATOR, help="port of /healthz, /readyz and /metrics")
+    run.add_argument("--metrics-port", type=int, help="serve /metrics here instead, with TLS, if RBAC allows it to the client")
+    run.add_argument("--metrics-certificate", type=pathlib.Path, help="directory with tls.crt and tls.key; else self-signed")
     run.add_argument("--lease", help="act only while holding this Lease; its namespace is $POD_NAMESPACE, the holder $POD_NAME")
     image = os.environ.get(ENV_TRAINER_IMAGE) or DEFAULT_TRAINER_IMAGE
     run.add_argument("--trainer-image", default=image, help=f"image of jobs that name none; ${ENV_TRAINER_IMAGE}")
@@ -78,7 +84,7 @@ def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-async def _run(options: argparse.Namespace, defaults: OperatorDefaults) -> None:
+async def _run(options: argparse.Namespace, defaults: OperatorDefaults, tls: ssl.SSLContext | None) -> None:
     """Start everything and run until a signal. Then cancel the tasks, write the remaining events and release the Lease."""
     stop = asyncio.Event()
     _stop_on_signals(stop)
@@ -103,15 +109,21 @@ async def _run(options: argparse.Namespace, defaults: OperatorDefaults) -> None:
         await leader_election.elected.wait()
         await asyncio.gather(queue.run(reconciler.reconcile, _WORKERS), poller.run(), events.run())
 
-    server = await start_server(build_app(registry, health, refresh), options.port)
+    # Each replica serves metrics, so the reviews of tokens don't need the Lease.
+    secure = SecureMetrics(options.metrics_port, tls, MetricsAccess(api.without_write_check())) if tls else None
+    servers = await start_servers(options.port, secure, health, registry, refresh)
     logger.info("finetune-operator %s: %s", __version__, ", ".join(options.namespace) or "all namespaces")
     watch = _watch(store, queue, metrics, health, resync, options.namespace, stop)
+    tasks = [leader_election.run(), resync.run(), run_as_leader(), watch]
+    if tls and options.metrics_certificate:
+        tasks.append(reload_certificate(tls, options.metrics_certificate))
     try:
-        await _until(stop, [asyncio.create_task(work) for work in (leader_election.run(), resync.run(), run_as_leader(), watch)])
+        await _until(stop, [asyncio.create_task(task) for task in tasks])
     finally:
         await events.flush()
         await leader_election.release()
-        await server.cleanup()
+        for server in servers:
+            await server.cleanup()
         await progress_client.close()
         await api.close()
         logger.info("stopped")

@@ -1,16 +1,22 @@
 """A release on a real cluster: install, upgrade, uninstall and a second install do not disturb the jobs."""
 
+import contextlib
 import dataclasses
+import http.client
 import json
 import os
 import pathlib
+import re
 import secrets
+import ssl
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from chart.rendering import CHART, helm
 from cluster.kube import Namespace, Object, kubectl
+from finetune_api import names
 
 RELEASE = "finetune-operator"
 CRD = "finetunejobs.finetune.dev"
@@ -61,6 +67,8 @@ def release(without_crd: None) -> Iterator[Release]:
     brought_crd = not kubectl("get", "crd", CRD, "--ignore-not-found").stdout.strip()
     values = [f"watchNamespaces={{{jobs.name}}}", "replicas=2", "policy.enabled=true", f"crds.enabled={str(brought_crd).lower()}"]
     values += ["networkPolicy.enabled=true", "site.networkPolicy.enabled=true", "test.resources.requests.cpu=100m"]
+    values += ["metrics.secure=true", "metrics.readers[0].kind=ServiceAccount", "metrics.readers[0].name=reader"]
+    values += [f"metrics.readers[0].namespace={jobs.name}"]
     for key, image in images.items():
         repository, _, tag = image.rpartition(":")
         values += [f"{key}.repository={repository}", f"{key}.tag={tag}"]
@@ -99,10 +107,57 @@ def identities(release: Release) -> set[tuple[str, str]]:
 
 
 def test_both_replicas_are_ready_and_one_of_them_acts(release: Release) -> None:
-    names = {pod["metadata"]["name"] for pod in release.replicas()}
-    assert len(names) == 2
+    pods = {pod["metadata"]["name"] for pod in release.replicas()}
+    assert len(pods) == 2
     leader = release.system.wait_for("a leader", release.leader, 30)
-    assert any(name in leader for name in names)
+    assert any(pod in leader for pod in pods)
+
+
+@contextlib.contextmanager
+def forwarded(namespace: Namespace, target: str, port: int) -> Iterator[int]:
+    """Yield a local port from which kubectl forwards connections to a port of a pod."""
+    command = ["kubectl", "--namespace", namespace.name, "port-forward", target, f":{port}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            found = re.match(r"Forwarding from 127\.0\.0\.1:(\d+)", line)
+            assert found, line
+            yield int(found[1])
+        finally:
+            process.kill()
+
+
+def scrape(port: int, path: str, token: str | None = None, tls: bool = True) -> tuple[int, str]:
+    """Return status and text of a response of 127.0.0.1. The certificate is self-signed."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    connection = (
+        http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=context)
+        if tls
+        else http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    )
+    with contextlib.closing(connection):
+        connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+
+def test_metrics_are_for_those_whom_rbac_allows_them(release: Release) -> None:
+    release.jobs.kubectl("create", "serviceaccount", "reader")
+    tokens = {name: release.jobs.kubectl("create", "token", name).stdout.strip() for name in ("reader", "default")}
+    pod = f"pod/{release.replicas()[0]['metadata']['name']}"
+    with forwarded(release.system, pod, names.PORT_OPERATOR_METRICS) as port:
+        code, text = scrape(port, "/metrics", tokens["reader"])
+        assert (code, "finetune_operator_leader" in text) == (200, True)
+        refused = f"system:serviceaccount:{release.jobs.name}:default may not get /metrics"
+        code, text = scrape(port, "/metrics", tokens["default"])
+        assert (code, refused in text) == (403, True), text
+        assert scrape(port, "/metrics", "made-up") == (401, "the API server does not accept the token")
+        assert scrape(port, "/metrics")[0] == 401
+    with forwarded(release.system, pod, names.PORT_OPERATOR) as port:
+        assert scrape(port, "/healthz", tls=False) == (200, "ok")
+        assert scrape(port, "/metrics", tls=False)[0] == 404
 
 
 def test_helm_test_trains_a_tiny_model_and_deletes_its_objects(release: Release) -> None:

@@ -15,7 +15,7 @@ from cluster.kube import Namespace, kubectl
 from finetune_operator import smoke
 from finetune_operator.defaults import OperatorDefaults
 from observability.jobs import RESOURCES, SCRAPE_SECONDS, STALLED_SECONDS, WATCHED, Watched, build_job, make_namespace
-from observability.prometheus import Prometheus, find_prometheus, monitor_labels
+from observability.prometheus import Prometheus, find_prometheus, monitor_labels, service_accounts
 
 RELEASE = "finetune-operator"
 
@@ -50,6 +50,7 @@ def system(prometheus: Prometheus, crd_of_the_chart: None) -> Iterator[Namespace
         },
         "alerts": {"enabled": True, "additionalLabels": monitor_labels(), "stalled": {"afterSeconds": STALLED_SECONDS}},
         "dashboards": {"enabled": True},
+        "metrics": {"secure": True, "readers": service_accounts()},
     }
     for key, image in images.items():
         repository, _, tag = image.rpartition(":")

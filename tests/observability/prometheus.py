@@ -58,12 +58,25 @@ def find_prometheus() -> Prometheus | None:
     return None
 
 
+def service_accounts() -> list[dict[str, str]]:
+    """Return the ServiceAccounts of the operator's Prometheuses, as subjects of a ClusterRoleBinding."""
+    found = kubectl("get", "prometheuses.monitoring.coreos.com", "--all-namespaces", "--output", "json", check=False)
+    return [
+        {
+            "kind": "ServiceAccount",
+            "name": item["spec"].get("serviceAccountName", "default"),
+            "namespace": item["metadata"]["namespace"],
+        }
+        for item in (json.loads(found.stdout)["items"] if found.returncode == 0 else [])
+    ]
+
+
 def monitor_labels() -> dict[str, str]:
     """Return the labels by which the operator's Prometheus selects monitors. Empty if it selects all, or if there is none."""
     found = kubectl("get", "prometheuses.monitoring.coreos.com", "--all-namespaces", "--output", "json", check=False)
     items = json.loads(found.stdout)["items"] if found.returncode == 0 else []
     chosen: dict[str, str] = {}
     for item in items:
-        for kind in ("podMonitorSelector", "ruleSelector"):
+        for kind in ("podMonitorSelector", "serviceMonitorSelector", "ruleSelector"):
             chosen |= (item["spec"].get(kind) or {}).get("matchLabels") or {}
     return chosen

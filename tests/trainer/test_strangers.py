@@ -5,6 +5,7 @@ import datetime
 import ipaddress
 import pathlib
 import pickle
+import re
 
 import psutil
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from finetune_api.reasons import REASONS, Reason
 from trainer.pod_processes import Pod, PodGroup
 
 SLOW = {"seconds": 0.2}
+SECURITY = pathlib.Path(__file__).resolve().parents[2] / "docs/security.md"
 
 
 class Payload:
@@ -33,10 +35,19 @@ def listening(pod: Pod) -> set[tuple[str, int]]:
     return {(each.laddr.ip, each.laddr.port) for each in found if each.status == psutil.CONN_LISTEN}
 
 
+def documented(job: str) -> list[str]:
+    """Return the column ``port`` of the table in docs/security.md for a kind of job."""
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \|", SECURITY.read_text(encoding="utf-8"), re.MULTILINE)
+    found = [ports for kind, ports in rows if kind == job]
+    assert found, f"{SECURITY} has no row {job!r}"
+    return found
+
+
 def test_a_job_of_one_process_does_not_listen(pod_group: PodGroup) -> None:
     """Except on the telemetry port, which the launcher of these tests does not serve."""
     pod = pod_group.start(pod_group.config("out"), fault=SLOW)
     pod.wait_for_step(2)
+    assert documented("one process") == ["none"]
     assert listening(pod) == set()
 
 
@@ -46,6 +57,7 @@ def test_the_processes_of_a_single_pod_listen_on_loopback_only(pod_group: PodGro
     addresses = {ipaddress.ip_address(address) for address, _ in listening(pod)}
     assert addresses
     assert all(address.is_loopback for address in addresses), addresses
+    assert all("random ports of the loopback interface" in ports for ports in documented("one pod, several processes"))
 
 
 def test_a_pickle_in_the_rendezvous_runs_no_code_and_charges_no_failure(pod_group: PodGroup, tmp_path: pathlib.Path) -> None:
@@ -54,6 +66,10 @@ def test_a_pickle_in_the_rendezvous_runs_no_code_and_charges_no_failure(pod_grou
     pods[0].wait_for_step(3)
     addresses = {address for address, port in listening(pods[0]) if port == names.PORT_RENDEZVOUS}
     assert addresses - {"127.0.0.1", "::1"}, "the other pod connects to it"
+    fixed, *others = documented("several pods")
+    assert fixed.startswith(f"{names.PORT_RENDEZVOUS} of the pod with index 0")
+    assert all(ports.startswith("random ports") for ports in others)
+    assert names.PORT_RENDEZVOUS not in {port for _, port in listening(pods[1])}
     stranger = connect()
     payload = base64.b64encode(pickle.dumps(Payload(tmp_path / "ran"))).decode()
     for key in (f"torch.rendezvous.{config.name}-{config.attempt}", "state"):

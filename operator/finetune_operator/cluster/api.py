@@ -29,6 +29,8 @@ _PATHS = {
     "Workload": "/apis/kueue.x-k8s.io/v1beta2/namespaces/{}/workloads",
     "WorkloadV1beta1": "/apis/kueue.x-k8s.io/v1beta1/namespaces/{}/workloads",  # Kueue before 0.15
     "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
+    "TokenReview": "/apis/authentication.k8s.io/v1/tokenreviews",
+    "SubjectAccessReview": "/apis/authorization.k8s.io/v1/subjectaccessreviews",
 }
 # HTTP method → verb in RBAC.
 _VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
@@ -120,6 +122,12 @@ class Api:
     async def create(self, kind: str, manifest: Manifest) -> Manifest:
         """Create an object. Raise ApiError with reason AlreadyExists if the name is taken."""
         return await self._request("POST", kind, manifest["metadata"]["namespace"], body=manifest)
+
+    async def review(self, manifest: Manifest) -> Manifest:
+        """Return the status that the API server gives a review: it answers at once and stores nothing."""
+        review = await self._request("POST", manifest["kind"], None, body=manifest)
+        status: Manifest = review["status"]
+        return status
 
     async def update(self, kind: str, manifest: Manifest) -> Manifest:
         """Replace an object. Raise ApiError with code 409 if its resourceVersion has changed."""

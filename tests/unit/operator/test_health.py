@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry, Gauge
 
 from finetune_operator.health import MAX_LIST_AGE_SECONDS, MAX_RECONCILE_SECONDS, Health
-from finetune_operator.server import build_app
+from finetune_operator.server.app import add_metrics, add_probes
 
 
 class Harness:
@@ -53,7 +54,10 @@ def test_a_stuck_queue_fails_the_liveness_probe(health: Health, harness: Harness
 async def client(health: Health) -> AsyncIterator[TestClient]:
     registry = CollectorRegistry()
     depth = Gauge("depth", "Depth.", registry=registry)
-    async with TestClient(TestServer(build_app(registry, health, lambda: depth.set(7)))) as client:
+    app = web.Application()
+    add_probes(app, health)
+    add_metrics(app, registry, lambda: depth.set(7))
+    async with TestClient(TestServer(app)) as client:
         yield client
 
 
