@@ -1,15 +1,12 @@
 """Parse the API server's objects into typed records. Fields of a later version are left out."""
 
-import contextlib
-import copy
 import dataclasses
 import datetime
 from collections.abc import Mapping
 from typing import Any
 
-import pydantic
-
 from finetune_api import names
+from finetune_api.model import parse_known
 from finetune_api.reasons import FineTuneError
 from finetune_api.resource import read_spec
 from finetune_api.spec import FineTuneJobSpec
@@ -106,26 +103,6 @@ def _first_time(*values: Any) -> datetime.datetime:
     return next((moment for moment in moments if moment is not None), datetime.datetime.fromtimestamp(0, datetime.UTC))
 
 
-def read_status(status: Mapping[str, Any]) -> FineTuneJobStatus:
-    """Parse a status. Unknown fields, and blocks with unknown values, come from a later version and are left out."""
-    known = copy.deepcopy(dict(status))
-    while True:
-        try:
-            return FineTuneJobStatus.model_validate(known, by_alias=True, by_name=False)
-        except pydantic.ValidationError as error:
-            for item in error.errors(include_url=False, include_input=False, include_context=False):
-                # A block with a missing or invalid field means something else in the later version, so all of it is left out.
-                _remove(known, item["loc"] if item["type"] == "extra_forbidden" else item["loc"][:1])
-
-
-def _remove(node: Any, location: tuple[str | int, ...]) -> None:
-    *parents, last = location
-    with contextlib.suppress(KeyError):  # the block that contains it is already removed
-        for part in parents:
-            node = node[part]
-        del node[last]
-
-
 def read_job(manifest: Mapping[str, Any], flags: ConfigFlags = NO_FLAGS) -> JobRecord:
     """Parse a FineTuneJob."""
     metadata = manifest["metadata"]
@@ -139,7 +116,7 @@ def read_job(manifest: Mapping[str, Any], flags: ConfigFlags = NO_FLAGS) -> JobR
         uid=metadata["uid"],
         created=_first_time(metadata.get("creationTimestamp")),
         spec=spec,
-        status=read_status(manifest.get("status") or {}),
+        status=parse_known(FineTuneJobStatus, manifest.get("status") or {}),
         manifest=manifest,
         flags=flags,
     )

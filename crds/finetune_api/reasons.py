@@ -37,6 +37,7 @@ class Reason(enum.StrEnum):
     EVICTED = "Evicted"
     NODE_LOST = "NodeLost"
     POD_LOST = "PodLost"
+    POD_UNRESPONSIVE = "PodUnresponsive"
     INTERRUPTED = "Interrupted"
     PREEMPTED = "Preempted"
     START_TIMEOUT = "StartTimeout"
@@ -202,6 +203,12 @@ REASONS: dict[Reason, ReasonInfo] = {
         True,
         "A pod of the attempt, or its Job, was deleted or disappeared, or the kubelet of its node rejected it.",
         "Nothing to do: the job resumes from its last checkpoint.",
+        disruption=True,
+    ),
+    Reason.POD_UNRESPONSIVE: ReasonInfo(
+        True,
+        "A pod no longer answered its kubelet, for example because its node is overloaded.",
+        "Nothing to do: the job resumes from its last checkpoint. If it happens again, look at CPU, memory and disk of the node.",
         disruption=True,
     ),
     Reason.INTERRUPTED: ReasonInfo(

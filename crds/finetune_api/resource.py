@@ -1,6 +1,5 @@
 """The whole FineTuneJob, as users write it in files."""
 
-import copy
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -113,10 +112,7 @@ def _name_problems(metadata: Any) -> list[Problem]:
 
 def parse_spec(spec: Any) -> FineTuneJobSpec:
     """Parse a ``spec``; raise FineTuneError(InvalidSpec)."""
-    try:
-        return FineTuneJobSpec.model_validate(spec, by_alias=True, by_name=False)
-    except pydantic.ValidationError as error:
-        raise FineTuneError(Reason.INVALID_SPEC, describe_errors(error, "spec")) from None
+    return _parse_spec(spec, "forbid")
 
 
 def read_spec(spec: Any) -> FineTuneJobSpec:
@@ -125,16 +121,11 @@ def read_spec(spec: Any) -> FineTuneJobSpec:
     The API server rejects fields that the CRD does not know. So a field that is unknown here belongs to a later version, for
     example during an upgrade or after a rollback. This function ignores such fields.
     """
+    return _parse_spec(spec, "ignore")
+
+
+def _parse_spec(spec: Any, extra: Literal["forbid", "ignore"]) -> FineTuneJobSpec:
     try:
-        return FineTuneJobSpec.model_validate(spec, by_alias=True, by_name=False)
+        return FineTuneJobSpec.model_validate(spec, extra=extra, by_alias=True, by_name=False)
     except pydantic.ValidationError as error:
-        unknown = [
-            item["loc"] for item in error.errors(include_url=False, include_input=False) if item["type"] == "extra_forbidden"
-        ]
-    known = copy.deepcopy(spec)
-    for *parents, name in unknown:
-        node = known
-        for part in parents:
-            node = node[part]
-        del node[name]
-    return parse_spec(known)
+        raise FineTuneError(Reason.INVALID_SPEC, describe_errors(error, "spec")) from None

@@ -1,7 +1,7 @@
 """The messages between operator and trainer: the run file in the ConfigMap, /progress, the termination message.
 
-The operator does not trust the trainer. It parses each report with these models, which reject unknown fields, wrong types and
-NaN.
+The operator does not trust the trainer. It parses each report with these models, which reject wrong types and NaN. They ignore
+unknown fields, because the trainer's version may be later than the operator's.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import pydantic
 from pydantic import Field
 
 from finetune_api.model import Model
@@ -94,6 +95,14 @@ class Report(Model):
     checkpoint_problem: Problem | None = None
     skipped_checkpoints: Sequence[str] | None = None
     timing: Timing | None = None
+
+    @classmethod
+    def read(cls, text: str | bytes) -> "Report | None":
+        """Parse JSON that another version may have written: ignore unknown fields. Return None if it is not a report."""
+        try:
+            return cls.model_validate_json(text, extra="ignore")
+        except pydantic.ValidationError:
+            return None
 
 
 # Block → fields that were added after the first version, with their defaults. The digest leaves out a field at its default, and a

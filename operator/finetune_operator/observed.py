@@ -105,6 +105,7 @@ class PodState:
     deletion_requested_at: when its deletion was requested. deletion_timestamp: the end of its grace period.
     disruption: why the cluster removed it: a reason in one word, a colon, and a message.
     evicted: the message of the kubelet, if the kubelet ended it because the node ran short of a resource.
+    probe_failure: the message of the kubelet, if its probe failed. Read only for pods that were killed without a report.
     node_unreachable: its container is ready but the pod is not. The node controller sets this if a node does not answer.
     sidecar_running: its trainer has ended, but a container that something else injected still runs.
     """
@@ -128,6 +129,7 @@ class PodState:
     evicted: str | None = None
     node_unreachable: bool = False
     sidecar_running: bool = False
+    probe_failure: str | None = None
     version: int = 0
 
     @property
@@ -179,7 +181,7 @@ class Observation:
     queueing: reason and message of Kueue for a Job that it suspends.
     output_claim: uid of the job's own output claim, if the operator looked for it.
     created_attempt: the newest attempt of which this process created all children.
-    unresponsive_seconds: how long the pod with index 0 has not answered requests.
+    silent: whether the operator has got no report from the pod with index 0 for some time.
     terminated_pods: the last state of pods that are gone. An operator that has just started knows none.
     """
 
@@ -192,7 +194,7 @@ class Observation:
     queueing: tuple[str, str] | None = None
     output_claim: str | None = None
     created_attempt: CreatedAttempt | None = None
-    unresponsive_seconds: float = 0.0
+    silent: bool = False
     terminated_pods: Sequence[PodState] = ()
 
     def job_of(self, attempt: int) -> ChildJob | None:

@@ -4,9 +4,8 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
-import pydantic
-
 from finetune_api import names
+from finetune_api.model import parse_known
 from finetune_api.reasons import FineTuneError
 from finetune_api.resource import read_spec, validate_name
 from finetune_api.spec import FineTuneJobSpec
@@ -42,7 +41,7 @@ def read_job(manifest: Manifest) -> JobRecord:
         created=_require_time(metadata["creationTimestamp"]),
         deleting="deletionTimestamp" in metadata,
         spec=spec,
-        status=read_status(manifest.get("status") or {}),
+        status=parse_known(FineTuneJobStatus, manifest.get("status") or {}),
         status_written_at=read_time(written[0]) if written else None,
         kueue_labels=select_kueue_keys(metadata.get("labels")),
         kueue_annotations=select_kueue_keys(metadata.get("annotations")),
@@ -69,15 +68,6 @@ def read_child_key(manifest: Manifest) -> Key | None:
 def select_kueue_keys(mapping: Mapping[str, str] | None) -> Mapping[str, str]:
     """Return the labels or annotations of Kueue, which the operator copies to Jobs and pods."""
     return {key: value for key, value in (mapping or {}).items() if key.startswith(names.KUEUE_PREFIX)}
-
-
-def read_status(status: Mapping[str, Any]) -> FineTuneJobStatus:
-    """Parse a status. Drop fields that this version can't parse, because another version wrote them."""
-    try:
-        return FineTuneJobStatus.model_validate(status)
-    except pydantic.ValidationError as error:
-        invalid = {item["loc"][0] for item in error.errors(include_url=False, include_input=False)}
-        return FineTuneJobStatus.model_validate({name: value for name, value in status.items() if name not in invalid})
 
 
 def read_owner(manifest: Manifest) -> Owner | None:

@@ -1,6 +1,5 @@
 """Polls the progress of running pods outside of the reconciles, so that an unresponsive pod does not delay a reconcile."""
 
-import time
 from collections.abc import Callable
 
 from finetune_operator.cluster.progress import ProgressClient
@@ -15,28 +14,22 @@ _MAX_POLLS_PER_SECOND = 100
 _WORKERS = 256
 # Base of the delay after failed polls. The delay doubles each time. It starts small, because a new pod answers soon.
 _FIRST_RETRY_SECONDS = 0.5
-# A pod is unresponsive only after this many failed polls in a row. So a delay of the operator itself does not count.
-_UNRESPONSIVE_AFTER_POLLS = 10
-# If several jobs are polled and none of their pods answers for this long, the operator's own network is down.
-_NETWORK_DOWN_AFTER_SECONDS = 60.0
+# A pod counts as silent only after this many failed polls in a row. So a delay of the operator itself does not count.
+_SILENT_AFTER_POLLS = 10
 
 
 class Poller:
     """Polls the pod with index 0 of each job given to ``start_polling``, until that pod no longer runs.
 
-    on_report: called at each report. clock: monotonic seconds.
+    on_report: called at each report.
     """
 
-    def __init__(
-        self, store: Store, client: ProgressClient, on_report: Callable[[Key], None], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, store: Store, client: ProgressClient, on_report: Callable[[Key], None]) -> None:
         self._store = store
         self._client = client
         self._on_report = on_report
         self._queue: WorkQueue[Key] = WorkQueue()
-        self._clock = clock
         self._unanswered_polls: dict[Key, int] = {}  # number of failed polls in a row
-        self._last_report_at = clock()  # of any pod
 
     def start_polling(self, key: Key) -> None:
         """Poll this job from now on."""
@@ -44,13 +37,13 @@ class Poller:
             self._unanswered_polls[key] = 0
             self._queue.add(key)
 
-    def is_unresponsive(self, key: Key) -> bool:
-        """Return whether the last polls of the job's pod all failed."""
-        return self._unanswered_polls.get(key, 0) >= _UNRESPONSIVE_AFTER_POLLS
+    def polled_jobs(self) -> int:
+        """Return the number of jobs that are polled."""
+        return len(self._unanswered_polls)
 
-    def is_network_down(self) -> bool:
-        """Return whether no pod answers at all, so that a failed poll says nothing about its pod."""
-        return len(self._unanswered_polls) > 1 and self._clock() - self._last_report_at > _NETWORK_DOWN_AFTER_SECONDS
+    def is_silent(self, key: Key) -> bool:
+        """Return whether the last polls of the job's pod all failed. This says nothing about the pod: the network may be down."""
+        return self._unanswered_polls.get(key, 0) >= _SILENT_AFTER_POLLS
 
     async def run(self) -> None:
         """Poll until cancelled."""
@@ -68,7 +61,6 @@ class Poller:
             self._unanswered_polls[key] += 1
             return min(2 * interval, _FIRST_RETRY_SECONDS * 2.0 ** min(self._unanswered_polls[key], 10))
         self._unanswered_polls[key] = 0
-        self._last_report_at = self._clock()
-        self._store.last_reports[key] = LastReport(pod.name, report, self._last_report_at)
+        self._store.last_reports[key] = LastReport(pod.name, report)
         self._on_report(key)
         return interval

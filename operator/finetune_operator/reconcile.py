@@ -41,7 +41,7 @@ from finetune_operator.policy.status import (
 )
 from finetune_operator.poller import Poller
 from finetune_operator.queue import RetryLaterError
-from finetune_operator.store import LastReport, Store
+from finetune_operator.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -167,14 +167,8 @@ class Reconciler:
             return decide(observation, None, self._now())
         self._poller.start_polling(key)
         last_report = self._store.last_reports.get(key)
-        if last_report is None or last_report.pod != pod.name:
-            last_report = self._store.last_reports[key] = LastReport(pod.name, None, self._clock())
-        elif self._poller.is_network_down():
-            last_report = self._store.last_reports[key] = dataclasses.replace(last_report, received_at=self._clock())
-        unresponsive_seconds = self._clock() - last_report.received_at if self._poller.is_unresponsive(key) else 0.0
-        return decide(
-            dataclasses.replace(observation, unresponsive_seconds=unresponsive_seconds), last_report.report, self._now()
-        )
+        report = last_report.report if last_report is not None and last_report.pod == pod.name else None
+        return decide(dataclasses.replace(observation, silent=self._poller.is_silent(key)), report, self._now())
 
     def _forget(self, key: Key) -> None:
         self._store.drop_job(key)

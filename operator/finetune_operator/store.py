@@ -59,15 +59,10 @@ class Children(Generic[C]):
 
 @dataclasses.dataclass(frozen=True)
 class LastReport:
-    """The last report of a running pod.
-
-    report: what /progress returned; None if the pod has not answered yet. received_at: monotonic seconds of the response, or of
-    the start of polling.
-    """
+    """The last report of a running pod, from its /progress."""
 
     pod: str
-    report: Report | None
-    received_at: float
+    report: Report
 
 
 class Store:

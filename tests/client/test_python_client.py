@@ -11,7 +11,7 @@ import yaml
 
 from client.builders import FAILED, RUNNING, SPEC, SUCCEEDED, event, job
 from client.conftest import Clock
-from client.fake_api_server import NOW, FakeApiServer, error_response
+from client.fake_api_server import FakeApiServer, error_response
 from finetune_api.reasons import FineTuneError
 from finetune_api.resource import FineTuneJob, Metadata
 from finetune_api.spec import Dataset, FineTuneJobSpec, HubDataset, HubModel, ModelSource, Training
@@ -27,7 +27,6 @@ from finetune_client import (
 )
 from finetune_client.connection import connect
 from finetune_client.plot import draw_curve
-from finetune_client.records import read_status
 
 
 def build_spec() -> FineTuneJobSpec:
@@ -215,21 +214,6 @@ def test_in_a_pod_the_service_account_is_used(monkeypatch: pytest.MonkeyPatch, t
     connection = connect()
     assert connection.namespace == "mine"
     assert connection.client.configuration.host == "https://10.0.0.1:443"
-
-
-def test_fields_of_a_later_version_are_left_out_and_the_rest_is_read() -> None:
-    later: dict[str, Any] = copy.deepcopy(RUNNING)
-    later["sparkle"] = {"a": 1}
-    later["progress"]["flops"] = 3.5
-    later["restarts"] = {"failures": "many", "unheard": 1}
-    later["attempts"] = [{"number": 1, "startTime": NOW, "nodes": 2, "novel": True}]
-    status = read_status(later)
-    assert (status.phase, status.restarts) == ("Running", None)
-    assert status.progress is not None
-    assert status.progress.step == 37
-    assert status.attempts is not None
-    assert status.attempts[0].nodes == 2
-    assert read_status({"phase": "Dreaming", "message": "m"}).message == "m"
 
 
 def test_a_curve_falls_from_its_first_to_its_last_point() -> None:

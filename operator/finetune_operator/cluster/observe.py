@@ -1,6 +1,7 @@
 """Reads a job and its children live, for decisions that must not depend on what a watch may have missed."""
 
 import dataclasses
+import signal
 from collections.abc import Sequence
 
 from finetune_api import names
@@ -9,6 +10,9 @@ from finetune_operator.cluster.api import Api, ApiError
 from finetune_operator.cluster.children import ChildrenReader
 from finetune_operator.observed import ChildJob, JobRecord, Key, Manifest, Observation, PodState
 from finetune_operator.parsing import read_job
+
+# What a container ends with after SIGKILL, and a launcher of ours after SIGTERM.
+_EXIT_CODES_OF_SIGNALS = (128 + signal.SIGKILL, names.EXIT_INTERRUPTED)
 
 
 async def observe_job(api: Api, children: ChildrenReader, key: Key) -> Observation | None:
@@ -29,12 +33,28 @@ async def _observe_details(api: Api, observation: Observation) -> Observation:
         if job.should_delete_output_claim():
             return dataclasses.replace(observation, output_claim=await _observe_own_claim(api, job))
         return observation
+    observation = dataclasses.replace(observation, pods=[await _with_probe_failure(api, job, pod) for pod in observation.pods])
     if _job_missing_pods(observation.jobs, observation.pods):
         return await observe_refusal(api, observation)
     suspended_job = next((child for child in observation.own_jobs() if child.suspended and not child.deleting), None)
     if suspended_job is not None and names.LABEL_KUEUE_QUEUE in job.kueue_labels:
         return dataclasses.replace(observation, queueing=await _observe_queueing(api, job.key.namespace, suspended_job.uid))
     return observation
+
+
+async def _with_probe_failure(api: Api, job: JobRecord, pod: PodState) -> PodState:
+    """Add why the kubelet ended the pod, if it ended by a signal and nothing else explains that. Only events tell."""
+    end = pod.terminated
+    if (
+        pod.job_uid != job.uid
+        or end is None
+        or end.exit_code not in _EXIT_CODES_OF_SIGNALS
+        or pod.deletion_requested_at is not None
+    ):
+        return pod
+    events = await _list_if_allowed(api, "Event", job.key.namespace, fieldSelector=f"involvedObject.uid={pod.uid},reason=Killing")
+    messages = [str(event.get("message", "")) for event in events]
+    return dataclasses.replace(pod, probe_failure=next((text for text in messages if "liveness probe" in text), None))
 
 
 def _job_missing_pods(children: Sequence[ChildJob], pods: Sequence[PodState]) -> str | None:

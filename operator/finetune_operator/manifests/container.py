@@ -8,6 +8,12 @@ from finetune_operator.observed import Manifest
 # Requests of a pod without spec.pod.resources, so that the scheduler reserves some room for it. There is no limit.
 _DEFAULT_REQUESTS: dict[str, int | str] = {"cpu": "500m", "memory": "1Gi"}
 
+_PROBE_PERIOD_SECONDS = 30
+# A launcher that works reports a stall itself, with the stacks of its processes. It gets this much more time to do so.
+_PROBE_MARGIN_SECONDS = 120
+# A pod has this much time to start to answer, also on a slow node.
+_MIN_PROBE_SECONDS = 300
+
 
 def build_container(plan: Plan) -> Manifest:
     """Return the container, with the least privileges."""
@@ -22,6 +28,7 @@ def build_container(plan: Plan) -> Manifest:
             {"name": "telemetry", "containerPort": names.PORT_TELEMETRY},
             {"name": "rendezvous", "containerPort": names.PORT_RENDEZVOUS},
         ],
+        **_liveness_probe(plan),
         "resources": _resources(plan),
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -30,6 +37,24 @@ def build_container(plan: Plan) -> Manifest:
         },
         "volumeMounts": build_mounts(plan),
     }
+
+
+def _liveness_probe(plan: Plan) -> Manifest:
+    """Return the probe with which the kubelet ends a pod whose launcher no longer works, and so can't detect a stall itself.
+
+    The launcher answers in every phase, so the probe can begin at once.
+    """
+    allowed = plan.spec.recovery.stall_timeout_seconds
+    if not allowed:
+        return {}
+    seconds = max(_MIN_PROBE_SECONDS, allowed + _PROBE_MARGIN_SECONDS)
+    probe = {
+        "httpGet": {"path": "/healthz", "port": "telemetry"},
+        "periodSeconds": _PROBE_PERIOD_SECONDS,
+        "timeoutSeconds": 10,
+        "failureThreshold": -(-seconds // _PROBE_PERIOD_SECONDS),
+    }
+    return {"livenessProbe": probe}
 
 
 def _environment(plan: Plan) -> list[Manifest]:

@@ -21,7 +21,6 @@ from finetune_operator.policy.failure import build_failure, final_report, find_c
 from finetune_operator.policy.report import apply_report
 from finetune_operator.policy.restart import describe_leftover_children, has_attempt_ended, start_next_attempt, with_final_reports
 from finetune_operator.policy.restart_budget import attempt_failed, with_in_place_restarts
-from finetune_operator.policy.stall import find_stall
 from finetune_operator.policy.status import (
     attempt_created,
     failed,
@@ -152,13 +151,15 @@ def _check_attempt(
         return Decision(queued(status, observation.job, observation.queueing, now), requeue_after_seconds=requeue_after)
     failure = find_cause(child, pods, nodes, now)
     ended = any(pod.terminated is not None for pod in pods)
-    if failure is None and len(pods) == nodes and not ended:
-        failure = find_stall(spec, status, pods[0], observation.unresponsive_seconds)
     if failure is not None:
         return Decision(attempt_failed(status, spec, failure, observation.job, now), requeue_after_seconds=_SOON_SECONDS)
     status = _in_progress(observation, status, pods, nodes, report, now)
     if status.phase == "Running" and any(pod.terminated is not None and pod.terminated.exit_code for pod in pods):
         message = "a pod has failed: waiting for the reports of the other pods to find the cause"
+        status = status.model_copy(update={"message": message})
+    elif observation.silent and not ended and status.phase in ("Initializing", "Running", "Publishing"):
+        # Only the kubelet can tell whether the pod still works: its probe ends a pod that does not.
+        message = f"the operator gets no report from pod {pods[0].name}, so its progress is not known: can the operator reach it?"
         status = status.model_copy(update={"message": message})
     return _enforce_limits(observation, spec, status, pods, now) or Decision(
         status, requeue_after_seconds=_SOON_SECONDS if ended else _seconds_to_next_check(spec, status, now)

@@ -5,8 +5,6 @@ import datetime
 from collections.abc import Sequence
 from typing import Literal
 
-import pydantic
-
 from finetune_api import names
 from finetune_api.reasons import REASONS, Reason
 from finetune_api.status import Failure
@@ -56,10 +54,7 @@ def final_report(pod: PodState) -> Report | None:
     """Return the report in a pod's termination message, or None if there is no valid one."""
     if pod.terminated is None or not pod.terminated.message:
         return None
-    try:
-        return Report.model_validate_json(pod.terminated.message)
-    except pydantic.ValidationError:
-        return None
+    return Report.read(pod.terminated.message)
 
 
 def known_reason(failure: Failure) -> Reason:
@@ -170,6 +165,9 @@ def _reported_cause(pod: PodState, end: Terminated, report: Report | None) -> _C
         reason, message = Reason.OUT_OF_MEMORY, f"pod {pod.name} was killed: it used more memory than its limit"
     elif pod.evicted is not None:
         reason, message = Reason.EVICTED, f"pod {pod.name} was evicted by the kubelet of {pod.node}: {pod.evicted}"
+    elif pod.probe_failure is not None:
+        reason = Reason.POD_UNRESPONSIVE
+        message = f"the kubelet of {pod.node} ended pod {pod.name}, which no longer answered: {pod.probe_failure}"
     elif end.exit_code == names.EXIT_REFUSED:
         reason = Reason.CONFIGURATION_ERROR
         message = f"pod {pod.name} refused its configuration but did not report why: read its log"

@@ -33,7 +33,7 @@ class Harness:
         self.store, self.api = Store(), self.server.api()
         self.registry = CollectorRegistry()
         self.enqueued: list[Key] = []
-        self.poller = Poller(self.store, None, self.enqueued.append, lambda: self.seconds)  # type: ignore[arg-type]
+        self.poller = Poller(self.store, None, self.enqueued.append)  # type: ignore[arg-type]
         metrics = Metrics(self.registry, now=NOW.timestamp)
         defaults, health = OperatorDefaults(trainer_image=IMAGE), Health(lambda: 0.0)
         self.events = EventRecorder(self.api)

@@ -96,9 +96,7 @@ async def test_progress_costs_one_write_every_ten_seconds(harness: Harness) -> N
     harness.add_running_job()
     writes = []
     for step in range(60):
-        harness.store.last_reports[KEY] = LastReport(
-            "news-1-0-x", Report(attempt=1, phase="Running", step=step, total_steps=100), harness.seconds
-        )
+        harness.store.last_reports[KEY] = LastReport("news-1-0-x", Report(attempt=1, phase="Running", step=step, total_steps=100))
         await harness.reconcile()
         assert set(harness.server.requests) <= {"PATCH finetunejobs news/status"}
         writes += harness.server.requests

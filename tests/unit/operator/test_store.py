@@ -15,7 +15,7 @@ OTHER = Key("other", "news")
 def filled() -> Store:
     store = Store()
     store.put_observation(Observation(build_record(), [build_child(version=5)], [build_pod(0, version=5)]), read_at=50.0)
-    store.last_reports[KEY] = LastReport("news-1-0-x", Report(attempt=1, phase="Running"), 5.0)
+    store.last_reports[KEY] = LastReport("news-1-0-x", Report(attempt=1, phase="Running"))
     return store
 
 

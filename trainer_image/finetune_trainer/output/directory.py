@@ -11,8 +11,6 @@ import shutil
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import pydantic
-
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.status import Resolved
 from finetune_api.wire import Report, RunConfig, training_digest
@@ -153,8 +151,8 @@ class OutputDirectory:
     def finished_report(self) -> Report | None:
         """Return the report of a finished training; None if the training is not finished."""
         try:
-            return Report.model_validate_json(self.report.read_text()) if self.model.is_dir() else None
-        except (FileNotFoundError, pydantic.ValidationError):
+            return Report.read(self.report.read_text()) if self.model.is_dir() else None
+        except FileNotFoundError:
             return None
 
     def commit_model(self, written: pathlib.Path) -> None:

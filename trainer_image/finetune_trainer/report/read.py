@@ -6,8 +6,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pydantic
-
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.wire import Report
 
@@ -99,6 +97,6 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def _report(path: pathlib.Path) -> Report | None:
     try:
-        return Report.model_validate_json(path.read_text())
-    except (OSError, pydantic.ValidationError):
+        return Report.read(path.read_text())
+    except OSError:
         return None

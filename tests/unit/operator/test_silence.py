@@ -1,0 +1,103 @@
+"""Pods that no longer answer: the operator says so, and only the kubelet ends them."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from finetune_api.status import Progress
+from finetune_operator.manifests.container import _PROBE_MARGIN_SECONDS, build_container
+from finetune_operator.manifests.plan import Plan
+from finetune_operator.observed import write_time
+from finetune_operator.policy.attempt import decide
+from unit.operator.builders import (
+    IMAGE,
+    KEY,
+    NOW,
+    UID,
+    ago,
+    build_pod,
+    build_record,
+    build_spec,
+    child_manifest,
+    job_manifest,
+    observe,
+    pod_manifest,
+    running,
+)
+from unit.operator.fake_server import Answer
+from unit.operator.harness import Harness
+
+KILLED = 137
+
+
+@pytest.mark.parametrize("phase", ["Initializing", "Running", "Publishing"])
+def test_a_silent_pod_is_left_alone_and_the_status_says_so(phase: Any) -> None:
+    status = running(phase=phase, progress=Progress(step=40, total_steps=100))
+    observation = observe(build_pod(0), build_pod(1), job=build_record(status, build_spec()))
+    decided = decide(dataclasses.replace(observation, silent=True), None, NOW).status
+    assert decided.phase == phase
+    assert decided.message == (
+        "the operator gets no report from pod news-1-0-x, so its progress is not known: can the operator reach it?"
+    )
+
+
+async def test_a_job_that_only_the_operator_can_t_reach_goes_on_for_ever() -> None:
+    harness = Harness()
+    harness.add_objects(job_manifest(status=running()), [child_manifest()], [pod_manifest(0), pod_manifest(1)])
+    await harness.reconcile()
+    harness.poller._unanswered_polls[KEY] = 10_000
+    for _ in range(10):
+        harness.advance(86_400)
+        await harness.reconcile()
+    assert harness.status["phase"] == "Running"
+    assert "gets no report" in harness.status["message"]
+    assert harness.status["restarts"].get("failures", 0) == 0
+
+
+def killed_pod(exit_code: int = KILLED) -> Any:
+    end = {"exitCode": exit_code, "reason": "Error", "finishedAt": write_time(ago(10))}
+    return pod_manifest(0, state={"terminated": end}, phase="Failed")
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "charged"),
+    [
+        ("Container trainer failed liveness probe", "PodUnresponsive", 0),
+        ("Stopping container trainer", "WorkerDied", 1),
+        (None, "WorkerDied", 1),
+    ],
+)
+async def test_a_pod_that_its_kubelet_ended_is_a_disruption(message: str | None, reason: str, charged: int) -> None:
+    harness = Harness()
+    harness.add_objects(job_manifest(status=running()), [child_manifest()], [killed_pod(), pod_manifest(1)])
+    harness.server.answers["GET events"] = Answer(200, {"metadata": {}, "items": [{"message": message}] if message else []})
+    await harness.reconcile()
+    harness.advance(60)
+    await harness.reconcile()
+    failure, restarts = harness.status["failure"], harness.status["restarts"]
+    assert failure["reason"] == reason, failure
+    assert restarts.get("charged", 0) == charged
+    if message and reason == "PodUnresponsive":
+        assert failure["message"].startswith("the kubelet of node-0 ended pod news-1-0-x, which no longer answered: Container")
+
+
+async def test_events_are_read_only_for_pods_that_a_signal_ended() -> None:
+    harness = Harness()
+    harness.add_objects(job_manifest(status=running()), [child_manifest()], [killed_pod(exit_code=1), pod_manifest(1)])
+    await harness.reconcile()
+    assert "GET events" not in harness.server.requests
+
+
+@pytest.mark.parametrize(("stall_seconds", "allowed"), [(600, 600 + _PROBE_MARGIN_SECONDS), (1, 300), (86_400, 86_520)])
+def test_the_probe_allows_more_time_than_the_launcher_needs_to_find_a_stall(stall_seconds: int, allowed: int) -> None:
+    probe = container(stallTimeoutSeconds=stall_seconds)["livenessProbe"]
+    assert 0 <= probe["periodSeconds"] * probe["failureThreshold"] - allowed < probe["periodSeconds"]
+
+
+def container(**recovery: Any) -> Any:
+    return build_container(Plan(KEY.namespace, KEY.name, UID, 1, build_spec(recovery=recovery), 2, IMAGE, 3))
+
+
+def test_there_is_no_probe_without_a_limit() -> None:
+    assert "livenessProbe" not in container(stallTimeoutSeconds=0)
