@@ -14,7 +14,6 @@ import ssl
 import sys
 from collections.abc import Sequence
 
-import kopf
 from prometheus_client import CollectorRegistry
 
 from finetune_api import __version__, names
@@ -23,7 +22,7 @@ from finetune_operator.cluster.events import EventRecorder
 from finetune_operator.cluster.lease import LeaderElection, LeaseLostError, NoLeaderElection
 from finetune_operator.cluster.progress import ProgressClient
 from finetune_operator.defaults import OperatorDefaults, read_defaults
-from finetune_operator.handlers import build_registry, build_settings
+from finetune_operator.handlers import Handlers
 from finetune_operator.health import Health
 from finetune_operator.metrics import Metrics
 from finetune_operator.observed import Key
@@ -36,13 +35,12 @@ from finetune_operator.server.access import MetricsAccess
 from finetune_operator.server.app import SecureMetrics, start_servers
 from finetune_operator.server.certificate import build_tls_context, reload_certificate
 from finetune_operator.store import Store
+from finetune_operator.watch import keep_watching
 
 logger = logging.getLogger("finetune_operator")
 
 # Number of concurrent reconciles. They mostly wait for the API server.
 _WORKERS = 32
-# Pause before the watches are started again.
-_WATCH_RETRY_SECONDS = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,7 +111,8 @@ async def _run(options: argparse.Namespace, defaults: OperatorDefaults, tls: ssl
     secure = SecureMetrics(options.metrics_port, tls, MetricsAccess(api.without_write_check())) if tls else None
     servers = await start_servers(options.port, secure, health, registry, refresh)
     logger.info("finetune-operator %s: %s", __version__, ", ".join(options.namespace) or "all namespaces")
-    watch = _watch(store, queue, metrics, health, resync, options.namespace, stop)
+    handlers = Handlers(store, queue, metrics.watch_last_event.set_to_current_time)
+    watch = keep_watching(handlers, health, resync, options.namespace)
     tasks = [leader_election.run(), resync.run(), run_as_leader(), watch]
     if tls and options.metrics_certificate:
         tasks.append(reload_certificate(tls, options.metrics_certificate))
@@ -146,41 +145,6 @@ async def _until(stop: asyncio.Event, tasks: Sequence[asyncio.Task[None]]) -> No
     await asyncio.wait([waiter, *tasks], timeout=8)
     for task in done - {waiter}:
         await task
-
-
-async def _watch(
-    store: Store,
-    queue: WorkQueue[Key],
-    metrics: Metrics,
-    health: Health,
-    resync: Resync,
-    namespaces: Sequence[str],
-    stop: asyncio.Event,
-) -> None:
-    """Keep kopf running. It looks up the watched resources only once, so it starts after the first successful list.
-
-    kopf ends after a minute without an API server, and at once if it may not watch a namespace. So this function starts kopf
-    again when it has ended, and when the set of forbidden namespaces changes. Until then the full list corrects what the
-    watches miss.
-    """
-    await health.wait_ready()
-    while True:
-        existing_tasks = asyncio.all_tasks()
-        resync.forbidden_namespaces_changed.clear()
-        tasks = await kopf.spawn_tasks(
-            registry=build_registry(store, queue, metrics.watch_last_event.set_to_current_time),
-            settings=build_settings(),
-            standalone=True,
-            clusterwide=not namespaces,
-            namespaces=[namespace for namespace in namespaces if namespace not in resync.forbidden_namespaces],
-            stop_flag=resync.forbidden_namespaces_changed,
-        )
-        _stop_on_signals(stop)  # replaces the handlers of kopf, which would cancel reconciles in progress
-        try:
-            await kopf.run_tasks(tasks, ignored=existing_tasks)
-        except Exception as error:
-            logger.warning("the watches failed and will be started again: %s", error)
-        await asyncio.sleep(_WATCH_RETRY_SECONDS)
 
 
 def _stop_on_signals(stop: asyncio.Event) -> None:

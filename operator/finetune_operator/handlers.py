@@ -1,6 +1,6 @@
 """kopf, the watch layer: what happens to FineTuneJobs, Jobs and pods goes into the store, and the job's key into the queue."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import kopf
@@ -12,6 +12,9 @@ from finetune_operator.parsing import read_child_job, read_child_key, read_job, 
 from finetune_operator.queue import WorkQueue
 from finetune_operator.resync import ACTIVE_SELECTOR
 from finetune_operator.store import Store
+
+# An event of a watch, as the API server sent it: type, object.
+Event = Mapping[str, Any]
 
 # Changes of an attempt's pods arrive one after the other. After this delay, one reconcile sees all of them.
 _BATCH_SECONDS = 0.1
@@ -61,14 +64,58 @@ def build_settings() -> kopf.OperatorSettings:
     settings.networking.enforce_retry_after = True
     settings.persistence.diffbase_storage = _NoDiffBaseStorage()
     settings.persistence.progress_storage = _NoProgressStorage()
+    settings.watching.chunk_size = 500  # without it, one response holds all objects, also those of finished jobs
     settings.watching.field_selectors[names.GROUP, names.VERSION, names.PLURAL] = ACTIVE_SELECTOR
     settings.watching.label_selectors["batch", "jobs"] = names.LABEL_JOB
     settings.watching.label_selectors["", "v1", "pods"] = names.LABEL_JOB
     return settings
 
 
-def build_registry(store: Store, queue: WorkQueue[Key], on_watch_event: Callable[[], None]) -> kopf.OperatorRegistry:
-    """Return the handlers. on_watch_event: called at each event of a FineTuneJob."""
+class Handlers:
+    """Put events into the store, and keys into the queue. on_watch_event: called at each event of a FineTuneJob.
+
+    Each method gets an event as the API server sent it, and must be called in the operator's own event loop.
+    """
+
+    def __init__(self, store: Store, queue: WorkQueue[Key], on_watch_event: Callable[[], None]) -> None:
+        self._store = store
+        self._queue = queue
+        self._on_watch_event = on_watch_event
+
+    def finetunejob(self, event: Event) -> None:
+        self._on_watch_event()
+        manifest = event["object"]
+        key = read_key(manifest)
+        # The field selector excludes finished jobs, so this watch reports their end as a deletion. If the store has already
+        # dropped the job, the operator has processed its end.
+        if event["type"] == "DELETED" or manifest.get("status", {}).get("phase") in FINAL_PHASES:
+            if key not in self._store.jobs:
+                return
+            self._store.drop_job(key, read_version(manifest))
+        else:
+            self._store.put_job(read_job(manifest))
+        self._queue.add(key)
+
+    def job(self, event: Event) -> None:
+        key = read_child_key(event["object"])
+        if key in self._store.jobs:
+            child = read_child_job(event["object"])
+            if event["type"] == "DELETED":
+                self._store.children.drop(key, child.name, child.version)
+            else:
+                self._store.put_child(key, child)
+            self._queue.add_after(key, _BATCH_SECONDS)
+
+    def pod(self, event: Event) -> None:
+        key = read_child_key(event["object"])
+        if key in self._store.jobs:
+            pod = read_pod(event["object"])
+            self._store.drop_pod(key, pod) if event["type"] == "DELETED" else self._store.put_pod(key, pod)
+            self._queue.add_after(key, _BATCH_SECONDS)
+
+
+def build_registry(handlers: Handlers, call: Callable[[Callable[[Event], None], Event], object]) -> kopf.OperatorRegistry:
+    """Return kopf's registry. call: calls a handler with an event, in the operator's own event loop."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -77,33 +124,14 @@ def build_registry(store: Store, queue: WorkQueue[Key], on_watch_event: Callable
 
     @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)
     async def on_finetunejob_event(*, event: Any, **_: Any) -> None:
-        on_watch_event()
-        manifest = event["object"]
-        key = read_key(manifest)
-        # The field selector excludes finished jobs, so this watch reports their end as a deletion. If the store has already
-        # dropped the job, the operator has processed its end.
-        if event["type"] == "DELETED" or manifest.get("status", {}).get("phase") in FINAL_PHASES:
-            if key not in store.jobs:
-                return
-            store.drop_job(key, read_version(manifest))
-        else:
-            store.put_job(read_job(manifest))
-        queue.add(key)
+        call(handlers.finetunejob, event)
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
     async def on_job_event(*, event: Any, **_: Any) -> None:
-        key = read_child_key(event["object"])
-        if key in store.jobs:
-            child = read_child_job(event["object"])
-            store.children.drop(key, child.name, child.version) if event["type"] == "DELETED" else store.put_child(key, child)
-            queue.add_after(key, _BATCH_SECONDS)
+        call(handlers.job, event)
 
     @kopf.on.event("", "v1", "pods", registry=registry)
     async def on_pod_event(*, event: Any, **_: Any) -> None:
-        key = read_child_key(event["object"])
-        if key in store.jobs:
-            pod = read_pod(event["object"])
-            store.drop_pod(key, pod) if event["type"] == "DELETED" else store.put_pod(key, pod)
-            queue.add_after(key, _BATCH_SECONDS)
+        call(handlers.pod, event)
 
     return registry
