@@ -92,7 +92,7 @@ async def _run(options: argparse.Namespace, defaults: OperatorDefaults, tls: ssl
     api = await Api.connect(count=metrics.count_request)
     leader_election = _build_leader_election(options, api)
     api.set_write_check(leader_election.check)
-    health = Health(lambda: queue.oldest_seconds() if leader_election.is_leading() else 0.0)
+    health = Health(lambda: queue.stuck_seconds() if leader_election.is_leading() else 0.0)
     progress_client = ProgressClient.open()
     poller = Poller(store, progress_client, queue.add)
     events = EventRecorder(api)

@@ -11,10 +11,10 @@ MAX_RECONCILE_SECONDS = 180.0
 
 
 class Health:
-    """Live while the operator requests lists and no key stays in the queue for too long. Ready after the first successful list.
+    """Live while the operator requests lists and its queue makes progress. Ready after the first successful list.
 
-    A failed list counts for liveness too, because a restart would not help if the API server is down. queue_seconds: how long
-    the oldest key has waited or has been in progress. clock: monotonic seconds.
+    A failed list counts for liveness too, because a restart would not help if the API server is down. queue_seconds: for how long
+    the queue has made no progress. clock: monotonic seconds.
     """
 
     def __init__(self, queue_seconds: Callable[[], float], clock: Callable[[], float] = time.monotonic) -> None:
@@ -45,6 +45,6 @@ class Health:
         since_list = self._clock() - self._last_list
         if since_list > MAX_LIST_AGE_SECONDS:
             return f"the last list of FineTuneJobs was {since_list:.0f} s ago"
-        if (oldest := self._queue_seconds()) > MAX_RECONCILE_SECONDS:
-            return f"a key has been in the queue for {oldest:.0f} s"
+        if (stuck := self._queue_seconds()) > MAX_RECONCILE_SECONDS:
+            return f"the queue has made no progress for {stuck:.0f} s"
         return None

@@ -40,6 +40,7 @@ class WorkQueue(Generic[K]):
         self._timers: list[tuple[float, int, K]] = []  # a heap; an entry is stale if _due has another time for its key
         self._sequence = 0
         self._processing: dict[K, float] = {}  # the value is when the processing began
+        self._last_processed = clock()
         self._dirty: set[K] = set()
         self._failures: dict[K, int] = {}
         self._not_before: dict[K, float] = {}
@@ -100,10 +101,15 @@ class WorkQueue(Generic[K]):
         self._move_due()
         return len(self._ready)
 
-    def oldest_seconds(self) -> float:
-        """Return how many seconds the oldest key has been in progress or has waited for a worker."""
-        since = min([*self._processing.values(), *self._ready.values()], default=self._clock())
-        return self._clock() - since
+    def stuck_seconds(self) -> float:
+        """Return for how long a key has been in progress, or keys have waited while none was processed, whichever is longer.
+
+        The age of a waiting key says nothing: with many keys and a queue that moves, each of them waits for long.
+        """
+        since = list(self._processing.values())
+        if self._ready:
+            since.append(max(self._last_processed, next(iter(self._ready.values()))))
+        return self._clock() - min(since, default=self._clock())
 
     def next_due_seconds(self) -> float | None:
         """Return the seconds until the next waiting key is due, or None if no key waits."""
@@ -155,6 +161,7 @@ class WorkQueue(Generic[K]):
 
     def _release(self, key: K, requeue_after_seconds: float | None) -> None:
         del self._processing[key]
+        self._last_processed = self._clock()
         if key in self._dirty:
             self._dirty.discard(key)
             self._ready[key] = self._clock()

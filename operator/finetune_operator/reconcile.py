@@ -20,6 +20,7 @@ from finetune_operator.cluster.events import EventRecorder
 from finetune_operator.cluster.lease import NotLeadingError
 from finetune_operator.cluster.observe import observe_job, observe_refusal
 from finetune_operator.cluster.status import apply_status
+from finetune_operator.creations import Creations
 from finetune_operator.defaults import OperatorDefaults
 from finetune_operator.manifests import Plan, build_children
 from finetune_operator.metrics import Metrics
@@ -47,14 +48,13 @@ logger = logging.getLogger(__name__)
 
 # If something else changed the job before a write, the operator reads the job again after this delay.
 _CONFLICT_RETRY_SECONDS = 0.2
-# If a child can't be created at the moment, the operator retries at this interval.
-_BLOCKED_RETRY_SECONDS = 10.0
 # Delay before the next reconcile if there is more to do.
 _SOON_SECONDS = 1.0
 # While pods are missing, the operator reads the reason from events at this interval. Nothing else reports it.
 _REFUSAL_CHECK_SECONDS = 15.0
-# The intervals per job grow with the number of jobs, so that all jobs together stay below this rate.
+# The intervals of what is not due per job grow with the number of jobs, so that all jobs together stay below this rate.
 _JOBS_PER_SECOND = 20
+_POLLED_PHASES: tuple[Phase, ...] = ("Initializing", "Running", "Publishing")
 # During a backlog, the first status of a job waits at most this long, because the operator creates children of other jobs first.
 _MAX_FIRST_STATUS_DELAY = datetime.timedelta(seconds=20)
 _BACKLOG_RETRY_SECONDS = 2.0
@@ -77,6 +77,7 @@ class Reconciler:
     ) -> None:
         self._api = api
         self._children = ChildrenReader(api)
+        self._creations = Creations()
         self._store = store
         self._poller = poller
         self._events = events
@@ -136,9 +137,14 @@ class Reconciler:
         if decision.delete_claim is not None:
             claim = names.output_claim_name(key.name)
             await self._api.delete("PersistentVolumeClaim", key.namespace, claim, decision.delete_claim)
-        if decision.create_attempt is not None:
+        if decision.create_attempt is None:
+            return decision
+        if not self._creations.begin(key):
+            return Decision(observation.job.status, requeue_after_seconds=_SOON_SECONDS)
+        try:
             return await self._create_attempt(observation, decision.create_attempt)
-        return decision
+        finally:
+            self._creations.end(key)
 
     def _read_from_cache(self, key: Key) -> Observation | None:
         """Return the job as the store knows it, or None if this reconcile needs a live read."""
@@ -152,13 +158,11 @@ class Reconciler:
         return observation
 
     def _is_refusal_check_due(self, key: Key) -> bool:
-        due = self._clock() - self._store.last_refusal_check.get(key, 0.0) > self._scale_interval(_REFUSAL_CHECK_SECONDS)
+        interval = _scale_interval(_REFUSAL_CHECK_SECONDS, len(self._store.jobs))
+        due = self._clock() - self._store.last_refusal_check.get(key, 0.0) > interval
         if due:
             self._store.last_refusal_check[key] = self._clock()
         return due
-
-    def _scale_interval(self, seconds: float) -> float:
-        return max(seconds, len(self._store.jobs) / _JOBS_PER_SECOND)
 
     def _decide(self, observation: Observation) -> Decision:
         """Return the decision, based on the last report of the pod with index 0. Start to poll that pod if it runs."""
@@ -172,6 +176,7 @@ class Reconciler:
 
     def _forget(self, key: Key) -> None:
         self._store.drop_job(key)
+        self._creations.forget(key)
         self._metrics.forget(key)
 
     async def _create_attempt(self, observation: Observation, attempt: int) -> Decision:
@@ -188,6 +193,7 @@ class Reconciler:
 
         match await create_children(self._api, job.key.namespace, job.key.name, job.uid, build):
             case Created(created_at, child):
+                self._creations.forget(job.key)
                 self._store.put_child(job.key, child)
                 created = self._store.created_attempts[job.key] = CreatedAttempt(attempt, created_at, image, child.completions)
                 return Decision(attempt_created(before, spec, created), requeue_after_seconds=_SOON_SECONDS)
@@ -198,8 +204,9 @@ class Reconciler:
                     status = blocked(before, job, phase, reason, message, now)
                 else:
                     status = in_phase(without_conditions(before, "Blocked"), phase, reason, message)
-                return Decision(status, requeue_after_seconds=_BLOCKED_RETRY_SECONDS)
+                return Decision(status, requeue_after_seconds=self._creations.blocked(job.key))
             case Refused(reason, message):
+                self._creations.forget(job.key)
                 return Decision(refused(before, reason, message, job, now))
 
     async def _write_status(self, observation: Observation, decision: Decision) -> float | None:
@@ -207,7 +214,7 @@ class Reconciler:
         job, now = observation.job, self._now()
         if self._can_defer_first_status(job, decision.status, now):
             return _BACKLOG_RETRY_SECONDS
-        interval = datetime.timedelta(seconds=self._scale_interval(PROGRESS_INTERVAL.total_seconds()))
+        interval = datetime.timedelta(seconds=_scale_interval(PROGRESS_INTERVAL.total_seconds(), self._poller.polled_jobs()))
         if not is_write_due(job, decision.status, now, interval):
             self._metrics.track(job)
             return self._schedule_next(observation, decision, wrote=False)
@@ -233,13 +240,20 @@ class Reconciler:
         """Return the seconds until the next reconcile. Drop a finished job from the store: its next reconcile is live."""
         job = observation.job
         if job.status.phase not in FINAL_PHASES:
-            seconds = decision.requeue_after_seconds
-            return seconds if seconds is None or seconds <= _SOON_SECONDS else self._scale_interval(seconds)
+            return self._seconds_to_next_reconcile(job.status, decision)
         self._store.drop_job(job.key)
         next_decision = decide(observation, None, self._now())
         if next_decision.requires_live_read(job.status) or (wrote and job.should_delete_output_claim()):
             return decision.requeue_after_seconds or _SOON_SECONDS
         return next_decision.requeue_after_seconds
+
+    def _seconds_to_next_reconcile(self, status: FineTuneJobStatus, decision: Decision) -> float | None:
+        """Return the seconds until something is due, or until the next check. Jobs that wait delay no check of a running job."""
+        due, check = decision.requeue_after_seconds, decision.check_after_seconds
+        if check is None:
+            return due
+        check = _scale_interval(check, self._poller.polled_jobs() if status.phase in _POLLED_PHASES else len(self._store.jobs))
+        return check if due is None else min(due, check)
 
     async def _report_missing_permission(self, key: Key, error: ApiError) -> None:
         """Write to the status which permission the operator lacks, if it may write the status."""
@@ -274,6 +288,11 @@ def plan_attempt(
         kueue_labels=job.kueue_labels,
         kueue_annotations=job.kueue_annotations,
     )
+
+
+def _scale_interval(seconds: float, jobs: int) -> float:
+    """Return the interval for each of so many jobs."""
+    return max(seconds, jobs / _JOBS_PER_SECOND)
 
 
 def _is_missing_pods(observation: Observation) -> bool:

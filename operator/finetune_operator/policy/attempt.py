@@ -117,7 +117,7 @@ def _start_first_attempt(
     if leftover := describe_leftover_children(observation):
         message = f"waiting for {leftover} of an earlier {names.KIND} of this name to end"
         status = without_conditions(status, "Suspended")
-        return Decision(in_phase(status, "Pending", "WaitingForDeletion", message), requeue_after_seconds=5.0)
+        return Decision(in_phase(status, "Pending", "WaitingForDeletion", message), check_after_seconds=_PENDING_SECONDS)
     return Decision(status, create_attempt=1)
 
 
@@ -147,8 +147,8 @@ def _check_attempt(
         message = "stopping: the pods save a checkpoint"
         return Decision(suspended(status, observation.job, message, now), requeue_after_seconds=_SOON_SECONDS)
     if child is not None and child.suspended and child.failed is None and not child.deleting:
-        requeue_after = _PENDING_SECONDS if observation.queueing is None else _CHECK_SECONDS
-        return Decision(queued(status, observation.job, observation.queueing, now), requeue_after_seconds=requeue_after)
+        check_after = _PENDING_SECONDS if observation.queueing is None else _CHECK_SECONDS
+        return Decision(queued(status, observation.job, observation.queueing, now), check_after_seconds=check_after)
     failure = find_cause(child, pods, nodes, now)
     ended = any(pod.terminated is not None for pod in pods)
     if failure is not None:
@@ -162,7 +162,9 @@ def _check_attempt(
         message = f"the operator gets no report from pod {pods[0].name}, so its progress is not known: can the operator reach it?"
         status = status.model_copy(update={"message": message})
     return _enforce_limits(observation, spec, status, pods, now) or Decision(
-        status, requeue_after_seconds=_SOON_SECONDS if ended else _seconds_to_next_check(spec, status, now)
+        status,
+        requeue_after_seconds=_SOON_SECONDS if ended else _seconds_to_deadline(spec, status, now),
+        check_after_seconds=_PENDING_SECONDS if status.phase == "Pending" else _CHECK_SECONDS,
     )
 
 
@@ -248,9 +250,7 @@ def _attempt_began_at(observation: Observation, status: FineTuneJobStatus) -> da
     return max(moments, default=observation.job.created)
 
 
-def _seconds_to_next_check(spec: FineTuneJobSpec, status: FineTuneJobStatus, now: datetime.datetime) -> float:
-    """Return the seconds until the next check. Pending pods are checked more often, and the deadline is checked in time."""
-    seconds = _CHECK_SECONDS if status.phase != "Pending" else _PENDING_SECONDS
-    if spec.active_deadline_seconds is not None and status.running_since is not None:
-        seconds = min(seconds, spec.active_deadline_seconds - running_seconds(status, now) + 0.5)
-    return max(_SOON_SECONDS, seconds)
+def _seconds_to_deadline(spec: FineTuneJobSpec, status: FineTuneJobStatus, now: datetime.datetime) -> float | None:
+    if spec.active_deadline_seconds is None or status.running_since is None:
+        return None
+    return max(_SOON_SECONDS, spec.active_deadline_seconds - running_seconds(status, now) + 0.5)

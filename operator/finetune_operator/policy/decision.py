@@ -19,7 +19,8 @@ class Decision:
     force_delete: pods to delete by force.
     delete_claim: uid of the output claim to delete.
     delete_job: whether to delete the FineTuneJob itself.
-    requeue_after_seconds: seconds until the next reconcile without an event.
+    requeue_after_seconds: seconds until something is due: the next reconcile without an event.
+    check_after_seconds: seconds until a check that corrects lost events. It may be later if there are many jobs.
     final_reports_missing: the attempt is complete, but the end of some pods was not observed.
     """
 
@@ -30,6 +31,7 @@ class Decision:
     delete_claim: str | None = None
     delete_job: bool = False
     requeue_after_seconds: float | None = None
+    check_after_seconds: float | None = None
     final_reports_missing: bool = False
 
     def requires_live_read(self, before: FineTuneJobStatus) -> bool:

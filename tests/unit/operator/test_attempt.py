@@ -166,7 +166,7 @@ def test_a_single_unanswered_poll_changes_nothing() -> None:
     observation = observe(build_pod(0), build_pod(1), status=RUNNING)
     decision = decide(observation, None, NOW)
     assert decision.status.phase == "Running"
-    assert decision.requeue_after_seconds == 20
+    assert (decision.requeue_after_seconds, decision.check_after_seconds) == (None, 20)
 
 
 def test_success_takes_its_metrics_from_the_final_report() -> None:

@@ -2,6 +2,8 @@
 
 import pytest
 
+from finetune_operator.creations import Creations
+from finetune_operator.observed import Key
 from finetune_operator.queue import RetryLaterError
 from unit.operator.builders import KEY, child_manifest, job_manifest, running
 from unit.operator.fake_server import refusal
@@ -23,8 +25,8 @@ def conditions(harness: Harness) -> list[tuple[str, str]]:
 async def test_a_taken_name_is_written_to_the_status_once_and_retried_until_it_is_free(harness: Harness) -> None:
     harness.add_objects(job_manifest(), [], [])
     harness.server.put("services", SERVICE)
-    for patches in (1, 0, 0):
-        assert await harness.reconcile() == 10
+    for patches, pause in ((1, 10), (0, 20), (0, 30), (0, 30)):
+        assert await harness.reconcile() == pause
         assert harness.server.writes().count("PATCH finetunejobs news/status") == patches
         harness.advance(10)
     assert (harness.status["phase"], harness.status["reason"], conditions(harness)) == (
@@ -40,8 +42,8 @@ async def test_a_taken_name_is_written_to_the_status_once_and_retried_until_it_i
 async def test_an_exceeded_quota_is_written_to_the_status_once_and_retried(harness: Harness) -> None:
     harness.add_objects(job_manifest(), [], [])
     harness.server.answers["POST jobs"] = QUOTA
-    for patches in (1, 0, 0):
-        assert await harness.reconcile() == 10
+    for patches, pause in ((1, 10), (0, 20), (0, 30), (0, 30)):
+        assert await harness.reconcile() == pause
         assert harness.server.writes().count("PATCH finetunejobs news/status") == patches
         harness.advance(10)
     assert (harness.status["phase"], harness.status["reason"], conditions(harness)) == ("Pending", "QuotaExceeded", [])
@@ -100,3 +102,28 @@ async def test_a_permission_that_is_missing_while_the_job_runs_is_a_condition_to
     with pytest.raises(RetryLaterError):
         await harness.reconcile()
     assert [item["type"] for item in harness.status.get("conditions", ())] == ["Blocked"]
+
+
+def test_jobs_whose_creation_is_blocked_occupy_few_workers() -> None:
+    creations, others = Creations(), [Key("team", f"job-{number}") for number in range(40)]
+    assert all(creations.begin(key) for key in others), "there is no limit while nothing is blocked"
+    assert [creations.blocked(key) for key in others] == [10] * 40
+    for key in others:
+        creations.end(key)
+    assert [creations.begin(key) for key in others[:6]] == [True] * 4 + [False] * 2
+    assert creations.begin(Key("another", "job")), "another namespace is not affected"
+    creations.end(others[0])
+    assert creations.begin(others[4])
+    for key in others:
+        creations.forget(key)
+    assert creations.begin(others[5]), "nothing is blocked any longer"
+    assert creations.blocked(others[5]) == 10, "the pauses begin again"
+
+
+async def test_a_job_that_may_not_begin_yet_costs_no_write(harness: Harness) -> None:
+    harness.add_objects(job_manifest(), [], [])
+    for number in range(4):
+        assert harness.reconciler._creations.begin(Key(KEY.namespace, f"job-{number}"))
+    harness.reconciler._creations.blocked(Key(KEY.namespace, "job-0"))
+    assert await harness.reconcile() == 1
+    assert harness.server.writes() == []

@@ -1,11 +1,12 @@
 """Force deletion of pods that no kubelet ends because their node is gone. The operator deletes their Job first."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from finetune_api.status import Attempt, FineTuneJobStatus
-from finetune_operator.observed import write_time
+from finetune_operator.observed import Key, write_time
 from finetune_operator.parsing import read_pod
 from finetune_operator.policy.attempt import decide
 from unit.operator.builders import (
@@ -173,3 +174,17 @@ async def test_after_a_node_dies_the_job_is_deleted_then_the_pod_and_then_the_ne
     }
     await harness.reconcile()
     assert harness.server.names_of("jobs") == ["news-2"]
+
+
+async def test_ten_thousand_jobs_in_a_queue_do_not_delay_the_recovery_of_one_that_lost_its_node() -> None:
+    harness = Harness()
+    pod = pod_manifest(1, conditions=[{"type": "Ready", "status": "False"}])
+    pod["status"]["containerStatuses"][0]["ready"] = True
+    pod["metadata"] |= {"deletionTimestamp": write_time(ago(-120)), "deletionGracePeriodSeconds": 120}
+    harness.add_objects(job_manifest(status=given_up(1)), [], [pod])
+    queued = build_record(running(phase="Queued"))
+    for number in range(10_000):
+        harness.store.put_job(dataclasses.replace(queued, key=Key("queue", f"job-{number}")))
+    seconds = await harness.reconcile()
+    assert seconds is not None
+    assert seconds <= 5

@@ -47,7 +47,7 @@ def test_a_stuck_list_loop_fails_the_liveness_probe(health: Health, harness: Har
 
 def test_a_stuck_queue_fails_the_liveness_probe(health: Health, harness: Harness) -> None:
     harness.oldest = MAX_RECONCILE_SECONDS + 1
-    assert health.liveness_failure() == "a key has been in the queue for 181 s"
+    assert health.liveness_failure() == "the queue has made no progress for 181 s"
 
 
 @pytest_asyncio.fixture

@@ -140,16 +140,47 @@ def test_an_event_does_not_shorten_a_delay_that_the_server_requested(queue: Work
     assert queue.take() == "a"
 
 
-def test_depth_counts_waiting_keys_and_age_counts_processed_keys_too(queue: WorkQueue[str], clock: Clock) -> None:
-    assert (queue.depth(), queue.oldest_seconds()) == (0, 0)
+def test_depth_counts_waiting_keys(queue: WorkQueue[str]) -> None:
+    assert queue.depth() == 0
     queue.add("a")
-    clock.now += 5
     queue.add("b")
-    assert (queue.depth(), queue.oldest_seconds()) == (2, 5)
+    assert queue.depth() == 2
     queue.take()
+    assert queue.depth() == 1
+
+
+def test_a_queue_is_stuck_if_no_key_was_processed_while_others_wait(queue: WorkQueue[str], clock: Clock) -> None:
+    clock.now += 1000
+    assert queue.stuck_seconds() == 0, "there is nothing to do"
+    queue.add("a")
+    queue.add("b")
     clock.now += 5
-    assert (queue.depth(), queue.oldest_seconds()) == (1, 5)
+    assert queue.stuck_seconds() == 5
+
+
+def test_a_long_queue_that_moves_is_not_stuck(queue: WorkQueue[str], clock: Clock) -> None:
+    for number in range(10_000):
+        queue.add(str(number))
+    for _ in range(1000):
+        key = queue.take()
+        assert key is not None
+        clock.now += 1
+        queue.done(key)
+        assert queue.stuck_seconds() <= 1
+
+
+def test_a_queue_is_stuck_if_one_key_stays_in_progress(queue: WorkQueue[str], clock: Clock) -> None:
+    queue.add("a")
+    queue.take()
+    for number in range(10):
+        queue.add(str(number))
+        key = queue.take()
+        assert key is not None
+        clock.now += 20
+        queue.done(key)
+    assert queue.stuck_seconds() == 200
     queue.done("a")
+    assert queue.stuck_seconds() == 0
 
 
 async def _run_until(queue: WorkQueue[str], handle: object, finished: asyncio.Event, workers: int = 4) -> None:

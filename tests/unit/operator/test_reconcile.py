@@ -1,5 +1,6 @@
 """Reconciles of one job against an in-memory API server: what each of them reads and writes."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from finetune_api.status import Attempt, Published
 from finetune_api.wire import Report
 from finetune_operator.cluster.lease import NotLeadingError
-from finetune_operator.observed import write_time
+from finetune_operator.observed import Key, write_time
 from finetune_operator.parsing import read_pod
 from finetune_operator.queue import RetryLaterError
 from finetune_operator.store import LastReport
@@ -17,6 +18,7 @@ from unit.operator.builders import (
     KEY,
     NOW,
     ago,
+    build_record,
     child_manifest,
     job_manifest,
     pod_manifest,
@@ -278,3 +280,17 @@ async def test_the_refusal_of_pods_is_checked_every_fifteen_seconds(harness: Har
     assert harness.server.requests == ["GET events"]
     await harness.reconcile()
     assert harness.server.requests == []
+
+
+async def test_ten_thousand_jobs_in_a_queue_are_checked_less_often_and_a_running_job_is_not(harness: Harness) -> None:
+    harness.add_running_job()
+    queued = build_record(running(phase="Queued"))
+    for number in range(10_000):
+        harness.store.put_job(dataclasses.replace(queued, key=Key("queue", f"job-{number}")))
+    assert await harness.reconcile() == 20
+    harness.add_objects(
+        job_manifest(status=running(phase="Queued")), [child_manifest(spec={"completions": 2, "suspend": True})], []
+    )
+    seconds = await harness.reconcile()
+    assert seconds is not None
+    assert seconds > 400
