@@ -116,7 +116,7 @@ class Reconciler:
             return None
         self._store.put_observation(observation, self._clock())
         observation = self._store.with_terminated_pods(
-            dataclasses.replace(observation, created_attempt=self._store.created_attempts.get(key))
+            dataclasses.replace(observation, created_attempt=self._store.created_attempt(observation.job))
         )
         decision = self._decide(observation)
         if decision.delete_job:
@@ -195,7 +195,9 @@ class Reconciler:
             case Created(created_at, child):
                 self._creations.forget(job.key)
                 self._store.put_child(job.key, child)
-                created = self._store.created_attempts[job.key] = CreatedAttempt(attempt, created_at, image, child.completions)
+                created = self._store.created_attempts[job.key] = CreatedAttempt(
+                    job.uid, attempt, created_at, image, child.completions
+                )
                 return Decision(attempt_created(before, spec, created), requeue_after_seconds=_SOON_SECONDS)
             case Blocked(reason, message, needs_user_action):
                 phase: Phase = "Restarting" if before.phase == "Restarting" else "Pending"
@@ -231,7 +233,7 @@ class Reconciler:
 
     def _can_defer_first_status(self, job: JobRecord, status: FineTuneJobStatus, now: datetime.datetime) -> bool:
         """Return whether the first status of a job can wait. During a backlog, creating children of other jobs comes first."""
-        created = self._store.created_attempts.get(job.key)
+        created = self._store.created_attempt(job)
         if job.status.phase is not None or created is None or status.attempt is None or status.phase in FINAL_PHASES:
             return False
         return self._has_backlog() and now - created.created_at < _MAX_FIRST_STATUS_DELAY

@@ -105,6 +105,11 @@ class Store:
             self.pods.forget(key)
             self.terminated_pods.forget(key)
 
+    def created_attempt(self, job: JobRecord) -> CreatedAttempt | None:
+        """Return the newest attempt of this very job, not of an earlier one of its name, of which this process created all children."""
+        created = self.created_attempts.get(job.key)
+        return created if created is not None and created.job_uid == job.uid else None
+
     def put_child(self, key: Key, child: ChildJob) -> None:
         """Store a Job of an unfinished FineTuneJob."""
         if key in self.jobs:
@@ -151,6 +156,6 @@ class Store:
         if job is None or job.deleting:
             return None
         observation = Observation(
-            job, self.children.by_job(key), self.pods.by_job(key), live=False, created_attempt=self.created_attempts.get(key)
+            job, self.children.by_job(key), self.pods.by_job(key), live=False, created_attempt=self.created_attempt(job)
         )
         return self.with_terminated_pods(observation)

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from finetune_api.wire import Report
-from finetune_operator.observed import Key, Observation, PodState
+from finetune_operator.observed import CreatedAttempt, Key, Observation, PodState
 from finetune_operator.store import Children, LastReport, Store
-from unit.operator.builders import KEY, build_child, build_pod, build_record, end
+from unit.operator.builders import KEY, NOW, build_child, build_pod, build_record, end
 
 OTHER = Key("other", "news")
 
@@ -167,3 +167,17 @@ def test_a_job_whose_children_are_all_dropped_leaves_no_entry() -> None:
     store = pods(KEY, 5)
     store.pods.replace({}, 10, None)
     assert not store.pods._by_job
+
+
+def test_a_new_job_of_the_same_name_does_not_inherit_the_attempt_that_was_created_for_the_earlier_one() -> None:
+    store = filled()
+    earlier = store.jobs[KEY]
+    store.created_attempts[KEY] = CreatedAttempt(earlier.uid, 1, NOW, "trainer:1", 2)
+    observation = store.observation(KEY)
+    assert observation is not None
+    assert observation.created_attempt is not None
+    store.put_job(dataclasses.replace(earlier, uid="another", version=earlier.version + 5))
+    store.drop_job(KEY, earlier.version + 1)  # the deletion of the earlier job is reported late
+    observation = store.observation(KEY)
+    assert observation is not None
+    assert observation.created_attempt is None
