@@ -106,7 +106,7 @@ class Store:
             self.terminated_pods.forget(key)
 
     def created_attempt(self, job: JobRecord) -> CreatedAttempt | None:
-        """Return the newest attempt of this job, not of an earlier one of its name, of which this process created all children."""
+        """Return the newest attempt of which this process created all children. It must be of this job, not of an earlier one."""
         created = self.created_attempts.get(job.key)
         return created if created is not None and created.job_uid == job.uid else None
 

@@ -1,6 +1,7 @@
 """`finetune validate` checks files as the API server does, and reports each problem with the line of its field."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -219,3 +220,13 @@ def test_a_command_whose_extra_is_not_installed_says_which(
     assert result.exit_code == 1
     assert result.output == f"Error: `finetune {command}` needs the package {package}: pip install 'finetune-operator[{extra}]'\n"
     assert "validate" in CliRunner().invoke(main, ["--help"]).output
+
+
+@pytest.mark.parametrize("module", ["rich.console", "kubernetes", "finetune_client"])
+def test_the_kubectl_plugin_without_its_extra_says_which_it_needs(module: str) -> None:
+    program = f"import sys; sys.modules[{module!r}] = None; from finetune_api import plugin; plugin.main()"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
+    package = module.partition(".")[0]
+    needs = f"Error: `kubectl finetune` needs the package {package}: pip install 'finetune-operator[client]'\n"
+    assert (done.returncode, done.stderr) == (1, needs)
