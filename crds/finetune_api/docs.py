@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import yaml
+
 from finetune_api import names
 from finetune_api.schema import FieldSchema, Schema, fields_below, resource_schema
 
@@ -111,7 +113,10 @@ def _rules_on_change(resource: FieldSchema) -> list[str]:
 
 
 def _code(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float):
+        text = yaml.safe_dump(value).splitlines()[0]  # 2.0e-05, which every version of YAML reads as a number
+    else:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return "`" + text.replace("|", "\\|") + "`"
 
 

@@ -1,6 +1,7 @@
 """The whole FineTuneJob, as users write it in files."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -56,7 +57,7 @@ class InvalidManifestError(FineTuneError):
 def find_problems(error: pydantic.ValidationError, prefix: tuple[str, ...] = ()) -> list[Problem]:
     """Return one problem for each wrong field, with the path of the field in the file. A message never contains a value."""
     problems: dict[str, Problem] = {}
-    for item in error.errors(include_url=False, include_input=False, include_context=False):
+    for item in error.errors(include_url=False, include_context=False):
         location = prefix + item["loc"]
         path = ""
         for part in location:
@@ -65,9 +66,19 @@ def find_problems(error: pydantic.ValidationError, prefix: tuple[str, ...] = ())
             "extra_forbidden": "unknown field; correct its name or remove it",
             "missing": "required field is missing",
         }.get(item["type"], item["msg"].removeprefix("Value error, "))
+        if item["type"] in ("float_type", "int_type") and _is_number(item["input"]):
+            # YAML 1.1, as PyYAML and Ansible read it, has no numbers such as 1e-4.
+            description = "this is text, not a number; write it without quotes, and with a point if it has an exponent: 1.0e-4"
         message = f"{path}: {description}" if path else description
         problems.setdefault(message, Problem(location, message))
     return list(problems.values())
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def describe_errors(error: pydantic.ValidationError, prefix: str = "") -> str:

@@ -1,5 +1,7 @@
 """The models accept and reject the same specs as the CRD. tests/cluster runs the same cases on an API server."""
 
+import pathlib
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, arguments
 from unit.api import spec_cases, task_cases
 
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 JOB = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "x"}, "spec": spec_cases.MINIMAL}
 
 
@@ -105,3 +108,23 @@ def test_a_refusal_names_every_wrong_field_and_repeats_no_value() -> None:
     assert "spec.training.epochs: " in refusal.value.message
     assert "spec.training.typo: unknown field; correct its name or remove it" in refusal.value.message
     assert "hf_secret" not in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    ("value", "says_how_to_write_it"),
+    [("1e-4", True), ("3", True), (" 2.5 ", True), ("many", False), ("nan", False)],
+)
+def test_a_number_that_yaml_1_1_reads_as_text_is_refused_with_the_way_to_write_it(value: Any, says_how_to_write_it: bool) -> None:
+    with pytest.raises(FineTuneError) as caught:
+        resource.parse_spec({**spec_cases.MINIMAL, "training": {"learningRate": value}})
+    assert caught.value.message.startswith("spec.training.learningRate: ")
+    assert ("with a point if it has an exponent: 1.0e-4" in caught.value.message) == says_how_to_write_it
+
+
+def test_examples_and_pages_write_numbers_that_every_version_of_yaml_reads() -> None:
+    pages = [*ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.yaml"), *ROOT.glob("*.md")]
+    assert len(pages) > 20
+    wrong = re.compile(r"^ *[A-Za-z]+: [0-9]+e-?[0-9]+", re.MULTILINE)
+    assert {
+        str(page): wrong.findall(page.read_text(encoding="utf-8")) for page in pages if wrong.search(page.read_text("utf-8"))
+    } == {}
