@@ -20,6 +20,7 @@ LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "finetune-operator"
 # The uid of the FineTuneJob that a retained output claim belongs to. Such a claim has no owner reference.
 ANNOTATION_OWNER_UID: Final = f"{GROUP}/owner-uid"
+ANNOTATION_GENERATION: Final = f"{GROUP}/generation"  # on Jobs: the generation of the FineTuneJob that they were made from
 
 # Kueue: the operator copies labels and annotations with this prefix from the FineTuneJob to its Jobs and pods.
 KUEUE_PREFIX: Final = "kueue.x-k8s.io/"

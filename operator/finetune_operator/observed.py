@@ -161,11 +161,12 @@ class PodState:
 class CreatedAttempt:
     """An attempt of which this process created all children.
 
-    job_uid: uid of the FineTuneJob. created_at: when its Job was created. image: the image of its pods. nodes: the number of its
-    pods.
+    job_uid: uid of the FineTuneJob. generation: of its spec. created_at: when its Job was created. image: the image of its pods.
+    nodes: the number of its pods.
     """
 
     job_uid: str
+    generation: int
     attempt: int
     created_at: datetime.datetime
     image: str

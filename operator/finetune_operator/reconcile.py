@@ -191,22 +191,24 @@ class Reconciler:
             # If the ConfigMap exists already, it stays as it is, with its key.
             return build_children(dataclasses.replace(plan, rendezvous_key=secrets.token_hex(32)))
 
-        match await create_children(self._api, job.key.namespace, job.key.name, job.uid, build):
+        # Once an attempt has started, the API server keeps the spec unchanged, except for fields that don't matter for children.
+        generation = job.generation if job.status.attempt is None else None
+        match await create_children(self._api, job.key.namespace, job.key.name, job.uid, build, generation):
             case Created(created_at, child):
                 self._creations.forget(job.key)
                 self._store.put_child(job.key, child)
                 created = self._store.created_attempts[job.key] = CreatedAttempt(
-                    job.uid, attempt, created_at, image, child.completions
+                    job.uid, job.generation, attempt, created_at, image, child.completions
                 )
                 return Decision(attempt_created(before, spec, created), requeue_after_seconds=_SOON_SECONDS)
-            case Blocked(reason, message, needs_user_action):
+            case Blocked(reason, message, needs_user_action, retry_soon):
                 phase: Phase = "Restarting" if before.phase == "Restarting" else "Pending"
                 before = without_conditions(before, "Suspended")
                 if needs_user_action:
                     status = blocked(before, job, phase, reason, message, now)
                 else:
                     status = in_phase(without_conditions(before, "Blocked"), phase, reason, message)
-                return Decision(status, requeue_after_seconds=self._creations.blocked(job.key))
+                return Decision(status, requeue_after_seconds=_SOON_SECONDS if retry_soon else self._creations.blocked(job.key))
             case Refused(reason, message):
                 self._creations.forget(job.key)
                 return Decision(refused(before, reason, message, job, now))
@@ -289,6 +291,7 @@ def plan_attempt(
         adopted=adopted,
         kueue_labels=job.kueue_labels,
         kueue_annotations=job.kueue_annotations,
+        generation=job.generation,
     )
 
 

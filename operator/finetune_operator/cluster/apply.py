@@ -5,6 +5,7 @@ import datetime
 from collections.abc import Callable, Sequence
 
 from finetune_api import names
+from finetune_api.quantities import parse_quantity
 from finetune_api.reasons import Reason
 from finetune_operator.cluster.api import Api, ApiError
 from finetune_operator.observed import ChildJob, Manifest, read_time
@@ -24,11 +25,15 @@ class Created:
 
 @dataclasses.dataclass(frozen=True)
 class Blocked:
-    """A child can't be created now, but maybe later, with the same job. needs_user_action: a person must remove the cause."""
+    """A child can't be created now, but maybe later, with the same job.
+
+    needs_user_action: a person must remove the cause. retry_soon: the cause will be gone in seconds.
+    """
 
     reason: str
     message: str
     needs_user_action: bool = False
+    retry_soon: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +45,13 @@ class Refused:
 
 
 async def create_children(
-    api: Api, namespace: str, job: str, uid: str, build: Callable[[bool], Sequence[Manifest]]
+    api: Api, namespace: str, job: str, uid: str, build: Callable[[bool], Sequence[Manifest]], generation: int | None = None
 ) -> Created | Blocked | Refused:
     """Create the children in order, and stop at the first that can't be created. Children of an earlier try stay untouched.
 
     build: returns the manifests. Its argument says whether an earlier FineTuneJob of that name left the output claim. The owner
-    of the claim is checked first, because no pod may start that would write to another job's volume.
+    of the claim is checked first, because no pod may start that would write to another job's volume. generation: of the spec, as
+    long as users may change it: a Job or claim that was made from an earlier spec is deleted.
     """
     existing: dict[str, Manifest] = {}
     claim = await api.get(_CLAIM, namespace, names.output_claim_name(job)) if _has_claim(build(False)) else None
@@ -55,16 +61,42 @@ async def create_children(
         if manifest["kind"] == _CLAIM and claim is not None:
             if not adopted and (problem := _check_owner(claim, manifest, uid)):
                 return problem
+            if not adopted and generation is not None and _differs(claim, manifest):
+                return await _replace(api, claim, manifest)
             existing[_CLAIM] = claim
     for manifest in children:
         if manifest["kind"] not in existing:
             result = await _create(api, manifest, uid)
             if isinstance(result, Blocked | Refused):
                 return result
+            if manifest["kind"] == "Job" and generation is not None and _generation(result) not in (None, str(generation)):
+                return await _replace(api, result, manifest)
             existing[manifest["kind"]] = result
     created_at = read_time(existing["Job"]["metadata"]["creationTimestamp"])
     assert created_at is not None
     return Created(created_at, read_child_job(existing["Job"]))
+
+
+def _generation(job: Manifest) -> str | None:
+    """Return the generation of the spec that a Job was made from. An earlier version of the operator did not write it."""
+    generation: str | None = job["metadata"].get("annotations", {}).get(names.ANNOTATION_GENERATION)
+    return generation
+
+
+def _differs(claim: Manifest, wanted: Manifest) -> bool:
+    """Return whether a claim was made from another size, access mode or class. The API server adds the default class."""
+    before, now = claim["spec"], wanted["spec"]
+    return (
+        parse_quantity(before["resources"]["requests"]["storage"]) != parse_quantity(now["resources"]["requests"]["storage"])
+        or before["accessModes"] != now["accessModes"]
+        or now.get("storageClassName") not in (None, before.get("storageClassName"))
+    )
+
+
+async def _replace(api: Api, existing: Manifest, manifest: Manifest) -> Blocked:
+    metadata = manifest["metadata"]
+    await api.delete(manifest["kind"], metadata["namespace"], metadata["name"], existing["metadata"]["uid"])
+    return Blocked("SpecChanged", f"replacing {_describe(manifest)}, because the spec has changed", retry_soon=True)
 
 
 def _has_claim(children: Sequence[Manifest]) -> bool:

@@ -17,8 +17,7 @@ def build_job(plan: Plan) -> Manifest:
     labels = build_attempt_labels(plan)
     pod = plan.spec.pod
     metadata = build_metadata(plan, plan.attempt_name, {**plan.kueue_labels, **labels})
-    if plan.kueue_annotations:
-        metadata["annotations"] = dict(plan.kueue_annotations)
+    metadata["annotations"] = {**plan.kueue_annotations, names.ANNOTATION_GENERATION: str(plan.generation)}
     spec: Manifest = {
         "completionMode": "Indexed",
         "completions": plan.nodes,

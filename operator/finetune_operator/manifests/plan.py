@@ -19,7 +19,7 @@ class Plan:
     to. adopted: an earlier FineTuneJob of this name left the output claim, so the pods may use only a finished model in it.
     rendezvous_key: with it the pods sign what they exchange. The text here stands in rendered manifests; each attempt that is
     created gets a random one.
-    kueue_labels, kueue_annotations: those of the FineTuneJob.
+    kueue_labels, kueue_annotations: those of the FineTuneJob. generation: its version of the spec.
     """
 
     namespace: str
@@ -36,6 +36,7 @@ class Plan:
     rendezvous_key: str = "random for each attempt"
     kueue_labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     kueue_annotations: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    generation: int = 1
 
     @property
     def attempt_name(self) -> str:
@@ -44,8 +45,12 @@ class Plan:
 
     @property
     def run_file_name(self) -> str:
-        """Name of the attempt's ConfigMap. The uid avoids a conflict with an earlier job of this name that is not yet deleted."""
-        return f"{self.attempt_name}-{self.uid[:8].lower()}"
+        """Name of the attempt's ConfigMap.
+
+        The uid avoids a conflict with an earlier job of this name that is not yet deleted. With the generation, no pod can read
+        the file of an earlier version of the spec.
+        """
+        return f"{self.attempt_name}-{self.uid[:8].lower()}-{self.generation}"
 
     @property
     def service_domain(self) -> str:

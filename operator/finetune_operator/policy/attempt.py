@@ -86,9 +86,11 @@ def decide(observation: Observation, report: Report | None, now: datetime.dateti
         )
     if attempt > (status.attempt or 0):
         # The status names an attempt only after all its children were created. Until then each reconcile tries to create them.
-        if observation.created_attempt is None or observation.created_attempt.attempt != attempt:
+        # If the spec has changed meanwhile, the children of the first attempt are replaced.
+        created = observation.created_attempt
+        if created is None or created.attempt != attempt or (attempt == 1 and created.generation != job.generation):
             return Decision(status, create_attempt=attempt)
-        status = attempt_created(status, job.spec, observation.created_attempt)
+        status = attempt_created(status, job.spec, created)
     nodes = nodes_of_attempt(job.spec, status)
     if status.phase == "Suspended" and _is_complete(observation.job_of(attempt), observation.pods_of(attempt), nodes):
         return Decision(

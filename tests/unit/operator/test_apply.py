@@ -36,7 +36,8 @@ async def create(server: FakeServer, adoptions: list[bool] | None = None, **spec
 def claim(**metadata: Any) -> Manifest:
     """Return the output claim that a FineTuneJob of this name leaves behind."""
     common = {"namespace": KEY.namespace, "name": CLAIM, "labels": {names.LABEL_JOB: KEY.name}}
-    return {"metadata": {**common, "annotations": {names.ANNOTATION_OWNER_UID: UID}, **metadata}}
+    spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "20Gi"}}}
+    return {"metadata": {**common, "annotations": {names.ANNOTATION_OWNER_UID: UID}, **metadata}, "spec": spec}
 
 
 def owned_by(kind: str, uid: str) -> dict[str, Any]:
@@ -63,7 +64,72 @@ async def test_a_run_file_of_an_earlier_spec_is_not_used(server: FakeServer) -> 
     del server.answers["POST jobs"]
     for _ in range(3):
         await create(server, distributed={"nodes": 2})
-    assert '"nodes": 4' not in server.take("configmaps", "news-1-11111111")["data"][names.RUN_FILE_NAME]
+    assert '"nodes": 4' not in server.take("configmaps", "news-1-11111111-1")["data"][names.RUN_FILE_NAME]
+
+
+async def create_from(server: FakeServer, generation: int, started: bool = False, **spec: Any) -> Created | Blocked | Refused:
+    """Create the children of the first attempt from a version of the spec. started: the API server keeps the spec unchanged."""
+
+    def build(adopted: bool) -> Sequence[Manifest]:
+        plan = Plan(KEY.namespace, KEY.name, UID, 1, build_spec(**spec), 2, IMAGE, 3, adopted=adopted, generation=generation)
+        return build_children(plan)
+
+    return await create_children(server.api(), KEY.namespace, KEY.name, UID, build, None if started else generation)
+
+
+@pytest.mark.parametrize("blocked", ["configmaps", "persistentvolumeclaims"])
+async def test_a_job_of_an_earlier_spec_is_replaced(server: FakeServer, blocked: str) -> None:
+    server.answers[f"POST {blocked}"] = refusal(403, "Forbidden", "exceeded quota: objects, requested: 1")
+    assert isinstance(await create_from(server, 1, training={"learningRate": 0.1}, output={"volume": {"size": "900Ti"}}), Blocked)
+    del server.answers[f"POST {blocked}"]
+    corrected: dict[str, Any] = {"training": {"learningRate": 0.001}, "output": {"volume": {"size": "1Gi"}}}
+    answer = await create_from(server, 2, **corrected)
+    assert isinstance(answer, Blocked)
+    assert (answer.reason, answer.retry_soon, answer.message) == (
+        "SpecChanged",
+        True,
+        "replacing Job news-1, because the spec has changed",
+    )
+    assert isinstance(await create_from(server, 2, **corrected), Created)
+    job = server.take("jobs", "news-1")
+    [config] = [
+        volume["configMap"]["name"] for volume in job["spec"]["template"]["spec"]["volumes"] if volume["name"] == "config"
+    ]
+    assert '"learningRate": 0.001' in server.take("configmaps", config)["data"][names.RUN_FILE_NAME]
+    assert server.take("persistentvolumeclaims", CLAIM)["spec"]["resources"]["requests"]["storage"] == "1Gi"
+
+
+@pytest.mark.parametrize(
+    ("volume", "replaced"),
+    [
+        ({"size": "2Gi"}, True),
+        ({"size": "1Gi", "storageClassName": "fast"}, True),
+        ({"size": "1024Mi"}, False),
+    ],
+)
+async def test_a_claim_of_an_earlier_spec_is_replaced_if_it_differs(
+    server: FakeServer, volume: dict[str, Any], replaced: bool
+) -> None:
+    assert isinstance(await create_from(server, 1, output={"volume": {"size": "1Gi"}}), Created)
+    del server.objects["jobs", KEY.namespace, "news-1"]
+    answer = await create_from(server, 2, output={"volume": volume})
+    assert isinstance(answer, Blocked if replaced else Created)
+    if replaced:
+        assert "DELETE persistentvolumeclaims news-output" in server.requests
+        assert isinstance(await create_from(server, 2, output={"volume": volume}), Created)
+
+
+async def test_the_claim_of_an_earlier_job_and_children_of_a_started_one_are_never_replaced(server: FakeServer) -> None:
+    server.put("persistentvolumeclaims", claim(annotations={names.ANNOTATION_OWNER_UID: "another"}))
+    assert isinstance(await create_from(server, 1, output={"volume": {"size": "1Gi"}}), Created)
+    assert isinstance(await create_from(server, 2, started=True, output={"volume": {"size": "2Gi"}}), Created)
+    assert not [request for request in server.requests if request.startswith("DELETE")]
+
+
+async def test_a_job_of_an_earlier_operator_which_wrote_no_generation_is_kept(server: FakeServer) -> None:
+    assert isinstance(await create_from(server, 1), Created)
+    del server.objects["jobs", KEY.namespace, "news-1"]["metadata"]["annotations"]
+    assert isinstance(await create_from(server, 2), Created)
 
 
 async def test_a_claim_that_the_user_provides_is_not_read(server: FakeServer) -> None:
@@ -77,7 +143,7 @@ async def test_a_claim_that_an_earlier_job_of_the_same_name_left_is_adopted(serv
     assert isinstance(await create(server, adoptions), Created)
     assert adoptions == [True]
     assert "POST persistentvolumeclaims" not in server.writes()
-    assert '"adopted": true' in server.take("configmaps", "news-1-11111111")["data"][names.RUN_FILE_NAME]
+    assert '"adopted": true' in server.take("configmaps", "news-1-11111111-1")["data"][names.RUN_FILE_NAME]
 
 
 async def test_a_claim_that_this_job_created_is_not_adopted(server: FakeServer) -> None:

@@ -38,7 +38,7 @@ def test_a_new_job_gets_its_first_attempt() -> None:
 
 
 def test_a_job_whose_children_were_created_has_started() -> None:
-    status = attempt_created(FineTuneJobStatus(), build_spec(), CreatedAttempt(UID, 1, NOW, IMAGE, 2))
+    status = attempt_created(FineTuneJobStatus(), build_spec(), CreatedAttempt(UID, 1, 1, NOW, IMAGE, 2))
     assert (status.phase, status.attempt, status.start_time) == ("Pending", 1, "2026-01-02T03:04:05Z")
     assert status.resolved == Resolved(image=IMAGE, nodes=2, processes=2)
     assert status.attempts == [Attempt(number=1, start_time="2026-01-02T03:04:05Z", nodes=2)]

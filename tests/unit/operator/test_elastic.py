@@ -95,7 +95,7 @@ def test_all_children_of_a_smaller_attempt_have_its_size() -> None:
     children = {item["kind"]: item for item in build_children(plan_attempt(job, ELASTIC, 3, IMAGE, OperatorDefaults(), False))}
     assert (children["Job"]["spec"]["completions"], children["Job"]["spec"]["parallelism"]) == (2, 2)
     assert '"nodes": 2' in children["ConfigMap"]["data"]["run.json"]
-    status = attempt_created(job.status, ELASTIC, CreatedAttempt(UID, 3, NOW, IMAGE, 2))
+    status = attempt_created(job.status, ELASTIC, CreatedAttempt(UID, 1, 3, NOW, IMAGE, 2))
     assert status.resolved is not None
     assert (status.resolved.nodes, status.resolved.processes) == (2, 2)
     assert [item.nodes for item in status.attempts or ()] == [3, 3, 2]

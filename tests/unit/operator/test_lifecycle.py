@@ -176,7 +176,7 @@ async def test_a_full_run_costs_a_write_for_each_child_and_each_phase() -> None:
     assert [request for request in await writes_of(succeed) if "events" not in request] == [
         "POST services news-gang",
         "POST jobs news-1",
-        "POST configmaps news-1-11111111",
+        "POST configmaps news-1-11111111-1",
         "POST persistentvolumeclaims news-output",
         *["PATCH finetunejobs news"] * 3,
     ]
@@ -187,7 +187,7 @@ async def test_a_restart_costs_six_more_writes() -> None:
     assert writes[7:] == [
         "DELETE jobs news-1",
         "POST jobs news-2",
-        "POST configmaps news-2-11111111",
+        "POST configmaps news-2-11111111-1",
         *["PATCH finetunejobs news"] * 3,
     ]
 

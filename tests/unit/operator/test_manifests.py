@@ -28,7 +28,7 @@ def run_config(children: dict[str, Manifest]) -> RunConfig:
 
 def test_a_later_attempt_has_its_own_job_and_run_file_and_shares_the_rest() -> None:
     first, second = build(1, spec=build_spec()), build(2, spec=build_spec())
-    assert [second[kind]["metadata"]["name"] for kind in ("Job", "ConfigMap")] == ["news-2", "news-2-11111111"]
+    assert [second[kind]["metadata"]["name"] for kind in ("Job", "ConfigMap")] == ["news-2", "news-2-11111111-1"]
     assert {kind for kind in first if first[kind] == second[kind]} == {"Service", "PersistentVolumeClaim"}
     template = second["Job"]["spec"]["template"]
     assert template["metadata"]["labels"][names.LABEL_ATTEMPT] == "2"

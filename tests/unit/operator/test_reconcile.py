@@ -10,7 +10,7 @@ from finetune_api.status import Attempt, Published
 from finetune_api.wire import Report
 from finetune_operator.cluster.lease import NotLeadingError
 from finetune_operator.observed import Key, write_time
-from finetune_operator.parsing import read_pod
+from finetune_operator.parsing import read_job, read_pod
 from finetune_operator.queue import RetryLaterError
 from finetune_operator.store import LastReport
 from unit.operator.builders import (
@@ -294,3 +294,27 @@ async def test_ten_thousand_jobs_in_a_queue_are_checked_less_often_and_a_running
     seconds = await harness.reconcile()
     assert seconds is not None
     assert seconds > 400
+
+
+async def test_a_change_of_the_spec_before_the_first_status_trains_the_changed_spec(harness: Harness) -> None:
+    harness.backlog = True  # so the status comes later than the children
+    harness.add_objects(job_manifest(), [], [])
+    await harness.reconcile()
+    assert harness.server.names_of("jobs") == ["news-1"]
+    changed = harness.server.take("finetunejobs", KEY.name)
+    changed["spec"]["training"] = {"learningRate": 0.5}
+    changed["metadata"]["generation"] = 2
+    harness.store.put_job(read_job(harness.server.put("finetunejobs", changed)))
+    harness.backlog = False
+    assert await harness.reconcile() == 1
+    assert harness.server.names_of("jobs") == []
+    assert (harness.status["phase"], harness.status["reason"]) == ("Pending", "SpecChanged")
+    assert "startTime" not in harness.status
+    await harness.reconcile()
+    assert (harness.status["attempt"], harness.status["observedGeneration"]) == (1, 2)
+    [volume] = [
+        volume
+        for volume in harness.server.take("jobs", "news-1")["spec"]["template"]["spec"]["volumes"]
+        if volume["name"] == "config"
+    ]
+    assert '"learningRate": 0.5' in harness.server.take("configmaps", volume["configMap"]["name"])["data"]["run.json"]

@@ -45,13 +45,13 @@ def blocked_conditions(status: FineTuneJobStatus) -> list[tuple[str, str]]:
 def test_the_last_ten_attempts_are_kept() -> None:
     status = FineTuneJobStatus()
     for number in range(1, 14):
-        status = attempt_created(status, build_spec(), CreatedAttempt(UID, number, ago(100 - number), IMAGE, 2))
+        status = attempt_created(status, build_spec(), CreatedAttempt(UID, 1, number, ago(100 - number), IMAGE, 2))
     assert [item.number for item in status.attempts or ()] == list(range(4, 14))
 
 
 def test_an_attempt_that_is_created_twice_is_listed_once() -> None:
-    status = attempt_created(running(), build_spec(), CreatedAttempt(UID, 2, ago(9), IMAGE, 2))
-    again = attempt_created(status, build_spec(), CreatedAttempt(UID, 2, ago(9), IMAGE, 2))
+    status = attempt_created(running(), build_spec(), CreatedAttempt(UID, 1, 2, ago(9), IMAGE, 2))
+    again = attempt_created(status, build_spec(), CreatedAttempt(UID, 1, 2, ago(9), IMAGE, 2))
     assert again == status
 
 
@@ -82,7 +82,7 @@ def test_a_blocked_job_has_a_condition_until_it_is_unblocked() -> None:
     status = blocked(FineTuneJobStatus(), JOB, "Pending", "NameTaken", "Service news-gang is there", NOW)
     assert blocked_conditions(status) == [("NameTaken", "Service news-gang is there")]
     assert (status.phase, status.reason) == ("Pending", "NameTaken")
-    assert blocked_conditions(attempt_created(status, build_spec(), CreatedAttempt(UID, 1, NOW, IMAGE, 2))) == []
+    assert blocked_conditions(attempt_created(status, build_spec(), CreatedAttempt(UID, 1, 1, NOW, IMAGE, 2))) == []
 
 
 @pytest.mark.parametrize("phase", ["Initializing", "Running", "Publishing", "Suspended"])

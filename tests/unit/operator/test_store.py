@@ -172,7 +172,7 @@ def test_a_job_whose_children_are_all_dropped_leaves_no_entry() -> None:
 def test_a_new_job_of_the_same_name_does_not_inherit_the_attempt_that_was_created_for_the_earlier_one() -> None:
     store = filled()
     earlier = store.jobs[KEY]
-    store.created_attempts[KEY] = CreatedAttempt(earlier.uid, 1, NOW, "trainer:1", 2)
+    store.created_attempts[KEY] = CreatedAttempt(earlier.uid, 1, 1, NOW, "trainer:1", 2)
     observation = store.observation(KEY)
     assert observation is not None
     assert observation.created_attempt is not None

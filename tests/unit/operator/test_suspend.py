@@ -136,7 +136,7 @@ def test_the_final_reports_of_a_stopped_attempt_are_written_at_once(phase: str) 
 def test_a_resumed_job_starts_its_next_attempt_and_counts_no_restart() -> None:
     decision = decide(observe(jobs=[], job=build_record(suspended(), RESUMED_SPEC)), None, NOW)
     assert decision.create_attempt == 2
-    status = attempt_created(suspended(), RESUMED_SPEC, CreatedAttempt(UID, 2, NOW, IMAGE, 2))
+    status = attempt_created(suspended(), RESUMED_SPEC, CreatedAttempt(UID, 1, 2, NOW, IMAGE, 2))
     assert (status.phase, status.attempt, status.restarts, status.conditions) == ("Pending", 2, Restarts(), None)
     assert status.running_seconds == 60
     assert [item.number for item in status.attempts or ()] == [1, 2]
