@@ -24,6 +24,7 @@ VALUES = (
     "policy.allowedPriorityClasses={batch-*}",
     "policy.allowedTolerationKeys={nvidia.com/gpu}",
     "policy.allowedNodeSelectorKeys={pool}",
+    "policy.allowedAnnotationKeys={team.example.com/*}",
     "policy.allowedSchedulers={volcano}",
     "policy.allowedRuntimeClasses={nvidia}",
     "policy.allowedHubEndpoints={https://hub.example.com}",
@@ -31,7 +32,6 @@ VALUES = (
     "policy.allowedClaims={team-*}",
     "trainerImage.repository=example.com/site-trainer,trainerImage.tag=v2",
 )
-ALLOWED = "registry.example.com/ml, ghcr.io/team/trainer:1, example.com/site-trainer:v2"
 # The API server usually needs a second or two to compile a new policy.
 ACTIVE_SECONDS = 60
 on_a_cluster = pytest.mark.skipif(not os.environ.get("KUBECONFIG"), reason="needs a cluster: set KUBECONFIG")
@@ -73,7 +73,10 @@ class Environment:
     """Three namespaces with the policy: one without annotations, one with other limits, one with an invalid annotation."""
 
     def __init__(self, run: str) -> None:
-        allowed = {"finetune.dev/max-gpus-per-job": "16", "finetune.dev/allowed-images": "other.example.com/, example.org/x"}
+        allowed = {
+            "finetune.dev/max-gpus-per-job": "16",
+            "finetune.dev/allowed-images": "registry.internal, other.example.com/, example.org/x",
+        }
         self.plain = make_namespace(f"chart-{run}-plain")
         self.annotated = make_namespace(f"chart-{run}-annotated", allowed)
         self.broken = make_namespace(f"chart-{run}-broken", {"finetune.dev/max-gpus-per-job": "eight"})
@@ -152,6 +155,7 @@ def test_the_api_server_finds_no_type_error_in_the_rules(environment: Environmen
                 "priorityClassName": "batch-low",
                 "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
                 "nodeSelector": {"pool": "a"},
+                "annotations": {"team.example.com/cost-center": "7"},
                 "schedulerName": "volcano",
                 "runtimeClassName": "nvidia",
                 "volumes": [{"mountPath": "/mnt/x", "claim": {"claimName": "team-x"}}],
@@ -166,7 +170,12 @@ def test_an_allowed_job_is_accepted(environment: Environment, manifest: Object) 
 @on_a_cluster
 @pytest.mark.parametrize(
     "name",
-    ["registry.example.com/mlevil/x", "registry.example.com", "evil.com/registry.example.com/ml", "ghcr.io/team/trainer:10"],
+    [
+        "registry.example.com/mlevil/x",
+        "registry.example.com",
+        "evil.com/registry.example.com/ml",
+        "ghcr.io/team/trainer:10",
+    ],
 )
 def test_another_image_is_refused(environment: Environment, name: str) -> None:
     message = rejection(environment.plain, image(name))
@@ -219,6 +228,8 @@ REFUSED = [
     ({"pod": {"tolerations": [{"operator": "Exists"}]}}, "tolerations: a toleration without a key is", "allowedTolerationKeys"),
     ({"pod": {"tolerations": [{"key": "control"}]}}, "spec.pod.tolerations: control is", "allowedTolerationKeys"),
     ({"pod": {"nodeSelector": {"zone": "a"}}}, "spec.pod.nodeSelector: zone is", "allowedNodeSelectorKeys"),
+    ({"pod": {"affinity": {"nodeAffinity": {}}}}, "affinity, which selects nodes by any label, is", "allowedNodeSelectorKeys"),
+    ({"pod": {"annotations": {"inject": "x"}}}, "spec.pod.annotations: inject is", "allowedAnnotationKeys"),
     ({"pod": {"schedulerName": "mine"}}, "spec.pod.schedulerName: mine is", "allowedSchedulers"),
     ({"pod": {"runtimeClassName": "mine"}}, "spec.pod.runtimeClassName: mine is", "allowedRuntimeClasses"),
     ({"hub": {"endpoint": "https://other.com"}}, "spec.hub.endpoint: https://other.com is", "allowedHubEndpoints"),
@@ -246,6 +257,16 @@ def test_classes_of_the_cluster_s_own_pods_are_always_refused(environment: Envir
 
 
 @on_a_cluster
+@pytest.mark.parametrize(("name", "allowed"), [("batch-low", True), ("high", False)])
+def test_a_priority_class_of_kueue_is_limited_as_one_of_kubernetes(environment: Environment, name: str, allowed: bool) -> None:
+    manifest = job()
+    manifest["metadata"]["labels"] = {"kueue.x-k8s.io/priority-class": name}
+    refused = rejection(environment.plain, manifest)
+    assert (refused == "") == allowed
+    assert allowed or f"{name} is not allowed here" in refused
+
+
+@on_a_cluster
 def test_remote_code_is_refused(environment: Environment) -> None:
     message = rejection(environment.plain, job(model={"hub": {"name": "example/model"}, "trustRemoteCode": True}))
     assert "spec.model.trustRemoteCode: code of a model's repository may not run here; remove it" in message
@@ -257,13 +278,16 @@ def test_an_annotation_of_the_namespace_overrides_the_limit_of_the_values(enviro
     assert rejection(environment.annotated, gpus(2, 8)) == ""
     assert rejection(environment.annotated, image("other.example.com/any")) == ""
     assert rejection(environment.annotated, image("example.org/x:1")) == ""
+    assert rejection(environment.annotated, image("registry.internal/ml/x:1")) == ""
+    assert "is not allowed here" in rejection(environment.annotated, image("registry.internal:5000/evil")), "another registry"
     owner = f"the annotation finetune.dev/max-gpus-per-job of the namespace {environment.annotated.name}"
     assert f"3 × 8 = 24 GPUs, and a job may have 16 here; write fewer nodes or gpusPerNode. The limit is {owner}" in rejection(
         environment.annotated, gpus(3, 8)
     )
     owner = f"the annotation finetune.dev/allowed-images of the namespace {environment.annotated.name}"
-    assert f"one of these or one below them: other.example.com/, example.org/x. The limit is {owner}" in rejection(
-        environment.annotated, image("registry.example.com/ml")
+    assert (
+        f"one of these or one below them: registry.internal, other.example.com/, example.org/x. The limit is {owner}"
+        in rejection(environment.annotated, image("registry.example.com/ml"))
     )
 
 

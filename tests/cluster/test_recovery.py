@@ -54,7 +54,7 @@ print(json.dumps({{path.name: json.loads((path / "manifest.json").read_text())["
 """
 LOST_CHECKPOINTS = "finetune_checkpoint_failures_total{"
 # Steps of about half a second on a slow machine; dropout on. Two processes, so the weights are the same bit for bit.
-TRAINING = {"globalBatchSize": 8, "maxTokens": 64, "learningRate": 1e-4}
+TRAINING = {"globalBatchSize": 8, "maxTokens": 32, "learningRate": 1e-4}
 PATIENT = {"maxRestarts": 100, "maxPreemptions": 100}
 
 
