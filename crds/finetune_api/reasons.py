@@ -225,8 +225,9 @@ REASONS: dict[Reason, ReasonInfo] = {
     ),
     Reason.START_TIMEOUT: ReasonInfo(
         False,
-        "The pods of an attempt did not all start within spec.recovery.startTimeoutSeconds.",
-        "Fix what the message names, or raise spec.recovery.startTimeoutSeconds; 0 waits without a limit.",
+        "The pods of an attempt did not all start within spec.recovery.startTimeoutSeconds, or got no nodes within "
+        "spec.recovery.scheduleTimeoutSeconds.",
+        "Fix what the message names, or raise the limit that it names; 0 waits without a limit.",
     ),
     Reason.DEADLINE_EXCEEDED: ReasonInfo(
         False,

@@ -127,7 +127,8 @@ def test_the_status_says_why_pods_do_not_start_and_the_job_fails_after_the_timeo
     seconds = 45  # all of them wait at the same time
     jobs = {reason: reason.lower() for reason in STUCK}
     for reason, job in jobs.items():
-        env.submit(job, recovery={"startTimeoutSeconds": seconds}, **STUCK[reason])
+        limits = {"startTimeoutSeconds": seconds, "scheduleTimeoutSeconds": seconds}
+        env.submit(job, recovery=limits, **STUCK[reason])
     for reason, job in jobs.items():
         before = "Unschedulable" if reason == "StartTimeout" else reason
         status = env.wait(

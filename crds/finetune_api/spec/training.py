@@ -244,8 +244,14 @@ class Recovery(Model):
     )
     start_timeout_seconds: Annotated[int, Field(ge=0, le=31_536_000)] = Field(
         default=3600,
-        description="Seconds that an attempt's pods have to start (images, volumes, Secrets, free nodes) before the job fails. 0 "
-        "waits without a limit. Time in a queue does not count.",
+        description="Seconds that an attempt's pods have to start (images, volumes, Secrets) before the job fails. 0 waits "
+        "without a limit. Time in a queue, or without a free node, does not count.",
+    )
+    schedule_timeout_seconds: Annotated[int, Field(ge=0, le=31_536_000)] = Field(
+        default=0,
+        description="Seconds that an attempt's pods may wait for free nodes before the job fails. 0 waits without a limit. If "
+        "only some of the pods get a node for ten minutes, all of them are deleted and created again after a pause, so that no "
+        "GPU waits idle.",
     )
     stall_timeout_seconds: Annotated[int, Field(ge=0, le=31_536_000)] = Field(
         default=600,

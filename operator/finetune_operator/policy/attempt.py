@@ -35,7 +35,13 @@ from finetune_operator.policy.status import (
     withdrawn,
     without_conditions,
 )
-from finetune_operator.policy.waiting import QUOTA_REASONS, REFUSAL_REASONS, START_FAILURE_REASONS, explain_waiting
+from finetune_operator.policy.waiting import (
+    QUOTA_REASONS,
+    REFUSAL_REASONS,
+    START_FAILURE_REASONS,
+    UNSCHEDULABLE,
+    explain_waiting,
+)
 
 # Seconds until the next reconcile without an event. Events normally cause reconciles, and this corrects lost ones.
 _CHECK_SECONDS = 20.0
@@ -43,6 +49,8 @@ _PENDING_SECONDS = 5.0
 _SOON_SECONDS = 1.0
 # If a quota admits only some pods of an attempt, they may hold their nodes for this long.
 PARTIAL_GANG_TIMEOUT = datetime.timedelta(seconds=30)
+# The same if only some pods find a node. An autoscaler needs several minutes to add one.
+HALF_PLACED_TIMEOUT = datetime.timedelta(minutes=10)
 
 
 def pod_to_poll(observation: Observation) -> PodState | None:
@@ -235,12 +243,22 @@ def _enforce_limits(
         )
     if (scaled_down_status := scaled_down(spec, status, pods, waited, now)) is not None:
         return Decision(scaled_down_status, requeue_after_seconds=_SOON_SECONDS)
-    allowed = spec.recovery.start_timeout_seconds
+    unschedulable = status.reason == UNSCHEDULABLE
+    if unschedulable and _is_half_placed(pods, nodes_of_attempt(spec, status), now):
+        return Decision(withdrawn(status, now), requeue_after_seconds=_SOON_SECONDS)
+    field = "scheduleTimeoutSeconds" if unschedulable else "startTimeoutSeconds"
+    allowed = spec.recovery.schedule_timeout_seconds if unschedulable else spec.recovery.start_timeout_seconds
     if not allowed or waited.total_seconds() < allowed:
         return None
     reason = Reason(status.reason) if status.reason in START_FAILURE_REASONS else Reason.START_TIMEOUT
-    failure = build_failure(reason, f"not started within {format_duration(allowed)}: {status.message}")
+    failure = build_failure(reason, f"not started within {format_duration(allowed)} (recovery.{field}): {status.message}")
     return Decision(failed(status, failure, failure.message, observation.job, now), requeue_after_seconds=_SOON_SECONDS)
+
+
+def _is_half_placed(pods: Sequence[PodState], nodes: int, now: datetime.datetime) -> bool:
+    """Return whether only some pods have had a node for long. They hold GPUs that another job could use."""
+    placed_at = [pod.started_at or pod.created for pod in pods if pod.node is not None]
+    return 0 < len(placed_at) < nodes and now - max(placed_at) > HALF_PLACED_TIMEOUT
 
 
 def _attempt_began_at(observation: Observation, status: FineTuneJobStatus) -> datetime.datetime:

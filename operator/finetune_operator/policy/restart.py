@@ -2,6 +2,7 @@
 
 import datetime
 import itertools
+import zlib
 
 from finetune_api import names
 from finetune_api.spec import FineTuneJobSpec
@@ -14,14 +15,14 @@ from finetune_operator.policy.progress import furthest_step
 from finetune_operator.policy.report import apply_report
 from finetune_operator.policy.restart_budget import backoff_before_next_attempt, with_in_place_restarts
 from finetune_operator.policy.status import in_phase, suspended, without_conditions
-from finetune_operator.policy.waiting import QUOTA_REASONS
+from finetune_operator.policy.waiting import WITHDRAWAL_REASONS
 
 _CHECK_SECONDS = 5.0
 _SOON_SECONDS = 1.0
 # A job that waits longer than this for old pods says so in its message.
 _LONG_WAIT = datetime.timedelta(seconds=30)
-# Pause after a quota refused some pods. It doubles, because each try occupies the rest of the quota for a while.
-QUOTA_RETRY_DELAY, MAX_QUOTA_RETRY_DELAY = datetime.timedelta(seconds=60), datetime.timedelta(minutes=15)
+# Pause after there was room for some pods only. It doubles, because each try occupies that room for a while.
+WITHDRAWAL_DELAY, MAX_WITHDRAWAL_DELAY = datetime.timedelta(seconds=60), datetime.timedelta(minutes=15)
 
 
 def has_attempt_ended(status: FineTuneJobStatus) -> bool:
@@ -56,17 +57,20 @@ def start_next_attempt(
             force_delete=force_delete,
             requeue_after_seconds=requeue_after,
         )
-    delay = _quota_retry_delay(status) if status.phase == "Queued" else backoff_before_next_attempt(status)
+    delay = (
+        _delay_after_withdrawal(status, observation.job.uid) if status.phase == "Queued" else backoff_before_next_attempt(status)
+    )
     seconds = (ended_at + delay - now).total_seconds() if ended_at is not None else 0
     if seconds > 0:
         return Decision(status, requeue_after_seconds=seconds)
     return Decision(status, create_attempt=attempt + 1)
 
 
-def _quota_retry_delay(status: FineTuneJobStatus) -> datetime.timedelta:
-    refused_attempts = len(list(itertools.takewhile(lambda item: item.reason in QUOTA_REASONS, reversed(status.attempts or ()))))
-    delay: datetime.timedelta = QUOTA_RETRY_DELAY * 2 ** min(max(0, refused_attempts - 1), 10)
-    return min(delay, MAX_QUOTA_RETRY_DELAY)
+def _delay_after_withdrawal(status: FineTuneJobStatus, uid: str) -> datetime.timedelta:
+    """Return the pause. It differs by up to a half between jobs, so that two that took each other's nodes do not meet again."""
+    count = len(list(itertools.takewhile(lambda item: item.reason in WITHDRAWAL_REASONS, reversed(status.attempts or ()))))
+    delay: datetime.timedelta = WITHDRAWAL_DELAY * 2 ** min(max(0, count - 1), 10)
+    return min(delay, MAX_WITHDRAWAL_DELAY) * (1 + zlib.crc32(f"{uid}-{count}".encode()) % 1000 / 2000)
 
 
 def _stopping_message(remaining: list[PodState]) -> str | None:

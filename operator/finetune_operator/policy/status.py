@@ -102,8 +102,8 @@ def queued(
 
 
 def withdrawn(status: FineTuneJobStatus, now: datetime.datetime) -> FineTuneJobStatus:
-    """Return the status that withdraws an attempt because a quota admits only some of its pods."""
-    message = f"withdrawn because a quota admits only some of the pods (next try after a pause): {status.message}"
+    """Return the status that withdraws an attempt because a quota, or the nodes, have room for some of its pods only."""
+    message = f"withdrawn because there is room for some of the pods only (next try after a pause): {status.message}"
     reason = status.reason or "QuotaExceeded"
     return in_phase(attempt_ended(status, reason, now), "Queued", reason, message[:1000])
 

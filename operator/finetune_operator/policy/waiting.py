@@ -14,6 +14,8 @@ NORMAL_START_REASONS = frozenset({"ContainerCreating", "PodInitializing", "PodsP
 QUOTA_REASONS = frozenset({"QuotaExceeded"})
 # The scheduler's reason if no node has room for a pod.
 UNSCHEDULABLE = "Unschedulable"
+# Reasons for which an attempt is withdrawn if only some of its pods got a place.
+WITHDRAWAL_REASONS = QUOTA_REASONS | {UNSCHEDULABLE}
 # Reasons for which the API server refuses pods of the Job controller.
 REFUSAL_REASONS = QUOTA_REASONS | {"WebhookFailed", Reason.POD_REJECTED}
 # If the start timeout is over, these waiting reasons become the reason of the failure.

@@ -64,7 +64,7 @@ FULL: dict[str, Any] = {
         "volume": {"size": "1.5Gi", "storageClassName": "fast", "accessMode": "ReadWriteMany"},
         "retention": {"whenDeleted": "Delete", "whenFinished": "Delete"},
     },
-    "recovery": {"maxRestarts": 0, "startTimeoutSeconds": 0},
+    "recovery": {"maxRestarts": 0, "startTimeoutSeconds": 0, "scheduleTimeoutSeconds": 86400},
     "cache": {"claimName": "cache"},
     "suspend": True,
     "activeDeadlineSeconds": 86400,
