@@ -43,7 +43,10 @@ async def _observe_details(api: Api, observation: Observation) -> Observation:
 
 
 async def _with_probe_failure(api: Api, job: JobRecord, pod: PodState) -> PodState:
-    """Add why the kubelet ended the pod, if it ended by a signal and nothing else explains that. Only events tell."""
+    """Add why the kubelet ended the pod, if it ended by a signal and nothing else explains that.
+
+    Only events tell. Killing: the kubelet ended the container. Unhealthy: a probe failed, which may have happened before, too.
+    """
     end = pod.terminated
     if (
         pod.job_uid != job.uid
@@ -52,9 +55,11 @@ async def _with_probe_failure(api: Api, job: JobRecord, pod: PodState) -> PodSta
         or pod.deletion_requested_at is not None
     ):
         return pod
-    events = await _list_if_allowed(api, "Event", job.key.namespace, fieldSelector=f"involvedObject.uid={pod.uid},reason=Killing")
-    messages = [str(event.get("message", "")) for event in events]
-    return dataclasses.replace(pod, probe_failure=next((text for text in messages if "liveness probe" in text), None))
+    events = await _list_if_allowed(api, "Event", job.key.namespace, fieldSelector=f"involvedObject.uid={pod.uid}")
+    failures = [str(event.get("message", "")) for event in events if event.get("reason") == "Unhealthy"]
+    if not failures or not any(event.get("reason") == "Killing" for event in events):
+        return pod
+    return dataclasses.replace(pod, probe_failure=failures[-1])
 
 
 def _job_missing_pods(children: Sequence[ChildJob], pods: Sequence[PodState]) -> str | None:

@@ -29,6 +29,12 @@ from unit.operator.fake_server import Answer
 from unit.operator.harness import Harness
 
 KILLED = 137
+# As a kubelet of Kubernetes 1.36 writes them.
+KILLING = {"reason": "Killing", "message": "Stopping container trainer"}
+UNHEALTHY = {
+    "reason": "Unhealthy",
+    "message": 'Liveness probe failed: Get "http://10.0.0.1:9400/healthz": context deadline exceeded',
+}
 
 
 @pytest.mark.parametrize("phase", ["Initializing", "Running", "Publishing"])
@@ -61,25 +67,28 @@ def killed_pod(exit_code: int = KILLED) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("message", "reason", "charged"),
+    ("events", "reason", "charged"),
     [
-        ("Container trainer failed liveness probe", "PodUnresponsive", 0),
-        ("Stopping container trainer", "WorkerDied", 1),
-        (None, "WorkerDied", 1),
+        ([KILLING, UNHEALTHY], "PodUnresponsive", 0),
+        ([KILLING], "WorkerDied", 1),
+        ([UNHEALTHY], "WorkerDied", 1),
+        ([], "WorkerDied", 1),
     ],
 )
-async def test_a_pod_that_its_kubelet_ended_is_a_disruption(message: str | None, reason: str, charged: int) -> None:
+async def test_a_pod_that_its_kubelet_ended_is_a_disruption(events: list[Any], reason: str, charged: int) -> None:
     harness = Harness()
     harness.add_objects(job_manifest(status=running()), [child_manifest()], [killed_pod(), pod_manifest(1)])
-    harness.server.answers["GET events"] = Answer(200, {"metadata": {}, "items": [{"message": message}] if message else []})
+    harness.server.answers["GET events"] = Answer(200, {"metadata": {}, "items": events})
     await harness.reconcile()
     harness.advance(60)
     await harness.reconcile()
     failure, restarts = harness.status["failure"], harness.status["restarts"]
     assert failure["reason"] == reason, failure
     assert restarts.get("charged", 0) == charged
-    if message and reason == "PodUnresponsive":
-        assert failure["message"].startswith("the kubelet of node-0 ended pod news-1-0-x, which no longer answered: Container")
+    if reason == "PodUnresponsive":
+        assert failure["message"].startswith(
+            "the kubelet of node-0 ended pod news-1-0-x, which no longer answered: Liveness probe"
+        )
 
 
 async def test_events_are_read_only_for_pods_that_a_signal_ended() -> None:
