@@ -21,7 +21,10 @@ import pytest
 HERE = pathlib.Path(__file__).parent
 # All names here are beginnings of paths below tests/.
 AUDIT = "faults/test_verbs_audit.py"  # it counts what the other fault tests used
-OPERATOR = (AUDIT, "chart/test_install.py", "chart/test_policy.py", "observability/test_on_cluster.py", "cluster/")
+OPERATOR = (
+    *(AUDIT, "chart/test_install.py", "chart/test_policy.py", "chart/test_apply.py", "observability/test_on_cluster.py"),
+    "cluster/",
+)
 PUBLISH = ("trainer/test_publish.py", "trainer/test_publish_faults.py")  # they inject faults into the Hub
 BEFORE = {**dict.fromkeys(OPERATOR, ("faults/",)), "cluster/": ("faults/", *PUBLISH)}
 # Their pods are processes of this machine, and the first one of each job listens on the same port.

@@ -39,8 +39,19 @@ def structural_schema(model: type[pydantic.BaseModel]) -> dict[str, Any]:
     return _convert(schema, schema.get("$defs", {}))
 
 
-def _convert(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+def _convert(node: dict[str, Any], definitions: dict[str, Any], in_list: bool = False) -> dict[str, Any]:
+    """Convert one node. in_list: whether it is below a list.
+
+    Nothing below a list has a default. `kubectl apply` replaces a whole list, so it would remove the defaults that the API server
+    added, and change the object each time. The description names the default instead.
+    """
     node = _resolve(node, definitions)
+    if in_list and "default" in node:
+        default = node["default"]
+        node = {key: value for key, value in node.items() if key != "default"}
+        if default not in (None, {}):
+            text = default if isinstance(default, str) else json.dumps(default)
+            node["description"] = f"{node.get('description', '')} Default: {text}."
     if node.get("x-kubernetes-int-or-string"):
         return {key: value for key, value in node.items() if key in ("x-kubernetes-int-or-string", "description")}
     node = _with_example(node)
@@ -50,11 +61,11 @@ def _convert(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
         node = {key: value for key, value in node.items() if key != "enum"}
     result = _keywords({key: value for key, value in node.items() if key not in _DROPPED})
     if "properties" in node:
-        result["properties"] = {name: _convert(child, definitions) for name, child in node["properties"].items()}
+        result["properties"] = {name: _convert(child, definitions, in_list) for name, child in node["properties"].items()}
     elif isinstance(node.get("additionalProperties"), dict) and not node.get("x-kubernetes-preserve-unknown-fields"):
-        result["additionalProperties"] = _convert(node["additionalProperties"], definitions)
+        result["additionalProperties"] = _convert(node["additionalProperties"], definitions, in_list)
     if "items" in node:
-        result["items"] = _convert(node["items"], definitions)
+        result["items"] = _convert(node["items"], definitions, in_list=True)
     return result
 
 

@@ -76,7 +76,7 @@ def _examples_and_enums(model: type[pydantic.BaseModel], path: str) -> dict[str,
     found: dict[str, Schema] = {}
 
     def visit(node: Schema, path: str) -> None:
-        for keyword in ("examples", "enum"):
+        for keyword in ("examples", "enum", *(["default"] if "[]" in path and node.get("default") is not None else [])):
             if keyword in node:
                 found.setdefault(path, {}).setdefault(keyword, node[keyword])
         if "$ref" in node:

@@ -47,7 +47,8 @@ def _columns_of_task(task: Task) -> Rule:
     own = TASK_COLUMNS[task]
     others = [name for name in _ALL_COLUMNS if name not in own]
     return Rule(
-        cel=f"self.task != '{task}' || self.datasets.all(d, !({' || '.join(f'has(d.columns.{name})' for name in others)}))",
+        cel=f"self.task != '{task}' || self.datasets.all(d, !has(d.columns)"
+        f" || !({' || '.join(f'has(d.columns.{name})' for name in others)}))",
         message=f"datasets: the columns of {task} are {join_words(own)}: remove the others from columns"
         if len(own) > 1
         else f"datasets: the column of {task} is {own[0]}: remove the others from columns",
@@ -88,7 +89,7 @@ def _formats_fit_task(spec: "FineTuneJobSpec") -> bool:
 def _if_streaming(cel: str, message: str, holds: Callable[["FineTuneJobSpec"], bool]) -> Rule:
     """Return a rule that applies only to streamed data."""
     return Rule(
-        cel=f"!self.datasets.exists(d, d.streaming) || {cel}",
+        cel=f"!self.datasets.exists(d, has(d.streaming) && d.streaming) || {cel}",
         message=message,
         holds=lambda spec: not spec.streaming or holds(spec),
     )
@@ -112,7 +113,8 @@ RULES = (
     ),
     Rule(
         cel="!has(self.classification) || !has(self.classification.problemType)"
-        " || self.classification.problemType == 'MultiLabel' || !self.datasets.exists(d, has(d.columns.labels))",
+        " || self.classification.problemType == 'MultiLabel'"
+        " || !self.datasets.exists(d, has(d.columns) && has(d.columns.labels))",
         message="datasets: columns.labels is for MultiLabel problems: write columns.label, or classification.problemType: "
         "MultiLabel",
         holds=_labels_are_multi_label,
@@ -123,7 +125,8 @@ RULES = (
         holds=lambda spec: len({dataset.weight is None for dataset in spec.datasets}) < 2,
     ),
     Rule(
-        cel="self.datasets.all(d, d.streaming == self.datasets[0].streaming)",
+        cel="self.datasets.all(d, (has(d.streaming) && d.streaming)"
+        " == (has(self.datasets[0].streaming) && self.datasets[0].streaming))",
         message="datasets: write streaming: true for each data set, or for none",
         holds=lambda spec: len({dataset.streaming for dataset in spec.datasets}) < 2,
     ),

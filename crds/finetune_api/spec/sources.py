@@ -192,8 +192,8 @@ class Dataset(Model):
                 "!(has(self.claim) && has(self.claim.evalPath) && (has(self.evalFraction) || has(self.evalSplit)))",
                 "claim.evalPath already names the evaluation data: remove evalFraction and evalSplit",
             ),
-            cel("!self.streaming || !has(self.evalFraction)", _STREAMING_EVAL_FRACTION),
-            cel("!self.streaming || !has(self.weight)", _STREAMING_WEIGHT),
+            cel("!has(self.streaming) || !self.streaming || !has(self.evalFraction)", _STREAMING_EVAL_FRACTION),
+            cel("!has(self.streaming) || !self.streaming || !has(self.weight)", _STREAMING_WEIGHT),
         )
     )
 
