@@ -141,4 +141,4 @@ def _collect_outcome(env: Environment, name: str, uid: str, first: int) -> Outco
 
 def _without_suffix(child: str) -> str:
     """Remove the part that differs from run to run: the random suffix of a pod's name, the uid in a run file's name."""
-    return re.sub(r"^(pod/.*)-[a-z0-9]{5}$|^(configmap/.*)-[0-9a-f]{8}$", lambda found: found[1] or found[2], child)
+    return re.sub(r"^(pod/.*)-[a-z0-9]{5}$|^(configmap/.*)-[0-9a-f]{8}-[0-9]+$", lambda found: found[1] or found[2], child)
