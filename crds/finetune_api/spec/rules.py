@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic.alias_generators import to_snake
 
 from finetune_api.spec.common import join_words
-from finetune_api.spec.tasks import NATIVE_TASKS, TASK_COLUMNS, Task
+from finetune_api.spec.tasks import NATIVE_TASKS, TASK_COLUMNS, TASK_METRICS, Task
 
 if TYPE_CHECKING:
     from finetune_api.spec.job import FineTuneJobSpec
@@ -59,6 +59,15 @@ def _columns_of_task(task: Task) -> Rule:
     )
 
 
+def _best_metric_of_task(task: Task) -> Rule:
+    known = TASK_METRICS[task]
+    return Rule(
+        cel=f"self.task != '{task}' || !has(self.evaluation.best) || self.evaluation.best.metric in {list(known)}",
+        message=f"evaluation.best.metric: the metrics of {task} are {join_words(known)}: write one of them",
+        holds=lambda spec: spec.task != task or spec.evaluation.best is None or spec.evaluation.best.metric in known,
+    )
+
+
 def _labels_are_multi_label(spec: "FineTuneJobSpec") -> bool:
     lists = any(dataset.columns.labels is not None for dataset in spec.datasets)
     return not lists or spec.classification is None or spec.classification.problem_type in (None, "MultiLabel")
@@ -101,6 +110,7 @@ RULES = (
     _block_requires_task("sft", "sft", "sft"),
     _block_requires_task("dpo", "dpo", "dpo"),
     *map(_columns_of_task, TASK_COLUMNS),
+    *map(_best_metric_of_task, TASK_METRICS),
     Rule(
         cel="!has(self.classification) || !has(self.classification.problemType)"
         " || self.classification.problemType == 'SingleLabel' || self.task == 'text-classification'",

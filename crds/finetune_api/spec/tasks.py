@@ -22,6 +22,18 @@ TASK_COLUMNS: dict[Task, tuple[str, ...]] = {
     "sft": ("text", "prompt", "completion", "messages"),
     "dpo": ("prompt", "chosen", "rejected"),
 }
+# The metrics of an evaluation. Those of text-classification depend on the kind of the labels, which only the data may tell.
+TASK_METRICS: dict[Task, tuple[str, ...]] = {
+    "text-classification": (
+        *("loss", "accuracy", "macroF1", "microF1", "exactMatch"),
+        *("mse", "rmse", "mae", "r2", "pearson", "spearman"),
+    ),
+    "token-classification": ("loss", "accuracy", "precision", "recall", "f1"),
+    "masked-lm": ("loss", "perplexity", "accuracy"),
+    "causal-lm": ("loss", "perplexity", "tokenAccuracy"),
+    "sft": ("loss", "perplexity", "tokenAccuracy"),
+    "dpo": ("loss", "rewardAccuracy", "rewardMargin", "chosenLogps", "rejectedLogps"),
+}
 UNKNOWN_TASK = (
     f"unknown task: write {join_words(TASKS, 'or')}; for question answering, translation and summarization write sft, with the "
     "columns prompt and completion"

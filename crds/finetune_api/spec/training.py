@@ -117,7 +117,9 @@ class Best(Model):
     """Which evaluation is the best one."""
 
     metric: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]{0,62}$")] = Field(
-        default="loss", description="Metric of status.evaluation.metrics to compare, for example accuracy, macroF1, f1, loss."
+        default="loss",
+        description="Metric of status.evaluation.metrics to compare, for example accuracy, macroF1, loss. docs/tasks.md lists "
+        "those of each task.",
     )
     mode: Literal["Min", "Max"] | None = Field(
         default=None,

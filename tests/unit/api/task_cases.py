@@ -45,6 +45,14 @@ _QUANTIZED = "quantization: quantized weights can't be trained: add lora: {}, or
 _MERGE = "publish.mergeAdapter: without model.lora there is no adapter: add model.lora, or write false"
 _BEST = "publish.when: OnBestCheckpoint needs evaluation.best: {metric: …}"
 _SAMPLES = "samples: textPair is for text-classification, messages are for sft and dpo: write only text"
+_METRICS = {
+    "text-classification": "loss, accuracy, macroF1, microF1, exactMatch, mse, rmse, mae, r2, pearson and spearman",
+    "token-classification": "loss, accuracy, precision, recall and f1",
+    "masked-lm": "loss, perplexity and accuracy",
+    "causal-lm": "loss, perplexity and tokenAccuracy",
+    "sft": "loss, perplexity and tokenAccuracy",
+    "dpo": "loss, rewardAccuracy, rewardMargin, chosenLogps and rejectedLogps",
+}
 _OWN_COLUMNS = {
     "text-classification": "datasets: the columns of text-classification are text, textPair, label and labels: remove the others "
     "from columns",
@@ -89,6 +97,13 @@ ACCEPTED = [
     Case(
         "push of each best model",
         changed("evaluation", {"best": {}}, {**MINIMAL, "publish": {"repository": "a/b", "when": "OnBestCheckpoint"}}),
+    ),
+    *(
+        Case(f"best by {metric} of {task}", of(task, evaluation={"best": {"metric": metric}}))
+        for task, metric in (
+            *(("text-classification", "exactMatch"), ("text-classification", "r2"), ("token-classification", "f1")),
+            *(("masked-lm", "perplexity"), ("causal-lm", "tokenAccuracy"), ("sft", "loss"), ("dpo", "rewardMargin")),
+        )
     ),
     Case("best by a metric", changed("evaluation", {"best": {"metric": "macroF1"}, "earlyStopping": {}, "everyEpochs": 0.5})),
     Case("TrainingArguments", changed("training.arguments", {"weight_decay": 0.1, "adam_beta2": 0.95, "optim": "sgd"})),
@@ -161,6 +176,18 @@ REFUSED = [
         changed("publish", {"repository": "a/b", "when": "OnBestCheckpoint"}),
         "spec",
         _BEST,
+    ),
+    *(
+        Case(
+            f"best by a metric that {task} lacks",
+            of(task, evaluation={"best": {"metric": metric}}),
+            "spec",
+            f"evaluation.best.metric: the metrics of {task} are {_METRICS[task]}: write one of them",
+        )
+        for task, metric in (
+            *(("text-classification", "f1"), ("token-classification", "macroF1"), ("masked-lm", "tokenAccuracy")),
+            *(("causal-lm", "accuracy"), ("sft", "tokenaccuracy"), ("dpo", "perplexity")),
+        )
     ),
     Case(
         "early stopping without a metric",

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from finetune_api.reasons import FineTuneError
+from finetune_api.spec.tasks import TASK_METRICS
 from finetune_trainer.tasks.base import IGNORE_INDEX, DataInfo
 from finetune_trainer.tasks.causal_lm import CausalLanguageModeling
 from unit.trainer.tiny_models import (
@@ -77,6 +78,7 @@ def test_metrics_of_an_evaluation_do_not_depend_on_its_batches() -> None:
         return task.compute_metrics({name: np.concatenate([part[name] for part in scores]) for name in scores[0]})[0]
 
     whole, *others = [evaluate(split) for split in splits_with_padding(task, rows)]
+    assert whole.keys() == set(TASK_METRICS["causal-lm"]) == set(TASK_METRICS["sft"])
     batch = task.collate(rows)
     assert whole["loss"] == pytest.approx(task.loss(task.model, batch).item() / task.count_loss_labels(batch), rel=1e-6)
     assert whole["perplexity"] == pytest.approx(math.exp(whole["loss"]))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from finetune_api.reasons import FineTuneError
+from finetune_api.spec.tasks import TASK_METRICS
 from finetune_trainer.models import adapters
 from finetune_trainer.models.load import save_model
 from finetune_trainer.tasks.base import IGNORE_INDEX, DataInfo
@@ -131,6 +132,7 @@ def test_all_rewards_are_zero_at_the_start_of_the_training() -> None:
     assert metrics["loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert metrics["rewardMargin"] == pytest.approx(0, abs=1e-6)
     assert details == {"pairs": 3}
+    assert metrics.keys() == set(TASK_METRICS["dpo"])
 
 
 def test_the_reference_copy_computes_in_the_precision_of_the_trained_model() -> None:

@@ -9,6 +9,7 @@ import transformers
 
 from finetune_api.reasons import FineTuneError
 from finetune_api.spec import Sample
+from finetune_api.spec.tasks import TASK_METRICS
 from finetune_trainer.tasks.base import DataInfo, Row, Task
 from unit.trainer.tiny_tasks import (
     SHAPE,
@@ -157,6 +158,7 @@ def test_metrics_of_several_labels() -> None:
     metrics, _ = task.compute_metrics(scores)
     # a: 2 of 2; b: 1 predicted, 1 true, none right; c: it does not occur, so it does not count.
     assert metrics == {"loss": 1.0, "microF1": pytest.approx(2 / 3), "macroF1": 0.5, "exactMatch": pytest.approx(1 / 3)}
+    assert metrics.keys() <= set(TASK_METRICS["text-classification"])
     predictions = task.predictions(scores)
     assert predictions is not None
     assert predictions[1] == {"labels": ["a", "b"], "scores": {"a": 0.7311, "b": 0.7311, "c": 0.2689}, "expected": ["a"]}

@@ -9,6 +9,7 @@ import transformers
 
 from finetune_api.reasons import FineTuneError
 from finetune_api.spec import Sample
+from finetune_api.spec.tasks import TASK_METRICS
 from finetune_api.status import Entity
 from finetune_trainer.tasks.base import IGNORE_INDEX, DataInfo, Row, Task
 from unit.trainer.tiny_tasks import (
@@ -100,6 +101,7 @@ def test_metrics_are_those_of_entities() -> None:
         "predicted": np.array(predicted),
     }
     metrics, details = task.compute_metrics(scores)
+    assert metrics.keys() == set(TASK_METRICS["token-classification"])
     # The second row begins with I-LOC, which is an entity of its own there, and is not found.
     assert metrics == {
         "loss": 0.5,

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from finetune_api import resource
+from finetune_api.spec.tasks import TASK_METRICS
 from finetune_trainer.tasks import task_class
 from finetune_trainer.tasks.base import Batch, DataInfo, Row, Scores, Task
 
@@ -105,7 +106,9 @@ def evaluated(task: Task, batches: Sequence[Sequence[Row]]) -> tuple[dict[str, f
     with torch.no_grad():
         parts = [task.score(task.model, task.collate(rows)) for rows in batches]
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return *task.compute_metrics(scores), scores
+    metrics, details = task.compute_metrics(scores)
+    assert metrics.keys() <= set(TASK_METRICS[task.spec.task]), "users may name it in evaluation.best"
+    return metrics, details, scores
 
 
 def assert_evaluation_does_not_depend_on_batches(task: Task, rows: Sequence[Row]) -> None:
