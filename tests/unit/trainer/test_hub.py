@@ -109,6 +109,19 @@ def test_each_refusal_names_the_field_and_never_the_token(answers: Answers, name
     assert TOKEN not in str(refused.value)
 
 
+@pytest.mark.parametrize(("path", "headers"), [("/api/repos/create", {}), (WRITE, {"X-Error-Code": "RepoNotFound"})])
+def test_a_push_without_any_token_is_refused_before_the_training(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch, path: str, headers: dict[str, str]
+) -> None:
+    """Not as a failed push, whose hint is how to push the model that is kept: there is none yet."""
+    monkeypatch.delenv("HF_TOKEN")
+    answers |= {"/api/models/a/out": (404, {"X-Error-Code": "RepoNotFound"}), path: (401, headers)}
+    with pytest.raises(FineTuneError, match=r"spec\.publish: a push to 'a/out' needs a token, and there is none") as caught:
+        resolve_revisions(spec(publish={"repository": "a/out"}), None)
+    assert caught.value.reason == Reason.HUB_AUTHENTICATION
+    assert "spec.hub.tokenSecretRef" in caught.value.message
+
+
 def test_a_mirror_without_the_auth_check_may_still_be_published_to(answers: Answers) -> None:
     answers[WRITE] = (404, {})
     assert resolve_revisions(spec(publish={"repository": "a/out"}), None).model_revision == "c0ffee"

@@ -175,6 +175,13 @@ def _to_finetune_error(error: BaseException, field: str, repository: str, missin
         return FineTuneError(
             missing, f"{field}.revision: {repository!r} has no such revision; write a branch, tag or commit that it has"
         )
+    refused = isinstance(error, hub_errors.HfHubHTTPError) and error.response.status_code in (401, 403)
+    if writing and refused and not os.environ.get(names.ENV_HUB_TOKEN):
+        return FineTuneError(
+            Reason.HUB_AUTHENTICATION,
+            f"{field}: a push to {repository!r} needs a token, and there is none; give one that may write there in "
+            f"{_token_field(field)}",
+        )
     if isinstance(error, hub_errors.RepositoryNotFoundError):
         given = "with this token" if os.environ.get(names.ENV_HUB_TOKEN) else f"without a token ({_token_field(field)})"
         return _rejected_token_error(field) or FineTuneError(
