@@ -32,6 +32,7 @@ _REPLACED_BY = {
     "push_to_hub": "publish",
     "hub_*": "publish",
     "use_cpu": "distributed.gpusPerNode",
+    "report_to": "logging.reportTo",
 }
 # Arguments that the trainer sets. Another value would lose checkpoints, make the model depend on the number of processes, or have
 # no effect.
@@ -41,15 +42,20 @@ _SET_BY_TRAINER = (
     "label_names", "dataloader_drop_last", "average_tokens_across_devices", "include_num_input_tokens_seen",
     "label_smoothing_factor", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "per_device_eval_batch_size",
     "ddp_*", "deepspeed", "fsdp*", "accelerator_config", "parallelism_config",
-    "log_*", "logging_*", "report_to", "disable_tqdm", "run_name", "project", "trackio_*",
+    "log_*", "logging_*", "disable_tqdm", "run_name", "project", "trackio_*",
 )  # fmt: skip
 
 
 def reject_reserved_arguments(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the arguments unchanged; raise ValueError for the first argument that a user may not set."""
-    for name in arguments:
-        if field := next((field for pattern, field in _REPLACED_BY.items() if fnmatch.fnmatchcase(name, pattern)), None):
-            raise ValueError(f"{name}: write spec.{field} instead")
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in _SET_BY_TRAINER):
-            raise ValueError(f"{name} is set by the trainer itself: remove it")
+    """Return the arguments unchanged; raise ValueError that names each argument that a user may not set."""
+    if problems := list(filter(None, map(_problem, arguments))):
+        raise ValueError("; ".join(problems))
     return arguments
+
+
+def _problem(name: str) -> str | None:
+    if field := next((field for pattern, field in _REPLACED_BY.items() if fnmatch.fnmatchcase(name, pattern)), None):
+        return f"{name}: write spec.{field} instead"
+    if any(fnmatch.fnmatchcase(name, pattern) for pattern in _SET_BY_TRAINER):
+        return f"{name} is set by the trainer itself: remove it"
+    return None

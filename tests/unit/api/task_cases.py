@@ -244,6 +244,7 @@ ARGUMENTS = {
     "eval_strategy": "eval_strategy: write spec.evaluation instead",
     "bf16_full_eval": "bf16_full_eval: write spec.training.precision instead",
     "hub_token": "hub_token: write spec.publish instead",
+    "report_to": "report_to: write spec.logging.reportTo instead",
     "output_dir": "output_dir is set by the trainer itself: remove it",
     "fsdp_config": "fsdp_config is set by the trainer itself: remove it",
     "ddp_backend": "ddp_backend is set by the trainer itself: remove it",

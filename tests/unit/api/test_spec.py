@@ -56,6 +56,16 @@ def test_an_argument_that_another_field_sets_is_refused_with_its_name(name: str,
     assert refusal.value.message == f"spec.training.arguments: {message}"
 
 
+def test_all_refused_arguments_are_named_at_once() -> None:
+    wrong = {"learning_rate": 0.1, "weight_decay": 0.1, "report_to": "wandb", "ddp_backend": "gloo"}
+    with pytest.raises(FineTuneError) as refusal:
+        resource.parse_spec({**spec_cases.MINIMAL, "training": {"arguments": wrong}})
+    assert refusal.value.message == (
+        "spec.training.arguments: learning_rate: write spec.training.learningRate instead; "
+        "report_to: write spec.logging.reportTo instead; ddp_backend is set by the trainer itself: remove it"
+    )
+
+
 def test_every_field_that_replaces_an_argument_exists() -> None:
     schema = crd.structural_schema(FineTuneJobSpec)
     for field in arguments._REPLACED_BY.values():

@@ -56,6 +56,16 @@ def test_an_unknown_name_or_a_wrong_type_is_refused_with_a_sentence(given: dict[
         check_arguments(spec(arguments=given).training)
 
 
+def test_all_wrong_arguments_are_named_at_once() -> None:
+    wrong = {"wieght_decay": 0.1, "optim": "sgd", "adam_beta1": "high"}
+    with pytest.raises(FineTuneError) as refused:
+        check_arguments(spec(loop="native", arguments=wrong).training)
+    first, second, third = refused.value.message.split("; spec.training.arguments.")
+    assert first.endswith("did you mean weight_decay?")
+    assert second.startswith("optim: loop: native does not support it")
+    assert third.startswith("adam_beta1: 'high' is wrong: ")
+
+
 def test_arguments_of_users_are_applied_and_the_spec_sets_the_others(tmp_path: pathlib.Path) -> None:
     found = arguments(tmp_path, arguments={"weight_decay": 0.3}, learningRate=1e-3, warmupSteps=4)
     assert (found.weight_decay, found.learning_rate, found.max_steps, found.get_warmup_steps(40)) == (0.3, 1e-3, 40, 4)

@@ -40,30 +40,32 @@ def precision_flags(requested: Literal["auto", "bf16", "fp16", "fp32"]) -> dict[
 def check_arguments(training: Training) -> dict[str, Any]:
     """Return the arguments that users add, each value converted to its field's type. Called before a model is loaded.
 
-    Raises FineTuneError for a name that TrainingArguments lacks or the loop does not support, and for a value of another type.
+    Raises one FineTuneError for all names that TrainingArguments lacks or the loop does not support, and values of another type.
     """
-    types, checked = _argument_types(), {}
+    checked: dict[str, Any] = {}
+    problems: list[str] = []
     for name, value in (training.arguments or {}).items():
-        if name not in types:
-            near = difflib.get_close_matches(name, types, n=1)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            raise FineTuneError(
-                Reason.CONFIGURATION_ERROR,
-                f"{_FIELD}.{name}: transformers {transformers.__version__} has no TrainingArguments field of this name{meant}",
-            )
-        if training.loop == "native" and name not in NATIVE_ARGUMENTS:
-            raise FineTuneError(
-                Reason.CONFIGURATION_ERROR,
-                f"{_FIELD}.{name}: loop: native does not support it; write loop: trainer, or one of: "
-                f"{', '.join(NATIVE_ARGUMENTS)}",
-            )
+        if problem := _name_problem(name, training.loop):
+            problems.append(f"{_FIELD}.{name}: {problem}")
+            continue
         try:
-            adapter = pydantic.TypeAdapter(types[name], config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+            adapter = pydantic.TypeAdapter(_argument_types()[name], config=pydantic.ConfigDict(arbitrary_types_allowed=True))
             checked[name] = adapter.validate_python(value)
         except pydantic.ValidationError as error:
-            problem = error.errors()[0]["msg"]
-            raise FineTuneError(Reason.CONFIGURATION_ERROR, f"{_FIELD}.{name}: {value!r} is wrong: {problem}") from None
+            problems.append(f"{_FIELD}.{name}: {value!r} is wrong: {error.errors()[0]['msg']}")
+    if problems:
+        raise FineTuneError(Reason.CONFIGURATION_ERROR, "; ".join(problems))
     return checked
+
+
+def _name_problem(name: str, loop: str) -> str | None:
+    if name not in _argument_types():
+        near = difflib.get_close_matches(name, _argument_types(), n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        return f"transformers {transformers.__version__} has no TrainingArguments field of this name{meant}"
+    if loop == "native" and name not in NATIVE_ARGUMENTS:
+        return f"loop: native does not support it; write loop: trainer, or one of: {', '.join(NATIVE_ARGUMENTS)}"
+    return None
 
 
 @contextlib.contextmanager
