@@ -1,6 +1,7 @@
 """A work queue for asyncio. It holds each key once, gives it to one worker at a time, and retries with backoff and jitter."""
 
 import asyncio
+import contextlib
 import heapq
 import logging
 import random
@@ -144,11 +145,14 @@ class WorkQueue(Generic[K]):
             self.done(key, requeue_after_seconds)
 
     async def _wait(self) -> None:
+        """Wait for a new key, or until the first timer is due.
+
+        asyncio.wait_for of Python 3.11 forgets a cancellation that arrives together with the key, and the workers would run on.
+        """
         self._wake.clear()
-        try:
-            await asyncio.wait_for(self._wake.wait(), self.next_due_seconds())
-        except TimeoutError:
-            return  # the first timer is due
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.next_due_seconds()):
+                await self._wake.wait()
 
     def _move_due(self) -> None:
         while (seconds := self.next_due_seconds()) is not None and seconds <= 0:

@@ -66,7 +66,8 @@ class LeaderElection:
         warned = False
         while True:
             try:
-                await asyncio.wait_for(self._try_acquire_or_renew(), _REQUEST_TIMEOUT_SECONDS)
+                async with asyncio.timeout(_REQUEST_TIMEOUT_SECONDS):  # wait_for can forget a cancellation: queue.py
+                    await self._try_acquire_or_renew()
                 warned = False
             except (ApiError, TimeoutError) as error:
                 if not warned:

@@ -279,3 +279,20 @@ def test_an_earlier_requeue_waits_for_the_delay_that_the_server_requested() -> N
     assert queue.take() is None
     now[0] = 4.0
     assert queue.take() == "a"
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_queue_can_be_cancelled_while_a_key_arrives(turns: int) -> None:
+    """asyncio.wait_for of Python 3.11 forgets the cancellation if what it waits for happens at the same time."""
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add_after("later", 100)
+    runner = asyncio.create_task(queue.run(lambda _: asyncio.sleep(0), 4))  # type: ignore[arg-type, return-value]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    queue.add("a")
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    runner.cancel()
+    done, _ = await asyncio.wait({runner}, timeout=2)
+    assert done
+    assert runner.cancelled()
