@@ -1,4 +1,4 @@
-"""The command `kubectl-finetune`, which is installed even if the packages are not that it needs."""
+"""The command `kubectl-finetune`. It is installed even without the packages that it needs."""
 
 import importlib
 import sys

@@ -71,7 +71,7 @@ def _merge(node: Schema, path: str, keywords: Mapping[str, Schema]) -> Schema:
 
 
 def _examples_and_enums(model: type[pydantic.BaseModel], path: str) -> dict[str, Schema]:
-    """Return path → examples and enum for every field below a model."""
+    """Return path → examples and enum for every field below a model, and the defaults below lists, which the CRD lacks."""
     schema = model.model_json_schema(by_alias=True)
     found: dict[str, Schema] = {}
 

@@ -1,4 +1,4 @@
-"""Polls the progress of running pods outside of the reconciles, so that an unresponsive pod does not delay a reconcile."""
+"""Polls the progress of running pods outside of the reconciles, so that a pod that does not answer delays no reconcile."""
 
 from collections.abc import Callable
 
