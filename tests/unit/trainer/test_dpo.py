@@ -7,11 +7,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from finetune_api.reasons import FineTuneError
 from finetune_api.spec.tasks import TASK_METRICS
 from finetune_trainer.models import adapters
-from finetune_trainer.models.load import save_model
+from finetune_trainer.models.load import ModelLocation, load_config, load_model, load_tokenizer, save_model
 from finetune_trainer.tasks.base import IGNORE_INDEX, DataInfo
 from finetune_trainer.tasks.dpo import DirectPreference
 from unit.trainer.tiny_models import (
@@ -23,6 +24,7 @@ from unit.trainer.tiny_models import (
     build_tokenizer,
     loss_and_gradient,
     rows_of,
+    save,
     splits_with_padding,
 )
 
@@ -154,6 +156,36 @@ def test_non_finite_metrics_of_a_diverged_model_are_left_out() -> None:
     with torch.no_grad():
         next(task.model.parameters()).fill_(float("nan"))
     assert "loss" not in task.compute_metrics(task.score(task.model, task.collate(rows)))[0]
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128}
+DROPOUTS = [
+    transformers.OPTConfig(**SIZES, ffn_dim=48, word_embed_proj_dim=32, dropout=0.3, attention_dropout=0.3),
+    transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4, hidden_dropout=0.3),
+    transformers.FalconConfig(**SIZES, hidden_dropout=0.3),
+    transformers.BioGptConfig(**SIZES, intermediate_size=48, layerdrop=0.5),
+]
+
+
+@pytest.mark.parametrize("config", DROPOUTS, ids=[config.model_type for config in DROPOUTS])
+def test_dropout_without_a_layer_of_its_own_is_off_in_the_training_and_kept_in_the_saved_model(
+    tmp_path: pathlib.Path, config: Any
+) -> None:
+    tokenizer = build_tokenizer()
+    config.update({"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1})
+    location = ModelLocation(str(save(tmp_path, transformers.AutoModelForCausalLM.from_config(config), tokenizer)), None, "")
+    task = DirectPreference(build_spec("dpo"), load_tokenizer(location), load_config(location), DataInfo())
+    task.model = load_model(task, location, task.spec)
+    task.prepare_model()
+    task.model.train()
+    rows = rows_of(task, **PAIRS)
+    assert task.loss(task.model, task.collate(rows)).item() / len(rows) == pytest.approx(np.log(2), abs=1e-6)
+
+    save_model(task.model, task.tokenizer, tmp_path / "saved")
+    saved = load_config(ModelLocation(str(tmp_path / "saved"), None, "")).to_dict()
+    assert {name: value for name, value in saved.items() if "drop" in name} == {
+        name: value for name, value in config.to_dict().items() if "drop" in name
+    }
 
 
 def test_the_reference_copy_of_full_fine_tuning_is_not_saved(tmp_path: pathlib.Path) -> None:

@@ -106,15 +106,18 @@ def _load(task: Task, location: ModelLocation, source: ModelSource) -> tuple[Any
             f"spec.model.quantization: {location.field} holds adapters, which can't be added to quantized weights; write "
             "none, or start from a merged model",
         )
+    dropout = {} if task.uses_dropout else _dropout_settings(task.config)
     model, loading = getattr(transformers, task.auto_model).from_pretrained(
         base.name_or_path,
         **base.from_pretrained_kwargs,
         **task.model_kwargs(),
+        **dict.fromkeys(dropout, 0.0),
         **_quantization(source),
         dtype=weights_dtype(source),
         use_safetensors=True,  # the pickle format can run code
         output_loading_info=True,
     )
+    model.saved_settings = dropout
     _match_tokenizer(model, task.tokenizer)
     if base is not location:
         model = adapters.attach_and_merge(model, location.name_or_path, location.revision)
@@ -162,7 +165,7 @@ def merge_adapters(model: Any) -> Any:
 
 def save_model(model: Any, tokenizer: Any, directory: pathlib.Path) -> None:
     """Write model (or adapter), configuration and tokenizer: sharded safetensors, and no local path."""
-    with _cache_enabled(model):
+    with _saved_configuration(model):
         if adapters.is_adapter(model):
             adapters.save(model, directory)
         else:
@@ -200,6 +203,14 @@ def _quantization(source: ModelSource) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": device.current_device()}}
 
 
+def _dropout_settings(config: Any) -> dict[str, float]:
+    """Return the settings for dropout in the model's configuration that are not zero.
+
+    To turn dropout off, they must be zero before the model is built. OPT, BLOOM and others have no layers of type Dropout.
+    """
+    return {name: value for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float) and value}
+
+
 def _match_tokenizer(model: Any, tokenizer: Any) -> None:
     """Match the model to the tokenizer: embedding rows for all tokens, the same pad token. Disable the KV cache for training."""
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -211,19 +222,19 @@ def _match_tokenizer(model: Any, tokenizer: Any) -> None:
         log.info("added %d tokens to a vocabulary of %d", added, len(tokenizer) - added)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
+        model.saved_settings["use_cache"] = True
 
 
 @contextlib.contextmanager
-def _cache_enabled(model: Any) -> Iterator[None]:
-    """Enable the KV cache in the saved configuration. It is off for training only."""
-    cached = getattr(model.config, "use_cache", None) is False
-    if cached:
-        model.config.use_cache = True
+def _saved_configuration(model: Any) -> Iterator[None]:
+    """Give the model the configuration that is saved: without the settings that hold for the training only."""
+    config, saved = model.config, getattr(model, "saved_settings", {})
+    training = {name: getattr(config, name) for name in saved}
+    config.update(saved)
     try:
         yield
     finally:
-        if cached:
-            model.config.use_cache = False
+        config.update(training)
 
 
 @contextlib.contextmanager

@@ -54,6 +54,8 @@ class Task(abc.ABC):
 
     # Name of a class in transformers, AutoModelFor…. It is not the class itself, because importing all of them takes seconds.
     auto_model: ClassVar[str]
+    # Whether the model's own dropout is on in the training.
+    uses_dropout: ClassVar[bool] = True
     # Increment this when the results of encode() change, so that older cache entries are not used.
     encoding_version: ClassVar[int] = 1
 

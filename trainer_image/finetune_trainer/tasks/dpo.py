@@ -23,6 +23,8 @@ class DirectPreference(LanguageModel):
     model's own dropout is off. Otherwise the model would differ from the reference before it has learned anything.
     """
 
+    uses_dropout = False
+
     _reference_copy: Any = None
 
     # --- before the model ------------------------------------------------------------------------------------------------
