@@ -17,6 +17,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RemoteEntryNo
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_trainer.models.load import ModelLocation, load_config, load_model, load_tokenizer, save_model
 from finetune_trainer.runtime.errors import describe
+from finetune_trainer.tasks import chat
 from finetune_trainer.tasks.base import DataInfo
 from finetune_trainer.tasks.causal_lm import CausalLanguageModeling
 from finetune_trainer.tasks.sft import SupervisedFineTuning
@@ -176,6 +177,15 @@ def test_new_tokens_of_a_chat_template_get_the_mean_of_the_other_embeddings(dire
         assert torch.equal(layer.weight[:320], old.weight)
         assert torch.allclose(layer.weight[320:], old.weight.mean(dim=0), atol=1e-7)
     assert task.tokenizer.eos_token_id in task.model.generation_config.eos_token_id
+
+
+def test_the_token_that_ends_an_answer_in_the_template_ends_the_generation(tmp_path: pathlib.Path) -> None:
+    tokenizer = build_tokenizer(chat_template=chat.CHATML.replace("<|im_", "<|turn_"))
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|turn_start|>", "<|turn_end|>"]})
+    directory = save(tmp_path, build_model("llama", len(tokenizer)), tokenizer)
+    task = load(directory, SupervisedFineTuning, "sft")
+    assert task.tokenizer.eos_token == "</s>"
+    assert task.model.generation_config.eos_token_id == task.tokenizer.convert_tokens_to_ids(["</s>", "<|turn_end|>"])
 
 
 def test_embeddings_with_spare_rows_keep_their_size(tmp_path: pathlib.Path) -> None:

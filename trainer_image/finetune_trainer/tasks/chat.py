@@ -73,6 +73,21 @@ def render(tokenizer: Any, messages: Messages, generation_prompt: bool = False) 
         raise _render_error(error) from error
 
 
+def turn_end_id(tokenizer: Any) -> int | None:
+    """Return the special token with which the template ends a message of the assistant; None if there is none.
+
+    It need not be the end-of-sequence token: a base model may have a template that ends messages with a token of its own.
+    """
+    question = {"role": "user", "content": "1"}
+    try:
+        one, other = (encode(tokenizer, [question, {"role": "assistant", "content": answer}])[::-1] for answer in ("2", "3"))
+    except FineTuneError:  # the template refuses such a chat
+        return None
+    after_the_answer = one[: common_prefix_length(one, other)][::-1]
+    special = {*tokenizer.all_special_ids, *(id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special)}
+    return next((token for token in after_the_answer if token in special), None)
+
+
 class AssistantMask:
     """Finds the tokens of the assistant's messages in a chat.
 

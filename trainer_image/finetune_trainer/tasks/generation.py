@@ -189,7 +189,8 @@ def with_eos(ids: Sequence[int], tokenizer: Any) -> list[int]:
 def eos_token_ids(model: Any, tokenizer: Any) -> list[int] | None:
     """Return the tokens that end an answer."""
     given = model.generation_config.eos_token_id
-    ends = {*(given if isinstance(given, list) else [given]), tokenizer.eos_token_id} - {None}
+    of_template = chat.turn_end_id(tokenizer) if tokenizer.chat_template else None
+    ends = {*(given if isinstance(given, list) else [given]), tokenizer.eos_token_id, of_template} - {None}
     return sorted(ends) or None
 
 
