@@ -24,6 +24,8 @@ an editor, write this as the first line of a file, with the path or the URL of t
 
 `[]` means each item of a list. A field without a default may be left out, unless it is marked *required*.
 """
+# Fields that are Kubernetes' own and are documented there.
+_OF_KUBERNETES = "spec.pod.affinity."
 _TABLE = ("| Field | Type | Default | Allowed | Meaning |", "|---|---|---|---|---|")
 
 
@@ -57,7 +59,10 @@ def _block_fields(node: Schema, path: str) -> list[FieldSchema]:
 
 
 def _table(fields: Sequence[FieldSchema]) -> list[str]:
-    return [*_TABLE, *(_row(field) for field in fields if not field.path.endswith("[]"))]
+    return [
+        *_TABLE,
+        *(_row(field) for field in fields if not field.path.endswith("[]") and not field.path.startswith(_OF_KUBERNETES)),
+    ]
 
 
 def _row(field: FieldSchema) -> str:

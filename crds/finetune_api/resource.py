@@ -1,6 +1,7 @@
 """The whole FineTuneJob, as users write it in files."""
 
 import dataclasses
+import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ import pydantic
 from pydantic import Field
 
 from finetune_api import names
+from finetune_api.crd import structural_schema
 from finetune_api.model import Model
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec
@@ -54,8 +56,13 @@ class InvalidManifestError(FineTuneError):
         self.problems = tuple(problems)
 
 
-def find_problems(error: pydantic.ValidationError, prefix: tuple[str, ...] = ()) -> list[Problem]:
-    """Return one problem for each wrong field, with the path of the field in the file. A message never contains a value."""
+def find_problems(
+    error: pydantic.ValidationError, model: type[pydantic.BaseModel], prefix: tuple[str, ...] = ()
+) -> list[Problem]:
+    """Return one problem for each wrong field, with the path of the field in the file. A message never contains a value.
+
+    prefix: the path of the model in the file.
+    """
     problems: dict[str, Problem] = {}
     for item in error.errors(include_url=False, include_context=False):
         location = prefix + item["loc"]
@@ -63,15 +70,25 @@ def find_problems(error: pydantic.ValidationError, prefix: tuple[str, ...] = ())
         for part in location:
             path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
         description = {
-            "extra_forbidden": "unknown field; correct its name or remove it",
             "missing": "required field is missing",
         }.get(item["type"], item["msg"].removeprefix("Value error, "))
+        if item["type"] == "extra_forbidden":
+            description = f"unknown field; {_advice(model, item['loc'])}"
         if item["type"] in ("float_type", "int_type") and _is_number(item["input"]):
             # YAML 1.1, as PyYAML and Ansible read it, has no numbers such as 1e-4.
             description = "this is text, not a number; write it without quotes, and with a point if it has an exponent: 1.0e-4"
         message = f"{path}: {description}" if path else description
         problems.setdefault(message, Problem(location, message))
     return list(problems.values())
+
+
+def _advice(model: type[pydantic.BaseModel], location: tuple[str | int, ...]) -> str:
+    """Return what to do about an unknown field: the name of a field beside it that is written nearly the same."""
+    node = structural_schema(model)
+    for part in location[:-1]:
+        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
+    near = difflib.get_close_matches(str(location[-1]), node.get("properties", ()), n=1)
+    return f"did you mean {near[0]}?" if near else "correct its name or remove it"
 
 
 def _is_number(value: Any) -> bool:
@@ -81,9 +98,9 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def describe_errors(error: pydantic.ValidationError, prefix: str = "") -> str:
+def describe_errors(error: pydantic.ValidationError, model: type[pydantic.BaseModel], prefix: str = "") -> str:
     """Return one message for each wrong field, joined by '; '. A message never contains a value."""
-    return "; ".join(problem.message for problem in find_problems(error, (prefix,) if prefix else ()))
+    return "; ".join(problem.message for problem in find_problems(error, model, (prefix,) if prefix else ()))
 
 
 def validate_name(name: str) -> None:
@@ -105,7 +122,7 @@ def parse_job(manifest: Any) -> FineTuneJob:
     try:
         job = FineTuneJob.model_validate(manifest, by_alias=True, by_name=False)
     except pydantic.ValidationError as error:
-        raise InvalidManifestError(problems + find_problems(error)) from None
+        raise InvalidManifestError(problems + find_problems(error, FineTuneJob)) from None
     if problems:
         raise InvalidManifestError(problems)
     return job
@@ -139,4 +156,4 @@ def _parse_spec(spec: Any, extra: Literal["forbid", "ignore"]) -> FineTuneJobSpe
     try:
         return FineTuneJobSpec.model_validate(spec, extra=extra, by_alias=True, by_name=False)
     except pydantic.ValidationError as error:
-        raise FineTuneError(Reason.INVALID_SPEC, describe_errors(error, "spec")) from None
+        raise FineTuneError(Reason.INVALID_SPEC, describe_errors(error, FineTuneJobSpec, "spec")) from None

@@ -59,5 +59,5 @@ def read_defaults(path: pathlib.Path | None, trainer_image: str) -> OperatorDefa
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: can't be read: {error}") from None
     except pydantic.ValidationError as error:
-        raise ValueError(f"{path}: {describe_errors(error)}") from None
+        raise ValueError(f"{path}: {describe_errors(error, OperatorDefaults)}") from None
     return defaults if defaults.trainer_image else defaults.model_copy(update={"trainer_image": trainer_image})

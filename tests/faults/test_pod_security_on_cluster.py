@@ -109,8 +109,9 @@ def test_the_api_server_rejects_hostile_specs_with_a_message_or_accepts_harmless
 
 
 def test_a_spec_of_a_megabyte_fails_with_a_short_message_and_without_pods(env: Environment) -> None:
-    """Where the schema preserves unknown fields, only the size of the whole object is limited."""
-    terms = [{"matchExpressions": [{"key": f"pool-{number}", "operator": "In", "values": ["x" * 63]}]} for number in range(8000)]
+    """The schema limits each list of an affinity. Their product is larger than what a job may carry to its pods."""
+    values = [f"{number}-" + "x" * 59 for number in range(512)]
+    terms = [{"matchExpressions": [{"key": f"pool-{number}", "operator": "In", "values": values}]} for number in range(30)]
     affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
     env.submit("huge", pod={"affinity": affinity})
     env.submit("small", distributed={"nodes": 1})

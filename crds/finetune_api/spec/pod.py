@@ -1,14 +1,14 @@
 """``spec.pod``: how the training pods run on the cluster, and what they may not do."""
 
-import json
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
 
 from finetune_api.model import Model, cel, validations
+from finetune_api.spec.affinity import Affinity
 from finetune_api.spec.common import Claim, LocalObjectReference, Name, ObjectName, require_exactly_one
 
 # Variables that the operator sets, or that change which program runs in the pods. CEL and Python both use the pattern.
@@ -175,19 +175,13 @@ def _reject_reserved_keys(mapping: dict[str, str] | None) -> dict[str, str] | No
     return mapping
 
 
-def _limit_size(value: dict[str, Any]) -> dict[str, Any]:
-    if len(json.dumps(value)) > MAX_OBJECT_BYTES:
+def _limit_size(value: Affinity) -> Affinity:
+    if len(value.model_dump_json(by_alias=True, exclude_none=True)) > MAX_OBJECT_BYTES:
         raise ValueError(f"write at most {MAX_OBJECT_BYTES // 1024} KiB: it is copied to every pod of the job")
     return value
 
 
 _NO_RESERVED_KEYS = validations(cel(f"self.all(key, !key.matches('{RESERVED_KEYS}'))", RESERVED_KEYS_MESSAGE))
-# An object whose fields this package does not check. The API server checks it when the pods are created.
-UncheckedObject = Annotated[
-    dict[str, Any],
-    Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True}),
-    pydantic.AfterValidator(_limit_size),
-]
 
 
 class Pod(Model):
@@ -208,10 +202,9 @@ class Pod(Model):
     tolerations: Annotated[Sequence[Toleration], Field(max_length=64)] | None = Field(
         default=None, description="Taints of nodes that the pods tolerate."
     )
-    affinity: UncheckedObject | None = Field(
+    affinity: Annotated[Affinity, pydantic.AfterValidator(_limit_size)] | None = Field(
         default=None,
-        description="Affinity, as in a pod.",
-        examples=[{"nodeAffinity": {}}],
+        description="Affinity, with the fields of a pod's (kubectl explain pod.spec.affinity). An unknown field is rejected.",
     )
     topology_spread_constraints: Annotated[Sequence[SpreadConstraint], Field(max_length=8)] | None = Field(
         default=None, description="How the pods are spread over nodes. If left out: evenly, where possible."

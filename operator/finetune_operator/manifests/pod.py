@@ -28,7 +28,7 @@ def build_pod_spec(plan: Plan, labels: dict[str, str]) -> Manifest:
         "imagePullSecrets": [{"name": name} for name in secrets] or None,
         "nodeSelector": {**(pod.node_selector or {}), **defaults.node_selector} or None,
         "tolerations": _tolerations(plan),
-        "affinity": pod.affinity or None,
+        "affinity": pod.affinity.to_wire() or None if pod.affinity else None,
         "topologySpreadConstraints": _topology_spread(plan, labels) or None,
         "priorityClassName": pod.priority_class_name,
         "schedulerName": pod.scheduler_name,

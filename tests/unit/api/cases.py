@@ -9,6 +9,21 @@ MINIMAL: dict[str, Any] = {
     "model": {"hub": {"name": "google-bert/bert-base-uncased"}},
     "datasets": [{"hub": {"name": "stanfordnlp/imdb"}}],
 }
+_TERM = {"matchExpressions": [{"key": "pool", "operator": "In", "values": ["gpu"]}, {"key": "spot", "operator": "DoesNotExist"}]}
+_SELECTOR = {"matchLabels": {"team": "search"}, "matchExpressions": [{"key": "app", "operator": "Exists"}]}
+_NEAR = {"topologyKey": "zone", "labelSelector": _SELECTOR, "namespaces": ["a"], "matchLabelKeys": ["team"]}
+_FAR = {"topologyKey": "kubernetes.io/hostname", "namespaceSelector": {}, "mismatchLabelKeys": ["team"]}
+_REQUIRED, _PREFERRED = "requiredDuringSchedulingIgnoredDuringExecution", "preferredDuringSchedulingIgnoredDuringExecution"
+AFFINITY: dict[str, Any] = {
+    "nodeAffinity": {
+        _REQUIRED: {
+            "nodeSelectorTerms": [{**_TERM, "matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["node-1"]}]}]
+        },
+        _PREFERRED: [{"weight": 100, "preference": _TERM}],
+    },
+    "podAffinity": {_PREFERRED: [{"weight": 1, "podAffinityTerm": _NEAR}]},
+    "podAntiAffinity": {_REQUIRED: [_FAR]},
+}
 FULL: dict[str, Any] = {
     "task": "text-classification",
     "model": {
@@ -78,7 +93,7 @@ FULL: dict[str, Any] = {
         "resources": {"requests": {"cpu": 2, "memory": "4Gi"}, "limits": {"memory": "8Gi"}},
         "nodeSelector": {"pool": "gpu"},
         "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
-        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}},
+        "affinity": AFFINITY,
         "topologySpreadConstraints": [{"maxSkew": 2, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}],
         "priorityClassName": "low",
         "schedulerName": "volcano",

@@ -37,12 +37,19 @@ ACCEPTED = [
     *stream_cases.ACCEPTED,
 ]
 
+
+def _no_terms() -> dict[str, object]:
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}}
+
+
 _PATHS_OUTSIDE = [".", "..", "../x", "a/../b", "/a", "a/", "a//b", "a/..", "./a"]
 
 REFUSED = [
     Case("unknown field at the top", changed("epochs", 3), "spec.epochs"),
     Case("unknown field inside", changed("training.learning_rate", 0.1), "spec.training.learning_rate"),
     Case("unknown field in a list", changed("datasets.0.hub.split", "train"), "spec.datasets[0].hub.split"),
+    Case("unknown affinity", changed("pod.affinity", {"nodeAffinty": {}}), "spec.pod.affinity.nodeAffinty"),
+    Case("affinity without alternatives", changed("pod.affinity", _no_terms()), "nodeSelectorTerms"),
     Case("string for a number", changed("training.learningRate", "2e-5"), "spec.training.learningRate"),
     Case("fraction for an integer", changed("training.maxSteps", 1.5), "spec.training.maxSteps"),
     Case("boolean for an integer", changed("training.globalBatchSize", True), "spec.training.globalBatchSize"),

@@ -55,6 +55,11 @@ def test_every_node_is_structural(path: str, node: dict[str, Any]) -> None:
     assert not (node.get("type") == "object" and not kept), f"{path} would be pruned"
 
 
+def test_only_the_arguments_of_another_library_keep_unknown_fields() -> None:
+    kept = [path for path, node in nodes(SCHEMA) if node.get("x-kubernetes-preserve-unknown-fields")]
+    assert kept == [".spec.training.arguments"]
+
+
 def test_every_field_is_described() -> None:
     fields = [
         (path, node) for path, node in nodes(SCHEMA) if not path.endswith(("[]", "{}")) and not path.startswith(".metadata")

@@ -69,7 +69,7 @@ def test_every_problem_of_a_file_has_a_line_of_its_own_with_the_line_of_the_fiel
     found = problems(text)
     assert found[0].startswith("4: metadata.name: write at most 52 characters")
     assert found[1] == "11: spec.training: write epochs or maxSteps, not both"
-    assert found[2] == "16: spec.samples[1].txt: unknown field; correct its name or remove it"
+    assert found[2] == "16: spec.samples[1].txt: unknown field; did you mean text?"
     assert found[3].startswith("18: spec.publish.repository: ")
 
 
@@ -89,7 +89,7 @@ def test_each_document_is_checked_and_other_kinds_are_counted() -> None:
     code, lines = validate("-", text=text)
     assert code == 64
     assert lines == [
-        "<stdin>:26: spec.suspended: unknown field; correct its name or remove it",
+        "<stdin>:26: spec.suspended: unknown field; did you mean suspend?",
         "1 file, 2 FineTuneJobs, 1 problem (1 other object skipped)",
     ]
 

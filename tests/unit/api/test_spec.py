@@ -1,7 +1,11 @@
 """The models accept and reject the same specs as the CRD. tests/cluster runs the same cases on an API server."""
 
+import copy
+import functools
+import operator
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -118,6 +122,43 @@ def test_a_refusal_names_every_wrong_field_and_repeats_no_value() -> None:
     assert "spec.training.epochs: " in refusal.value.message
     assert "spec.training.typo: unknown field; correct its name or remove it" in refusal.value.message
     assert "hf_secret" not in refusal.value.message
+
+
+def objects(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Yield the path of every object in a spec, except of those whose keys the user chooses."""
+    if isinstance(value, dict) and path[-1:] not in [(name,) for name in MAPS]:
+        yield path
+    if isinstance(value, dict | list):
+        for part, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from objects(child, (*path, part))
+
+
+MAPS = ("arguments", "requests", "limits", "nodeSelector", "labels", "annotations", "matchLabels", "classWeights")
+
+
+@pytest.mark.parametrize("path", list(objects(spec_cases.FULL)), ids=lambda path: ".".join(map(str, path)))
+def test_no_part_of_the_spec_ignores_an_unknown_field(path: tuple[str | int, ...]) -> None:
+    spec = copy.deepcopy(spec_cases.FULL)
+    functools.reduce(operator.getitem, path, spec)["unknownField"] = {}
+    with pytest.raises(FineTuneError, match=r"unknownField: unknown field"):
+        resource.parse_spec(spec)
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "meant"),
+    [
+        ("pod.affinity", "nodeAffinty", "nodeAffinity"),
+        ("training", "learning_rate", "learningRate"),
+        ("datasets.0.claim", "claim_name", "claimName"),
+        ("pod.securityContext", "runAsUsr", "runAsUser"),
+    ],
+)
+def test_an_unknown_field_is_refused_with_the_name_that_was_meant(path: str, field: str, meant: str) -> None:
+    spec = copy.deepcopy(spec_cases.FULL)
+    parts = [int(part) if part.isdigit() else part for part in path.split(".")]
+    functools.reduce(operator.getitem, parts, spec)[field] = {}
+    with pytest.raises(FineTuneError, match=rf"\.{field}: unknown field; did you mean {meant}\?"):
+        resource.parse_spec(spec)
 
 
 @pytest.mark.parametrize(

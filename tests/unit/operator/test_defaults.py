@@ -37,9 +37,9 @@ def test_the_cluster_chooses_ids_that_are_null(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("nodeSelectors: {gpu: h100}\n", "nodeSelectors: unknown field; correct its name or remove it"),
-        ("node_selector: {gpu: h100}\n", "node_selector: unknown field; correct its name or remove it"),
-        ("tolerations: [{keys: a}]\n", "tolerations[0].keys: unknown field; correct its name or remove it"),
+        ("nodeSelectors: {gpu: h100}\n", "nodeSelectors: unknown field; did you mean nodeSelector?"),
+        ("node_selector: {gpu: h100}\n", "node_selector: unknown field; did you mean nodeSelector?"),
+        ("tolerations: [{keys: a}]\n", "tolerations[0].keys: unknown field; did you mean key?"),
         ("proxy: {httpProxy: 8080}\n", "proxy.httpProxy: Input should be a valid string"),
         ("securityContext: {runAsUser: 0}\n", "securityContext.runAsUser: Input should be greater than or equal to 1"),
         ("networkPolicy: {enabled: 'yes'}\n", "networkPolicy.enabled: Input should be a valid boolean"),

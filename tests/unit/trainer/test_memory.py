@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from finetune_api.spec.affinity import Affinity
 from finetune_trainer.plan.gpus import find_gpu, gpus_with, requested_gpu
 from finetune_trainer.plan.memory import (
     ACTIVATION_PROFILES,
@@ -148,10 +149,10 @@ def test_a_gpu_is_found_by_its_label(name: str, gib: float) -> None:
 
 
 def test_the_gpu_is_found_in_selector_or_affinity_and_otherwise_the_reason_is_given() -> None:
-    def by_affinity(*values: str) -> dict[str, Any]:
+    def by_affinity(*values: str) -> Affinity:
         expression = {"key": "nvidia.com/gpu.product", "operator": "In", "values": list(values)}
         terms = {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}
-        return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+        return Affinity.model_validate({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}})
 
     def name(*asked: Any) -> str | None:
         gpu, _ = requested_gpu(*asked)
@@ -163,7 +164,7 @@ def test_the_gpu_is_found_in_selector_or_affinity_and_otherwise_the_reason_is_gi
     assert requested_gpu({"nvidia.com/gpu.product": "New"}, None)[1] == (
         "the memory of New is not known here; add --gpu-memory, for example --gpu-memory 80Gi"
     )
-    assert "the GPU model is not known" in (requested_gpu({}, {"nodeAffinity": "nonsense"})[1] or "")
+    assert "the GPU model is not known" in (requested_gpu({}, Affinity())[1] or "")
 
 
 def test_gpus_with_enough_memory_are_named_from_the_smallest() -> None:

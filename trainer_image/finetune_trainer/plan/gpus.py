@@ -3,9 +3,9 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from finetune_api.quantities import GIB
+from finetune_api.spec.affinity import Affinity
 
 PRODUCT_LABEL = "nvidia.com/gpu.product"  # set by NVIDIA's GPU feature discovery; the value is the product name with dashes
 MEMORY_LABEL = "nvidia.com/gpu.memory"  # in MiB
@@ -77,10 +77,10 @@ def find_gpu(name: str) -> Gpu | None:
     return Gpu(name, int(slice_gb[1]) * GIB * 95 // 100 if slice_gb else memory * _MIB, bf16)
 
 
-def requested_gpu(node_selector: Mapping[str, str], affinity: Mapping[str, Any] | None) -> tuple[Gpu | None, str | None]:
+def requested_gpu(node_selector: Mapping[str, str], affinity: Affinity | None) -> tuple[Gpu | None, str | None]:
     """Return the GPU that a pod's node selector or affinity requests, the smallest of several; else None and the reason."""
     names = [node_selector[label] for label in (PRODUCT_LABEL, GKE_LABEL) if label in node_selector]
-    names = names or _affinity_values(affinity or {})
+    names = names or (_affinity_values(affinity) if affinity else [])
     found = [gpu for gpu in map(find_gpu, names) if gpu is not None]
     if len(found) < len(names):
         unknown = next(name for name in names if find_gpu(name) is None)
@@ -93,19 +93,17 @@ def requested_gpu(node_selector: Mapping[str, str], affinity: Mapping[str, Any] 
     return None, f"the GPU model is not known: add --gpu-memory, or {PRODUCT_LABEL} to spec.pod.nodeSelector"
 
 
-def _affinity_values(affinity: Mapping[str, Any]) -> list[str]:
-    """Return the GPU products in spec.pod.affinity. The API server validates its shape; here an unexpected shape is ignored."""
-    try:
-        required = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
-        expressions = [expression for term in required["nodeSelectorTerms"] for expression in term.get("matchExpressions", ())]
-        return [
-            str(value)
-            for expression in expressions
-            if expression["key"] in (PRODUCT_LABEL, GKE_LABEL) and expression["operator"] == "In"
-            for value in expression["values"]
-        ]
-    except (KeyError, TypeError, AttributeError):
-        return []
+def _affinity_values(affinity: Affinity) -> list[str]:
+    """Return the GPU products of the nodes that the affinity requires."""
+    nodes = affinity.node_affinity
+    required = nodes.required_during_scheduling_ignored_during_execution if nodes else None
+    return [
+        value
+        for term in (required.node_selector_terms if required else ())
+        for expression in term.match_expressions or ()
+        if expression.key in (PRODUCT_LABEL, GKE_LABEL) and expression.operator == "In"
+        for value in expression.values or ()
+    ]
 
 
 def gpus_with(memory: int) -> list[str]:
