@@ -68,7 +68,7 @@ class ChildJob:
 
     completions: the number of its pods. complete: all pods succeeded. failing: it has failed, and the Job controller deletes
     its other pods. failed: the message of its Failed condition, or None. suspended: something, usually Kueue, suspends it.
-    started_at: when it started or was last resumed.
+    started_at: when it started or was last resumed. job_uid: uid of the FineTuneJob that it was created for.
     """
 
     name: str
@@ -82,6 +82,7 @@ class ChildJob:
     failed: str | None
     suspended: bool = False
     started_at: datetime.datetime | None = None
+    job_uid: str | None = None
     version: int = 0
 
 

@@ -101,8 +101,14 @@ def read_child_job(manifest: Manifest) -> ChildJob:
         # A resumed Job counts as suspended until the Job controller has observed the change.
         suspended=bool(manifest["spec"].get("suspend")) or "Suspended" in true_conditions,
         started_at=read_time(manifest.get("status", {}).get("startTime")),
+        job_uid=_pod_annotations(manifest).get(names.ANNOTATION_OWNER_UID),
         version=read_version(manifest),
     )
+
+
+def _pod_annotations(job: Manifest) -> Mapping[str, str]:
+    annotations: Mapping[str, str] = job["spec"].get("template", {}).get("metadata", {}).get("annotations", {})
+    return annotations
 
 
 def read_pod(manifest: Manifest) -> PodState:

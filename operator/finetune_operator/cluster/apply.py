@@ -138,7 +138,7 @@ def _check_owner(existing: Manifest, manifest: Manifest, uid: str) -> Blocked | 
     owner_uid = existing["metadata"].get("annotations", {}).get(names.ANNOTATION_OWNER_UID)
     if "deletionTimestamp" in existing["metadata"]:
         return Blocked("WaitingForDeletion", f"waiting for {_describe(manifest)} to be deleted")
-    if (owner.uid if owner else owner_uid) == uid:
+    if (owner.uid if owner else owner_uid) == uid or _is_orphan(existing, manifest):
         return None
     if owner is not None and owner.kind == names.KIND:
         message = f"waiting for {_describe(manifest)} of an earlier {names.KIND} of this name to be deleted"
@@ -152,6 +152,15 @@ def _check_owner(existing: Manifest, manifest: Manifest, uid: str) -> Blocked | 
         )
     message = f"{_describe(manifest)} exists and belongs to something else: delete it, or choose another name"
     return Blocked("NameTaken", message, needs_user_action=True)
+
+
+def _is_orphan(existing: Manifest, manifest: Manifest) -> bool:
+    """Return whether `kubectl delete --cascade=orphan` left the Service or NetworkPolicy of an earlier FineTuneJob of this name.
+
+    They depend on nothing but the name of the job and the defaults of the operator, so the job can use them.
+    """
+    ours = manifest["metadata"]["labels"].items() <= existing["metadata"].get("labels", {}).items()
+    return manifest["kind"] in ("Service", "NetworkPolicy") and ours and not existing["metadata"].get("ownerReferences")
 
 
 def _classify_error(error: ApiError, manifest: Manifest) -> Blocked | Refused:

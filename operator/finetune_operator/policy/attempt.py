@@ -18,8 +18,9 @@ from finetune_operator.policy.cleanup import clean_up_finished_job
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.elastic import nodes_of_attempt, scaled_down
 from finetune_operator.policy.failure import build_failure, final_report, find_cause
+from finetune_operator.policy.leftovers import wait_for_leftovers
 from finetune_operator.policy.report import apply_report
-from finetune_operator.policy.restart import describe_leftover_children, has_attempt_ended, start_next_attempt, with_final_reports
+from finetune_operator.policy.restart import has_attempt_ended, start_next_attempt, with_final_reports
 from finetune_operator.policy.restart_budget import attempt_failed, with_in_place_restarts
 from finetune_operator.policy.status import (
     attempt_created,
@@ -33,7 +34,6 @@ from finetune_operator.policy.status import (
     suspended,
     with_condition,
     withdrawn,
-    without_conditions,
 )
 from finetune_operator.policy.waiting import (
     QUOTA_REASONS,
@@ -124,11 +124,7 @@ def _start_first_attempt(
 ) -> Decision:
     if spec.suspend:
         return Decision(suspended(status, observation.job, None, now))
-    if leftover := describe_leftover_children(observation):
-        message = f"waiting for {leftover} of an earlier {names.KIND} of this name to end"
-        status = without_conditions(status, "Suspended")
-        return Decision(in_phase(status, "Pending", "WaitingForDeletion", message), check_after_seconds=_PENDING_SECONDS)
-    return Decision(status, create_attempt=1)
+    return wait_for_leftovers(observation, status) or Decision(status, create_attempt=1)
 
 
 def _check_attempt(

@@ -4,7 +4,6 @@ import datetime
 import itertools
 import zlib
 
-from finetune_api import names
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.observed import Observation, PodState, read_time
@@ -108,13 +107,3 @@ def _with_last_step(status: FineTuneJobStatus) -> FineTuneJobStatus:
         return status
     last = status.attempts[-1].model_copy(update={"step": furthest_step(status.progress)})
     return status.model_copy(update={"attempts": [*status.attempts[:-1], last]})
-
-
-def describe_leftover_children(observation: Observation) -> str | None:
-    """Describe what is left of an earlier FineTuneJob of the same name. Return None if nothing is left."""
-    uid = observation.job.uid
-    jobs = [child for child in observation.jobs if child.owner and child.owner.kind == names.KIND and child.owner.uid != uid]
-    pods = [pod for pod in observation.pods if pod.owner and pod.job_uid is not None and not pod.only_finalizers_left]
-    if pods:
-        return f"pod {pods[0].name}" if len(pods) == 1 else f"{len(pods)} pods"
-    return f"Job {jobs[0].name}" if jobs else None

@@ -7,7 +7,7 @@ import pytest
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.status import Attempt, FineTuneJobStatus, Progress, Resolved, Restarts
 from finetune_api.wire import Report
-from finetune_operator.observed import CreatedAttempt, Observation, Owner, write_time
+from finetune_operator.observed import CreatedAttempt, Observation, write_time
 from finetune_operator.policy.attempt import choose_image, decide, pod_to_poll
 from finetune_operator.policy.status import attempt_created, is_write_due
 from unit.operator.builders import (
@@ -52,24 +52,6 @@ def test_a_wrong_spec_fails_without_a_pod() -> None:
     assert decision.status.message == "spec.training.epochs: write a number"
     assert decision.status.failure is not None
     assert decision.status.failure.hint is not None
-
-
-def test_a_job_waits_for_the_pods_of_an_earlier_job_of_the_same_name() -> None:
-    old = build_pod(0, job_uid="another")
-    decision = decide(Observation(build_record(), pods=[old]), None, NOW)
-    assert decision.create_attempt is None
-    assert (decision.status.phase, decision.status.reason) == ("Pending", "WaitingForDeletion")
-
-
-def test_a_job_does_not_wait_for_a_pod_of_an_earlier_job_that_only_a_finalizer_keeps() -> None:
-    old = build_pod(0, job_uid="another", terminated=end(0, 10), deletion_requested_at=ago(20), deletion_timestamp=ago(20))
-    assert decide(Observation(build_record(), pods=[old]), None, NOW).create_attempt == 1
-
-
-def test_a_job_of_another_uid_is_not_adopted() -> None:
-    old = build_child(owner=Owner("FineTuneJob", "news", "another"))
-    decision = decide(Observation(build_record(), jobs=[old]), None, NOW)
-    assert (decision.create_attempt, decision.status.reason) == (None, "WaitingForDeletion")
 
 
 def test_a_job_that_was_created_before_its_status_was_written_is_created_again_and_not_duplicated() -> None:
