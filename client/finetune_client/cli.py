@@ -14,6 +14,7 @@ from finetune_api import __version__
 from finetune_api.cli import find_files
 from finetune_api.files import check_files
 from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.try_command import predict_command
 from finetune_client import listing, logs, watch, why
 from finetune_client.client import FineTune, Job
 from finetune_client.errors import ClientError, RefusedError
@@ -209,6 +210,7 @@ def pull(cluster: FineTune, name: str, directory: pathlib.Path, report: bool) ->
     each file. After an interruption, the same command continues where it stopped.
     """
     job = cluster.job(name)
+    spec = job.refresh().spec
     columns: tuple[Any, ...] = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     progress = Progress(TextColumn("{task.description}", markup=False), BarColumn(), *columns, console=Console(stderr=True))
     try:
@@ -223,8 +225,8 @@ def pull(cluster: FineTune, name: str, directory: pathlib.Path, report: bool) ->
         click.echo(f"\nStopped; run the same command again to continue with the files in {directory}.partial.", err=True)
         sys.exit(EXIT_INTERRUPTED)
     click.echo(f"The training record: {directory}" if report else f"The model: {directory}")
-    quoted = shlex.quote(str(directory))
-    click.echo(f"  finetune report {quoted}" if report else f"  finetune predict {quoted} TEXT")
+    place = str(directory)
+    click.echo(f"  {shlex.join(['finetune', 'report', place]) if report else predict_command(place, spec, elsewhere=True)}")
 
 
 def main() -> None:

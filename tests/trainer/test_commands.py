@@ -119,8 +119,11 @@ def test_an_adapter_is_loaded_with_its_base(tmp_path: pathlib.Path, minilm: path
     out = tmp_path / "out" / "model"
     adapters.save(adapted, out)
     transformers.AutoTokenizer.from_pretrained(minilm).save_pretrained(out)
-    assert "write --base" in refused(predict, out.parent, "A delight.")
+    [named] = shown(predict, out.parent, "A delight.")
+    base = base.rename(tmp_path / "moved")
+    assert "which is not on this machine; add --base" in refused(predict, out.parent, "A delight.")
     result = call(predict, out.parent, "A delight.", "--base", base)
+    assert result.stdout.splitlines() == [named]
     [line] = result.stdout.splitlines()
     assert result.stderr == "", "no warning advises to train a finished model"
     inputs = transformers.AutoTokenizer.from_pretrained(minilm)("A delight.", return_tensors="pt")
@@ -203,9 +206,7 @@ def test_the_evaluation_data_can_come_from_a_job(tmp_path: pathlib.Path, classif
     shown(evaluate, classifier, job, "--claim", f"d={tmp_path / 'data'}", "--output", out)
     assert [json.loads(line)["expected"] for line in out.read_text().splitlines()] == ["good", "bad", "good"]
     job.write_text(json.dumps({**resource, "spec": {**spec, "task": "masked-lm"}}))
-    assert "the model in DIR is for text-classification" in refused(
-        evaluate, classifier, job, "--claim", f"d={tmp_path / 'data'}"
-    )
+    assert "the model is for text-classification" in refused(evaluate, classifier, job, "--claim", f"d={tmp_path / 'data'}")
 
 
 def test_the_held_out_rows_of_a_job_are_those_that_it_did_not_train_on(tmp_path: pathlib.Path, classifier: pathlib.Path) -> None:

@@ -14,7 +14,7 @@ from finetune_api.files import read_job
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.resource import FineTuneJob
 from finetune_api.wire import RunConfig
-from finetune_trainer.commands.arguments import missing_claims, parse_claims
+from finetune_trainer.commands.arguments import CLAIM, missing_claims, parse_claims
 from finetune_trainer.plan.command import plan
 
 if TYPE_CHECKING:  # imported late, so that the command starts fast
@@ -32,7 +32,7 @@ main.add_command(plan)
 
 @main.command(epilog="Example:  finetune run examples/news.yaml --claim minilm=./models/minilm --claim news=./data/news")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=pathlib.Path))
-@click.option("--claim", "claims", multiple=True, metavar="NAME=DIR", help="Local directory to use for a claim of the file.")
+@CLAIM
 @click.option(
     "--output", type=click.Path(path_type=pathlib.Path), help="Directory for checkpoints and model.  [default: runs/<job's name>]"
 )
@@ -116,7 +116,7 @@ def run_locally(config: RunConfig, console: "Console", debug: bool) -> int:
         report = launcher.run(None if debug else log_stream, progress.show)
         progress.show(report)
     if report.phase == "Succeeded":
-        show_result(console, report, output)
+        show_result(console, report, output, config.spec)
     elif report.phase == "Interrupted":
         console.print(f"{report.message}. The same command resumes from there.")
     else:

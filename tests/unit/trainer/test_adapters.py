@@ -33,8 +33,8 @@ class TwoClasses(CausalLanguageModeling):
         return {"num_labels": 2, "ignore_mismatched_sizes": True}
 
 
-def locate(directory: pathlib.Path, base: pathlib.Path | None = None) -> ModelLocation:
-    return ModelLocation(str(directory), None, "spec.model.claim", base=str(base) if base else None)
+def locate(directory: pathlib.Path) -> ModelLocation:
+    return ModelLocation(str(directory), None, "spec.model.claim")
 
 
 def load(location: ModelLocation, kind: Any = CausalLanguageModeling, name: str = "causal-lm", **fields: Any) -> Any:
@@ -133,7 +133,7 @@ def test_new_modules_of_a_model_are_trained_and_saved_in_full(kind: str, tmp_pat
         before = task.model(inputs).logits
         save_model(task.model, task.tokenizer, tmp_path / "written")
         task.spec = build_spec("text-classification")
-        again = load_model(task, locate(tmp_path / "written", base=tmp_path / "start"), task.spec)
+        again = load_model(task, locate(tmp_path / "written"), task.spec)
         assert torch.allclose(again.eval()(inputs).logits, before, atol=1e-5)
 
 
@@ -147,7 +147,7 @@ def test_only_the_embedding_rows_of_new_special_tokens_are_trained_and_saved(tie
 
     save_model(task.model, task.tokenizer, tmp_path / "written")
     assert (tmp_path / "written" / "adapter_model.safetensors").stat().st_size < 200_000
-    again = load(locate(tmp_path / "written", base=tmp_path / "start"))
+    again = load(locate(tmp_path / "written"))
     assert torch.allclose(logits(again.model, task), expected, atol=1e-4)
     after = again.model.get_input_embeddings().weight
     assert torch.equal(after[:320], before[:320])
@@ -155,15 +155,16 @@ def test_only_the_embedding_rows_of_new_special_tokens_are_trained_and_saved(tie
     assert not torch.allclose(again.model.get_output_embeddings().weight[320:], before[320:])
 
 
-def test_a_saved_adapter_is_small_and_contains_no_local_path(tmp_path: pathlib.Path) -> None:
+def test_a_saved_adapter_is_small_and_names_its_base_model_in_one_file_only(tmp_path: pathlib.Path) -> None:
     task = load(start(tmp_path), model={"lora": {}})
     save_model(task.model, task.tokenizer, tmp_path / "written")
     files = {path.name for path in (tmp_path / "written").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "config.json", "tokenizer.json"} <= files
     assert "README.md" not in files
-    assert not [path for path in (tmp_path / "written").iterdir() if str(tmp_path).encode() in path.read_bytes()]
+    naming = [path.name for path in (tmp_path / "written").iterdir() if str(tmp_path).encode() in path.read_bytes()]
+    assert naming == ["adapter_config.json"], "a push removes the path from this file"
     config = json.loads((tmp_path / "written" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == adapters.LOCAL_BASE
+    assert config["base_model_name_or_path"] == str(tmp_path / "start")
 
 
 def test_a_merged_model_is_a_full_model_with_the_same_logits(tmp_path: pathlib.Path) -> None:
@@ -190,7 +191,7 @@ def test_adapters_of_an_earlier_job_are_merged_before_new_adapters_are_added(tmp
     first = load(start(tmp_path), SupervisedFineTuning, "sft", model={"lora": {}})
     train(first, rows_of(first, messages=CHATS))
     save_model(first.model, first.tokenizer, tmp_path / "sft")
-    second = load(locate(tmp_path / "sft", base=tmp_path / "start"), DirectPreference, "dpo", model={"lora": {}})
+    second = load(locate(tmp_path / "sft"), DirectPreference, "dpo", model={"lora": {}})
     assert adapters.is_adapter(second.model)
     assert torch.allclose(logits(second.model.eval(), first), logits(first.model, first), atol=1e-4)
     [config] = second.model.peft_config.values()
@@ -202,7 +203,8 @@ def test_adapters_of_an_earlier_job_are_merged_before_new_adapters_are_added(tmp
 def test_adapters_without_their_base_model_are_refused(tmp_path: pathlib.Path) -> None:
     task = load(start(tmp_path), model={"lora": {}})
     save_model(task.model, task.tokenizer, tmp_path / "written")
-    with pytest.raises(FineTuneError, match=r"spec\.model\.claim: it holds adapters alone, and the model that they belong to"):
+    (tmp_path / "start").rename(tmp_path / "moved")
+    with pytest.raises(FineTuneError, match=r"spec\.model\.claim: it holds adapters alone, .* there is no directory .*/start;"):
         load(locate(tmp_path / "written"))
 
 
@@ -218,4 +220,4 @@ def test_adapters_are_not_added_to_quantized_weights(tmp_path: pathlib.Path) -> 
     task = load(start(tmp_path), model={"lora": {}})
     save_model(task.model, task.tokenizer, tmp_path / "written")
     with pytest.raises(FineTuneError, match=r"spec\.model\.quantization: spec\.model\.claim holds adapters, .*; write none"):
-        load(locate(tmp_path / "written", base=tmp_path / "start"), model={"lora": {}, "quantization": "nf4"})
+        load(locate(tmp_path / "written"), model={"lora": {}, "quantization": "nf4"})

@@ -10,6 +10,7 @@ from finetune_api.status import SampleAnswer
 from finetune_api.wire import Report
 from finetune_trainer.commands.console import ProgressView, print_error, show_result
 from finetune_trainer.output.directory import OutputDirectory
+from unit.trainer.tiny_models import build_spec
 
 
 def test_brackets_in_class_names_and_samples_are_shown_as_they_are(tmp_path: pathlib.Path) -> None:
@@ -18,7 +19,12 @@ def test_brackets_in_class_names_and_samples_are_shown_as_they_are(tmp_path: pat
     output.evaluation.write_text(json.dumps(evaluation))
     answer = SampleAnswer(text="see [/i] and [link]", label="[b]", score=0.9)
     stream = io.StringIO()
-    show_result(Console(file=stream, width=120), Report(attempt=1, phase="Succeeded", samples=[answer]), output)
+    show_result(
+        Console(file=stream, width=120),
+        Report(attempt=1, phase="Succeeded", samples=[answer]),
+        output,
+        build_spec("text-classification"),
+    )
     for text in ("[/red]", "[b] 0.90  see [/i] and [link]", "accuracy 0.5000"):
         assert text in stream.getvalue()
 

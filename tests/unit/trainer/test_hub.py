@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import pathlib
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from finetune_api import resource
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.status import Resolved
+from finetune_trainer.commands.locate import find_model
 from finetune_trainer.hub.client import ensure_repository, explain_errors, resolve_revisions, retry
 
 TOKEN = "hf_in_no_message"
@@ -78,6 +80,16 @@ def test_known_commits_are_not_requested_again(answers: Answers) -> None:
 
 MODEL = "/api/models/a/model"
 DATA = "/api/datasets/a/data"
+
+
+def test_a_name_that_is_neither_a_directory_nor_a_repository_is_refused_with_both_words(answers: Answers) -> None:
+    answers["/api/models/runs/news/revision/main"] = (404, {"X-Error-Code": "RepoNotFound"})
+    with pytest.raises(FineTuneError) as refused:
+        find_model(pathlib.Path("runs/news"))
+    assert refused.value.message.startswith("there is no directory runs/news; as a repository on the Hub, runs/news: there is no")
+    assert "spec." not in refused.value.message
+
+
 WRITE = "/api/models/a/out/auth-check/write"
 REFUSED_TOKEN = (401, {"X-Error-Message": "Invalid credentials in Authorization header"})
 CASES: dict[str, tuple[Answers, Reason, str]] = {

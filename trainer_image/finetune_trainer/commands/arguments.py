@@ -3,6 +3,8 @@
 import pathlib
 from collections.abc import Iterable, Mapping
 
+import click
+
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import Claim
 
@@ -22,18 +24,23 @@ def _parse_claim(text: str) -> tuple[str, str]:
     return name, str(path.resolve())
 
 
+CLAIM = click.option(
+    "--claim", "claims", multiple=True, metavar="NAME=DIR", help="Local directory to use for a claim of the job."
+)
+
+
 def missing_claims(names: Iterable[str], given: Mapping[str, str]) -> str | None:
     """Return the options to add for claims that are not given; None if all are given."""
     return " ".join(f"--claim {name}=DIR" for name in names if name not in given) or None
 
 
-def find_model(claim: Claim, claims: Mapping[str, str]) -> pathlib.Path:
-    """Return the directory of a model in a given claim. Raise FineTuneError if there is no model."""
+def find_model(claim: Claim, claims: Mapping[str, str], field: str = "spec.model.claim.path") -> pathlib.Path:
+    """Return the directory of a model in a given claim. Raise FineTuneError if there is no model. field: what names it."""
     directory = pathlib.Path(claims[claim.claim_name]) / (claim.path or "")
     if not (directory / "config.json").is_file():
         raise FineTuneError(
             Reason.MODEL_NOT_FOUND,
-            f"spec.model.claim.path: there is no model in {str(claim.path or '.')!r} of the claim "
+            f"{field}: there is no model in {str(claim.path or '.')!r} of the claim "
             f"{claim.claim_name!r} ({directory / 'config.json'} is missing); write the directory that holds config.json",
         )
     return directory

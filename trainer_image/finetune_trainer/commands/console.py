@@ -10,7 +10,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from finetune_api.durations import format_duration
+from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import SampleAnswer
+from finetune_api.try_command import predict_command
 from finetune_api.wire import Report
 from finetune_trainer.output.directory import OutputDirectory
 
@@ -79,8 +81,8 @@ def format_progress(report: Report) -> str:
     return "  ".join(parts)
 
 
-def show_result(console: Console, report: Report, output: OutputDirectory) -> None:
-    """Print metrics, confusion matrix, answers to the samples, and the path of the model."""
+def show_result(console: Console, report: Report, output: OutputDirectory, spec: FineTuneJobSpec) -> None:
+    """Print metrics, confusion matrix, answers to the samples, the path of the model, and the command that tries it."""
     evaluation = json.loads(output.evaluation.read_text())
     console.print()
     metrics = "   ".join(f"{name} {value:.4f}" for name, value in evaluation["metrics"].items())
@@ -93,7 +95,7 @@ def show_result(console: Console, report: Report, output: OutputDirectory) -> No
     if report.published:
         console.print(f"Published: {report.published.url} (commit {report.published.commit[:12]})")
     console.print(f"\nThe model: {output.model}", markup=False, soft_wrap=True)
-    console.print(f"  finetune predict {output.directory} TEXT", markup=False, soft_wrap=True)
+    console.print(f"  {predict_command(str(output.directory), spec)}", markup=False, soft_wrap=True)
 
 
 def _confusion(classes: list[str], confusion: list[list[int]]) -> Table:

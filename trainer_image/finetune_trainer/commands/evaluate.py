@@ -1,43 +1,36 @@
 """`finetune evaluate`."""
 
-import dataclasses
 import json
-import os
 import pathlib
-import re
 import tempfile
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from finetune_api import names
-from finetune_api.files import read_job
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.resource import parse_spec
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.wire import RunConfig
-from finetune_trainer.commands.arguments import missing_claims, parse_claims
+from finetune_trainer.commands.arguments import CLAIM, parse_claims
+from finetune_trainer.commands.evaluation_request import Request, parse_request
+from finetune_trainer.commands.locate import MODEL, find_model
 from finetune_trainer.commands.predict import BASE, TRUST
-from finetune_trainer.runtime.command_line import DEBUG, DIRECTORY, find_model_directory, short_errors
+from finetune_trainer.runtime.command_line import DEBUG, short_errors
 
 if TYPE_CHECKING:
     from finetune_trainer.data.rows import RowDataset
     from finetune_trainer.tasks.base import DataInfo, Scores, Task
 
-_JOB = re.compile(r"\.ya?ml$")
-_DATA_CLAIM = "data"
 _LANGUAGE_TASKS = {"causal-lm", "sft"}  # both use the same kind of model
-_BLOCKS = ("maskedLM", "sft")  # fields of a job that determine its rows
 _BATCH_SIZE = 32
 _MAX_SHOWN_CHARACTERS = 200
 
 
 @click.command(epilog="Example:  finetune evaluate runs/news more-news.csv --column text=article --column label=section")
-@DIRECTORY
+@MODEL
 @click.argument("data", metavar="FILE", type=click.Path(path_type=pathlib.Path))
 @click.option("--column", "columns", multiple=True, metavar="NAME=COLUMN", help="Column of FILE, as in spec.datasets.columns.")
-@click.option("--claim", "claims", multiple=True, metavar="NAME=DIR", help="Local directory to use for a claim of the job.")
+@CLAIM
 @click.option(
     "--output", type=click.Path(path_type=pathlib.Path), default="predictions.jsonl", show_default=True,
     help="File for the prediction of every row.",
@@ -46,7 +39,7 @@ _MAX_SHOWN_CHARACTERS = 200
 @TRUST
 @DEBUG
 def evaluate(
-    directory: pathlib.Path,
+    model: pathlib.Path,
     data: pathlib.Path,
     columns: tuple[str, ...],
     claims: tuple[str, ...],
@@ -55,17 +48,19 @@ def evaluate(
     trust_remote_code: bool,
     debug: bool,
 ) -> None:
-    """Evaluate the finished model in DIR on all rows of FILE. If FILE is a job (.yaml), use the job's evaluation data.
+    """Evaluate a finished model on all rows of FILE. If FILE is a job (.yaml), use the job's evaluation data.
 
-    DIR is an output directory or the directory of a model. The predictions are written to a file, one JSON object per row.
+    MODEL is an output directory, the directory of a model, or a repository on the Hub. In an output directory, the job is known
+    that trained the model: its columns are those of FILE, unless --column names others, and its claims have the same
+    directories. The predictions are written to a file, one JSON object per row.
     """
     with short_errors(debug):
-        model = find_model_directory(directory)
-        request = _parse_request(data, parse_claims(claims), columns)
+        given, directory = parse_claims(claims), find_model(model)
+        request = parse_request(data, directory, given, columns)
         # Imported late: torch takes seconds, and --help and wrong arguments must not wait for it.
         from finetune_trainer.commands.finished import load_finished
 
-        task = load_finished(model, base, trust_remote_code)
+        task = load_finished(directory, base, given, trust_remote_code)
         metrics, predictions = _evaluate(task, request)
         for name, value in metrics.items():
             click.echo(f"{name}  {value:.4f}")
@@ -76,62 +71,16 @@ def evaluate(
         click.echo(f"{len(predictions)} predictions in {output}")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Request:
-    """The data to evaluate on.
-
-    datasets: ``datasets`` of a spec, with only one training row each. task: task of the job, if the data is that of a job.
-    options: other fields of that job that affect its rows. For example, the seed selects the held-out rows, and maxTokens cuts
-    them.
-    """
-
-    datasets: Sequence[Mapping[str, Any]]
-    claims: Mapping[str, str]
-    task: str | None = None
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def _parse_request(data: pathlib.Path, claims: Mapping[str, str], columns: Sequence[str]) -> _Request:
-    if not data.exists():
-        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"FILE: there is no {data}")
-    if not _JOB.search(data.name):
-        return _Request(_of_file(data, columns), {_DATA_CLAIM: str(data.resolve().parent)})
-    spec = read_job(data).spec
-    missing = missing_claims([dataset.claim.claim_name for dataset in spec.datasets if dataset.claim], claims)
-    if missing:
-        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"FILE: it reads from claims that are not given: add {missing}")
-    if spec.hub.endpoint:
-        os.environ[names.ENV_HUB_ENDPOINT] = spec.hub.endpoint  # the Hub's client reads it once, when it is imported
-    training = {"seed": spec.training.seed, "maxTokens": spec.training.max_tokens, "maxSteps": 1}  # streaming requires maxSteps
-    options = {name: block for name, block in spec.to_wire().items() if name in _BLOCKS} | {"training": training}
-    return _Request([{**dataset.to_wire(), "maxTrainSamples": 1} for dataset in spec.datasets], claims, spec.task, options)
-
-
-def _of_file(data: pathlib.Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the data sets of a spec that evaluates on the file. Its training data is one row of the same file."""
-    pairs = [column.partition("=") for column in columns]
-    wrong = next(("".join(pair) for pair in pairs if not (pair[0] and pair[2])), None)
-    if wrong is not None:
-        raise FineTuneError(Reason.CONFIGURATION_ERROR, f"--column {wrong}: write NAME=COLUMN, for example --column text=review")
-    name = data.resolve().name
-    return [
-        {
-            "claim": {"claimName": _DATA_CLAIM, "path": name, "evalPath": name},
-            "columns": {name: column for name, _, column in pairs},
-            "maxTrainSamples": 1,
-        }
-    ]
-
-
-def _evaluate(task: "Task", request: _Request) -> tuple[dict[str, float], list[dict[str, Any]] | None]:
+def _evaluate(task: "Task", request: Request) -> tuple[dict[str, float], list[dict[str, Any]] | None]:
     """Return the metrics, and the predictions in the order of the rows."""
     from finetune_trainer.data.prepare import prepare
     from finetune_trainer.data.rows import RowDataset
     from finetune_trainer.hub.client import resolve_revisions
+    from finetune_trainer.tasks import task_class
 
     if request.task not in (None, task.spec.task) and {request.task, task.spec.task} != _LANGUAGE_TASKS:
         raise FineTuneError(
-            Reason.CONFIGURATION_ERROR, f"FILE: spec.task is {request.task}, and the model in DIR is for {task.spec.task}"
+            Reason.CONFIGURATION_ERROR, f"{request.source}: spec.task is {request.task}, and the model is for {task.spec.task}"
         )
     spec = _with_data(task, request)
     revisions = resolve_revisions(spec, None).dataset_revisions or []
@@ -145,7 +94,7 @@ def _evaluate(task: "Task", request: _Request) -> tuple[dict[str, float], list[d
             claims=request.claims,
             output=scratch,
         )
-        prepared = prepare(config, revisions, task.tokenizer, task.config, type(task))
+        prepared = prepare(config, revisions, task.tokenizer, task.config, task_class(spec.task))
         task = _as_trained(task, spec, prepared.info)
         rows = RowDataset(prepared.open()[1], task, spec.training.seed, augmented=False)
         scores = _score(task, rows)
@@ -154,20 +103,20 @@ def _evaluate(task: "Task", request: _Request) -> tuple[dict[str, float], list[d
 
 
 def _as_trained(task: "Task", spec: FineTuneJobSpec, info: "DataInfo") -> "Task":
-    """Return a task with the same model and the options of the job."""
-    rebuilt = type(task)(spec, task.tokenizer, task.config, info)
+    """Return a task with the same model, and with kind and options of the job."""
+    from finetune_trainer.tasks import task_class
+
+    rebuilt = task_class(spec.task)(spec, task.tokenizer, task.config, info)
     rebuilt.model = task.model
     rebuilt.prepare_model()
     return rebuilt
 
 
-def _with_data(task: "Task", request: _Request) -> FineTuneJobSpec:
+def _with_data(task: "Task", request: Request) -> FineTuneJobSpec:
     """Return the task's spec with the data. The classes are those of the model, even if the data lacks some."""
     spec = {**task.spec.to_wire(), "datasets": list(request.datasets)}
-    if request.task == task.spec.task:
-        spec |= request.options
-    elif request.task is not None:
-        spec["training"] = request.options["training"]
+    if request.task is not None:
+        spec |= {"task": request.task, **request.options}
     if task.info.classes and len(task.info.classes) > 1:
         spec["classification"] = {"labels": list(task.info.classes)}
     if task.info.problem:

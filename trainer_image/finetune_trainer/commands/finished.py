@@ -13,8 +13,8 @@ from finetune_api.resource import parse_spec
 from finetune_api.spec import FineTuneJobSpec, ProblemType
 from finetune_api.spec import Task as TaskName
 from finetune_api.wire import RunConfig
-from finetune_trainer.commands.arguments import find_model
-from finetune_trainer.models.adapters import LOCAL_BASE, attach, merge_adapters
+from finetune_trainer.commands.base_model import find_base_model
+from finetune_trainer.models.adapters import attach, merge_adapters
 from finetune_trainer.models.load import ModelLocation, load_config, load_model, load_tokenizer, save_model
 from finetune_trainer.output.directory import OutputDirectory
 from finetune_trainer.publish.card import write_model_card
@@ -40,25 +40,29 @@ _PROBLEMS: Mapping[str, ProblemType] = {
     "multi_label_classification": "MultiLabel",
     "regression": "Regression",
 }
+_NO_CLAIMS: Mapping[str, str] = {}
 _MAX_TOKENS = 1_048_576  # maximum of the field; the model's own limit applies
 
 
-def load_finished(directory: pathlib.Path, base: str | None = None, trust_remote_code: bool = False) -> Task:
+def load_finished(
+    directory: pathlib.Path, base: str | None = None, claims: Mapping[str, str] = _NO_CLAIMS, trust_remote_code: bool = False
+) -> Task:
     """Load a task with its model, in evaluation mode, on the GPU if there is one. Raise FineTuneError.
 
-    base: repository or directory of the base model, if the adapter does not name it.
+    base: repository or directory of the base model, if it is not the one that the adapter names. claims: claim name → directory,
+    for a base model in a claim.
     """
     transformers.logging.set_verbosity_error()  # hides the warning that the base model's head is new
-    location = ModelLocation(str(directory), None, "DIR", trust_remote_code)
+    location = ModelLocation(str(directory), None, str(directory), trust_remote_code)
     tokenizer, config, adapter = load_tokenizer(location), load_config(location), _adapter(directory)
-    spec = finished_spec(config, adapter, chat=bool(tokenizer.chat_template))
+    spec = finished_spec(directory, config, adapter, chat=bool(tokenizer.chat_template))
     task = task_class(spec.task)(spec, tokenizer, config, finished_info(spec.task, config, bool(tokenizer.chat_template)))
     if adapter is None:
         task.model = load_model(task, location, spec)
     else:
         # The base model gets a new head, and the adapter replaces it. The adapter is added to the commit that it was trained on.
-        revision = None if base else adapter.get("revision")
-        model = load_model(task, ModelLocation(_base(adapter, base), revision, "--base", trust_remote_code), spec)
+        found = find_base_model(directory, adapter, base, claims)
+        model = load_model(task, ModelLocation(found.name_or_path, found.revision, found.field, trust_remote_code), spec)
         task.model = attach(model, str(directory))
     task.model.to(current_device()).eval()
     task.prepare_model()
@@ -67,9 +71,7 @@ def load_finished(directory: pathlib.Path, base: str | None = None, trust_remote
 
 def merge_finished(config: RunConfig, output: OutputDirectory) -> None:
     """Replace the adapters in the output by the merged model, if the training did not merge them. Raise FineTuneError."""
-    source = config.spec.model
-    base = str(find_model(source.claim, config.claims)) if source.claim else None
-    task = load_finished(output.model, base, source.trust_remote_code)
+    task = load_finished(output.model, claims=config.claims, trust_remote_code=config.spec.model.trust_remote_code)
     written = output.directory / ".model"
     shutil.rmtree(written, ignore_errors=True)
     save_model(merge_adapters(task.model), task.tokenizer, written)
@@ -79,8 +81,11 @@ def merge_finished(config: RunConfig, output: OutputDirectory) -> None:
     output.commit_model(written)
 
 
-def finished_spec(config: Any, adapter: Mapping[str, Any] | None, chat: bool) -> FineTuneJobSpec:
-    """Return a spec with only the task. config: configuration of the model. adapter: content of adapter_config.json."""
+def finished_spec(directory: pathlib.Path, config: Any, adapter: Mapping[str, Any] | None, chat: bool) -> FineTuneJobSpec:
+    """Return a spec with only the task of the model in a directory.
+
+    config: configuration of the model. adapter: content of adapter_config.json.
+    """
     architecture = str((getattr(config, "architectures", None) or [""])[0])
     task = _TASKS_OF_ADAPTERS.get((adapter or {}).get("task_type") or "") or next(
         (task for ending, task in _TASKS.items() if architecture.endswith(ending)), None
@@ -88,8 +93,8 @@ def finished_spec(config: Any, adapter: Mapping[str, Any] | None, chat: bool) ->
     if task is None:
         raise FineTuneError(
             Reason.CONFIGURATION_ERROR,
-            f"DIR: {architecture or 'a model without a named class'} was not made for any of the tasks; write the directory of a "
-            "fine-tuned model",
+            f"{directory}: {architecture or 'a model without a named class'} was not made for any of the "
+            "tasks; write the directory of a fine-tuned model",
         )
     return parse_spec(
         {
@@ -122,13 +127,3 @@ def _adapter(directory: pathlib.Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return loaded
-
-
-def _base(adapter: Mapping[str, Any], given: str | None) -> str:
-    named = adapter.get("base_model_name_or_path")
-    if given is None and named in (None, "", LOCAL_BASE):
-        raise FineTuneError(
-            Reason.CONFIGURATION_ERROR,
-            "DIR: it holds an adapter, whose base model was in a claim; write --base with the directory of that model",
-        )
-    return given or str(named)

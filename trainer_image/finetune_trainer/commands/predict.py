@@ -11,45 +11,52 @@ import click
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import Message, Sample
 from finetune_api.status import SampleAnswer
-from finetune_trainer.runtime.command_line import DEBUG, DIRECTORY, find_model_directory, short_errors
+from finetune_trainer.commands.arguments import CLAIM, parse_claims
+from finetune_trainer.commands.locate import MODEL, find_model
+from finetune_trainer.runtime.command_line import DEBUG, short_errors
 
 if TYPE_CHECKING:
     from finetune_trainer.tasks.base import Task
 
-BASE = click.option("--base", metavar="DIR|OWNER/NAME", help="Base model of the adapter in DIR, if the adapter does not name it.")
+BASE = click.option(
+    "--base", metavar="DIR|OWNER/NAME", help="Base model of an adapter, if it is not the one that the adapter names."
+)
 TRUST = click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model.")
 _STANDARD_INPUT = "-"
 _MAX_TEXT_LENGTH = 4096
 
 
 @click.command(epilog="Example:  finetune predict runs/news 'The striker scored twice.' 'Shares fell.'")
-@DIRECTORY
+@MODEL
 @click.argument("texts", metavar="TEXT...", nargs=-1, required=True)
 @click.option("--pair", "pairs", metavar="TEXT", multiple=True, help="Second text, for models of text pairs; one for each TEXT.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for each text.")
 @BASE
+@CLAIM
 @TRUST
 @DEBUG
 def predict(
-    directory: pathlib.Path,
+    model: pathlib.Path,
     texts: tuple[str, ...],
     pairs: tuple[str, ...],
     as_json: bool,
     base: str | None,
+    claims: tuple[str, ...],
     trust_remote_code: bool,
     debug: bool,
 ) -> None:
-    """Print the prediction of the finished model in DIR for each TEXT: class, words for [MASK], named entities, or answer.
+    """Print the prediction of a finished model for each TEXT: class, words for [MASK], named entities, or answer.
 
-    DIR is an output directory or the directory of a model. A TEXT of - stands for the lines of standard input.
+    MODEL is an output directory, the directory of a model, or a repository on the Hub. A TEXT of - stands for the lines of
+    standard input.
     """
     with short_errors(debug):
-        model = find_model_directory(directory)
-        samples = _samples(texts, pairs)
+        given, samples = parse_claims(claims), _samples(texts, pairs)
+        directory = find_model(model)
         # Imported late: torch takes seconds, and --help and wrong arguments must not wait for it.
         from finetune_trainer.commands.finished import load_finished
 
-        task = load_finished(model, base, trust_remote_code)
+        task = load_finished(directory, base, given, trust_remote_code)
         for sample in samples:
             [answer] = task.answer([_for_task(sample, task)])
             click.echo(json.dumps(answer.to_wire(), ensure_ascii=False) if as_json else describe(answer))

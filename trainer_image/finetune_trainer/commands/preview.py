@@ -13,7 +13,7 @@ from finetune_api.files import read_job
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.wire import RunConfig
-from finetune_trainer.commands.arguments import find_model, missing_claims, parse_claims
+from finetune_trainer.commands.arguments import CLAIM, find_model, missing_claims, parse_claims
 from finetune_trainer.runtime.command_line import DEBUG, short_errors
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _OPEN, _CLOSE = "⟦", "⟧"
 
 @click.command(epilog="Example:  finetune preview examples/news.yaml --claim minilm=./models/minilm --claim news=./data/news")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=pathlib.Path))
-@click.option("--claim", "claims", multiple=True, metavar="NAME=DIR", help="Local directory to use for a claim of the file.")
+@CLAIM
 @click.option("--rows", type=click.IntRange(0, 1000), default=3, show_default=True, help="How many rows to show.")
 @click.option("--model-dir", metavar="DIR", help="Directory with config.json and tokenizer, in place of the file's model.")
 @DEBUG

@@ -9,12 +9,13 @@ import itertools
 import json
 import logging
 import os
+import pathlib
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, get_session
+from huggingface_hub import HfApi, get_session, snapshot_download
 from huggingface_hub import errors as hub_errors
 
 from finetune_api import names
@@ -29,6 +30,8 @@ HUB_ERRORS = (hub_errors.HfHubHTTPError, httpx2.HTTPError, hub_errors.OfflineMod
 
 # Field or option of a push → field with the repository's name. A push writes; all other fields name repositories to read.
 _REPOSITORY_FIELDS = {"spec.publish": "spec.publish.repository", "--to": "--to"}
+# Files of a repository that transformers and peft load. Weights are safetensors only, because the pickle format can run code.
+_MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.py")
 
 _MAX_ATTEMPTS = 5
 _MAX_RETRY_DELAY_SECONDS = 300.0  # the Hub's rate limit counts requests in windows of five minutes
@@ -113,6 +116,12 @@ def resolve_revisions(spec: FineTuneJobSpec, known: Resolved | None) -> Resolved
     return Resolved(model_revision=model, dataset_revisions=revisions)
 
 
+def download_model(repository: str) -> pathlib.Path:
+    """Download the model of a repository into the Hub's cache, and return its directory. Raise FineTuneError."""
+    with explain_errors(repository, repository, Reason.MODEL_NOT_FOUND):
+        return pathlib.Path(retry(lambda: snapshot_download(repository, allow_patterns=list(_MODEL_FILES))))
+
+
 def ensure_repository(api: HfApi, repository: str, private: bool) -> None:
     """Create a model repository if it does not exist. Do not change an existing one. Raise the Hub's errors."""
     if api.repo_exists(repository):
@@ -138,8 +147,8 @@ def _check_write_access(api: HfApi, repository: str) -> None:
 def explain_errors(field: str, repository: str, missing: Reason) -> Iterator[None]:
     """Turn the Hub's errors into FineTuneError. Other errors pass unchanged.
 
-    field: spec field, or option of a command that gets its token from the environment. missing: reason to use if the repository
-    does not exist or is not visible.
+    field: spec field, or option or argument of a command, which gets its token from the environment. missing: reason to use if
+    the repository does not exist or is not visible.
     """
     try:
         yield
@@ -164,12 +173,12 @@ def explain_load_error(error: BaseException, field: str, repository: str) -> Fin
 
 def _to_finetune_error(error: BaseException, field: str, repository: str, missing: Reason) -> FineTuneError:
     writing = field in _REPOSITORY_FIELDS
-    named = _REPOSITORY_FIELDS.get(field, f"{field}.name")
+    named = _REPOSITORY_FIELDS.get(field) or (f"{field}.name" if field.startswith("spec.") else field)
     if isinstance(error, hub_errors.GatedRepoError):
         return FineTuneError(
             Reason.HUB_AUTHENTICATION,
-            f"{field}: {repository!r} is gated: accept its terms on the Hub, and name a Secret with a token of that account in "
-            f"{TOKEN_FIELD}",
+            f"{field}: {repository!r} is gated: accept its terms on the Hub, and give a token of that account in "
+            f"{_token_field(field)}",
         )
     if isinstance(error, hub_errors.RevisionNotFoundError):
         return FineTuneError(
@@ -225,7 +234,7 @@ def _rejected_token_error(field: str) -> FineTuneError | None:
 
 
 def _token_field(field: str) -> str:
-    return names.ENV_HUB_TOKEN if field.startswith("--") else TOKEN_FIELD
+    return TOKEN_FIELD if field.startswith("spec.") else names.ENV_HUB_TOKEN
 
 
 def endpoint() -> str:

@@ -18,8 +18,6 @@ from finetune_trainer.tasks import chat
 from finetune_trainer.tasks.base import Task
 
 ALL_LINEAR = "all-linear"
-# Base model name in an adapter whose base came from a directory, because a local path is not valid elsewhere.
-LOCAL_BASE = "local-model"
 
 
 def is_adapter(model: Any) -> bool:
@@ -100,10 +98,13 @@ def attach(model: Any, name_or_path: str, revision: str | None = None) -> Any:
 
 
 def save(model: Any, directory: pathlib.Path) -> None:
-    """Write the adapters, and the configuration of the base model, which names the classes. Write no README and no local path."""
+    """Write the adapters, which name their base model, and its configuration, which names the classes. Write no README.
+
+    A base model from a claim is named by its absolute path. A push removes the path (publish/upload_filter.py).
+    """
     for config in model.peft_config.values():
-        local = pathlib.Path(config.base_model_name_or_path or "/").is_dir()
-        config.base_model_name_or_path = LOCAL_BASE if local else config.base_model_name_or_path
+        named = config.base_model_name_or_path or model.get_base_model().name_or_path
+        config.base_model_name_or_path = str(pathlib.Path(named).resolve()) if pathlib.Path(named).is_dir() else named
         config.revision = getattr(model.config, "_commit_hash", None)
     # peft saves trained embeddings in any case. By default, it would ask the Hub whether to save all embeddings.
     model.save_pretrained(directory, save_embedding_layers=False)

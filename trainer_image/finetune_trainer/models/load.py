@@ -36,15 +36,13 @@ transformers.logging.disable_progress_bar()
 class ModelLocation:
     """Location of a model: a repository and a commit, or a directory.
 
-    field: spec field or option, for errors. trust_remote_code: whether Python code of the repository may run. base: directory of
-    the base model, if the location holds adapters whose base model came from a directory.
+    field: spec field, option or path, for errors. trust_remote_code: whether Python code of the repository may run.
     """
 
     name_or_path: str
     revision: str | None
     field: str
     trust_remote_code: bool = False
-    base: str | None = None
 
     @property
     def from_pretrained_kwargs(self) -> dict[str, Any]:
@@ -133,14 +131,15 @@ def _base_location(location: ModelLocation) -> ModelLocation:
     if found is None:
         return location
     config = json.loads(pathlib.Path(found).read_text())
-    name = location.base or config["base_model_name_or_path"]
-    if name == adapters.LOCAL_BASE:
+    name = config.get("base_model_name_or_path") or ""
+    if not name or (pathlib.Path(name).is_absolute() and not pathlib.Path(name).is_dir()):
         raise FineTuneError(
             Reason.CONFIGURATION_ERROR,
-            f"{location.field}: it holds adapters alone, and the model that they belong to was a directory, not one of the Hub; "
-            "merge them into it, and write the directory of the merged model",
+            f"{location.field}: it holds adapters alone, and the model that they belong to "
+            f"{f'is not here: there is no directory {name}' if name else 'is not named'}; merge them into it, and write the "
+            "directory of the merged model",
         )
-    return dataclasses.replace(location, name_or_path=name, revision=None if location.base else config.get("revision"))
+    return dataclasses.replace(location, name_or_path=name, revision=config.get("revision"))
 
 
 def enable_activation_checkpointing(model: Any) -> None:
@@ -252,7 +251,8 @@ def _explain_errors(location: ModelLocation, problem: str) -> Iterator[None]:
             raise FineTuneError(
                 Reason.CONFIGURATION_ERROR,
                 f"{location.field}: the model comes with Python code of its own, which is not run unless you write "
-                "spec.model.trustRemoteCode: true; choose another model if you do not trust its repository",
+                f"{'spec.model.trustRemoteCode: true' if location.field.startswith('spec.') else '--trust-remote-code'}; choose "
+                "another model if you do not trust its repository",
             ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FineTuneError(

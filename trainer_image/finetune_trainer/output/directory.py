@@ -38,10 +38,10 @@ def _owner(config: RunConfig) -> dict[str, Any]:
 class OutputDirectory:
     """Paths below the output directory.
 
-    run.json: the owner, the spec and its digest, resolved commits. data.json: what each data set contained. starts.jsonl: one
-    object per start. report.json: exists when the training is finished; from then on, model/ has the model. history.jsonl: one
-    object per logged step, and per evaluation. evaluation.json: all metrics. best/: the models that a checkpoint, or the
-    training, names as the best so far. owner.json: see fence.py. skipped.json: see skipped_batches.py.
+    run.json: the owner, the spec and its digest, resolved commits, the directories of claims. data.json: what each data set
+    contained. starts.jsonl: one object per start. report.json: exists when the training is finished; from then on, model/ has
+    the model. history.jsonl: one object per logged step, and per evaluation. evaluation.json: all metrics. best/: the models that
+    a checkpoint, or the training, names as the best so far. owner.json: see fence.py. skipped.json: see skipped_batches.py.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
@@ -115,7 +115,8 @@ class OutputDirectory:
     def save_resolved(self, config: RunConfig, resolved: Resolved) -> None:
         """Store the commits, so that later attempts in this directory train the same model on the same data."""
         content = {**_owner(config), "digest": training_digest(config.spec), "resolved": resolved.to_wire()}
-        content["spec"] = shareable_spec(config.spec)  # for the report only; checks use the digest
+        content["spec"] = shareable_spec(config.spec)  # for the report and for commands; checks use the digest
+        content["claims"] = dict(config.claims)  # for commands: they read from the same directories
         if config.spec.publish:
             content["repository"] = config.spec.publish.repository
         self._write_run(content)

@@ -14,7 +14,7 @@ from finetune_api.files import read_job
 from finetune_api.quantities import parse_quantity
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.commands.arguments import missing_claims, parse_claims
+from finetune_trainer.commands.arguments import CLAIM, missing_claims, parse_claims
 from finetune_trainer.plan.gpus import Gpu, requested_gpu
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _gpu_memory(context: click.Context, parameter: click.Parameter, value: str |
 
 @click.command(epilog="Example:  finetune plan examples/news.yaml --claim minilm=./models/minilm --claim news=./data/news")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=pathlib.Path))
-@click.option("--claim", "claims", multiple=True, metavar="NAME=DIR", help="Local directory to use for a claim of the file.")
+@CLAIM
 @click.option("--gpu-memory", metavar="SIZE", callback=_gpu_memory, help="Memory of each GPU, for example 80Gi.")
 def plan(file: pathlib.Path, claims: tuple[str, ...], gpu_memory: int | None) -> None:
     """Show what the job in FILE (- for standard input) will need and do: processes, steps, memory, checkpoints, publishing.

@@ -49,11 +49,11 @@ def read_training(directory: pathlib.Path) -> Training:
     else:
         raise FineTuneError(
             Reason.CONFIGURATION_ERROR,
-            f"DIR: {directory} holds no training; write the output directory of a job, which has run.json in it; for a job on a "
+            f"{directory}: holds no training; write the output directory of a job, which has run.json in it; for a job on a "
             "cluster: kubectl finetune pull NAME DIR --report"
             if directory.exists()
-            else f"DIR: there is no {directory}; for a job on a cluster, fetch its record first: kubectl finetune pull "
-            f"{directory} DIR --report, then finetune report DIR",
+            else f"{directory}: there is no such directory; for a job on a cluster, fetch its record first: kubectl finetune "
+            f"pull {directory} DIR --report, then finetune report DIR",
         )
     run = _json(output / "run.json")
     history = _lines(output / "history.jsonl")

@@ -18,7 +18,7 @@ from finetune_api.reasons import FineTuneError, Reason
 DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path(path_type=pathlib.Path))
 
-_MODEL_FILES = ("config.json", "adapter_config.json")
+MODEL_FILES = ("config.json", "adapter_config.json")
 
 
 @contextlib.contextmanager
@@ -45,11 +45,11 @@ def short_errors(debug: bool) -> Iterator[None]:
 def find_model_directory(directory: pathlib.Path) -> pathlib.Path:
     """Return the directory of the model: model/ in an output directory, or the directory itself. Raises FineTuneError."""
     for candidate in (directory / "model", directory):
-        if any((candidate / name).is_file() for name in _MODEL_FILES):
+        if any((candidate / name).is_file() for name in MODEL_FILES):
             return candidate
     raise FineTuneError(
         Reason.CONFIGURATION_ERROR,
-        f"DIR: {directory} holds no finished model; write the output directory of a job that has succeeded, or a directory with "
+        f"{directory}: holds no finished model; write the output directory of a job that has succeeded, or a directory with "
         "config.json",
     )
 
