@@ -18,9 +18,12 @@ LABEL_JOB: Final = f"{GROUP}/finetunejob"
 LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "finetune-operator"
+# The ConfigMap with the CA certificates of the operator defaults, one in each namespace of jobs: prefix of its name, and labels.
+CA_BUNDLE_PREFIX: Final = "finetune-ca-"
+CA_BUNDLE_LABELS: Final = {LABEL_MANAGED_BY: MANAGED_BY, "app.kubernetes.io/component": "ca-bundle"}
 # The uid of the FineTuneJob that a retained output claim belongs to. Such a claim has no owner reference.
 ANNOTATION_OWNER_UID: Final = f"{GROUP}/owner-uid"
-ANNOTATION_GENERATION: Final = f"{GROUP}/generation"  # on Jobs: the generation of the FineTuneJob that they were made from
+ANNOTATION_GENERATION: Final = f"{GROUP}/generation"  # on Jobs and output claims: that of the spec that they were made from
 
 # Kueue: the operator copies labels and annotations with this prefix from the FineTuneJob to its Jobs and pods.
 KUEUE_PREFIX: Final = "kueue.x-k8s.io/"
@@ -49,7 +52,7 @@ PORT_OPERATOR_METRICS: Final = 8443  # /metrics with TLS, if the chart's value m
 CONFIG_DIR: Final = "/etc/finetune"
 RUN_FILE_NAME: Final = "run.json"  # key of the ConfigMap, file in CONFIG_DIR
 RENDEZVOUS_KEY_FILE_NAME: Final = "rendezvous-key"  # the same; only for several pods
-CA_FILE_NAME: Final = "ca.crt"  # the same for the CA certificates of the operator defaults
+CA_FILE_NAME: Final = "ca.crt"  # key of the ConfigMap with the CA certificates of the operator defaults, file in CONFIG_DIR
 CLAIMS_DIR: Final = "/finetune/claims"  # one folder for each claim that the spec names
 OUTPUT_DIR: Final = "/finetune/output"
 CACHE_DIR: Final = "/finetune/cache"

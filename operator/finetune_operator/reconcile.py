@@ -191,9 +191,8 @@ class Reconciler:
             # If the ConfigMap exists already, it stays as it is, with its key.
             return build_children(dataclasses.replace(plan, rendezvous_key=secrets.token_hex(32)))
 
-        # Once an attempt has started, the API server keeps the spec unchanged, except for fields that don't matter for children.
-        generation = job.generation if job.status.attempt is None else None
-        match await create_children(self._api, job.key.namespace, job.key.name, job.uid, build, generation):
+        started = job.status.attempt is not None
+        match await create_children(self._api, job.key.namespace, job.key.name, job.uid, build, job.generation, started):
             case Created(created_at, child):
                 self._creations.forget(job.key)
                 self._store.put_child(job.key, child)

@@ -51,11 +51,31 @@ def test_a_job_is_not_changed_once_it_has_started(jobs: Namespace, make_job: Any
     job = make_job("fixed", model={"hub": {"name": "nobody/nothing"}})
     jobs.apply(job)
     jobs.wait_for("a phase", lambda: jobs.status("fixed").get("phase"), 30, "fixed")
-    job["spec"]["training"]["maxSteps"] = 5
-    done = jobs.kubectl("apply", "--filename", "-", stdin=json.dumps(job), check=False)
+    assert "spec.training can't be changed once the job has started" in refusal(jobs, job, training={"maxSteps": 5})
+    message = "spec.distributed and spec.pod can be changed only while the job is suspended, once it has started"
+    assert message in refusal(jobs, job, distributed={"nodes": 2})
     jobs.kubectl("delete", "finetunejob", "fixed")
-    assert done.returncode != 0
-    assert "spec.training can't be changed once the job has started" in done.stderr
+
+
+def refusal(jobs: Namespace, job: dict[str, Any], **spec: Any) -> str:
+    """Return what the API server says to an update with these fields of the spec, or nothing if it accepts it."""
+    changed = {**job, "spec": {**job["spec"], **spec}}
+    return jobs.kubectl("apply", "--dry-run=server", "--filename", "-", stdin=json.dumps(changed), check=False).stderr
+
+
+def test_a_suspended_job_may_be_resized_but_not_trained_in_another_way(jobs: Namespace, make_job: Any) -> None:
+    job = make_job("resized", suspend=True)
+    jobs.apply(job)
+    jobs.wait_for("the phase", lambda: jobs.status("resized").get("phase") == "Suspended", 30, "resized")
+    attempt = {"number": 1, "startTime": "2026-01-02T03:04:05Z", "completionTime": "2026-01-02T03:05:05Z", "nodes": 1}
+    ran = {"status": {"startTime": attempt["startTime"], "attempt": 1, "attempts": [attempt]}}
+    patch = ("--subresource=status", "--type=merge", f"--patch={json.dumps(ran)}")
+    jobs.kubectl("patch", "finetunejob", "resized", *patch)
+    resized = {"distributed": {"nodes": 2}, "pod": {"priorityClassName": "high"}}
+    assert refusal(jobs, job, **resized) == ""
+    assert refusal(jobs, job, **resized, suspend=False) == ""
+    assert "spec.training can't be changed" in refusal(jobs, job, **resized, training={"maxSteps": 5})
+    jobs.kubectl("delete", "finetunejob", "resized")
 
 
 def started_at(pod: dict[str, Any]) -> datetime.datetime:

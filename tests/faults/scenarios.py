@@ -116,8 +116,15 @@ def _wait_for_final_event(env: Environment, uid: str, rule: Rule) -> None:
 def _collect_outcome(env: Environment, name: str, uid: str, first: int) -> Outcome:
     """Return the outcome, and check the conditions that hold for every run. first: index of the run's first record."""
     status = env.status(name)
-    for kind in ("jobs", "services", "configmaps", "persistentvolumeclaims"):
-        for item in env.objects(kind, f"finetune.dev/finetunejob={name}"):
+    selector = f"finetune.dev/finetunejob={name}"
+
+    def owners_of_run_files() -> set[str]:
+        return {item["metadata"]["ownerReferences"][0]["uid"] for item in env.objects("configmaps", selector)}
+
+    jobs = {job["metadata"]["uid"] for job in env.objects("jobs", selector)}
+    env.wait("no run file of an earlier attempt", lambda: owners_of_run_files() <= jobs, 60, name)
+    for kind in ("jobs", "services", "persistentvolumeclaims"):
+        for item in env.objects(kind, selector):
             owners = [owner["uid"] for owner in item["metadata"].get("ownerReferences", ())]
             owners = owners or [item["metadata"].get("annotations", {}).get("finetune.dev/owner-uid")]
             assert owners == [uid], f"{kind}/{item['metadata']['name']} belongs to {owners}"

@@ -35,7 +35,7 @@ def test_a_job_recreated_under_its_name_adopts_nothing_and_waits_until_the_old_p
     assert {old} in seen, "the old pods were deleted too soon for this test"
     status = env.status("job")
     assert (status["attempt"], status["restarts"]["failures"]) == (1, 0)
-    for kind in ("jobs", "services", "configmaps"):
+    for kind in ("jobs", "services"):
         for item in env.objects(kind, f"{LABEL}=job"):
             assert [owner["uid"] for owner in item["metadata"]["ownerReferences"]] == [new], kind
 

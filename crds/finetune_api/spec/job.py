@@ -47,7 +47,7 @@ class FineTuneJobSpec(Model):
     )
     distributed: Distributed = Field(
         default_factory=Distributed,
-        description="Number of pods, GPUs and processes.",
+        description="Number of pods, GPUs and processes. May be changed while the job is suspended.",
         json_schema_extra={"default": {}},
     )
     checkpoint: Checkpoint = Field(
@@ -76,7 +76,9 @@ class FineTuneJobSpec(Model):
         json_schema_extra={"default": {}},
     )
     pod: Pod = Field(
-        default_factory=Pod, description="How the training pods run on the cluster.", json_schema_extra={"default": {}}
+        default_factory=Pod,
+        description="How the training pods run on the cluster. May be changed while the job is suspended.",
+        json_schema_extra={"default": {}},
     )
 
     cache: Cache | None = Field(

@@ -45,31 +45,31 @@ class Refused:
 
 
 async def create_children(
-    api: Api, namespace: str, job: str, uid: str, build: Callable[[bool], Sequence[Manifest]], generation: int | None = None
+    api: Api, namespace: str, job: str, uid: str, build: Callable[[bool], Sequence[Manifest]], generation: int, started: bool
 ) -> Created | Blocked | Refused:
     """Create the children in order, and stop at the first that can't be created. Children of an earlier try stay untouched.
 
     build: returns the manifests. Its argument says whether an earlier FineTuneJob of that name left the output claim. The owner
-    of the claim is checked first, because no pod may start that would write to another job's volume. generation: of the spec, as
-    long as users may change it: a Job or claim that was made from an earlier spec is deleted.
+    of the claim is checked first, because no pod may start that would write to another job's volume. generation: of the spec. A
+    Job that was made from an earlier one is deleted. So is the claim, but not if an attempt has started: it may hold checkpoints.
     """
     existing: dict[str, Manifest] = {}
     claim = await api.get(_CLAIM, namespace, names.output_claim_name(job)) if _has_claim(build(False)) else None
     adopted = claim is not None and _is_retained_claim(claim, job, uid)
     children = build(adopted)
+    if claim is not None:
+        if not adopted and (problem := await _check_claim(api, claim, children, uid, generation, started)):
+            return problem
+        existing[_CLAIM] = claim
     for manifest in children:
-        if manifest["kind"] == _CLAIM and claim is not None:
-            if not adopted and (problem := _check_owner(claim, manifest, uid)):
+        if manifest["metadata"]["labels"] == names.CA_BUNDLE_LABELS:
+            if problem := await _share(api, manifest):
                 return problem
-            if not adopted and generation is not None and _differs(claim, manifest):
-                return await _replace(api, claim, manifest)
-            existing[_CLAIM] = claim
-    for manifest in children:
-        if manifest["kind"] not in existing:
-            result = await _create(api, manifest, uid)
+        elif manifest["kind"] not in existing:
+            result = await _create(api, _with_owner_uid(manifest, existing.get("Job")), uid)
             if isinstance(result, Blocked | Refused):
                 return result
-            if manifest["kind"] == "Job" and generation is not None and _generation(result) not in (None, str(generation)):
+            if manifest["kind"] == "Job" and _is_outdated(result, generation):
                 return await _replace(api, result, manifest)
             existing[manifest["kind"]] = result
     created_at = read_time(existing["Job"]["metadata"]["creationTimestamp"])
@@ -77,10 +77,60 @@ async def create_children(
     return Created(created_at, read_child_job(existing["Job"]))
 
 
-def _generation(job: Manifest) -> str | None:
-    """Return the generation of the spec that a Job was made from. An earlier version of the operator did not write it."""
-    generation: str | None = job["metadata"].get("annotations", {}).get(names.ANNOTATION_GENERATION)
-    return generation
+async def _check_claim(
+    api: Api, claim: Manifest, children: Sequence[Manifest], uid: str, generation: int, started: bool
+) -> Blocked | Refused | None:
+    """Return why the claim can't be used, or None. Delete it if it was made from an earlier spec and no attempt has started."""
+    [wanted] = [manifest for manifest in children if manifest["kind"] == _CLAIM]
+    if problem := _check_owner(claim, wanted, uid):
+        return problem
+    if started:
+        return _check_sharing(claim, wanted)
+    return await _replace(api, claim, wanted) if _is_outdated(claim, generation) and _differs(claim, wanted) else None
+
+
+def _is_outdated(existing: Manifest, generation: int) -> bool:
+    """Return whether an object was made from another generation. An earlier version of the operator did not write it."""
+    made_from = existing["metadata"].get("annotations", {}).get(names.ANNOTATION_GENERATION)
+    return made_from not in (None, str(generation))
+
+
+def _with_owner_uid(manifest: Manifest, job: Manifest | None) -> Manifest:
+    """Return the manifest with the uid of the attempt's Job, if the Job owns it."""
+    owners = manifest["metadata"].get("ownerReferences", [])
+    if job is None or not owners or owners[0]["kind"] != "Job":
+        return manifest
+    owner = {**owners[0], "uid": job["metadata"]["uid"]}
+    return {**manifest, "metadata": {**manifest["metadata"], "ownerReferences": [owner]}}
+
+
+async def _share(api: Api, manifest: Manifest) -> Blocked | Refused | None:
+    """Create an object that all jobs of the namespace share. Return None if it exists, with this content."""
+    metadata = manifest["metadata"]
+    existing = await api.get(manifest["kind"], metadata["namespace"], metadata["name"])
+    if existing is None:
+        try:
+            await api.create(manifest["kind"], manifest)
+        except ApiError as error:
+            if error.reason != "AlreadyExists":
+                return _classify_error(error, manifest)
+            return Blocked("WaitingForDeletion", f"{_describe(manifest)} was just created or deleted", retry_soon=True)
+        return None
+    if existing.get("data") == manifest["data"] and existing.get("immutable"):
+        return None
+    message = f"{_describe(manifest)} exists with other content than site.caBundle: delete it, and the operator creates it again"
+    return Blocked("NameTaken", message, needs_user_action=True)
+
+
+def _check_sharing(claim: Manifest, wanted: Manifest) -> Blocked | None:
+    """Return why several nodes can't use the claim of a job that started on one node, or None."""
+    if "ReadWriteMany" not in wanted["spec"]["accessModes"] or "ReadWriteMany" in claim["spec"]["accessModes"]:
+        return None
+    message = (
+        f"{_describe(wanted)} was created as {claim['spec']['accessModes'][0]} because the job started on one node, so several "
+        "nodes can't use it: suspend the job and set spec.distributed.nodes to 1"
+    )
+    return Blocked("OutputNotShared", message, needs_user_action=True)
 
 
 def _differs(claim: Manifest, wanted: Manifest) -> bool:
@@ -134,14 +184,15 @@ def _describe(manifest: Manifest) -> str:
 
 def _check_owner(existing: Manifest, manifest: Manifest, uid: str) -> Blocked | Refused | None:
     """Return why an existing object with a child's name can't be used, or None if it is ours."""
-    owner = read_owner(existing)
+    owner, wanted_owner = read_owner(existing), read_owner(manifest)
     owner_uid = existing["metadata"].get("annotations", {}).get(names.ANNOTATION_OWNER_UID)
     if "deletionTimestamp" in existing["metadata"]:
         return Blocked("WaitingForDeletion", f"waiting for {_describe(manifest)} to be deleted")
-    if (owner.uid if owner else owner_uid) == uid or _is_orphan(existing, manifest):
+    wanted_uid = wanted_owner.uid if wanted_owner else uid
+    if (owner.uid if owner else owner_uid) == wanted_uid or _is_orphan(existing, manifest):
         return None
-    if owner is not None and owner.kind == names.KIND:
-        message = f"waiting for {_describe(manifest)} of an earlier {names.KIND} of this name to be deleted"
+    if owner is not None and owner.kind == (wanted_owner.kind if wanted_owner else names.KIND):
+        message = f"waiting for {_describe(manifest)} of an earlier {owner.kind} of this name to be deleted"
         return Blocked("WaitingForDeletion", message)
     if manifest["kind"] == _CLAIM:
         name = manifest["metadata"]["name"]

@@ -1,6 +1,6 @@
-"""Builds the ConfigMap with the run file of an attempt: everything that the pods need to know.
+"""Builds the ConfigMap with the run file of an attempt, everything that its pods need to know, and that of the CA certificates.
 
-It holds no secret of the user. The key of the rendezvous is worth nothing outside of the attempt.
+They hold no secret of the user. The key of the rendezvous is worth nothing outside of the attempt.
 """
 
 import json
@@ -8,7 +8,7 @@ import json
 from finetune_api import names
 from finetune_api.spec import Pod
 from finetune_api.wire import RunConfig
-from finetune_operator.manifests.plan import Plan, build_attempt_labels, build_metadata
+from finetune_operator.manifests.plan import UID_OF_JOB, Plan, build_attempt_labels, build_metadata, build_owner
 from finetune_operator.observed import Manifest
 
 
@@ -41,16 +41,31 @@ def _dump(config: RunConfig) -> str:
 
 
 def build_config_map(plan: Plan) -> Manifest:
-    """Return an immutable ConfigMap: an attempt never changes, and kubelets need not watch it."""
-    ca_files = {names.CA_FILE_NAME: plan.defaults.ca_bundle} if plan.defaults.ca_bundle else {}
+    """Return the ConfigMap of the attempt, which is deleted with the attempt's Job.
+
+    It is immutable: an attempt never changes, and kubelets need not watch it.
+    """
+    metadata = build_metadata(plan, plan.run_file_name, build_attempt_labels(plan))
+    metadata["ownerReferences"] = [build_owner("batch/v1", "Job", plan.attempt_name, UID_OF_JOB)]
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": build_metadata(plan, plan.run_file_name, build_attempt_labels(plan)),
+        "metadata": metadata,
         "immutable": True,
         "data": {
             names.RUN_FILE_NAME: _dump(build_run_config(plan)),
             **({names.RENDEZVOUS_KEY_FILE_NAME: plan.rendezvous_key} if plan.nodes > 1 else {}),
-            **ca_files,
         },
     }
+
+
+def build_ca_bundle(plan: Plan) -> Manifest | None:
+    """Return the ConfigMap with the CA certificates of the operator defaults, or None if there are none.
+
+    All jobs of a namespace share it, so it has no owner: it stays until somebody deletes it, or the namespace.
+    """
+    if plan.ca_bundle_name is None:
+        return None
+    metadata = {"name": plan.ca_bundle_name, "namespace": plan.namespace, "labels": names.CA_BUNDLE_LABELS}
+    data = {names.CA_FILE_NAME: plan.defaults.ca_bundle}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "immutable": True, "data": data}

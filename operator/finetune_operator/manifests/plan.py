@@ -1,6 +1,7 @@
 """The plan of an attempt, which is the only input of the builders, and the metadata that all children share."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 
 from finetune_api import names
@@ -8,6 +9,9 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Resolved
 from finetune_operator.defaults import OperatorDefaults
 from finetune_operator.observed import Manifest
+
+# In place of the uid of the attempt's Job, which the API server generates. The creation of the ConfigMap puts the uid in.
+UID_OF_JOB = "uid of the Job"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +57,12 @@ class Plan:
         return f"{self.attempt_name}-{self.uid[:8].lower()}-{self.generation}"
 
     @property
+    def ca_bundle_name(self) -> str | None:
+        """Name of the ConfigMap with the CA certificates, if there are any. It follows from the content, which never changes."""
+        bundle = self.defaults.ca_bundle
+        return f"{names.CA_BUNDLE_PREFIX}{hashlib.sha256(bundle.encode()).hexdigest()[:12]}" if bundle else None
+
+    @property
     def service_domain(self) -> str:
         """The domain of the pods' host names. The pods' resolver appends the cluster domain."""
         return f"{names.service_name(self.name)}.{self.namespace}.svc"
@@ -74,22 +84,19 @@ def build_attempt_labels(plan: Plan) -> dict[str, str]:
 
 
 def build_metadata(plan: Plan, name: str, labels: dict[str, str]) -> Manifest:
-    """Return the metadata of a child that is deleted with its FineTuneJob.
-
-    blockOwnerDeletion would need the right to update finalizers of the FineTuneJob, and hold up its deletion.
-    """
+    """Return the metadata of a child that is deleted with its FineTuneJob."""
     return {
         "name": name,
         "namespace": plan.namespace,
         "labels": labels,
-        "ownerReferences": [
-            {
-                "apiVersion": names.API_VERSION,
-                "kind": names.KIND,
-                "name": plan.name,
-                "uid": plan.uid,
-                "controller": True,
-                "blockOwnerDeletion": False,
-            }
-        ],
+        "ownerReferences": [build_owner(names.API_VERSION, names.KIND, plan.name, plan.uid)],
     }
+
+
+def build_owner(api_version: str, kind: str, name: str, uid: str) -> Manifest:
+    """Return a reference to the controller of an object.
+
+    blockOwnerDeletion would need the right to update finalizers of the owner, and hold up its deletion.
+    """
+    reference = {"apiVersion": api_version, "kind": kind, "name": name, "uid": uid}
+    return {**reference, "controller": True, "blockOwnerDeletion": False}

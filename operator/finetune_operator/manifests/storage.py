@@ -14,7 +14,7 @@ def build_output_claim(plan: Plan) -> Manifest | None:
     volume = output.volume or OutputVolume()
     retention = output.retention or Retention()
     metadata = build_metadata(plan, names.output_claim_name(plan.name), build_labels(plan))
-    metadata["annotations"] = {names.ANNOTATION_OWNER_UID: plan.uid}
+    metadata["annotations"] = {names.ANNOTATION_OWNER_UID: plan.uid, names.ANNOTATION_GENERATION: str(plan.generation)}
     if retention.when_deleted == "Retain":
         del metadata["ownerReferences"]
     default_mode = "ReadWriteMany" if plan.spec.distributed.nodes > 1 else "ReadWriteOnce"

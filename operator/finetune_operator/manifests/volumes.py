@@ -44,11 +44,19 @@ def build_mounts(plan: Plan) -> list[Manifest]:
     return mounts
 
 
+def _config_volume(plan: Plan) -> Manifest:
+    """Return the volume with the files of the attempt's ConfigMap and, if there are any, the CA certificates."""
+    if plan.ca_bundle_name is None:
+        return {"name": "config", "configMap": {"name": plan.run_file_name}}
+    sources = [{"configMap": {"name": name}} for name in (plan.run_file_name, plan.ca_bundle_name)]
+    return {"name": "config", "projected": {"sources": sources}}
+
+
 def build_volumes(plan: Plan) -> list[Manifest]:
     """Return the volumes for these mounts."""
     extra = enumerate(plan.spec.pod.volumes or ())
     return [
-        {"name": "config", "configMap": {"name": plan.run_file_name}},
+        _config_volume(plan),
         {"name": "tmp", "emptyDir": {}},
         # The container runtime's default /dev/shm has 64 MiB, which is too little for data loaders and NCCL.
         {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},

@@ -73,8 +73,8 @@ def current_attempt(observation: Observation) -> int | None:
 
 
 def choose_image(spec: FineTuneJobSpec, status: FineTuneJobStatus, default: str) -> str:
-    """Return the trainer image. Later attempts use the image of the first one, even after an upgrade of the operator."""
-    return (status.resolved.image if status.resolved else None) or spec.pod.image or default
+    """Return the trainer image. Without one in the spec, later attempts use that of the last, even after an operator upgrade."""
+    return spec.pod.image or (status.resolved.image if status.resolved else None) or default
 
 
 def decide(observation: Observation, report: Report | None, now: datetime.datetime) -> Decision:
@@ -94,9 +94,9 @@ def decide(observation: Observation, report: Report | None, now: datetime.dateti
         )
     if attempt > (status.attempt or 0):
         # The status names an attempt only after all its children were created. Until then each reconcile tries to create them.
-        # If the spec has changed meanwhile, the children of the first attempt are replaced.
+        # If the spec has changed meanwhile, they are replaced. It may change before the first attempt, and while suspended.
         created = observation.created_attempt
-        if created is None or created.attempt != attempt or (attempt == 1 and created.generation != job.generation):
+        if created is None or (created.attempt, created.generation) != (attempt, job.generation):
             return Decision(status, create_attempt=attempt)
         status = attempt_created(status, job.spec, created)
     nodes = nodes_of_attempt(job.spec, status)

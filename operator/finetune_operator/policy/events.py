@@ -12,6 +12,7 @@ _WARNING_REASONS = frozenset(
         "Forbidden",
         "Inadmissible",
         "NameTaken",
+        "OutputNotShared",
         "QuotaExceeded",
         "Unschedulable",
         "WebhookFailed",

@@ -114,6 +114,10 @@ def suspended(status: FineTuneJobStatus, job: JobRecord, message: str | None, no
     message = message or f"suspended{saved}: set spec.suspend to false to resume"
     if not (status.attempts and status.attempts[-1].completion_time):
         status = attempt_ended(status, "Suspended", now)
+    elif status.attempts[-1].placed is not None:
+        # By the time the job resumes, there may be room for all pods again, and the number of nodes may have changed.
+        attempts = [*status.attempts[:-1], status.attempts[-1].model_copy(update={"placed": None})]
+        status = status.model_copy(update={"attempts": attempts})
     conditions = with_condition(status, job, now, "Suspended", "True", "Suspended", message)
     return in_phase(status.model_copy(update={"conditions": conditions}), "Suspended", "Suspended", message)
 

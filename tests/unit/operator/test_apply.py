@@ -1,5 +1,7 @@
 """Creation of children: each is created once, and an existing object is used only if its owner uid matches."""
 
+import dataclasses
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +11,7 @@ from finetune_api import names
 from finetune_api.reasons import Reason
 from finetune_operator.cluster.api import ApiError
 from finetune_operator.cluster.apply import Blocked, Created, Refused, create_children
+from finetune_operator.defaults import OperatorDefaults
 from finetune_operator.manifests import Plan, build_children
 from finetune_operator.observed import Manifest
 from unit.operator.builders import IMAGE, KEY, UID, build_spec
@@ -22,15 +25,26 @@ def server() -> FakeServer:
     return FakeServer()
 
 
-async def create(server: FakeServer, adoptions: list[bool] | None = None, **spec: Any) -> Created | Blocked | Refused:
-    """Create the children of the first attempt. adoptions: receives the last argument that the builder got."""
+DEFAULTS = OperatorDefaults(ca_bundle="-----BEGIN CERTIFICATE-----")
+CA_BUNDLE = "finetune-ca-" + hashlib.sha256(b"-----BEGIN CERTIFICATE-----").hexdigest()[:12]
+
+
+async def create(
+    server: FakeServer,
+    adoptions: list[bool] | None = None,
+    defaults: OperatorDefaults | None = None,
+    attempt: int = 1,
+    **spec: Any,
+) -> Created | Blocked | Refused:
+    """Create the children of an attempt. adoptions: receives the last argument that the builder got."""
 
     def build(adopted: bool) -> Sequence[Manifest]:
         if adoptions is not None:
             adoptions[:] = [adopted]
-        return build_children(Plan(KEY.namespace, KEY.name, UID, 1, build_spec(**spec), 2, IMAGE, 3, adopted=adopted))
+        plan = Plan(KEY.namespace, KEY.name, UID, attempt, build_spec(**spec), 2, IMAGE, 3, adopted=adopted)
+        return build_children(dataclasses.replace(plan, defaults=defaults or OperatorDefaults()))
 
-    return await create_children(server.api(), KEY.namespace, KEY.name, UID, build)
+    return await create_children(server.api(), KEY.namespace, KEY.name, UID, build, 1, started=attempt > 1)
 
 
 def claim(**metadata: Any) -> Manifest:
@@ -58,6 +72,48 @@ async def test_children_of_an_earlier_try_stay_unchanged(server: FakeServer) -> 
     assert server.objects == before
 
 
+async def test_the_run_file_is_deleted_with_the_job_of_its_attempt(server: FakeServer) -> None:
+    await create(server)
+    [owner] = server.take("configmaps", "news-1-11111111-1")["metadata"]["ownerReferences"]
+    job = server.take("jobs", "news-1")["metadata"]
+    assert (owner["kind"], owner["name"], owner["uid"]) == ("Job", job["name"], job["uid"])
+    del server.objects["jobs", KEY.namespace, "news-1"]
+    answer = await create(server)
+    assert isinstance(answer, Blocked)
+    assert answer.message == "waiting for ConfigMap news-1-11111111-1 of an earlier Job of this name to be deleted"
+
+
+async def test_all_attempts_of_a_namespace_share_one_copy_of_the_certificates(server: FakeServer) -> None:
+    for attempt in (1, 2, 3):
+        assert isinstance(await create(server, defaults=DEFAULTS, attempt=attempt), Created)
+    assert server.names_of("configmaps") == [CA_BUNDLE, *(f"news-{attempt}-11111111-1" for attempt in (1, 2, 3))]
+    shared = server.take("configmaps", CA_BUNDLE)
+    assert (shared["data"], shared["immutable"]) == ({names.CA_FILE_NAME: DEFAULTS.ca_bundle}, True)
+    assert "ownerReferences" not in shared["metadata"]
+    for attempt in (1, 2, 3):
+        assert names.CA_FILE_NAME not in server.take("configmaps", f"news-{attempt}-11111111-1")["data"]
+
+
+@pytest.mark.parametrize("change", [{"data": {names.CA_FILE_NAME: "another"}}, {"immutable": False}])
+async def test_certificates_of_a_stranger_are_not_trusted(server: FakeServer, change: dict[str, Any]) -> None:
+    await create(server, defaults=DEFAULTS)
+    server.put("configmaps", {**server.take("configmaps", CA_BUNDLE), **change})
+    answer = await create(server, defaults=DEFAULTS, attempt=2)
+    assert isinstance(answer, Blocked)
+    assert (answer.reason, answer.needs_user_action) == ("NameTaken", True)
+    assert server.names_of("jobs") == ["news-1"]
+
+
+async def test_certificates_that_another_job_creates_at_the_same_time_are_used(server: FakeServer) -> None:
+    server.answers["GET configmaps"] = refusal(404, "NotFound")
+    assert isinstance(await create(server, defaults=DEFAULTS), Created)
+    answer = await create(server, defaults=DEFAULTS, attempt=2)
+    assert isinstance(answer, Blocked)
+    assert answer.retry_soon
+    del server.answers["GET configmaps"]
+    assert isinstance(await create(server, defaults=DEFAULTS, attempt=2), Created)
+
+
 async def test_a_run_file_of_an_earlier_spec_is_not_used(server: FakeServer) -> None:
     server.answers["POST jobs"] = refusal(403, "Forbidden", "admission webhook denied the request: too many nodes")
     await create(server, distributed={"nodes": 4})
@@ -68,13 +124,16 @@ async def test_a_run_file_of_an_earlier_spec_is_not_used(server: FakeServer) -> 
 
 
 async def create_from(server: FakeServer, generation: int, started: bool = False, **spec: Any) -> Created | Blocked | Refused:
-    """Create the children of the first attempt from a version of the spec. started: the API server keeps the spec unchanged."""
+    """Create the children from a version of the spec. started: for the second attempt."""
 
     def build(adopted: bool) -> Sequence[Manifest]:
-        plan = Plan(KEY.namespace, KEY.name, UID, 1, build_spec(**spec), 2, IMAGE, 3, adopted=adopted, generation=generation)
-        return build_children(plan)
+        parsed, attempt = build_spec(**spec), 2 if started else 1
+        nodes = parsed.distributed.nodes
+        return build_children(
+            Plan(KEY.namespace, KEY.name, UID, attempt, parsed, nodes, IMAGE, 3, adopted=adopted, generation=generation)
+        )
 
-    return await create_children(server.api(), KEY.namespace, KEY.name, UID, build, None if started else generation)
+    return await create_children(server.api(), KEY.namespace, KEY.name, UID, build, generation, started)
 
 
 @pytest.mark.parametrize("blocked", ["configmaps", "persistentvolumeclaims"])
@@ -119,11 +178,44 @@ async def test_a_claim_of_an_earlier_spec_is_replaced_if_it_differs(
         assert isinstance(await create_from(server, 2, output={"volume": volume}), Created)
 
 
-async def test_the_claim_of_an_earlier_job_and_children_of_a_started_one_are_never_replaced(server: FakeServer) -> None:
+@pytest.mark.parametrize("annotation", [{}, {names.ANNOTATION_GENERATION: "2"}])
+async def test_a_claim_that_something_else_changed_is_kept(server: FakeServer, annotation: dict[str, str]) -> None:
+    """An operator that restarts before the first status finds the claim as a webhook changed it."""
+    server.put("persistentvolumeclaims", claim(annotations={names.ANNOTATION_OWNER_UID: UID, **annotation}))
+    assert isinstance(await create_from(server, 2, output={"volume": {"size": "1Gi"}}), Created)
+    assert server.take("persistentvolumeclaims", CLAIM)["spec"]["resources"]["requests"]["storage"] == "20Gi"
+
+
+async def test_the_claims_of_an_earlier_job_and_of_a_started_one_are_never_replaced(server: FakeServer) -> None:
     server.put("persistentvolumeclaims", claim(annotations={names.ANNOTATION_OWNER_UID: "another"}))
     assert isinstance(await create_from(server, 1, output={"volume": {"size": "1Gi"}}), Created)
+    server.put("persistentvolumeclaims", claim(annotations={names.ANNOTATION_OWNER_UID: UID, names.ANNOTATION_GENERATION: "1"}))
     assert isinstance(await create_from(server, 2, started=True, output={"volume": {"size": "2Gi"}}), Created)
     assert not [request for request in server.requests if request.startswith("DELETE")]
+
+
+async def test_a_later_attempt_that_was_made_from_an_earlier_spec_is_replaced(server: FakeServer) -> None:
+    two, four = ({"distributed": {"nodes": nodes}, "output": {"claim": {"claimName": "mine"}}} for nodes in (2, 4))
+    assert isinstance(await create_from(server, 3, started=True, **two), Created)
+    answer = await create_from(server, 4, started=True, **four)
+    assert isinstance(answer, Blocked)
+    assert answer.message == "replacing Job news-2, because the spec has changed"
+    created = await create_from(server, 4, started=True, **four)
+    assert isinstance(created, Created)
+    assert created.job.completions == 4
+
+
+@pytest.mark.parametrize(
+    ("mode", "nodes", "blocked"), [("ReadWriteOnce", 2, True), ("ReadWriteOnce", 1, False), ("ReadWriteMany", 2, False)]
+)
+async def test_a_volume_of_one_node_keeps_a_job_from_growing(server: FakeServer, mode: str, nodes: int, blocked: bool) -> None:
+    spec = {"accessModes": [mode], "resources": {"requests": {"storage": "10Gi"}}}
+    server.put("persistentvolumeclaims", {**claim(), "spec": spec})
+    answer = await create_from(server, 2, started=True, distributed={"nodes": nodes})
+    assert isinstance(answer, Blocked if blocked else Created)
+    if isinstance(answer, Blocked):
+        assert (answer.reason, answer.needs_user_action, server.writes()) == ("OutputNotShared", True, [])
+        assert "set spec.distributed.nodes to 1" in answer.message
 
 
 async def test_a_job_of_an_earlier_operator_which_wrote_no_generation_is_kept(server: FakeServer) -> None:

@@ -227,11 +227,12 @@ def test_a_restart_that_waits_long_names_the_pod() -> None:
     assert decide(observation, None, NOW).status.message == "waiting for pod news-1-1-x on node-1 of attempt 1 to end"
 
 
-def test_later_attempts_keep_the_image_of_the_first() -> None:
+def test_later_attempts_keep_the_image_unless_the_spec_names_another() -> None:
     spec = build_spec(pod={"image": "mine:2"})
     assert choose_image(spec, FineTuneJobStatus(), "default:3") == "mine:2"
     assert choose_image(build_spec(), FineTuneJobStatus(), "default:3") == "default:3"
     assert choose_image(build_spec(), RUNNING, "default:3") == IMAGE
+    assert choose_image(spec, RUNNING, "default:3") == "mine:2"
 
 
 @pytest.mark.parametrize(

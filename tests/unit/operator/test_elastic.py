@@ -111,3 +111,11 @@ def test_the_restart_after_a_smaller_attempt_tries_all_nodes_again() -> None:
 def test_the_size_of_an_attempt_is_between_min_nodes_and_nodes(placed: int, nodes: int) -> None:
     attempt = Attempt(number=2, start_time=write_time(ago(99)), nodes=3, placed=placed)
     assert choose_nodes(ELASTIC, running(attempts=[attempt])) == nodes
+
+
+def test_a_suspended_job_resumes_with_the_nodes_of_its_spec() -> None:
+    scaled_down = next_status(restarted(61), pods_of_attempt(2))
+    stopped = build_spec(suspend=True, distributed={"nodes": 3, "minNodes": 2})
+    suspended = decide(observe(jobs=[], job=build_record(scaled_down, stopped)), None, NOW).status
+    assert suspended.phase == "Suspended"
+    assert choose_nodes(build_spec(distributed={"nodes": 5, "minNodes": 2}), suspended) == 5

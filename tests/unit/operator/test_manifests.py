@@ -51,7 +51,8 @@ def test_a_volume_is_deleted_with_its_job_only_if_the_spec_says_so() -> None:
     kept = build(spec=build_spec())["PersistentVolumeClaim"]["metadata"]
     deleted = build(spec=build_spec(output={"retention": {"whenDeleted": "Delete"}}))["PersistentVolumeClaim"]["metadata"]
     assert ("ownerReferences" in kept, deleted["ownerReferences"][0]["uid"]) == (False, UID)
-    assert kept["annotations"] == deleted["annotations"] == {names.ANNOTATION_OWNER_UID: UID}
+    assert kept["annotations"] == deleted["annotations"]
+    assert kept["annotations"][names.ANNOTATION_OWNER_UID] == UID
 
 
 def test_a_job_is_created_suspended_only_for_a_queue() -> None:

@@ -73,7 +73,10 @@ def check_isolation(template: Manifest) -> None:
         "configMap",
         "emptyDir",
         "persistentVolumeClaim",
+        "projected",
     }
+    projected = [source for volume in spec["volumes"] for source in volume.get("projected", {}).get("sources", ())]
+    assert {kind for source in projected for kind in source} <= {"configMap"}
 
 
 def check_identity(template: Manifest, defaults: OperatorDefaults) -> None:

@@ -318,3 +318,24 @@ async def test_a_change_of_the_spec_before_the_first_status_trains_the_changed_s
         if volume["name"] == "config"
     ]
     assert '"learningRate": 0.5' in harness.server.take("configmaps", volume["configMap"]["name"])["data"]["run.json"]
+
+
+async def test_a_suspended_job_that_is_resized_resumes_on_the_changed_nodes(harness: Harness) -> None:
+    """The second change of the spec comes after the attempt was created, but before the status says so."""
+    ended = Attempt(number=1, start_time=write_time(NOW), completion_time=write_time(NOW), nodes=2, reason="Suspended")
+    status = running(phase="Suspended", reason="Suspended", running_since=None, attempts=[ended])
+    job = job_manifest(status=status, spec=spec_fields(distributed={"nodes": 3}, output={"claim": {"claimName": "mine"}}))
+    harness.add_objects(job, [], [])
+    harness.server.answers["PATCH finetunejobs"] = OSError("the process ends")
+    with pytest.raises(RetryLaterError):
+        await harness.reconcile()
+    assert harness.server.take("jobs", "news-2")["spec"]["completions"] == 3
+    changed = harness.server.take("finetunejobs", KEY.name)
+    changed["spec"]["distributed"]["nodes"], changed["metadata"]["generation"] = 4, 2
+    harness.server.put("finetunejobs", changed)
+    del harness.server.answers["PATCH finetunejobs"]
+    harness.start()
+    for _ in range(3):
+        await harness.reconcile()
+    assert harness.server.take("jobs", "news-2")["spec"]["completions"] == 4
+    assert (harness.status["attempt"], harness.status["resolved"]["nodes"]) == (2, 4)
