@@ -43,7 +43,7 @@ def main() -> None:
     batch = report.resolved.global_batch_size if report.resolved else 0
     rate = (batch or 0) * (len(reporter.ends) - 1) / (reporter.ends[-1] - reporter.ends[0])
     accuracy = report.evaluation.metrics.get("accuracy") if report.evaluation else None
-    print("RESULT " + json.dumps({"rate": rate, "accuracy": accuracy, "first_step": reporter.ends[0]}))
+    print("RESULT " + json.dumps({"rate": rate, "accuracy": accuracy, "first_step": reporter.ends[0], "ends": reporter.ends}))
 
 
 if __name__ == "__main__":

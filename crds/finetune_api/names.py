@@ -36,6 +36,7 @@ ENV_RENDEZVOUS_HOST: Final = "FINETUNE_RENDEZVOUS_HOST"  # DNS name of the pod w
 ENV_CACHE_DIR: Final = "FINETUNE_CACHE_DIR"  # where the claim of spec.cache is mounted
 ENV_NODE_NAME: Final = "NODE_NAME"  # downward API: the node, named in failures
 ENV_POD_IP: Final = "POD_IP"  # downward API: the address on which the pod serves telemetry
+ENV_CPU_REQUEST: Final = "FINETUNE_CPU_REQUEST"  # downward API: the CPU that the pod requests, in thousandths
 ENV_RESTARTS_LEFT: Final = "FINETUNE_RESTARTS_LEFT"  # number of in-place restarts that are still allowed
 ENV_HUB_TOKEN: Final = "HF_TOKEN"  # set only by secretKeyRef
 ENV_HUB_ENDPOINT: Final = "HF_ENDPOINT"

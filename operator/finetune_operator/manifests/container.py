@@ -66,6 +66,10 @@ def _environment(plan: Plan) -> list[Manifest]:
         {"name": names.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         {"name": names.ENV_RESTARTS_LEFT, "value": str(plan.restarts_left)},
         {"name": names.ENV_NODE_NAME, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        {
+            "name": names.ENV_CPU_REQUEST,
+            "valueFrom": {"resourceFieldRef": {"resource": "requests.cpu", "divisor": "1m"}},
+        },
         {"name": "HOME", "value": "/tmp"},  # noqa: S108 - an emptyDir of the pod's own
         {"name": "HF_HOME", "value": "/tmp/huggingface"},  # noqa: S108
     ]

@@ -165,7 +165,17 @@ REFUSED = [
             "spec.pod.env[0]",
             RESERVED_VARIABLES_MESSAGE,
         )
-        for name in ("LD_PRELOAD", "PYTHONPATH", "PET_NNODES", "MASTER_ADDR", "HF_ENDPOINT", "HF_TOKEN", "PATH", "RANK")
+        for name in (
+            "LD_PRELOAD",
+            "PYTHONPATH",
+            "PET_NNODES",
+            "MASTER_ADDR",
+            "HF_ENDPOINT",
+            "HF_TOKEN",
+            "PATH",
+            "RANK",
+            "PROMETHEUS_MULTIPROC_DIR",
+        )
     ),
     Case("unknown format of the log", changed("logging.format", "XML"), "spec.logging.format"),
     Case("unknown tracker", changed("logging.reportTo", ["mlflow", "comet"]), "spec.logging.reportTo[1]"),

@@ -125,12 +125,14 @@ def test_worker_processes_encode_the_same_rows(data: pathlib.Path, monkeypatch: 
     config, task = config_of(data), task_class("text-classification")
     monkeypatch.setattr(prepare, "BATCH_ROWS", 7)
     alone = prepare.prepare(config, [""], tokenizer(), MODEL, task).open()[0].to_list()
-    monkeypatch.setattr(prepare, "_workers", lambda _: 2)
+    monkeypatch.setattr(prepare, "_PROCESS_START_SECONDS", 0.0)
+    monkeypatch.setattr(prepare, "usable_cpus", lambda _: 5)
     work = prepare._TokenisationJob.create(config, load_data(config, [""]), tokenizer(), MODEL, task)
+    assert work.workers == 5, "as many as the pod was given CPUs"
     here = threading.Event()
     encode = prepare._encode
     monkeypatch.setattr(prepare, "_encode", lambda *given: here.set() or encode(*given))
-    batches = [work.first, *prepare._encoded(work.task, work.data.train.slice(7), work.workers)]
+    batches = [work.first, *prepare._encoded(work.task, work.data.train.slice(7), workers=2)]
     assert [row for batch in batches for row in batch.rows.to_pylist()] == alone
     assert not here.is_set()
 

@@ -14,7 +14,7 @@ import torch
 from finetune_api.reasons import FineTuneError
 from finetune_trainer.checkpoints import content, tensors
 from finetune_trainer.checkpoints.directory import MANIFEST, CheckpointDirectory, checkpoint_step, find_damage, list_checkpoints
-from finetune_trainer.checkpoints.writer import HostCopy, Writer, available_memory
+from finetune_trainer.checkpoints.writer import HostCopy, Writer
 from finetune_trainer.output.fence import Fence
 from finetune_trainer.runtime.state import RunState
 
@@ -274,12 +274,3 @@ def test_an_error_of_a_background_write_is_raised_by_wait() -> None:
     with pytest.raises(FineTuneError, match="another took it"):
         writer.wait()
     assert writer.wait(), "the error is raised once"
-
-
-def test_free_memory_is_what_the_container_may_still_allocate(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("700\n")
-    (tmp_path / "memory.stat").write_text("anon 600\ninactive_file 100\n")
-    assert available_memory(tmp_path) == 400
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_memory(tmp_path) > 1 << 20

@@ -3,6 +3,7 @@
 import errno
 import json
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 
 from finetune_api import names, resource
 from finetune_api.reasons import FineTuneError
+from finetune_api.spec.pod import RESERVED_VARIABLES
 from finetune_api.status import Failure, Guess, Resolved, SampleAnswer
 from finetune_api.wire import Report, RunConfig
 from finetune_trainer.output.directory import OutputDirectory
 from finetune_trainer.pod.launch import Launcher
-from finetune_trainer.pod.processes import PodRank, command, environment, usable_cpus
+from finetune_trainer.pod.processes import PodRank, command, environment
 from finetune_trainer.pod.termination_message import exit_code, termination_message
 from finetune_trainer.runtime.distributed import World, init_process_group
 from finetune_trainer.runtime.state import RunState
@@ -75,6 +77,24 @@ def test_processes_share_the_cpus_and_the_hub_is_offline_unless_the_job_uses_it(
     env = environment(published, {}, pathlib.Path("/run.json"), state, cpus=1)
     assert "HF_HUB_OFFLINE" not in env
     assert env["HF_ENDPOINT"] == "https://hub.example.com"
+
+
+OWN_SETTINGS = {
+    "OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "ACTIVE", "KMP_BLOCKTIME": "50", "RAYON_NUM_THREADS": "5",
+    "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "0",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "0", "PYTORCH_CUDA_ALLOC_CONF": "backend:native", "TORCH_CPP_LOG_LEVEL": "INFO",
+    "GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "eth0", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0", "TORCH_FR_BUFFER_SIZE": "7",
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "7", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": "/mnt/traces/rank-", "PYTHONUNBUFFERED": "0",
+}  # fmt: skip
+
+
+def test_what_the_user_writes_in_pod_env_comes_before_our_own_settings() -> None:
+    """The few that a run depends on are refused by spec.pod.env, except for TMPDIR, in which the folder of the run lies."""
+    job, state = config(distributed={"gpusPerNode": 1}, hub={"endpoint": "https://hub.example.com"}), RunState(pathlib.Path("/s"))
+    ours = environment(job, {}, pathlib.Path("/run.json"), state, cpus=2)
+    needed = {name for name in ours if name not in OWN_SETTINGS and not re.search(RESERVED_VARIABLES, name)}
+    assert needed == {"TMPDIR", "CUDA_VISIBLE_DEVICES"}
+    assert environment(job, OWN_SETTINGS, pathlib.Path("/run.json"), state, cpus=2).items() >= OWN_SETTINGS.items()
 
 
 @pytest.mark.parametrize(("given", "used"), [(None, "0"), ("3", "3"), ("2,3", "2"), ("", "")])
@@ -150,27 +170,6 @@ def test_the_root_failure_is_the_earliest_that_is_not_a_symptom(tmp_path: pathli
     state.write_failure(2, Failure(reason="CodeError", message="later"), secondary=False)
     assert [entry.failure.reason for entry in state.failures()] == ["DataError", "CodeError", "CollectiveFailed"]
     assert state.failures(since=state.failures()[1].time) == []
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"cpu.max": "100000 100000"}, 1),
-        ({"cpu.max": "150000 100000"}, 2),
-        ({"cpu.max": "max 100000"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
-        ({}, 8),
-    ],
-)
-def test_the_cpu_limit_of_the_container_is_read_from_both_versions_of_cgroups(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
-) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content + "\n")
-    assert usable_cpus(tmp_path) == expected
 
 
 def adopting(output: pathlib.Path) -> Launcher:

@@ -2,12 +2,10 @@
 
 import contextlib
 import os
-import pathlib
 import threading
 import time
 from collections.abc import Callable
 
-import psutil
 import torch
 
 from finetune_trainer.checkpoints.tensors import Tensors
@@ -100,17 +98,3 @@ class Writer:
             work()
         except BaseException as error:  # wait() raises it
             self._error = error
-
-
-def available_memory(cgroup: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes that this container may still use: the node's free memory, up to the limit of its cgroup (v2 or v1)."""
-    free = int(psutil.virtual_memory().available)
-    for limit, used, cache in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        with contextlib.suppress(OSError, ValueError):  # ValueError: "max"
-            left = int((cgroup / limit).read_text()) - int((cgroup / used).read_text())
-            stat = dict(line.split() for line in (cgroup / used).with_name("memory.stat").read_text().splitlines())
-            free = min(free, left + int(stat.get(cache, 0)))
-    return max(0, free)

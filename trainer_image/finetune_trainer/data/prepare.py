@@ -23,6 +23,7 @@ from finetune_trainer.data import cache
 from finetune_trainer.data.fingerprint import describe_contents, fingerprint
 from finetune_trainer.data.load import Data, load_data
 from finetune_trainer.data.report import DataReport, Lengths
+from finetune_trainer.runtime.cpus import usable_cpus
 from finetune_trainer.tasks.base import DataInfo, Task
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class _TokenisationJob:
         rows = len(data.train) + len(data.evaluation)
         seconds = (time.monotonic() - begin) * max(0, rows - BATCH_ROWS) / BATCH_ROWS
         # Another process may not be able to import a tokenizer with custom code.
-        workers = 0 if config.spec.model.trust_remote_code else _workers(seconds)
+        workers = 0 if config.spec.model.trust_remote_code else _workers(seconds, usable_cpus(config))
         return cls(task, data, first, workers, seconds / max(workers, 1))
 
     def write(self, directory: pathlib.Path, entry_lock: cache.EntryLock) -> Mapping[str, Any]:
@@ -208,10 +209,9 @@ def _write(path: pathlib.Path, batches: Iterable[Encoded], entry_lock: cache.Ent
 _task: Task  # set in a worker process, which only tokenises
 
 
-def _workers(seconds: float) -> int:
+def _workers(seconds: float, cpus: int) -> int:
     """Return the number of worker processes; 0 if this process does the work. seconds: time that this process would need."""
-    cores = len(os.sched_getaffinity(0))
-    return cores if cores > 1 and seconds > 4 * _PROCESS_START_SECONDS else 0
+    return cpus if cpus > 1 and seconds > 4 * _PROCESS_START_SECONDS else 0
 
 
 def _init_worker(task: Task) -> None:

@@ -14,13 +14,14 @@ from finetune_api.wire import Problem
 from finetune_trainer.checkpoints import content, tensors
 from finetune_trainer.checkpoints.content import Progress, TrainState
 from finetune_trainer.checkpoints.directory import CheckpointDirectory, read_manifest
-from finetune_trainer.checkpoints.writer import HostCopy, Writer, available_memory
+from finetune_trainer.checkpoints.writer import HostCopy, Writer
 from finetune_trainer.loops.evaluation import Evaluator
 from finetune_trainer.loops.loss_guard import LossGuard
 from finetune_trainer.loops.monitor import TrainingMonitor
 from finetune_trainer.monitoring.progress import timestamp
 from finetune_trainer.output.directory import OutputDirectory
 from finetune_trainer.runtime import heartbeat
+from finetune_trainer.runtime.cgroup import available_memory
 from finetune_trainer.runtime.disk import is_disk_full_error
 from finetune_trainer.runtime.distributed import Coordinator
 

@@ -28,6 +28,7 @@ from finetune_trainer.pod.server import PushMetrics, build_registry, serve
 from finetune_trainer.pod.stall import Watchdog, diagnose_stall
 from finetune_trainer.pod.termination_message import exit_code, termination_message
 from finetune_trainer.runtime import logs
+from finetune_trainer.runtime.cpus import usable_cpus
 from finetune_trainer.runtime.state import RunState, write_atomically
 from finetune_trainer.trackers.process import run_trackers
 
@@ -126,7 +127,7 @@ class Launcher:
         run_file = self.state.directory / names.RUN_FILE_NAME
         write_atomically(run_file, self.config.model_dump_json(by_alias=True, exclude_none=True))
         self.state.write_rendezvous_key(self._choose_rendezvous_key())
-        env = processes.environment(self.config, os.environ, run_file, self.state, processes.usable_cpus())
+        env = processes.environment(self.config, os.environ, run_file, self.state, usable_cpus(self.config))
         process = processes.start(processes.command(self.config, self.pod), env, worker_output)
         try:
             return self._outcome(*self._supervise(process, worker_output, on_report))

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import os
 import pathlib
 import signal
@@ -74,26 +73,46 @@ def command(config: RunConfig, pod: PodRank) -> list[str]:
 
 
 def environment(config: RunConfig, base: Mapping[str, str], run_file: pathlib.Path, state: RunState, cpus: int) -> dict[str, str]:
-    """Return the environment of the workers: that of the pod, and settings for libraries (output, threads, network)."""
-    threads = max(1, cpus // config.processes_per_node)
+    """Return the environment of the workers.
+
+    base: the environment of the pod. What the user wrote in spec.pod.env is in it, so it comes before our defaults for libraries.
+    cpus: for all processes of this pod together.
+    """
     result = {
+        **_default_environment(config, state, cpus),
         **base,
         names.ENV_RUN_FILE: str(run_file),
         ENV_STATE_DIR: str(state.directory),
         ENV_LAUNCHER_PID: str(os.getpid()),
-        "TMPDIR": str(state.directory),  # torchrun does not remove its folders; this folder is removed with the run
+        # torchrun does not remove its folders; this folder is removed with the run. If the user set TMPDIR, it lies in there.
+        "TMPDIR": str(state.directory),
         "PROMETHEUS_MULTIPROC_DIR": str(state.metrics_dir),
+        # A replaced pod can't rejoin with torch's default (docs/architecture.md).
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
+    if config.spec.hub.endpoint:
+        result[names.ENV_HUB_ENDPOINT] = config.spec.hub.endpoint
+    if config.nodes * config.processes_per_node == 1:
+        # Only the first GPU: with several GPUs in one process, the Trainer would use nn.DataParallel.
+        result["CUDA_VISIBLE_DEVICES"] = base.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    return result
+
+
+def _default_environment(config: RunConfig, state: RunState, cpus: int) -> dict[str, str]:
+    """Return settings for libraries (threads, output, network) that a user may change."""
+    threads = max(1, cpus // config.processes_per_node)
+    result = {
         "OMP_NUM_THREADS": str(threads),
-        # By default threads spin while they wait, and take the processor from the other processes of the machine.
-        "OMP_WAIT_POLICY": base.get("OMP_WAIT_POLICY", "PASSIVE"),
+        # By default threads spin while they wait, and take the processor from the other processes of the machine. Intel's runtime
+        # reads this variable too, and then sets its KMP_BLOCKTIME from 200 ms to 0.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "RAYON_NUM_THREADS": str(cpus),  # of the tokenizer: usually only one process tokenises
         "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        # A replaced pod can't rejoin with torch's default (docs/architecture.md).
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        "PYTORCH_CUDA_ALLOC_CONF": base.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
     if config.spec.distributed.gpus_per_node:
@@ -107,36 +126,9 @@ def environment(config: RunConfig, base: Mapping[str, str], run_file: pathlib.Pa
     if config.nodes == 1 and any(name == "lo" for _, name in socket.if_nameindex()):
         # The processes of a single pod listen for each other, and for nobody else.
         result |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-    if config.spec.hub.endpoint:
-        result[names.ENV_HUB_ENDPOINT] = config.spec.hub.endpoint
     if not config.spec.uses_hub():
         result["HF_HUB_OFFLINE"] = "1"  # the job does not need the Hub, and there may be no network
-    if config.nodes * config.processes_per_node == 1:
-        # Only the first GPU: with several GPUs in one process, the Trainer would use nn.DataParallel.
-        result["CUDA_VISIBLE_DEVICES"] = base.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     return result
-
-
-def usable_cpus(cgroup: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> int:
-    """Return the number of processors that this container may use: its affinity, at most the limit of its cgroup.
-
-    Threads beyond the limit would spin until the kernel throttles all of them. In a measurement a job took three times as long.
-    """
-    cpus = len(os.sched_getaffinity(0))
-    quota, period = _cpu_limit(cgroup)
-    return min(cpus, max(1, math.ceil(quota / period))) if quota > 0 and period > 0 else cpus
-
-
-def _cpu_limit(cgroup: pathlib.Path) -> tuple[int, int]:
-    """Return microseconds of processor time per period in microseconds, from cgroup v2 or v1; (0, 0) without a limit."""
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (cgroup / "cpu.max").read_text().split()
-        return (0, 0) if quota == "max" else (int(quota), int(period))
-    with contextlib.suppress(OSError, ValueError):
-        files = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-        quota, period = ((cgroup / "cpu" / name).read_text() for name in files)
-        return int(quota), int(period)  # a quota of -1 means no limit
-    return 0, 0
 
 
 def start(argv: list[str], env: Mapping[str, str], output: IO[bytes] | None) -> "subprocess.Popen[bytes]":
