@@ -3,7 +3,7 @@
 It creates many FineTuneJobs of two nodes at once. It prints the time until every child Job exists, until every pod runs, and from
 the end of the last pod until every status is final, and the CPU time and memory of the operator, which runs as a local process.
 If Kubeflow Trainer is installed, it then measures the same number of TrainJobs on the same cluster. With --finished, it also
-fills the cluster with finished jobs, and prints how long the operator takes to become ready, and its memory.
+fills the cluster with finished jobs and their children, and prints how long the operator takes to become ready, and its memory.
 
 It needs a KUBECONFIG with administrator rights, the CRD, and nodes with the taint kwok.x-k8s.io/node=fake. It creates everything
 in new namespaces and deletes them at the end.
@@ -12,6 +12,7 @@ in new namespaces and deletes them at the end.
 import argparse
 import concurrent.futures
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -25,6 +26,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
+
+from finetune_api.resource import parse_spec
+from finetune_operator.manifests import Plan
+from finetune_operator.manifests.job import build_job
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROXY, OPERATOR = 8901, 8902
@@ -221,18 +226,35 @@ def usage(process: psutil.Process) -> tuple[float, float]:
     return times.user + times.system, peak / 1024
 
 
+def samples(metric: str) -> Iterator[tuple[dict[str, str], float]]:
+    """Yield labels and value of each series of one of the operator's metrics."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{OPERATOR}/metrics", timeout=10) as response:
+        for line in response.read().decode().splitlines():
+            if line.startswith(f"{metric}{{"):
+                labels = line[line.index("{") + 1 : line.index("}")].replace('"', "")
+                yield dict(part.split("=") for part in labels.split(",")), float(line.rsplit(" ", 1)[1])
+
+
 def api_requests() -> dict[str, int]:
     """Return the number of the operator's requests by verb and kind, without the watches and the Lease."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{OPERATOR}/metrics", timeout=10) as response:
-        text = response.read().decode()
     found: dict[str, int] = {}
-    for line in text.splitlines():
-        if line.startswith("finetune_operator_api_requests_total{"):
-            labels = dict(part.split("=") for part in line[line.index("{") + 1 : line.index("}")].replace('"', "").split(","))
-            if labels["kind"] != "Lease":
-                name = f"{labels['verb']} {labels['kind']}"
-                found[name] = found.get(name, 0) + int(float(line.rsplit(" ", 1)[1]))
+    for labels, value in samples("finetune_operator_api_requests_total"):
+        if labels["kind"] != "Lease" and labels["verb"] != "watch":
+            name = f"{labels['verb']} {labels['kind']}"
+            found[name] = found.get(name, 0) + int(value)
     return found
+
+
+def reconcile_p99() -> str:
+    """Return the bucket that holds the 99th percentile of the reconciles from the cache."""
+    buckets = [
+        (float(labels["le"]), value)
+        for labels, value in samples("finetune_operator_reconcile_duration_seconds_bucket")
+        if labels["read"] == "cache"
+    ]
+    total = max((value for _, value in buckets), default=0.0)
+    limit = min((le for le, value in buckets if value >= 0.99 * total), default=0.0)
+    return f"at most {1000 * limit:g} ms ({total:.0f} reconciles from the cache)"
 
 
 def peer_usage() -> tuple[float, float]:
@@ -268,6 +290,7 @@ def run_ours(number: int) -> Measurement:
             writes = {key: value for key, value in requests.items() if key.split()[0] not in ("get", "list")}
             print(f"  requests: {requests}")
             print(f"  writes per job, without events: {sum(v for k, v in writes.items() if 'Event' not in k) / number:.1f}")
+            print(f"  99th percentile of a reconcile: {reconcile_p99()}")
         return Measurement(*times, cpu - before, memory)
     finally:
         call("DELETE", f"/api/v1/{scope}")
@@ -293,29 +316,67 @@ def run_peer(number: int) -> Measurement:
         call("DELETE", f"/api/v1/{scope}")
 
 
+def finished_children(name: str, uid: str) -> Iterator[tuple[str, Object]]:
+    """Yield path and manifest of a finished Job and its two pods, as the operator creates them, and as they end."""
+    plan = Plan("default", name, uid, 1, parse_spec(finetune_job(name)["spec"]), nodes=2, image="none", restarts_left=3)
+    job = build_job(plan)
+    job["metadata"].pop("namespace")
+    job["spec"]["managedBy"] = "finetune.dev/benchmark"  # so the Job controller leaves it alone
+    start, end = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"
+    complete = [{"type": kind, "status": "True", "lastTransitionTime": end} for kind in ("SuccessCriteriaMet", "Complete")]
+    times = {"startTime": start, "completionTime": end}
+    yield "jobs", {**job, "status": {**times, "succeeded": 2, "completedIndexes": "0-1", "conditions": complete}}
+    report = json.dumps({"attempt": 1, "phase": "Succeeded", "step": 100, "totalSteps": 100, "message": "x" * 1000})
+    ended = {"exitCode": 0, "reason": "Completed", "startedAt": start, "finishedAt": end, "message": report}
+    for index in range(2):
+        template = copy.deepcopy(job["spec"]["template"])
+        template["metadata"]["name"] = f"{name}-1-{index}"
+        template["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"] = str(index)
+        template["spec"]["schedulerName"] = "none"
+        trainer = {"name": "trainer", "image": "none", "imageID": "none", "ready": False, "restartCount": 0}
+        status = {"phase": "Succeeded", "containerStatuses": [{**trainer, "state": {"terminated": ended}}]}
+        yield "pods", {"apiVersion": "v1", "kind": "Pod", **template, "status": status}
+
+
+def create_finished(scope: str, name: str) -> None:
+    """Create a finished FineTuneJob with its children."""
+    path = f"/apis/finetune.dev/v1alpha1/{scope}/finetunejobs"
+    status = {"phase": "Succeeded", "reason": "Completed", "attempt": 1, "startTime": "2026-01-01T00:00:00Z"}
+    patch = {"status": {**status, "completionTime": "2026-01-01T01:00:00Z", "message": "trained 100 steps"}}
+    uid = call("POST", path, finetune_job(name))["metadata"]["uid"]
+    call("PATCH", f"{path}/{name}/status", patch, "application/merge-patch+json")
+    job_uid = ""
+    for plural, manifest in finished_children(name, uid):
+        path = f"/apis/batch/v1/{scope}/jobs" if plural == "jobs" else f"/api/v1/{scope}/pods"
+        if plural == "pods":
+            owner = {"apiVersion": "batch/v1", "kind": "Job", "name": f"{name}-1", "uid": job_uid, "controller": True}
+            manifest["metadata"]["ownerReferences"] = [owner]
+        created = call("POST", path, manifest)
+        job_uid = job_uid or created["metadata"]["uid"]
+        status_path = f"{path}/{created['metadata']['name']}/status"
+        call("PATCH", status_path, {"status": manifest["status"]}, "application/merge-patch+json")
+
+
 def run_finished(finished: int, running: int) -> None:
     """Print the start time and the memory of the operator with very many finished jobs and some running ones."""
     name = f"bench-finished-{int(time.time())}"
     scope = namespace(name)
-    path = f"/apis/finetune.dev/v1alpha1/{scope}/finetunejobs"
-    status = {"phase": "Succeeded", "reason": "Completed", "attempt": 1, "startTime": "2026-01-01T00:00:00Z"}
-    patch = {"status": {**status, "completionTime": "2026-01-01T01:00:00Z", "message": "trained 100 steps"}}
-
-    def create_finished(index: int) -> None:
-        call("POST", path, finetune_job(f"old-{index}"))
-        call("PATCH", f"{path}/old-{index}/status", patch, "application/merge-patch+json")
-
     try:
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
-            list(pool.map(create_finished, range(finished)))
+            list(pool.map(lambda index: create_finished(scope, f"old-{index}"), range(finished)))
+        pods = count(f"/api/v1/{scope}/pods")
+        with operator(name) as process:
+            create_all(f"/apis/finetune.dev/v1alpha1/{scope}/finetunejobs", finetune_job, running)
+            wait("the jobs", lambda: count(f"/apis/batch/v1/{scope}/jobs") >= finished + running, 900)
+        # A second operator finds finished and running jobs.
         started = time.time()
         with operator(name) as process:
-            print(f"  ready {time.time() - started:.1f} s after the start, with {finished} finished jobs")
-            create_all(path, finetune_job, running)
-            wait("the jobs", lambda: count(f"/apis/batch/v1/{scope}/jobs") >= running, 900)
+            found = f"{finished} finished jobs, their {pods} pods, and {running} unfinished jobs"
+            print(f"  ready {time.time() - started:.1f} s after the start, with {found}", flush=True)
             time.sleep(60)
             cpu, memory = usage(process)
-            print(f"  with {running} unfinished jobs in addition: {memory:.0f} MiB at most, {cpu:.0f} s of CPU")
+            print(f"  after a minute: {memory:.0f} MiB at most, {cpu:.0f} s of CPU")
+            print(f"  99th percentile of a reconcile: {reconcile_p99()}")
     finally:
         call("DELETE", f"/api/v1/{scope}")
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry
 
 from finetune_api import __version__, names
+from finetune_operator.child_watch import ChildWatch
 from finetune_operator.cluster.api import Api
 from finetune_operator.cluster.events import EventRecorder
 from finetune_operator.cluster.lease import LeaderElection, LeaseLostError, NoLeaderElection
@@ -113,7 +114,8 @@ async def _run(options: argparse.Namespace, defaults: OperatorDefaults, tls: ssl
     logger.info("finetune-operator %s: %s", __version__, ", ".join(options.namespace) or "all namespaces")
     handlers = Handlers(store, queue, metrics.watch_last_event.set_to_current_time)
     watch = keep_watching(handlers, health, resync, options.namespace)
-    tasks = [leader_election.run(), resync.run(), run_as_leader(), watch]
+    child_watch = ChildWatch(api, resync, {"Job": handlers.job, "Pod": handlers.pod}, options.namespace).run(health)
+    tasks = [leader_election.run(), resync.run(), run_as_leader(), watch, child_watch]
     if tls and options.metrics_certificate:
         tasks.append(reload_certificate(tls, options.metrics_certificate))
     try:

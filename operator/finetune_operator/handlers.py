@@ -1,4 +1,4 @@
-"""kopf, the watch layer: what happens to FineTuneJobs, Jobs and pods goes into the store, and the job's key into the queue."""
+"""kopf, the watch layer. What happens to FineTuneJobs, Jobs and pods goes into the store, and the job's key into the queue."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -53,7 +53,7 @@ class _NoProgressStorage(kopf.ProgressStorage):
 
 
 def build_settings() -> kopf.OperatorSettings:
-    """Configure kopf to read only. It posts and patches nothing, and watches only unfinished jobs and objects with our label."""
+    """Configure kopf to read only. It posts and patches nothing, and watches only unfinished jobs."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True
@@ -64,10 +64,8 @@ def build_settings() -> kopf.OperatorSettings:
     settings.networking.enforce_retry_after = True
     settings.persistence.diffbase_storage = _NoDiffBaseStorage()
     settings.persistence.progress_storage = _NoProgressStorage()
-    settings.watching.chunk_size = 500  # without it, one response holds all objects, also those of finished jobs
+    settings.watching.chunk_size = 500  # without it, one response holds all objects
     settings.watching.field_selectors[names.GROUP, names.VERSION, names.PLURAL] = ACTIVE_SELECTOR
-    settings.watching.label_selectors["batch", "jobs"] = names.LABEL_JOB
-    settings.watching.label_selectors["", "v1", "pods"] = names.LABEL_JOB
     return settings
 
 
@@ -115,7 +113,11 @@ class Handlers:
 
 
 def build_registry(handlers: Handlers, call: Callable[[Callable[[Event], None], Event], object]) -> kopf.OperatorRegistry:
-    """Return kopf's registry. call: calls a handler with an event, in the operator's own event loop."""
+    """Return kopf's registry. call: calls a handler with an event, in the operator's own event loop.
+
+    kopf does not watch Jobs and pods. It begins a watch with a list of all objects that match the selectors of the watch, and
+    these include the children of all finished jobs. See ``child_watch``.
+    """
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -125,13 +127,5 @@ def build_registry(handlers: Handlers, call: Callable[[Callable[[Event], None], 
     @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)
     async def on_finetunejob_event(*, event: Any, **_: Any) -> None:
         call(handlers.finetunejob, event)
-
-    @kopf.on.event("batch", "v1", "jobs", registry=registry)
-    async def on_job_event(*, event: Any, **_: Any) -> None:
-        call(handlers.job, event)
-
-    @kopf.on.event("", "v1", "pods", registry=registry)
-    async def on_pod_event(*, event: Any, **_: Any) -> None:
-        call(handlers.pod, event)
 
     return registry

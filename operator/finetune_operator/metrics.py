@@ -44,7 +44,11 @@ class Metrics(Collector):
         registry.register(self)
         ProcessCollector(registry=registry)
         duration = declared.RECONCILE_DURATION
-        self.reconcile_duration = Histogram(duration.name, duration.help, buckets=duration.buckets, registry=registry)
+        self.reconcile_duration = Histogram(
+            duration.name, duration.help, duration.labels, buckets=duration.buckets, registry=registry
+        )
+        for read in ("cache", "live"):
+            self.reconcile_duration.labels(read)  # so that both series exist from the start
         self.reconcile_errors = Counter(declared.RECONCILE_ERRORS.name, declared.RECONCILE_ERRORS.help, registry=registry)
         self.workqueue_depth = Gauge(declared.WORKQUEUE_DEPTH.name, declared.WORKQUEUE_DEPTH.help, registry=registry)
         self._leader = Gauge(declared.LEADER.name, declared.LEADER.help, registry=registry)

@@ -89,27 +89,35 @@ class Reconciler:
 
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile the job once. Return the seconds until the next reconcile, or None if only an event should cause it."""
-        with self._metrics.reconcile_duration.time():
-            try:
-                return await self._reconcile_once(key)
-            except NotLeadingError as error:
-                raise RetryLaterError(str(error), _SOON_SECONDS) from None
-            except ApiError as error:
-                self._metrics.reconcile_errors.inc()
-                await self._report_missing_permission(key, error)
-                raise RetryLaterError(str(error), error.retry_after_seconds) from error
-            except Exception:
-                self._metrics.reconcile_errors.inc()
-                raise
+        started, read = self._clock(), "cache"
+        try:
+            if (known := await self._decide_from_cache(key)) is not None:
+                return await self._write_status(*known)
+            read = "live"
+            return await self._reconcile_live(key)
+        except NotLeadingError as error:
+            raise RetryLaterError(str(error), _SOON_SECONDS) from None
+        except ApiError as error:
+            self._metrics.reconcile_errors.inc()
+            await self._report_missing_permission(key, error)
+            raise RetryLaterError(str(error), error.retry_after_seconds) from error
+        except Exception:
+            self._metrics.reconcile_errors.inc()
+            raise
+        finally:
+            self._metrics.reconcile_duration.labels(read).observe(self._clock() - started)
 
-    async def _reconcile_once(self, key: Key) -> float | None:
+    async def _decide_from_cache(self, key: Key) -> tuple[Observation, Decision] | None:
+        """Decide from what the store knows. Return None if this reconcile needs a live read."""
         observation = self._read_from_cache(key)
-        if observation is not None and _is_missing_pods(observation) and self._is_refusal_check_due(key):
+        if observation is None:
+            return None
+        if _is_missing_pods(observation) and self._is_refusal_check_due(key):
             observation = dataclasses.replace(await observe_refusal(self._api, observation), refusal_checked=True)
-        if observation is not None:
-            decision = self._decide(observation)
-            if not decision.requires_live_read(observation.job.status):
-                return await self._write_status(observation, decision)
+        decision = self._decide(observation)
+        return None if decision.requires_live_read(observation.job.status) else (observation, decision)
+
+    async def _reconcile_live(self, key: Key) -> float | None:
         observation = await observe_job(self._api, self._children, key)
         if observation is None:
             self._forget(key)

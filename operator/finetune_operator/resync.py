@@ -113,10 +113,16 @@ class Resync:
             if key not in listed and namespace in (None, key.namespace) and known.version <= version:
                 self._store.drop_job(key, version)
                 self._queue.add(key)
-        await self._sync_children("Job", self._store.children, read_child_job, namespace)
-        await self._sync_children("Pod", self._store.pods, read_pod, namespace)
+        for kind in _UNFINISHED_SELECTORS:
+            await self.list_children(kind, namespace)
 
-    async def _sync_children(self, kind: str, known: Children[C], read: Callable[[Manifest], C], namespace: str | None) -> None:
+    async def list_children(self, kind: str, namespace: str | None) -> int:
+        """Correct what the store knows of the children of one kind. Return the resourceVersion of the list."""
+        if kind == "Job":
+            return await self._list_children(kind, self._store.children, read_child_job, namespace)
+        return await self._list_children(kind, self._store.pods, read_pod, namespace)
+
+    async def _list_children(self, kind: str, known: Children[C], read: Callable[[Manifest], C], namespace: str | None) -> int:
         listed: dict[Key, list[C]] = defaultdict(list)
         version, query = 0, {"labelSelector": names.LABEL_JOB, "fieldSelector": _UNFINISHED_SELECTORS[kind]}
         async for page in self._api.list_pages(kind, namespace, **query):
@@ -127,7 +133,10 @@ class Resync:
                     listed[key].append(read(item))
                 elif key is not None and _is_active(read(item)):
                     self._queue.add(key)  # its job is finished, so this child may have to be stopped
-        self._store.requires_live_read |= known.replace(listed, version, namespace)
+        for key in known.replace(listed, version, namespace):
+            self._store.requires_live_read.add(key)
+            self._queue.add(key)
+        return version
 
     async def list_finished(self) -> None:
         """Queue finished jobs that need a reconcile, because their TTL is over or because pods may still run."""

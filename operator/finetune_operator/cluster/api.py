@@ -14,7 +14,9 @@ from finetune_operator.observed import Manifest
 from finetune_operator.refusals import forbidden_by_rbac
 
 # A request that takes longer is cancelled and retried, because it must not block a worker.
-_TIMEOUT_SECONDS = 30
+_TIMEOUT = aiohttp.ClientTimeout(total=30)
+# The API server sends a bookmark every minute, so a watch that is silent for longer has lost its connection.
+_WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=90)
 _PAGE_SIZE = 500
 
 _PATHS = {
@@ -83,6 +85,7 @@ class Api:
             await kubernetes.aio.config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
         # With trust_env aiohttp reads ~/.netrc for each request, in a thread: half of all that a request costs.
         configuration.client_session_kwargs = {"trust_env": False}
+        configuration.connection_pool_maxsize = 0  # no limit: each watch keeps a connection, and workers limit the rest
         return cls(ApiClient(configuration), count=count)
 
     def set_write_check(self, check_write: Callable[[], None]) -> None:
@@ -118,6 +121,26 @@ class Api:
             page = await self._request("GET", kind, namespace, query={**query, **paging})
             continue_token = page["metadata"].get("continue", "")
             yield page
+
+    async def watch(self, kind: str, namespace: str | None, version: str, **query: str) -> AsyncIterator[Manifest]:
+        """Yield the events after that resourceVersion, each with `type` and `object`, until the API server ends the watch.
+
+        A bookmark brings only a later version. Raise ApiError with code 410 if the version is too old.
+        """
+        options = {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version}
+        response = await self._send("watch", "GET", kind, namespace, query={**query, **options}, time_limit=_WATCH_TIMEOUT)
+        if response.status != 200:
+            raise _build_error(response.status, await _read(response), response.headers)
+        try:
+            async for line in response.response.content:
+                event: Manifest = json.loads(line)
+                if event["type"] == "ERROR":
+                    raise _build_error(event["object"].get("code", 0), json.dumps(event["object"]).encode(), {})
+                yield event
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:  # ValueError: a line that was cut off
+            raise ApiError(0, "Unreachable", f"{type(error).__name__}: {error}", 0.0) from error
+        finally:
+            response.response.close()
 
     async def create(self, kind: str, manifest: Manifest) -> Manifest:
         """Create an object. Raise ApiError with reason AlreadyExists if the name is taken."""
@@ -167,27 +190,51 @@ class Api:
     ) -> Manifest:
         if method != "GET":
             self._check_write()
-        path = _PATHS[kind].format(namespace) if namespace else _PATHS[kind].replace("/namespaces/{}", "")
-        _, url, headers, content, _ = await self._client.param_serialize(
-            method,
-            f"{path}/{name}" if name else path,
-            query_params=list((query or {}).items()),
-            header_params={"Accept": "application/json", "Content-Type": content_type},
-            body=body,
-            auth_settings=["BearerToken"],
-        )
         verb = "list" if method == "GET" and not name else _VERBS[method]
-        try:
-            response = await self._client.call_api(method, url, headers, content, _request_timeout=_TIMEOUT_SECONDS)
-            text: bytes = await response.read()  # type: ignore[no-untyped-call]
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            self._count(verb, kind, 0)
-            raise ApiError(0, "Unreachable", f"{type(error).__name__}: {error}", 0.0) from error
-        self._count(verb, kind, response.status)
+        response = await self._send(verb, method, kind, namespace, name, query, body, content_type)
+        text = await _read(response)
         if 200 <= response.status <= 299:
             answer: Manifest = json.loads(text)
             return answer
         raise _build_error(response.status, text, response.headers)
+
+    async def _send(
+        self,
+        verb: str,
+        method: str,
+        kind: str,
+        namespace: str | None,
+        name: str = "",
+        query: Mapping[str, str] | None = None,
+        body: Manifest | None = None,
+        content_type: str = "application/json",
+        time_limit: aiohttp.ClientTimeout = _TIMEOUT,
+    ) -> Any:
+        """Return the response before its body is read."""
+        path = _PATHS[kind].format(namespace) if namespace else _PATHS[kind].replace("/namespaces/{}", "")
+        _, url, headers, _, _ = await self._client.param_serialize(
+            method,
+            f"{path}/{name}" if name else path,
+            query_params=list((query or {}).items()),
+            header_params={"Accept": "application/json", "Content-Type": content_type},
+            auth_settings=["BearerToken"],
+        )
+        try:
+            # The body is JSON already, so the client need not copy it.
+            response = await self._client.call_api(method, url, headers, body, _request_timeout=time_limit)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            self._count(verb, kind, 0)
+            raise ApiError(0, "Unreachable", f"{type(error).__name__}: {error}", 0.0) from error
+        self._count(verb, kind, response.status)
+        return response
+
+
+async def _read(response: Any) -> bytes:
+    try:
+        text: bytes = await response.read()
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise ApiError(0, "Unreachable", f"{type(error).__name__}: {error}", 0.0) from error
+    return text
 
 
 def _build_error(code: int, text: bytes, headers: Mapping[str, str]) -> ApiError:

@@ -1,12 +1,14 @@
 """An in-memory API server that supports the requests of the operator's own modules. It replaces the Kubernetes client.
 
-It has no schema, CEL rules, garbage collection or watches. Tests on a cluster cover these.
+It has no schema, CEL rules or garbage collection. Its watches send only what a test gives them. Tests on a cluster cover these.
 """
 
+import asyncio
 import copy
 import datetime
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from finetune_api import names
@@ -29,6 +31,26 @@ class Answer:
         return self._text
 
 
+class Stream:
+    """The response of a watch: events, or the lines of a response. It ends after them, or with the exception."""
+
+    status, headers = 200, dict[str, str]()
+
+    def __init__(self, *lines: Manifest | bytes | Exception) -> None:
+        self._lines: Sequence[Manifest | bytes | Exception] = lines
+        self.response, self.closed = self, False
+
+    def close(self) -> None:
+        self.closed = True
+
+    @property
+    async def content(self) -> AsyncIterator[bytes]:
+        for line in self._lines:
+            if isinstance(line, Exception):
+                raise line
+            yield line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n"
+
+
 def refusal(code: int, reason: str, message: str = "no", **headers: str) -> Answer:
     return Answer(code, {"kind": "Status", "reason": reason, "message": message}, headers)
 
@@ -40,6 +62,7 @@ class Killed(BaseException):
 class FakeServer:
     """Holds objects by plural, namespace and name. requests: every request, as "METHOD plural name". bodies: their bodies.
 
+    watches: the responses of the next watches by plural; later ones send nothing. watched: the queries of all watches.
     answers: fixed answers by method and plural, as "POST jobs" or "GET pods in team". done: all successful writes. kill_after:
     number of successful writes after which the client is killed before it reads the answer.
     """
@@ -49,6 +72,8 @@ class FakeServer:
         self.requests: list[str] = []
         self.bodies: list[Any] = []
         self.answers: dict[str, Answer | Exception] = {}
+        self.watches: dict[str, list[Stream | Answer]] = defaultdict(list)
+        self.watched: list[tuple[str, dict[str, str]]] = []
         self.kill_after: int | None = None
         self.done: list[str] = []
         self.version = 100
@@ -82,14 +107,19 @@ class FakeServer:
         self.bodies.clear()
 
     async def param_serialize(self, method: str, path: str, **given: Any) -> tuple[Any, ...]:
-        return method, (path, dict(given["query_params"])), given["header_params"], given["body"], None
+        return method, (path, dict(given["query_params"])), given["header_params"], None, None
 
-    async def call_api(self, method: str, url: Any, headers: Any, body: Any, _request_timeout: float) -> Answer:
+    async def call_api(self, method: str, url: Any, headers: Any, body: Any, _request_timeout: Any) -> Answer | Stream:
         path, query = url
         parts = path.strip("/").split("/")
         parts = parts[2:] if parts[0] == "api" else parts[3:]
         namespace = parts[1] if parts[0] == "namespaces" else None
         plural, name, subresource = [*(parts[2:] if namespace else parts), "", ""][:3]
+        if "watch" in query:
+            self.watched.append((plural, query))
+            if not self.watches[plural]:
+                await asyncio.Event().wait()
+            return self.watches[plural].pop(0)
         self.requests.append(" ".join(filter(None, [method, plural, f"{name}/{subresource}".strip("/")])))
         self.bodies.append(body)
         answer = self.answers.get(f"{method} {plural}") or self.answers.get(f"{method} {plural} in {namespace}")

@@ -18,7 +18,7 @@ from finetune_operator.queue import WorkQueue
 from finetune_operator.resync import Resync
 from finetune_operator.store import Store
 from finetune_operator.watch import keep_watching
-from unit.operator.builders import KEY, NOW, child_manifest, job_manifest, pod_manifest, running
+from unit.operator.builders import KEY, NOW, job_manifest, running
 from unit.operator.fake_server import FakeServer
 
 
@@ -103,17 +103,13 @@ async def test_events_are_handled_in_the_loop_of_the_operator() -> None:
     harness, loop = Harness(), asyncio.get_running_loop()
     registry = build_registry(harness.handlers, loop.call_soon_threadsafe)
     assert registry is not None
-    events = [
-        (harness.handlers.finetunejob, {"type": "ADDED", "object": job_manifest(status=running())}),
-        (harness.handlers.job, {"type": "ADDED", "object": child_manifest()}),
-        (harness.handlers.pod, {"type": "MODIFIED", "object": pod_manifest(0)}),
-    ]
-    thread = threading.Thread(target=lambda: [loop.call_soon_threadsafe(handle, event) for handle, event in events])
+    event = {"type": "ADDED", "object": job_manifest(status=running())}
+    thread = threading.Thread(target=loop.call_soon_threadsafe, args=(harness.handlers.finetunejob, event))
     thread.start()
     await asyncio.to_thread(thread.join)
     await asyncio.sleep(0)
     assert harness.queue.take() == KEY
-    assert (harness.events_seen, len(harness.store.children.by_job(KEY)), len(harness.store.pods.by_job(KEY))) == (1, 1, 1)
+    assert (harness.events_seen, list(harness.store.jobs)) == (1, [KEY])
 
 
 def test_a_list_never_holds_all_objects_in_one_response() -> None:
