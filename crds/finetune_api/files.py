@@ -9,8 +9,10 @@ from finetune_api import names
 from finetune_api.manifest import STANDARD_INPUT, Document, parse_documents, read_text
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.resource import FineTuneJob, InvalidManifestError, Metadata, parse_job
+from finetune_api.spec.arguments import misspelt_arguments
 
 SUFFIXES = (".yaml", ".yml", ".json")
+_ARGUMENTS = ("spec", "training", "arguments")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +92,20 @@ def _check_document(document: Document, file: str, result: CheckResult) -> None:
     except InvalidManifestError as error:
         found = [FileProblem(file, document.line(problem.location), problem.message) for problem in error.problems]
         result.problems += sorted(found, key=lambda problem: problem.line or 0)
+    _check_arguments(document, file, result)
     _check_duplicate(document, file, result)
+
+
+def _check_arguments(document: Document, file: str, result: CheckResult) -> None:
+    """Report training arguments that are misspelt. A cluster would find them when the training starts."""
+    given: Any = document.value
+    for field in _ARGUMENTS:
+        given = given.get(field) if isinstance(given, Mapping) else None
+    if not isinstance(given, Mapping):
+        return
+    for name, meant in misspelt_arguments(name for name in given if isinstance(name, str)).items():
+        message = f"{'.'.join(_ARGUMENTS)}: transformers has no TrainingArguments field {name}; did you mean {meant}?"
+        result.problems.append(FileProblem(file, document.line((*_ARGUMENTS, name)), message))
 
 
 def _is_finetune_job(value: Any) -> bool:

@@ -109,7 +109,7 @@ class Report(Model):
 # block without other fields. So a spec from before the field existed has the same digest as a spec that contains the default.
 _ADDED_FIELDS: dict[str, dict[str, Any]] = {
     "model": {"dtype": "auto", "quantization": "none"},
-    "training": {"loop": "trainer"},
+    "training": {"loop": "trainer", "labelSmoothing": 0.0},
     "classification": Classification().to_wire(),
     "maskedLM": MaskedLM().to_wire(),
     "sft": SupervisedFineTuning().to_wire(),

@@ -44,6 +44,7 @@ def job(task: str, family: str, data: str, steps: int = 20, **changes: Any) -> J
 
 
 STREAMED = {"streaming": True}
+_HALVE = {"factor": 0.5, "patience": 0, "threshold": 10, "threshold_mode": "abs"}
 JOBS: dict[str, Job] = {
     "text-classification": job("text-classification", "encoder", "texts"),
     "text-classification-balanced": job("text-classification", "encoder", "texts", classification={"balanced": True}),
@@ -54,6 +55,14 @@ JOBS: dict[str, Job] = {
     "text-classification-multilabel": job("text-classification", "encoder", "topics", dataset={"columns": {"labels": "topics"}}),
     "text-classification-streaming": job(
         "text-classification", "encoder", "texts", dataset=STREAMED, classification={"labels": ["bad", "fair", "good"]}
+    ),
+    # The labels are smoothed, and the learning rate is halved after each evaluation except the first.
+    "text-classification-plateau": job(
+        "text-classification",
+        "encoder",
+        "texts",
+        evaluation={"everySteps": 3},
+        training={"scheduler": "reduce_lr_on_plateau", "labelSmoothing": 0.1, "arguments": {"lr_scheduler_kwargs": _HALVE}},
     ),
     "text-classification-decoder": job("text-classification", "decoder", "texts"),
     "token-classification": job("token-classification", "encoder", "tags"),

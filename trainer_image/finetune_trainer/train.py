@@ -23,6 +23,7 @@ from finetune_trainer.loops.evaluation import Evaluator
 from finetune_trainer.loops.loss_guard import LossGuard
 from finetune_trainer.loops.monitor import TrainingMonitor
 from finetune_trainer.loops.native import NativeLoop
+from finetune_trainer.loops.schedule import check_schedule
 from finetune_trainer.loops.trainer import TrainerLoop
 from finetune_trainer.models.load import load_model, save_model
 from finetune_trainer.monitoring.device_stats import DeviceStats
@@ -54,7 +55,7 @@ _NO_TIMEOUT_SECONDS = 31_536_000
 def train(config: RunConfig, coordinator: Coordinator, state: RunState, reporter: Reporter) -> None:
     """Run one training from the spec to the finished model in the output directory, or to an orderly stop."""
     spec, world, output = config.spec, coordinator.world, OutputDirectory(pathlib.Path(config.output))
-    check_arguments(spec.training)
+    check_schedule(spec, check_arguments(spec.training).get("lr_scheduler_kwargs"))
     if spec.distributed.gpus_per_node and not has_gpu():
         log.warning("spec.distributed.gpusPerNode asks for GPUs, but torch sees none in this pod: training on the CPU")
 

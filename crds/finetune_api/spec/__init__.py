@@ -19,6 +19,7 @@ from finetune_api.spec.tasks import (
 from finetune_api.spec.training import (
     DEFAULT_EPOCHS,
     DEFAULT_WARMUP_RATIO,
+    SCHEDULERS_BY_METRIC,
     Best,
     Checkpoint,
     Distributed,
@@ -32,6 +33,7 @@ __all__ = [
     "DEFAULT_EPOCHS",
     "DEFAULT_WARMUP_RATIO",
     "NATIVE_TASKS",
+    "SCHEDULERS_BY_METRIC",
     "TASKS",
     "Best",
     "Cache",

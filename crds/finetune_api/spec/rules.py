@@ -168,6 +168,15 @@ RULES = (
         holds=_formats_fit_task,
     ),
     Rule(
+        cel="self.training.labelSmoothing == 0.0 || (self.task != 'dpo' && (!has(self.classification)"
+        " || !has(self.classification.problemType) || self.classification.problemType != 'Regression'))",
+        message="training.labelSmoothing: dpo and a Regression have no classes to spread a label over: remove it",
+        holds=lambda spec: (
+            not spec.training.label_smoothing
+            or (spec.task != "dpo" and (spec.classification is None or spec.classification.problem_type != "Regression"))
+        ),
+    ),
+    Rule(
         cel=f"self.training.loop != 'native' || ({_task_in(NATIVE_TASKS)} && !has(self.model.lora))",
         message=f"training.loop: native is for {join_words(NATIVE_TASKS)}, without model.lora: write trainer",
         holds=lambda spec: spec.training.loop != "native" or (spec.task in NATIVE_TASKS and spec.model.lora is None),

@@ -12,6 +12,13 @@ from finetune_api.spec.common import Name
 
 DEFAULT_EPOCHS = 3.0
 DEFAULT_WARMUP_RATIO = 0.06
+Scheduler = Literal[
+    "linear", "cosine", "constant", "cosine_with_restarts", "polynomial", "constant_with_warmup", "inverse_sqrt",
+    "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay", "greedy",
+]  # fmt: skip
+# Schedules that change the learning rate after evaluations, not after steps.
+SCHEDULERS_BY_METRIC: tuple[Scheduler, ...] = ("reduce_lr_on_plateau", "greedy")
+_NO_WARMUP = "reduce_lr_on_plateau and greedy have no warm-up: remove warmupSteps and warmupRatio"
 
 
 class Training(Model):
@@ -24,6 +31,10 @@ class Training(Model):
             cel(
                 "!has(self.perDeviceBatchSize) || self.perDeviceBatchSize <= self.globalBatchSize",
                 "perDeviceBatchSize must not be larger than globalBatchSize",
+            ),
+            cel(
+                f"!(self.scheduler in {list(SCHEDULERS_BY_METRIC)}) || !(has(self.warmupSteps) || has(self.warmupRatio))",
+                _NO_WARMUP,
             ),
         )
     )
@@ -54,9 +65,17 @@ class Training(Model):
         default=512, description="Maximum length of a text in tokens, including special tokens. Longer texts are truncated."
     )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(default=2e-5, description="Peak learning rate of AdamW.")
-    scheduler: Literal["linear", "cosine", "constant"] = Field(
+    scheduler: Scheduler = Field(
         default="linear",
-        description="Learning rate schedule after the warm-up: linear and cosine decay to 0, constant does not change.",
+        description="Learning rate schedule after the warm-up, by its name in transformers. linear and cosine decay to 0; "
+        "constant and constant_with_warmup do not change. reduce_lr_on_plateau and greedy follow evaluation.best.metric, or the "
+        "loss, and have no warm-up. Options of a schedule: arguments: {lr_scheduler_kwargs: {…}}.",
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="Share of each label that the training spreads evenly over all classes or tokens. Evaluations do not smooth "
+        "labels. Not for dpo, and not for a regression.",
+        examples=[0.1],
     )
     warmup_steps: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="Warm-up: steps over which the learning rate rises from 0.", examples=[100]
@@ -105,6 +124,8 @@ class Training(Model):
             raise ValueError("write warmupSteps or warmupRatio, not both")
         if self.per_device_batch_size is not None and self.per_device_batch_size > self.global_batch_size:
             raise ValueError("perDeviceBatchSize must not be larger than globalBatchSize")
+        if self.scheduler in SCHEDULERS_BY_METRIC and (self.warmup_steps is not None or self.warmup_ratio is not None):
+            raise ValueError(_NO_WARMUP)
         return self
 
 

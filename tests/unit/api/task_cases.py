@@ -44,6 +44,7 @@ _NATIVE = (
 _QUANTIZED = "quantization: quantized weights can't be trained: add lora: {}, or write none"
 _MERGE = "publish.mergeAdapter: without model.lora there is no adapter: add model.lora, or write false"
 _BEST = "publish.when: OnBestCheckpoint needs evaluation.best: {metric: …}"
+_SMOOTHING = "training.labelSmoothing: dpo and a Regression have no classes to spread a label over: remove it"
 _SAMPLES = "samples: textPair is for text-classification, messages are for sft and dpo: write only text"
 _METRICS = {
     "text-classification": "loss, accuracy, macroF1, microF1, exactMatch, mse, rmse, mae, r2, pearson and spearman",
@@ -234,17 +235,28 @@ REFUSED = [
         "spec.samples[0].messages[0].role",
     ),
     Case("probability of 1", of("masked-lm", maskedLM={"probability": 1}), "spec.maskedLM.probability"),
+    Case("smoothing in dpo", of("dpo", training={"labelSmoothing": 0.1}), "spec", _SMOOTHING),
+    Case(
+        "smoothing of numbers",
+        of("text-classification", training={"labelSmoothing": 0.1}, classification={"problemType": "Regression"}),
+        "spec",
+        _SMOOTHING,
+    ),
     Case("5-bit weights", of("sft", model={**LORA, "quantization": "nf5"}), "spec.model.quantization"),
 ]
 
 # Only the models reject these arguments: a rule of a CRD can't see the keys of an object without a schema. Argument → message.
 ARGUMENTS = {
     "learning_rate": "learning_rate: write spec.training.learningRate instead",
-    "save_steps": "save_steps: write spec.checkpoint instead",
-    "eval_strategy": "eval_strategy: write spec.evaluation instead",
+    "save_steps": "save_steps: write spec.checkpoint.everySteps instead",
+    "eval_strategy": "eval_strategy: write spec.evaluation.everyEpochs instead",
     "bf16_full_eval": "bf16_full_eval: write spec.training.precision instead",
-    "hub_token": "hub_token: write spec.publish instead",
+    "hub_token": "hub_token: write spec.hub.tokenSecretRef instead",
     "report_to": "report_to: write spec.logging.reportTo instead",
+    "label_smoothing_factor": "label_smoothing_factor: write spec.training.labelSmoothing instead",
+    "metric_for_best_model": "metric_for_best_model: write spec.evaluation.best.metric instead",
+    "run_name": "run_name: write metadata.name instead",
+    "dataloader_pin_memory": "dataloader_pin_memory is set by the trainer itself: remove it",
     "output_dir": "output_dir is set by the trainer itself: remove it",
     "fsdp_config": "fsdp_config is set by the trainer itself: remove it",
     "ddp_backend": "ddp_backend is set by the trainer itself: remove it",

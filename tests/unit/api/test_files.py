@@ -230,3 +230,18 @@ def test_the_kubectl_plugin_without_its_extra_says_which_it_needs(module: str) -
     package = module.partition(".")[0]
     needs = f"Error: `kubectl finetune` needs the package {package}: pip install 'finetune-operator[client]'\n"
     assert (done.returncode, done.stderr) == (1, needs)
+
+
+def test_misspelt_arguments_are_reported_with_their_lines_beside_those_that_are_refused(tmp_path: pathlib.Path) -> None:
+    wrong = ["wieght_decay: 0.1", "weightDecay: 0.1", "report_to: wandb", "not_yet_known: 1"]
+    lines = ["  training:", "    arguments:", *(f"      {line}" for line in wrong)]
+    file = write(tmp_path / "job.yaml", JOB.format(name="a") + "\n".join(lines))
+    code, shown = validate(file)
+    meant = "spec.training.arguments: transformers has no TrainingArguments field {}; did you mean weight_decay?"
+    assert code != 0
+    assert shown[:3] == [
+        f"{file}:12: spec.training.arguments: report_to: write spec.logging.reportTo instead",
+        f"{file}:13: {meant.format('wieght_decay')}",
+        f"{file}:14: {meant.format('weightDecay')}",
+    ]
+    assert "1 FineTuneJob, 3 problems" in shown[3], "an argument of a later version of transformers is not refused"

@@ -72,7 +72,9 @@ def test_all_refused_arguments_are_named_at_once() -> None:
 
 def test_every_field_that_replaces_an_argument_exists() -> None:
     schema = crd.structural_schema(FineTuneJobSpec)
-    for field in arguments._REPLACED_BY.values():
+    for field in arguments.REPLACED_BY.values():
+        if field == "metadata.name":
+            continue
         node = schema
         for part in field.split("."):
             node = node["properties"][part]

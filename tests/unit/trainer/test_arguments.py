@@ -1,12 +1,18 @@
 """training.arguments are checked by name and type before a model is loaded."""
 
+import dataclasses
 import pathlib
+import re
+import typing
 from typing import Any
 
 import pytest
+import transformers
 
 from finetune_api.reasons import FineTuneError
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.arguments import PASSED_ON, REPLACED_BY, SET_BY_TRAINER, is_set_by_trainer, replaced_by
+from finetune_api.spec.training import Scheduler
 from finetune_trainer.data.batches import BatchPlan
 from finetune_trainer.loops.arguments import check_arguments, training_arguments
 
@@ -67,8 +73,8 @@ def test_all_wrong_arguments_are_named_at_once() -> None:
 
 
 def test_arguments_of_users_are_applied_and_the_spec_sets_the_others(tmp_path: pathlib.Path) -> None:
-    found = arguments(tmp_path, arguments={"weight_decay": 0.3}, learningRate=1e-3, warmupSteps=4)
-    assert (found.weight_decay, found.learning_rate, found.max_steps, found.get_warmup_steps(40)) == (0.3, 1e-3, 40, 4)
+    found = arguments(tmp_path, arguments={"weight_decay": 0.3}, learningRate=1e-3)
+    assert (found.weight_decay, found.learning_rate, found.max_steps) == (0.3, 1e-3, 40)
     assert found.report_to == []
 
 
@@ -84,3 +90,38 @@ def test_tf32_is_left_unset_on_a_gpu_without_it(tmp_path: pathlib.Path, monkeypa
 def test_arguments_that_transformers_refuses_give_a_sentence(tmp_path: pathlib.Path) -> None:
     with pytest.raises(FineTuneError, match=r"spec.training.arguments \(optim\): the Trainer refuses them"):
         arguments(tmp_path, arguments={"optim": "no-such-optimizer"})
+
+
+# --- every field of the installed TrainingArguments ---------------------------------------------------------------------
+
+FIELDS = [field.name for field in dataclasses.fields(transformers.TrainingArguments) if field.init]
+PAGE = pathlib.Path(__file__).parents[3] / "docs" / "from-hugging-face.md"
+
+
+def rows_of_the_page() -> dict[str, str]:
+    """Return name of an argument → the cell that says what to write."""
+    lines = PAGE.read_text().partition("## How arguments map")[2].partition("\n## ")[0].splitlines()
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| `")]
+    return {name: cell for names, cell in cells for name in re.findall(r"`(\w+)`", names)}
+
+
+def test_every_argument_is_passed_on_or_replaced_or_set_by_the_trainer() -> None:
+    for name in FIELDS:
+        answers = [name in PASSED_ON, replaced_by(name) is not None, replaced_by(name) is None and is_set_by_trainer(name)]
+        assert sum(answers) == 1, f"finetune_api/spec/arguments.py does not say what to do with {name}"
+    assert not [name for name in (*PASSED_ON, *REPLACED_BY, *SET_BY_TRAINER) if "*" not in name and name not in FIELDS]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_the_page_for_users_of_transformers_says_what_to_write_for_every_argument(name: str) -> None:
+    cell = rows_of_the_page()[name]
+    if field := replaced_by(name):
+        assert field.rpartition(".")[2] in cell
+    elif name in PASSED_ON:
+        assert "`training.arguments`" in cell
+    else:
+        assert re.search(r"\bnot needed\b|\bchosen\b|\bset\b|\bnot supported\b", cell), cell
+
+
+def test_the_schedules_are_those_of_transformers() -> None:
+    assert set(typing.get_args(Scheduler)) == {kind.value for kind in transformers.SchedulerType}

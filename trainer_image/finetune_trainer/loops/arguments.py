@@ -15,7 +15,7 @@ from transformers.utils.import_utils import is_torch_tf32_available
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, Training
-from finetune_trainer.data.batches import BatchPlan, warmup_steps
+from finetune_trainer.data.batches import BatchPlan
 from finetune_trainer.runtime import device
 
 _MAX_GRADIENT_NORM = 1.0
@@ -99,8 +99,6 @@ def training_arguments(
         "gradient_accumulation_steps": plan.accumulation,
         "max_steps": total_steps,
         "learning_rate": training.learning_rate,
-        "lr_scheduler_type": training.scheduler if training.scheduler != "constant" else "constant_with_warmup",
-        "warmup_steps": warmup_steps(training, total_steps),
         "weight_decay": _WEIGHT_DECAY,
         "max_grad_norm": _MAX_GRADIENT_NORM,
         "seed": training.seed,

@@ -33,7 +33,7 @@ def best_evaluation(evaluations: Sequence[EvaluationResult], plan: EvaluationPla
         return None
     _check_metric_name(evaluations, plan.best.metric)
     delta = plan.early_stopping.min_delta if plan.early_stopping else 0.0
-    sign = -1.0 if _lower_is_better(plan.best) else 1.0
+    sign = -1.0 if lower_is_better(plan.best) else 1.0
     found: BestEvaluation | None = None
     for entry in evaluations:
         if entry.step == 0:  # the model before the training
@@ -61,7 +61,8 @@ def is_due(plan: EvaluationPlan, step: int, total_steps: int, steps_per_epoch: i
     return int(step / interval) > int((step - 1) / interval)
 
 
-def _lower_is_better(best: Best) -> bool:
+def lower_is_better(best: Best) -> bool:
+    """Return whether a lower value of the metric is better."""
     return best.mode == "Min" if best.mode else best.metric in _LOWER_IS_BETTER
 
 

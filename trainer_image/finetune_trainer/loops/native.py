@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import accelerate
 import torch
@@ -18,6 +18,7 @@ from finetune_trainer.loops.checkpointer import Checkpointer
 from finetune_trainer.loops.evaluation import Evaluator
 from finetune_trainer.loops.loss_guard import LossGuard
 from finetune_trainer.loops.monitor import TrainingMonitor
+from finetune_trainer.loops.schedule import build_schedule, observe
 from finetune_trainer.runtime import device
 from finetune_trainer.runtime.distributed import Coordinator
 from finetune_trainer.tasks.base import Batch, Task, count_tokens
@@ -52,10 +53,7 @@ class NativeLoop:
             lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon, fused=True,
         )  # fmt: skip
         self._model, self._optimizer = self._accelerator.prepare(task.model, optimizer)
-        self._scheduler = transformers.get_scheduler(
-            args.lr_scheduler_type, optimizer, args.get_warmup_steps(args.max_steps), args.max_steps,
-            scheduler_specific_kwargs=cast(dict[str, Any] | None, args.lr_scheduler_kwargs),
-        )  # fmt: skip
+        self._scheduler = build_schedule(task.spec, args.lr_scheduler_kwargs, optimizer, args.max_steps)
         self._sampler = rows.batch_sampler(plan, coordinator.world.rank)
         self._loader = DataLoader(
             rows,
@@ -101,7 +99,7 @@ class NativeLoop:
                 logged = step
             if self._evaluator.is_due(step, total):
                 self._guard.check()
-                self._evaluator.run(step, self._accelerator.autocast())
+                observe(self._scheduler, self._evaluator.run(step, self._accelerator.autocast()).metrics)
                 stop = stop or self._evaluator.should_stop_early()
             if self._checkpointer.is_due(step, total):
                 self._checkpointer.save(step, train_state, losses, logged)

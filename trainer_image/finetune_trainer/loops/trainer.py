@@ -16,6 +16,7 @@ from finetune_trainer.loops.checkpointer import Checkpointer
 from finetune_trainer.loops.evaluation import Evaluator
 from finetune_trainer.loops.loss_guard import LossGuard
 from finetune_trainer.loops.monitor import TrainingMonitor
+from finetune_trainer.loops.schedule import build_schedule, observe
 from finetune_trainer.runtime.device import has_gpu
 from finetune_trainer.runtime.distributed import Coordinator
 from finetune_trainer.tasks.base import Batch, Task, count_tokens
@@ -79,6 +80,15 @@ class TrainerLoop(transformers.Trainer):
     def evaluate_model(self) -> dict[str, float]:
         """Return the metrics of the current model."""
         return self._evaluator.compute_metrics(self.accelerator.autocast())
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Create our schedule, which knows spec.training.scheduler."""
+        if self.lr_scheduler is None:
+            chosen = optimizer or self.optimizer
+            assert chosen is not None
+            self.lr_scheduler = build_schedule(self._task.spec, self.args.lr_scheduler_kwargs, chosen, num_training_steps)
+            self._created_lr_scheduler = True  # train() then creates it again, for the optimizer that accelerate has wrapped
+        return self.lr_scheduler
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return a loader of our batches. They are already this rank's share, so accelerate has nothing to split."""
@@ -148,6 +158,7 @@ class TrainerLoop(transformers.Trainer):
         self._guard.check()
         done = self._evaluator.run(self.state.global_step, self.accelerator.autocast())
         metrics = {f"eval_{name}": value for name, value in done.metrics.items()}
+        observe(self.lr_scheduler, done.metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self._evaluator.should_stop_early():
             self.control.should_training_stop = True

@@ -88,7 +88,11 @@ class LanguageModel(Task):
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
         logits, targets = self.logits_and_targets(model, batch)
         return torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+            logits.flatten(0, 1),
+            targets.flatten(),
+            ignore_index=IGNORE_INDEX,
+            reduction="sum",
+            label_smoothing=self.spec.training.label_smoothing,
         )
 
     @torch.no_grad()

@@ -138,7 +138,8 @@ class MaskedLanguageModeling(PaddedTask):
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
         """Return the sum of the cross-entropy over the hidden tokens."""
         logits = self._logits(model, self.model_inputs(batch), batch["masked_positions"])
-        return torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum")
+        smoothing = self.spec.training.label_smoothing
+        return torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum", label_smoothing=smoothing)
 
     def score(self, model: Any, batch: Batch) -> Scores:
         """Return for each hidden token the loss, and whether the most likely token is right."""

@@ -44,8 +44,11 @@ class Problem(abc.ABC):
         return labels != IGNORE_INDEX
 
     @abc.abstractmethod
-    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss of each row, summed over its outputs: float32 (rows,). Padding rows have loss and gradient 0."""
+    def losses(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+        """Return the loss of each row, summed over its outputs: float32 (rows,). Padding rows have loss and gradient 0.
+
+        smoothing: share of the label that is spread evenly over all classes.
+        """
 
     @abc.abstractmethod
     def compute_metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
@@ -75,9 +78,15 @@ class SingleLabel(Problem):
     def padding_label(self, label: int) -> int:
         return IGNORE_INDEX
 
-    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        weights = self._weights.to(logits.device)
-        return torch.nn.functional.cross_entropy(logits, labels, weights, ignore_index=IGNORE_INDEX, reduction="none")
+    def losses(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(
+            logits,
+            labels,
+            self._weights.to(logits.device),
+            ignore_index=IGNORE_INDEX,
+            reduction="none",
+            label_smoothing=smoothing,
+        )
 
     def compute_metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
         actual, predicted = scores["labels"], scores["logits"].argmax(axis=1)
@@ -118,10 +127,11 @@ class MultiLabel(Problem):
     def padding_label(self, label: list[int]) -> list[int]:
         return [IGNORE_INDEX] * len(label)
 
-    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def losses(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
         mask = self.label_mask(labels)
+        wanted = (labels * mask).float() * (1 - smoothing) + smoothing / 2
         losses = torch.nn.functional.binary_cross_entropy_with_logits(
-            logits, (labels * mask).float(), pos_weight=self._weights.to(logits.device), reduction="none"
+            logits, wanted, pos_weight=self._weights.to(logits.device), reduction="none"
         )
         return (losses * mask).sum(dim=1)
 
@@ -166,7 +176,8 @@ class Regression(Problem):
     def label_mask(self, labels: torch.Tensor) -> torch.Tensor:
         return ~labels.isnan()
 
-    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def losses(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+        assert not smoothing, "a number has no classes to spread it over"
         return ((logits.squeeze(1) - labels.nan_to_num()) * self.label_mask(labels)) ** 2
 
     def compute_metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, Sample
 from finetune_api.status import SampleAnswer
 from finetune_trainer.tasks import metrics
@@ -22,7 +23,14 @@ class TextClassification(PaddedTask):
 
     def __init__(self, spec: FineTuneJobSpec, tokenizer: Any, config: Any, info: DataInfo) -> None:
         super().__init__(spec, tokenizer, config, info)
-        self._problem = PROBLEMS[info.problem or "SingleLabel"](spec, info)
+        problem = info.problem or "SingleLabel"
+        if problem == "Regression" and spec.training.label_smoothing:
+            raise FineTuneError(
+                Reason.CONFIGURATION_ERROR,
+                "spec.training.labelSmoothing: the labels are numbers, and only classes can be smoothed; remove it, or write "
+                "spec.classification.problemType: SingleLabel",
+            )
+        self._problem = PROBLEMS[problem](spec, info)
 
     def encode(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Tokenise text, and text_pair if present. Convert label or labels to labels."""
@@ -63,7 +71,8 @@ class TextClassification(PaddedTask):
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
         """Return the sum of the losses. It is computed in float32, whatever the type of the logits."""
-        return self._problem.losses(model(**self.model_inputs(batch)).logits.float(), batch["labels"]).sum()
+        logits = model(**self.model_inputs(batch)).logits.float()
+        return self._problem.losses(logits, batch["labels"], self.spec.training.label_smoothing).sum()
 
     def score(self, model: Any, batch: Batch) -> Scores:
         """Return loss (rows,), logits (rows, outputs) and labels, without padding rows."""

@@ -98,12 +98,15 @@ class TokenClassification(PaddedTask):
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
         """Return the sum of the cross-entropy over the words, each times the weight of its true tag."""
-        return self._losses(model(**self.model_inputs(batch)).logits.float(), batch["labels"], "sum")
+        logits = model(**self.model_inputs(batch)).logits.float()
+        return self._losses(logits, batch["labels"], "sum", self.spec.training.label_smoothing)
 
-    def _losses(self, logits: torch.Tensor, labels: torch.Tensor, reduction: str) -> torch.Tensor:
+    def _losses(self, logits: torch.Tensor, labels: torch.Tensor, reduction: str, smoothing: float = 0.0) -> torch.Tensor:
         """Return the sum of the losses, or each loss (rows × tokens,). Tokens without a label have loss 0."""
         logits, labels, weights = logits.flatten(0, 1), labels.flatten(), self._weights.to(logits.device)
-        return torch.nn.functional.cross_entropy(logits, labels, weights, ignore_index=IGNORE_INDEX, reduction=reduction)
+        return torch.nn.functional.cross_entropy(
+            logits, labels, weights, ignore_index=IGNORE_INDEX, reduction=reduction, label_smoothing=smoothing
+        )
 
     def score(self, model: Any, batch: Batch) -> Scores:
         """Return words and seen (words that are not cut) per row; loss, actual and predicted per seen word. No padding rows."""
