@@ -136,8 +136,8 @@ def _time_and_failures() -> list[Panel]:
         ),
         bar_gauge(
             PanelOptions(
-                "Failures by reason", "Jobs with a failed attempt within the selected time range. Reasons: docs/reasons.md.",
-                "short", "no attempt failed.", thresholds=((None, "orange"),), width=SIXTH,
+                "Failures by reason", "Jobs that failed, within the selected time range. Reasons: docs/reasons.md.",
+                "short", "no job failed.", thresholds=((None, "orange"),), width=SIXTH,
             ),
             Query(f"sort_desc(count by (reason) ({failed}))", "{{reason}}"),
         ),

@@ -144,7 +144,7 @@ def explain_job(cluster: FineTune, name: str) -> None:
     job = cluster.job(name)
     record = job.refresh()
     pods = job.pods()
-    tail = _log_tail(job, why.failed_rank(record, pods)) if record.status.failure or record.phase == "Failed" else []
+    tail = _log_tail(job, why.failed_rank(record, pods)) if why.current_failure(record) or record.phase == "Failed" else []
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
     console.print(why.build_view(record, job.events_of(record), pods, tail))
 

@@ -240,13 +240,14 @@ class Job:
     def suspend(self, wait: bool = False, timeout: float = 600) -> JobRecord:
         """Suspend the job: it saves a checkpoint and releases its nodes. Returns the updated job.
 
-        wait: wait until it is suspended. Raises JobTimeoutError after the timeout, and RefusedError if the job ends first.
+        wait: wait until it is suspended and none of its pods is left. Raises JobTimeoutError after the timeout, and RefusedError
+        if the job ends first.
         """
         job = self._set_suspend(True)
         if not wait:
             return job
         for job in self._poll(timeout, "is not suspended", "spec.suspend stays true"):
-            if job.phase == "Suspended":
+            if any(item.type == "Suspended" and item.status == "True" for item in job.status.conditions or ()):
                 return job
         raise RefusedError(f"{self.name} {'succeeded' if job.phase == 'Succeeded' else 'failed'} before it was suspended")
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from finetune_api.files import printable
-from finetune_api.status import FineTuneJobStatus, Progress
+from finetune_api.status import PROBLEMS, Condition, FineTuneJobStatus, Progress
 from finetune_client.records import EventRecord, JobRecord
 
 
@@ -49,9 +49,9 @@ def format_restarts(status: FineTuneJobStatus) -> str:
 
 def format_problems(status: FineTuneJobStatus) -> list[str]:
     """Return the conditions that report a problem of an unfinished job."""
-    found = [item for item in status.conditions or () if item.status == "True"]
-    return [
-        printable(f"{item.type}: {item.message}")
-        for item in found
-        if item.type in ("Blocked", "CheckpointFailing", "TrainingStalled")
-    ]
+    return [printable(f"{item.type}: {item.message}") for item in find_problems(status)]
+
+
+def find_problems(status: FineTuneJobStatus) -> list[Condition]:
+    """Return the conditions that need attention."""
+    return [item for item in status.conditions or () if item.status == "True" and item.type in PROBLEMS]

@@ -11,7 +11,8 @@ from finetune_api import names
 from finetune_api.durations import format_duration
 from finetune_api.files import printable
 from finetune_api.reasons import REASONS
-from finetune_client.formatting import format_event, format_progress, format_restarts, format_state
+from finetune_api.status import Failure
+from finetune_client.formatting import find_problems, format_event, format_progress, format_restarts, format_state
 from finetune_client.logs import processes_per_node
 from finetune_client.records import EventRecord, JobRecord, PodRecord, read_time
 
@@ -36,16 +37,21 @@ def build_view(
     parts += _section("Attempts", _attempts(job, now))
     parts += _section("Pods", _pods(pods))
     parts += _section("Events", [Text(f"  {format_event(event)}") for event in events[-_EVENTS:]])
-    failure = job.status.failure
+    failure = current_failure(job)
     lines = failure.traceback.splitlines() if failure is not None and failure.traceback else list(log_tail)
     parts += _section("Last lines of the process that failed", [Text(f"  {printable(line)}") for line in lines])
     parts += _section("Next", [Text(f"  {line}") for line in next_steps(job, pods)])
     return Group(*parts)
 
 
+def current_failure(job: JobRecord) -> Failure | None:
+    """Return why the job failed or, while it is unfinished, why its last failed attempt did."""
+    return job.status.failure or (None if job.finished else job.status.last_failure)
+
+
 def failed_rank(job: JobRecord, pods: Sequence[PodRecord]) -> int | None:
     """Return the rank that failed first, else a rank of a pod that failed; None if neither is known."""
-    failure = job.status.failure
+    failure = current_failure(job)
     if failure is not None and failure.rank is not None:
         return failure.rank
     latest = max((pod.attempt for pod in pods), default=0)
@@ -90,20 +96,22 @@ def _suggest_name(name: str) -> str:
 
 def _hint(job: JobRecord) -> str | None:
     """Return the hint of the failure, of the reason why the job waits, or of a condition."""
-    if job.status.failure is not None and job.status.failure.hint:
-        return job.status.failure.hint
-    reasons = [job.status.reason, *(item.reason for item in job.status.conditions or () if item.status == "True")]
+    failure = current_failure(job)
+    if failure is not None and failure.hint and job.phase not in _RUNNING:
+        return failure.hint
+    reasons = [job.status.reason, *(item.reason for item in find_problems(job.status))]
     return next((_HINTS[reason] for reason in reasons if reason in _HINTS), None)
 
 
 def _details(job: JobRecord) -> list[str]:
     status = job.status
     lines = []
-    if status.failure is not None:
-        failure = status.failure
+    failure = current_failure(job)
+    if failure is not None:
         where = (("rank", failure.rank), ("node", failure.node), ("exit code", failure.exit_code))
         details = ", ".join(f"{name} {value}" for name, value in where if value is not None)
-        lines.append(f"failure: {failure.reason}" + (f" ({details})" if details else "") + f": {failure.message}")
+        title = "failure" if job.finished else "last failure"
+        lines.append(f"{title}: {failure.reason}" + (f" ({details})" if details else "") + f": {failure.message}")
     if status.progress is not None:
         lines.append(f"progress: {format_progress(status.progress)}")
     if status.checkpoint is not None:
@@ -116,8 +124,7 @@ def _details(job: JobRecord) -> list[str]:
 
 
 def _conditions(job: JobRecord) -> list[str]:
-    found = [item for item in job.status.conditions or () if item.status == "True"]
-    return [printable(f"{item.type} ({item.reason}): {item.message}") for item in found]
+    return [printable(f"{item.type} ({item.reason}): {item.message}") for item in find_problems(job.status)]
 
 
 def _section(title: str, body: Sequence[RenderableType]) -> list[RenderableType]:
@@ -131,7 +138,8 @@ def _attempts(job: JobRecord, now: datetime.datetime) -> list[RenderableType]:
         lasted = format_duration(((end or now) - start).total_seconds()) if start is not None else ""
         step = "" if attempt.step is None else str(attempt.step)
         ended = attempt.completion_time or "in progress"
-        table.add_row(f"  {attempt.number}", ended, lasted, str(attempt.nodes), step, printable(attempt.reason or ""))
+        why = ": ".join(text for text in (attempt.reason, attempt.message) if text)
+        table.add_row(f"  {attempt.number}", ended, lasted, str(attempt.nodes), step, printable(why))
     return [table] if table.row_count else []
 
 

@@ -210,9 +210,9 @@ JOB_RESTARTS: Final = Metric(
 JOB_FAILURE: Final = Metric(
     "finetune_job_failure_info",
     "gauge",
-    "1 from the failure of an attempt until the job succeeds. The label reason is a reason of docs/reasons.md.",
+    "1 if the job failed. The label reason is a reason of docs/reasons.md.",
     (*_JOB, "reason"),
-    only="for a job with a failed attempt",
+    only="for a failed job",
 )
 JOB_CONDITION: Final = Metric(
     "finetune_job_condition",

@@ -14,15 +14,46 @@ FINAL_PHASES: frozenset[Phase] = frozenset({"Succeeded", "Failed"})
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
-ConditionType = Literal["Blocked", "CheckpointFailing", "Complete", "Failed", "Published", "Suspended", "TrainingStalled"]
+# Type → what it means while its status is True. docs/operations.md says which tools read Ready, Reconciling and Stalled.
+CONDITIONS = {
+    "Blocked": "something keeps the job from going on until a person removes it",
+    "CheckpointFailing": "checkpoints can't be saved, the training continues",
+    "Complete": "the job succeeded",
+    "Failed": "the job failed",
+    "Published": "the model was pushed",
+    "QuotaReserved": "the queue admitted the job",
+    "Ready": "the job does what its spec asks for: it trains, has succeeded, or is suspended",
+    "Reconciling": "the job is on its way there",
+    "Running": "the job trains",
+    "Stalled": "the job can't get there by itself: it failed or is blocked",
+    "Suspended": "spec.suspend is true and no pod is left",
+    "TrainingStalled": "no step for too long",
+}
+ConditionType = Literal[
+    "Blocked",
+    "CheckpointFailing",
+    "Complete",
+    "Failed",
+    "Published",
+    "QuotaReserved",
+    "Ready",
+    "Reconciling",
+    "Running",
+    "Stalled",
+    "Suspended",
+    "TrainingStalled",
+]
+
+
+# Conditions that need attention. The other ones follow from the phase.
+PROBLEMS: tuple[ConditionType, ...] = ("Blocked", "CheckpointFailing", "TrainingStalled")
 
 
 class Condition(Model):
     """metav1.Condition."""
 
     type: ConditionType = Field(
-        description="Blocked (something keeps the job from starting), CheckpointFailing (checkpoints can't be saved, the "
-        "training continues), Complete, Failed, Published, Suspended or TrainingStalled (no step for too long)."
+        description="What it says while its status is True. " + "; ".join(f"{kind}: {text}" for kind, text in CONDITIONS.items())
     )
     status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown.")
     reason: str = Field(description="The cause, in one CamelCase word.")
@@ -110,7 +141,7 @@ class Resolved(Model):
 
 
 class Failure(Model):
-    """Why the job, or its last attempt, failed."""
+    """Why the job, or an attempt, failed."""
 
     reason: str = Field(description="Reason from a closed list, for example ConfigurationError.")
     message: str = Field(description="What is wrong, where, and what to write instead.")
@@ -139,11 +170,6 @@ class Restarts(Model):
     preemptions: int = Field(
         default=0,
         description="New attempts because pods or nodes were taken away. recovery.maxPreemptions limits this number.",
-    )
-    charged: int = Field(
-        default=0,
-        description="failures + inPlace since an attempt last got beyond the checkpoint that it started from. "
-        "recovery.maxRestarts limits this number.",
     )
 
 
@@ -179,15 +205,29 @@ class Attempt(Model):
     )
     step: int | None = Field(default=None, description="The furthest optimizer step that the job had done at its end.")
     in_place: int | None = Field(default=None, description="Restarts of processes in its pods because of failures.")
-    placed: int | None = Field(
-        default=None,
-        description="Number of pods that had a node when the attempt was withdrawn because the other pods could not be "
-        "scheduled.",
-    )
     skipped_checkpoints: Sequence[str] | None = Field(
         default=None, description="Damaged checkpoints that it skipped, at most ten."
     )
     reason: str | None = Field(default=None, description="Why it ended, in one CamelCase word.")
+    message: str | None = Field(default=None, description="Why it ended, as a sentence for people. Left out if it succeeded.")
+
+
+class Bookkeeping(Model):
+    """What the operator notes for its next reconcile. It may change with any release."""
+
+    restarts_count_towards_max: int = Field(
+        default=0,
+        description="Restarts after failures since an attempt last got beyond the checkpoint that it started from. "
+        "recovery.maxRestarts limits this number.",
+    )
+    running_since: Time | None = Field(
+        default=None, description="When the pods of the current attempt started to run. runningSeconds counts the time before."
+    )
+    placed_pods: int | None = Field(
+        default=None,
+        description="Number of pods of the last attempt that had a node when it was withdrawn because the other pods could not "
+        "be scheduled.",
+    )
 
 
 class FineTuneJobStatus(Model):
@@ -199,7 +239,8 @@ class FineTuneJobStatus(Model):
     message: str | None = Field(default=None, description="Why it is in this phase, as a sentence for people.")
     conditions: Sequence[Condition] | None = Field(
         default=None,
-        description="Blocked, CheckpointFailing, Complete, Failed, Published, Suspended, TrainingStalled.",
+        description="Complete, Failed, Running, Suspended, Blocked, Ready, Reconciling and Stalled are always there, True or "
+        "False; the other ones from the first time that they say something. `kubectl wait` can wait for each value.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     attempt: int | None = Field(default=None, description="Number of the current attempt, from 1.")
@@ -213,13 +254,19 @@ class FineTuneJobStatus(Model):
     )
     checkpoint: CheckpointStatus | None = Field(default=None, description="The newest complete checkpoint.")
     resolved: Resolved | None = Field(default=None, description="Resolved commits and defaults.")
-    failure: Failure | None = Field(default=None, description="Why the job, or its last attempt, failed.")
+    failure: Failure | None = Field(default=None, description="Why the job failed. Only in the phase Failed.")
+    last_failure: Failure | None = Field(
+        default=None, description="Why the last attempt failed that was followed by another one."
+    )
     published: Published | None = Field(default=None, description="Where the finished model was pushed.")
     goodput: Goodput | None = Field(default=None, description="How the time since the start was spent.")
     running_seconds: int | None = Field(
         default=None,
-        description="Seconds that pods ran, over all attempts up to runningSince. activeDeadlineSeconds limits this number.",
+        description="Seconds that pods ran, over all attempts that are over. activeDeadlineSeconds limits this number and the "
+        "time of the current attempt.",
     )
-    running_since: Time | None = Field(default=None, description="When the pods of the current attempt started to run.")
     start_time: Time | None = Field(default=None, description="When the first attempt was created.")
     completion_time: Time | None = Field(default=None, description="When the job ended.")
+    bookkeeping: Bookkeeping = Field(
+        default_factory=Bookkeeping, description="What the operator notes for itself. Other programs should not rely on it."
+    )

@@ -12,15 +12,13 @@ from finetune_api import metrics as declared
 from finetune_api.metrics import Metric
 from finetune_api.reasons import FineTuneError
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import FINAL_PHASES, Goodput, Phase, Restarts
+from finetune_api.status import FINAL_PHASES, PROBLEMS, Goodput, Phase, Restarts
 from finetune_operator.observed import JobRecord, Key, Manifest, read_time
 from finetune_operator.parsing import read_job, read_key, read_version
 
 _PHASES = get_args(Phase)
 # The phases in which pods run. In the other phases pods wait for nodes, or there are none.
 _PHASES_WITH_GPUS: frozenset[Phase] = frozenset({"Initializing", "Running", "Publishing"})
-# Conditions that need attention. The others repeat the phase.
-_CONDITIONS = ("Blocked", "CheckpointFailing", "TrainingStalled")
 _RESTART_KINDS = ("failures", "in_place", "preemptions")
 # Everything that status.goodput counts in seconds.
 _CAUSES = [name.removesuffix("_seconds") for name in Goodput.model_fields if name.endswith("_seconds")]
@@ -116,7 +114,7 @@ def _series(job: JobRecord) -> Iterator[tuple[Metric, _Series]]:
     yield declared.JOB_GPUS, {(): float(_gpu_count(job)) if phase in _PHASES_WITH_GPUS else 0.0}
     yield declared.JOB_RESTARTS, {(kind,): float(getattr(restarts, kind)) for kind in _RESTART_KINDS}
     true_conditions = {condition.type for condition in status.conditions or () if condition.status == "True"}
-    yield declared.JOB_CONDITION, {(name,): float(name in true_conditions) for name in _CONDITIONS}
+    yield declared.JOB_CONDITION, {(name,): float(name in true_conditions) for name in PROBLEMS}
     if status.failure is not None:
         yield declared.JOB_FAILURE, {(status.failure.reason,): 1.0}
     if goodput is not None:

@@ -26,6 +26,7 @@ from finetune_operator.manifests import Plan, build_children
 from finetune_operator.metrics import Metrics
 from finetune_operator.observed import CreatedAttempt, JobRecord, Key, Manifest, Observation
 from finetune_operator.policy.attempt import choose_image, decide, pod_to_poll
+from finetune_operator.policy.conditions import complete_conditions, without_conditions
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.elastic import choose_nodes, nodes_of_attempt
 from finetune_operator.policy.events import build_events
@@ -38,7 +39,6 @@ from finetune_operator.policy.status import (
     in_phase,
     is_write_due,
     refused,
-    without_conditions,
 )
 from finetune_operator.poller import Poller
 from finetune_operator.queue import RetryLaterError
@@ -210,7 +210,6 @@ class Reconciler:
                 return Decision(attempt_created(before, spec, created), requeue_after_seconds=_SOON_SECONDS)
             case Blocked(reason, message, needs_user_action, retry_soon):
                 phase: Phase = "Restarting" if before.phase == "Restarting" else "Pending"
-                before = without_conditions(before, "Suspended")
                 if needs_user_action:
                     status = blocked(before, job, phase, reason, message, now)
                 else:
@@ -226,10 +225,11 @@ class Reconciler:
         if self._can_defer_first_status(job, decision.status, now):
             return _BACKLOG_RETRY_SECONDS
         interval = datetime.timedelta(seconds=_scale_interval(PROGRESS_INTERVAL.total_seconds(), self._poller.polled_jobs()))
-        if not is_write_due(job, decision.status, now, interval):
+        status = complete_conditions(job, decision.status, now)
+        if not is_write_due(job, status, now, interval):
             self._metrics.track(job)
             return self._schedule_next(observation, decision, wrote=False)
-        status = update_goodput(job.status, decision.status, now)
+        status = update_goodput(job.status, status, now)
         written = await apply_status(self._api, job, status)
         if written is None:
             self._store.requires_live_read.add(job.key)
@@ -273,6 +273,7 @@ class Reconciler:
             return
         phase = job.status.phase or "Pending"
         status = blocked(job.status, job, phase, "Forbidden", f"the operator lacks a permission: {error.message}", self._now())
+        status = complete_conditions(job, status, self._now())
         if is_write_due(job, status, self._now()):
             try:
                 await apply_status(self._api, job, status)

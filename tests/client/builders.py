@@ -56,6 +56,15 @@ FAILED: Manifest = {
     ],
 }  # fmt: skip
 
+SUSPENDED: Manifest = {
+    "phase": "Suspended",
+    "reason": "Suspended",
+    "conditions": [
+        {"type": "Suspended", "status": "True", "reason": "Suspended", "message": "suspended", "observedGeneration": 1,
+         "lastTransitionTime": "2026-11-21T10:00:00Z"},
+    ],
+}  # fmt: skip
+
 
 def job(name: str = "news", status: Manifest | None = None, **spec: Any) -> Manifest:
     manifest: Manifest = {

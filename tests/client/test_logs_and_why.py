@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from client.builders import FAILED, RUNNING, SUCCEEDED, Manifest, ended, event, job, pod
 from client.conftest import Clock
@@ -172,6 +173,19 @@ def test_why_shows_what_a_pod_waits_for(run: Run, server: FakeApiServer) -> None
     for text in ("Blocked (ImagePullFailed): no such image", "ImagePullBackOff", "Back-off pulling image x",
                  "Correct spec.pod.image", "kubectl describe pod news-1-0-abcde"):  # fmt: skip
         assert text in shown, text
+
+
+def test_the_failure_of_an_attempt_is_shown_as_the_last_one_until_the_job_has_ended() -> None:
+    failure = FAILED["failure"]
+    restarting = record({"phase": "Restarting", "attempt": 1, "lastFailure": failure})
+    running = record(RUNNING | {"lastFailure": failure})
+    console = Console(width=200)
+    with console.capture() as screen:
+        console.print(why.build_view(running, [], [], []))
+    assert "last failure: DataError (rank 1, node node-b, exit code 64): column text is missing" in screen.get()
+    assert failure["hint"] in why.next_steps(restarting, [])
+    assert failure["hint"] not in why.next_steps(running, []), "the job goes on"
+    assert why.current_failure(record(SUCCEEDED | {"lastFailure": failure})) is None
 
 
 def record(status: Manifest | None, name: str = "news", flags: ConfigFlags = NO_FLAGS, **spec: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from client.builders import FAILED, RUNNING, SUCCEEDED, job
+from client.builders import FAILED, RUNNING, SUCCEEDED, SUSPENDED, job
 from client.conftest import Clock
 from client.fake_api_server import TOKEN, FakeApiServer, error_response
 from finetune_client import FineTune, NotConfiguredError
@@ -226,8 +226,10 @@ def test_suspend_and_resume_change_only_spec_suspend(run: Run, server: FakeApiSe
     before = dict(stored["spec"])
     assert "is being suspended" in run("suspend", "news").output
     assert stored["spec"] == {**before, "suspend": True}
-    clock.then = [lambda: stored.update(status={"phase": "Suspended"})]
+    stopping = {"phase": "Suspended", "reason": "Stopping"}
+    clock.then = [lambda: stored.update(status=stopping), lambda: stored.update(status=SUSPENDED)]
     assert "news is suspended; to resume it:  kubectl finetune resume news" in run("suspend", "news", "--wait").output
+    assert clock.then == [], "the command waits until the pods are gone"
     clock.then = [lambda: stored.update(status=RUNNING)]
     assert run("resume", "news", "--wait").exit_code == 0
     assert stored["spec"] == {**before, "suspend": False}

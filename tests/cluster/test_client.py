@@ -72,7 +72,8 @@ def test_a_job_is_submitted_watched_read_explained_suspended_resumed_and_pulled(
         assert "it has no finished model yet" in finetune(jobs, "pull", "commanded", tmp_path / "early", code=1)
 
         finetune(jobs, "suspend", "commanded", "--wait")
-        assert jobs.status("commanded")["phase"] == "Suspended"
+        status = jobs.status("commanded")
+        assert (status["phase"], status["reason"]) == ("Suspended", "Suspended"), "no pod is left"
         assert "kubectl finetune resume commanded" in finetune(jobs, "why", "commanded")
         finetune(jobs, "resume", "commanded", "--wait")
 

@@ -180,8 +180,8 @@ def test_a_stopped_process_is_detected_its_stacks_are_in_the_log_and_the_job_con
     status = wait_for_step(jobs, "stalls", 4)
     first = status["attempts"][0]
     assert first["reason"] == "Stalled"
-    assert status["failure"]["reason"] == "Stalled"
-    assert "rank 1" in status["failure"]["message"]
+    assert status["lastFailure"]["reason"] == "Stalled"
+    assert "rank 1" in status["lastFailure"]["message"]
     events = jobs.kubectl("get", "events", "--field-selector=involvedObject.name=stalls").stdout
     assert "Stalled" in events
     assert status["goodput"]["stalledSeconds"] >= 5

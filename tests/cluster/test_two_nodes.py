@@ -142,7 +142,7 @@ def test_the_status_has_the_accuracy_of_the_evaluation(jobs: Namespace, trained:
     conditions = {condition["type"]: condition["status"] for condition in status["conditions"]}
     assert conditions["Complete"] == "True"
     assert conditions["Published"] == "True"
-    assert conditions.get("Failed", "False") == "False"
+    assert conditions["Failed"] == "False"
     assert status["observedGeneration"] == 1
     assert len(status.get("samples", [])) == len(jobs.get("finetunejob", JOB)["spec"].get("samples", []))  # type: ignore[index]
 

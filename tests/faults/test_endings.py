@@ -21,7 +21,8 @@ def test_a_suspended_job_saves_a_checkpoint_loses_its_pods_and_resumes_from_the_
     time.sleep(2)
     patch(env, "job", suspend=True)
     status = env.wait_phase("job", "Suspended", timeout=30)
-    env.wait("its pods are deleted", lambda: not env.pods("job"), 30, "job")
+    env.kubectl("wait", "finetunejob/job", "--for=condition=Suspended", "--timeout=40s")
+    assert not env.pods("job"), "Suspended is true once the pods are gone"
     status = env.wait("the status has the checkpoint", lambda: status_with_checkpoint(env), 10, "job")
     step = status["checkpoint"]["step"]
     print(f"suspended at step {step}: {status['message']}")
@@ -29,10 +30,13 @@ def test_a_suspended_job_saves_a_checkpoint_loses_its_pods_and_resumes_from_the_
     time.sleep(3)
     assert not env.objects("pods")
     patch(env, "job", suspend=False)
+    env.kubectl("wait", "finetunejob/job", "--for=condition=Suspended=false", "--timeout=40s")
+    env.kubectl("wait", "finetunejob/job", "--for=condition=Running", "--timeout=40s")
     status = env.wait_phase("job", "Succeeded", timeout=60)
     assert status["attempt"] == 2
     assert status["restarts"]["failures"] == 0
-    assert {item["type"]: item["status"] for item in status["conditions"]}.get("Suspended", "False") == "False"
+    for condition in ("Complete", "Failed=false", "Running=false", "Suspended=false", "Blocked=false", "Ready"):
+        env.kubectl("wait", "finetunejob/job", f"--for=condition={condition}", "--timeout=5s")
     assert env.created() == ["job-1", "job-2"]
     attempts = status["attempts"]
     print(f"attempts: {attempts}")

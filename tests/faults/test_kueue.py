@@ -85,6 +85,6 @@ def test_a_queue_that_does_not_exist_sets_the_condition_blocked(env_with_queue: 
         "lost",
     )
     assert status["phase"] == "Queued"
-    [condition] = status["conditions"]
-    assert (condition["type"], condition["status"]) == ("Blocked", "True")
-    assert "nowhere" in condition["message"]
+    conditions = {item["type"]: item for item in status["conditions"]}
+    assert (conditions["Blocked"]["status"], conditions["QuotaReserved"]["status"]) == ("True", "False")
+    assert "nowhere" in conditions["Blocked"]["message"]

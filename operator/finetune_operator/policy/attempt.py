@@ -15,14 +15,16 @@ from finetune_api.status import FINAL_PHASES, FineTuneJobStatus
 from finetune_api.wire import Report
 from finetune_operator.observed import ChildJob, JobRecord, Observation, PodState, read_time, write_time
 from finetune_operator.policy.cleanup import clean_up_finished_job
+from finetune_operator.policy.conditions import with_condition
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.elastic import nodes_of_attempt, scaled_down
 from finetune_operator.policy.failure import build_failure, final_report, find_cause
 from finetune_operator.policy.leftovers import wait_for_leftovers
 from finetune_operator.policy.report import apply_report
-from finetune_operator.policy.restart import has_attempt_ended, start_next_attempt, with_final_reports
+from finetune_operator.policy.restart import has_attempt_ended, start_next_attempt, stopping_message, with_final_reports
 from finetune_operator.policy.restart_budget import attempt_failed, with_in_place_restarts
 from finetune_operator.policy.status import (
+    admitted,
     attempt_created,
     failed,
     in_phase,
@@ -32,7 +34,7 @@ from finetune_operator.policy.status import (
     running_seconds,
     succeeded,
     suspended,
-    with_condition,
+    with_bookkeeping,
     withdrawn,
 )
 from finetune_operator.policy.waiting import (
@@ -90,7 +92,9 @@ def decide(observation: Observation, report: Report | None, now: datetime.dateti
         return _start_first_attempt(observation, job.spec, status, now)
     if attempt > (status.attempt or 0) and job.spec.suspend:
         return Decision(
-            suspended(status, job, None, now), delete_child_job=observation.job_of(attempt), requeue_after_seconds=_SOON_SECONDS
+            suspended(status, "stopping: the pods end", now),
+            delete_child_job=observation.job_of(attempt),
+            requeue_after_seconds=_SOON_SECONDS,
         )
     if attempt > (status.attempt or 0):
         # The status names an attempt only after all its children were created. Until then each reconcile tries to create them.
@@ -123,7 +127,8 @@ def _start_first_attempt(
     observation: Observation, spec: FineTuneJobSpec, status: FineTuneJobStatus, now: datetime.datetime
 ) -> Decision:
     if spec.suspend:
-        return Decision(suspended(status, observation.job, None, now))
+        stopping = stopping_message(observation.own_pods())
+        return Decision(suspended(status, stopping, now), requeue_after_seconds=_SOON_SECONDS if stopping else None)
     return wait_for_leftovers(observation, status) or Decision(status, create_attempt=1)
 
 
@@ -151,10 +156,11 @@ def _check_attempt(
         )
     if spec.suspend:
         message = "stopping: the pods save a checkpoint"
-        return Decision(suspended(status, observation.job, message, now), requeue_after_seconds=_SOON_SECONDS)
+        return Decision(suspended(status, message, now), requeue_after_seconds=_SOON_SECONDS)
     if child is not None and child.suspended and child.failed is None and not child.deleting:
         check_after = _PENDING_SECONDS if observation.queueing is None else _CHECK_SECONDS
         return Decision(queued(status, observation.job, observation.queueing, now), check_after_seconds=check_after)
+    status = admitted(status, observation.job, now)
     failure = find_cause(child, pods, nodes, now)
     ended = any(pod.terminated is not None for pod in pods)
     if failure is not None:
@@ -199,9 +205,9 @@ def _in_progress(
     if sum(pod.started for pod in pods) < nodes:
         reason, message = explain_waiting(observation, pods, nodes, now)
         return in_phase(status, "Pending", reason, message)
-    if status.running_since is None:
+    if status.bookkeeping.running_since is None:
         since = max((pod.started_at or now for pod in pods), default=now)
-        status = status.model_copy(update={"running_since": write_time(since)})
+        status = with_bookkeeping(status, running_since=write_time(since))
     if report is None:
         if status.phase in ("Initializing", "Running", "Publishing"):
             return status  # the pod did not answer
@@ -227,7 +233,7 @@ def _enforce_limits(
         message = f"the job ran for {format_duration(ran)}, activeDeadlineSeconds allows {format_duration(deadline)}"
         failure = build_failure(Reason.DEADLINE_EXCEEDED, message)
         return Decision(failed(status, failure, message, observation.job, now), requeue_after_seconds=_SOON_SECONDS)
-    if status.phase != "Pending" or not status.attempts or status.running_since is not None:
+    if status.phase != "Pending" or not status.attempts or status.bookkeeping.running_since is not None:
         return None
     waited = now - _attempt_began_at(observation, status)
     if status.reason in QUOTA_REASONS:
@@ -267,6 +273,6 @@ def _attempt_began_at(observation: Observation, status: FineTuneJobStatus) -> da
 
 
 def _seconds_to_deadline(spec: FineTuneJobSpec, status: FineTuneJobStatus, now: datetime.datetime) -> float | None:
-    if spec.active_deadline_seconds is None or status.running_since is None:
+    if spec.active_deadline_seconds is None or status.bookkeeping.running_since is None:
         return None
     return max(_SOON_SECONDS, spec.active_deadline_seconds - running_seconds(status, now) + 0.5)

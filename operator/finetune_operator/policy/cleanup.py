@@ -7,9 +7,9 @@ from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec, Retention
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.observed import ChildJob, JobRecord, Observation, PodState, read_time
+from finetune_operator.policy.conditions import with_condition, without_conditions
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.force_delete import pods_to_force_delete, seconds_to_next_force_delete
-from finetune_operator.policy.status import with_condition
 
 # If a pod fails, the Job controller stops the other pods. It can't if a pod never ends, because its node is gone or a sidecar
 # still runs. Then the pods would keep their GPUs. So the operator deletes the Job after this time, with its pods and their logs.
@@ -33,7 +33,9 @@ FINISHED_LIST_SECONDS = 300.0
 
 def clean_up_finished_job(observation: Observation, now: datetime.datetime) -> Decision:
     """Return the next step: stop pods that still run, delete the volume, or delete the job when its TTL is over."""
-    job, status = observation.job, observation.job.status
+    job = observation.job
+    # After the end, the spec may still change, for example its TTL.
+    status = without_conditions(job.status.model_copy(update={"observed_generation": job.generation}), "Blocked")
     stop, wait = _job_to_stop(observation, now)
     if stop is not None:
         return Decision(status, delete_child_job=stop, requeue_after_seconds=_CHECK_SECONDS)
@@ -50,7 +52,7 @@ def clean_up_finished_job(observation: Observation, now: datetime.datetime) -> D
         if remaining_jobs:  # the API server keeps a claim while a pod refers to it, even if the pod has ended
             return Decision(status, delete_child_job=remaining_jobs[0], requeue_after_seconds=_SOON_SECONDS)
         return Decision(status, delete_claim=observation.output_claim, requeue_after_seconds=_CHECK_SECONDS)
-    return _apply_ttl(job, job.spec, now)
+    return _apply_ttl(job, job.spec, status, now)
 
 
 def _job_to_stop(observation: Observation, now: datetime.datetime) -> tuple[ChildJob | None, float | None]:
@@ -77,22 +79,22 @@ def _terminating_pods(observation: Observation) -> list[PodState]:
     return [pod for pod in observation.own_pods() if pod.deletion_requested_at is not None and pod.terminated is None]
 
 
-def _apply_ttl(job: JobRecord, spec: FineTuneJobSpec, now: datetime.datetime) -> Decision:
-    ended = read_time(job.status.completion_time)
+def _apply_ttl(job: JobRecord, spec: FineTuneJobSpec, status: FineTuneJobStatus, now: datetime.datetime) -> Decision:
+    ended = read_time(status.completion_time)
     if spec.ttl_seconds_after_finished is None or ended is None:
-        return Decision(job.status)
+        return Decision(status)
     seconds_left = (ended + datetime.timedelta(seconds=spec.ttl_seconds_after_finished) - now).total_seconds()
     if seconds_left > 0:
         # If the TTL ends after the next list of finished jobs, that list queues the job.
-        return Decision(job.status, requeue_after_seconds=seconds_left if seconds_left < FINISHED_LIST_SECONDS else None)
-    if _holds_only_copy(spec, job.status):
+        return Decision(status, requeue_after_seconds=seconds_left if seconds_left < FINISHED_LIST_SECONDS else None)
+    if _holds_only_copy(spec, status):
         message = (
             "ttlSecondsAfterFinished is over, but the volume that would be deleted with the job has the only copy of the model: "
             "copy or push the model, then delete the job yourself"
         )
-        conditions = with_condition(job.status, job, now, "Blocked", "True", "OnlyCopy", message)
-        return Decision(job.status.model_copy(update={"conditions": conditions}))
-    return Decision(job.status, delete_job=True)
+        conditions = with_condition(status, job, now, "Blocked", "True", "OnlyCopy", message)
+        return Decision(status.model_copy(update={"conditions": conditions}))
+    return Decision(status, delete_job=True)
 
 
 def _holds_only_copy(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> bool:
@@ -113,7 +115,7 @@ def seconds_to_next_reconcile(manifest: dict[str, Any], now: datetime.datetime) 
     ended = read_time(status.get("completionTime"))
     if ended is None:
         return None
-    if now - ended < 2 * STOP_AFTER:
+    if now - ended < 2 * STOP_AFTER or status.get("observedGeneration") != manifest["metadata"].get("generation"):
         return 0.0
     ttl = spec.get("ttlSecondsAfterFinished")
     blocked = any(item.get("reason") == "OnlyCopy" for item in status.get("conditions", ()))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.observed import PodState
-from finetune_operator.policy.status import attempt_ended, in_phase
+from finetune_operator.policy.status import attempt_ended, in_phase, with_bookkeeping
 from finetune_operator.policy.waiting import QUOTA_REASONS, UNSCHEDULABLE
 
 # The operator waits this long for a replacement of a lost node. An autoscaler with a spare node is faster.
@@ -21,7 +21,7 @@ def choose_nodes(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> int:
     After a scale-down, this is the number of pods that got a node. Otherwise it is the number in the spec.
     """
     requested = spec.distributed.nodes
-    placed = status.attempts[-1].placed if status.attempts else None
+    placed = status.bookkeeping.placed_pods
     return requested if placed is None else max(spec.distributed.min_nodes or requested, min(placed, requested))
 
 
@@ -45,8 +45,5 @@ def scaled_down(
     if status.reason != UNSCHEDULABLE or waited <= REPLACEMENT_NODE_TIMEOUT or not min_nodes <= placed < requested:
         return None
     message = f"continues with {placed} of {spec.distributed.nodes} nodes because no more are available: {status.message}"
-    ended = attempt_ended(status, UNSCHEDULABLE, now)
-    assert ended.attempts
-    last = ended.attempts[-1].model_copy(update={"placed": placed})
-    ended = ended.model_copy(update={"attempts": [*ended.attempts[:-1], last]})
+    ended = with_bookkeeping(attempt_ended(status, UNSCHEDULABLE, now, message), placed_pods=placed)
     return in_phase(ended, "Restarting", UNSCHEDULABLE, message[:1000])

@@ -5,6 +5,7 @@ import datetime
 from finetune_api.status import FINAL_PHASES, FineTuneJobStatus, Goodput
 from finetune_api.wire import Timing
 from finetune_operator.observed import read_time, write_time
+from finetune_operator.policy.conditions import is_true
 
 # Phase → the field that counts its time. The time in Running is distributed by use. The time in Suspended is not counted.
 _BUCKETS = {
@@ -75,16 +76,12 @@ def _stalled_seconds(before: FineTuneJobStatus, after: FineTuneJobStatus, passed
     """Return the seconds since the last write in which the training stalled. A new stall counts from the last step."""
     if before.phase != "Running":
         return 0
-    if _is_stalled(before):
+    if is_true(before, "TrainingStalled"):
         return passed
-    if not _is_stalled(after) and (after.phase == "Running" or after.reason != "Stalled"):
+    if not is_true(after, "TrainingStalled") and (after.phase == "Running" or after.reason != "Stalled"):
         return 0
     last = read_time(after.progress.last_step_time) if after.progress is not None else None
     return _whole_seconds((now - last).total_seconds()) if last is not None else passed
-
-
-def _is_stalled(status: FineTuneJobStatus) -> bool:
-    return any(item.type == "TrainingStalled" and item.status == "True" for item in status.conditions or ())
 
 
 def _seconds_between(earlier: str | None, later: str) -> int:

@@ -5,10 +5,10 @@ import datetime
 from finetune_api.status import ConditionType, FineTuneJobStatus
 from finetune_api.wire import Report
 from finetune_operator.observed import JobRecord
+from finetune_operator.policy.conditions import with_condition, without_conditions
 from finetune_operator.policy.goodput import with_timing
 from finetune_operator.policy.progress import merge_report
 from finetune_operator.policy.restart_budget import with_in_place_restarts
-from finetune_operator.policy.status import with_condition, without_conditions
 
 _TEXT_LIMIT = 1000
 _MAX_CHECKPOINTS, _NAME_LIMIT = 10, 63

@@ -3,6 +3,7 @@
 import datetime
 import itertools
 import zlib
+from collections.abc import Sequence
 
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
@@ -13,7 +14,7 @@ from finetune_operator.policy.force_delete import pods_to_force_delete, seconds_
 from finetune_operator.policy.progress import furthest_step
 from finetune_operator.policy.report import apply_report
 from finetune_operator.policy.restart_budget import backoff_before_next_attempt, with_in_place_restarts
-from finetune_operator.policy.status import in_phase, suspended, without_conditions
+from finetune_operator.policy.status import in_phase, suspended
 from finetune_operator.policy.waiting import WITHDRAWAL_REASONS
 
 _CHECK_SECONDS = 5.0
@@ -48,7 +49,7 @@ def start_next_attempt(
     requeue_after = seconds_to_next_force_delete(remaining, ended_at, now, at_most=_CHECK_SECONDS)
     force_delete = pods_to_force_delete(remaining, ended_at, now)
     if spec.suspend:
-        status = suspended(status, observation.job, _stopping_message(remaining), now)
+        status = suspended(status, stopping_message(remaining), now)
         return Decision(status, force_delete=force_delete, requeue_after_seconds=requeue_after if remaining else None)
     if remaining or observation.own_jobs():
         return Decision(
@@ -72,7 +73,9 @@ def _delay_after_withdrawal(status: FineTuneJobStatus, uid: str) -> datetime.tim
     return min(delay, MAX_WITHDRAWAL_DELAY) * (1 + zlib.crc32(f"{uid}-{count}".encode()) % 1000 / 2000)
 
 
-def _stopping_message(remaining: list[PodState]) -> str | None:
+def stopping_message(pods: Sequence[PodState]) -> str | None:
+    """Return what a suspended job waits for, or None if no pod is left."""
+    remaining = [pod for pod in pods if not pod.only_finalizers_left]
     return f"stopping: waiting for pod {remaining[0].name} to save a checkpoint and end" if remaining else None
 
 
@@ -80,7 +83,6 @@ def _waiting_for_pods(
     observation: Observation, status: FineTuneJobStatus, remaining: list[PodState], attempt: int, now: datetime.datetime
 ) -> FineTuneJobStatus:
     if status.phase == "Suspended":
-        status = without_conditions(status, "Suspended")
         return in_phase(status, "Pending", "WaitingForDeletion", "waiting for the pods of the suspended attempt to end")
     since = observation.job.status_written_at
     if remaining and since is not None and now - since > _LONG_WAIT:

@@ -14,7 +14,7 @@ from finetune_api.status import Attempt, Failure, FineTuneJobStatus, Restarts
 from finetune_api.wire import Report
 from finetune_operator.observed import JobRecord
 from finetune_operator.policy.failure import known_reason
-from finetune_operator.policy.status import attempt_ended, failed, in_phase, pluralize
+from finetune_operator.policy.status import attempt_ended, failed, in_phase, pluralize, with_bookkeeping
 from finetune_operator.policy.waiting import QUOTA_REASONS, UNSCHEDULABLE
 
 # Pause between attempts without progress. It doubles.
@@ -34,15 +34,15 @@ def attempt_failed(
     info = REASONS[known_reason(failure)]
     if not info.retry:
         return failed(status, failure, failure.message, job, now)
-    ended = attempt_ended(status, failure.reason, now)
-    before = ended.restarts or Restarts()
+    ended = attempt_ended(status, failure.reason, now, failure.message)
+    before, counted = ended.restarts or Restarts(), ended.bookkeeping.restarts_count_towards_max
     if info.disruption:
         used, limit, noun = before.preemptions + 1, spec.recovery.max_preemptions, "preemption"
         after = with_restart_counts(before, preemptions=used)
     else:
-        used = before.charged + 1
+        used = counted = counted + 1
         limit, noun = spec.recovery.max_restarts, "restart"
-        after = with_restart_counts(before, failures=before.failures + 1, charged=used)
+        after = with_restart_counts(before, failures=before.failures + 1)
         without_progress = failures_without_progress(ended.attempts or ())
         if used <= limit and without_progress >= CRASH_LOOP:
             message = f"{without_progress} failures in a row without a further step: {failure.message}"
@@ -52,7 +52,8 @@ def attempt_failed(
         return failed(status, failure, message, job, now)
     backoff = backoff_before_next_attempt(ended).total_seconds()
     when = f", next attempt in {format_duration(backoff)}" if backoff else ""
-    ended = ended.model_copy(update={"failure": failure, "restarts": after})
+    ended = with_bookkeeping(ended, restarts_count_towards_max=counted)
+    ended = ended.model_copy(update={"last_failure": failure, "restarts": after})
     return in_phase(ended, "Restarting", failure.reason, f"{noun} {used} of {limit}{when}: {failure.message}")
 
 
@@ -64,7 +65,7 @@ def with_restart_counts(restarts: Restarts, **changes: int) -> Restarts:
 
 def restarts_left(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> int:
     """Return how many failures the next attempt may recover from by restarts in place."""
-    return max(0, spec.recovery.max_restarts - (status.restarts or Restarts()).charged)
+    return max(0, spec.recovery.max_restarts - status.bookkeeping.restarts_count_towards_max)
 
 
 def with_in_place_restarts(status: FineTuneJobStatus, reports: Iterable[Report | None]) -> FineTuneJobStatus:
@@ -82,14 +83,15 @@ def with_in_place_restarts(status: FineTuneJobStatus, reports: Iterable[Report |
     additional = max(own, reported) - (last.in_place or 0)
     if additional <= 0:
         return status
-    # After the end of the attempt nothing more is charged, because its failure was charged already.
-    charged = restarts.charged + (additional if last.completion_time is None else 0)
-    return status.model_copy(
+    after = status.model_copy(
         update={
-            "restarts": with_restart_counts(restarts, in_place=restarts.in_place + additional, charged=charged),
+            "restarts": with_restart_counts(restarts, in_place=restarts.in_place + additional),
             "attempts": [*status.attempts[:-1], last.model_copy(update={"in_place": (last.in_place or 0) + additional})],
         }
     )
+    if last.completion_time is not None:  # the failure that ended the attempt counts already
+        return after
+    return with_bookkeeping(after, restarts_count_towards_max=status.bookkeeping.restarts_count_towards_max + additional)
 
 
 def backoff_before_next_attempt(status: FineTuneJobStatus) -> datetime.timedelta:

@@ -4,13 +4,13 @@ import datetime
 from collections.abc import Sequence
 from typing import Literal
 
+from finetune_api import names
 from finetune_api.durations import format_duration
 from finetune_api.reasons import REASONS, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import (
     FINAL_PHASES,
     Attempt,
-    Condition,
     ConditionType,
     Failure,
     FineTuneJobStatus,
@@ -19,6 +19,7 @@ from finetune_api.status import (
     Restarts,
 )
 from finetune_operator.observed import CreatedAttempt, JobRecord, read_time, write_time
+from finetune_operator.policy.conditions import with_condition, without_conditions
 from finetune_operator.policy.progress import furthest_step, without_estimate
 from finetune_operator.policy.waiting import NORMAL_START_REASONS
 
@@ -31,6 +32,8 @@ _START_FIELDS = _PROGRESS_FIELDS | {"reason"}
 # In the other phases progress is written at once: there may be no further report, because the pods are about to end.
 _THROTTLED_PHASES = frozenset({"Queued", "Pending", "Initializing", "Running", "Publishing"})
 _MAX_ATTEMPTS = 10
+# status.failure and status.lastFailure have the whole message.
+_ATTEMPT_MESSAGE_LIMIT = 300
 
 
 def is_write_due(
@@ -74,7 +77,7 @@ def attempt_created(status: FineTuneJobStatus, spec: FineTuneJobSpec, created: C
     resolved = (status.resolved or Resolved()).model_copy(
         update={"image": created.image, "nodes": nodes, "processes": nodes * spec.processes_per_node}
     )
-    status = without_conditions(status, "Suspended", "Blocked").model_copy(
+    status = with_bookkeeping(without_conditions(status, "Blocked"), placed_pods=None).model_copy(
         update={
             "attempt": attempt,
             "attempts": _with_attempt(status, created),
@@ -93,33 +96,42 @@ def queued(
     ran = running_seconds(status, now)
     reason, message = queueing or ("WaitingForQueue", "the Job is suspended until its queue admits it")
     before = status.message or ""
-    if status.running_since is not None or (status.phase == "Queued" and before.startswith("evicted")):
+    if status.bookkeeping.running_since is not None or (status.phase == "Queued" and before.startswith("evicted")):
         message = f"evicted after {format_duration(ran)} of running, will continue from its last checkpoint: {message}"
-    status = status.model_copy(update={"running_seconds": ran or None, "running_since": None})
+    status = with_bookkeeping(status.model_copy(update={"running_seconds": ran or None}), running_since=None)
+    conditions = with_condition(status, job, now, "QuotaReserved", "False", reason, message[:1000])
+    status = status.model_copy(update={"conditions": conditions})
     if reason == "Inadmissible":  # for example, the queue does not exist: waiting does not help
         return blocked(status, job, "Queued", reason, message, now)
     return in_phase(without_conditions(status, "Blocked"), "Queued", reason, message[:1000])
+
+
+def admitted(status: FineTuneJobStatus, job: JobRecord, now: datetime.datetime) -> FineTuneJobStatus:
+    """Return the status of a job whose Job is not suspended. If it has a queue, the queue has admitted it."""
+    known = any(item.type == "QuotaReserved" for item in status.conditions or ())
+    if not known and names.LABEL_KUEUE_QUEUE not in job.kueue_labels:
+        return status
+    conditions = with_condition(status, job, now, "QuotaReserved", "True", "Admitted", "the queue has admitted the job")
+    return status.model_copy(update={"conditions": conditions})
 
 
 def withdrawn(status: FineTuneJobStatus, now: datetime.datetime) -> FineTuneJobStatus:
     """Return the status that withdraws an attempt because a quota, or the nodes, have room for some of its pods only."""
     message = f"withdrawn because there is room for some of the pods only (next try after a pause): {status.message}"
     reason = status.reason or "QuotaExceeded"
-    return in_phase(attempt_ended(status, reason, now), "Queued", reason, message[:1000])
+    return in_phase(attempt_ended(status, reason, now, status.message), "Queued", reason, message[:1000])
 
 
-def suspended(status: FineTuneJobStatus, job: JobRecord, message: str | None, now: datetime.datetime) -> FineTuneJobStatus:
-    """Return the status of a job that its user suspended. message: what the operator still waits for, or None."""
-    saved = f", the checkpoint of step {status.checkpoint.step} is kept" if status.checkpoint is not None else ""
-    message = message or f"suspended{saved}: set spec.suspend to false to resume"
+def suspended(status: FineTuneJobStatus, stopping: str | None, now: datetime.datetime) -> FineTuneJobStatus:
+    """Return the status of a job that its user suspended. stopping: which pods the operator still waits for, or None."""
     if not (status.attempts and status.attempts[-1].completion_time):
         status = attempt_ended(status, "Suspended", now)
-    elif status.attempts[-1].placed is not None:
-        # By the time the job resumes, there may be room for all pods again, and the number of nodes may have changed.
-        attempts = [*status.attempts[:-1], status.attempts[-1].model_copy(update={"placed": None})]
-        status = status.model_copy(update={"attempts": attempts})
-    conditions = with_condition(status, job, now, "Suspended", "True", "Suspended", message)
-    return in_phase(status.model_copy(update={"conditions": conditions}), "Suspended", "Suspended", message)
+    # By the time the job resumes, there may be room for all pods again, and the number of nodes may have changed.
+    status = with_bookkeeping(status, placed_pods=None)
+    if stopping is not None:
+        return in_phase(status, "Suspended", "Stopping", stopping)
+    saved = f", the checkpoint of step {status.checkpoint.step} is kept" if status.checkpoint is not None else ""
+    return in_phase(status, "Suspended", "Suspended", f"suspended{saved}: set spec.suspend to false to resume")
 
 
 def blocked(
@@ -133,7 +145,7 @@ def blocked(
 
 def running_seconds(status: FineTuneJobStatus, now: datetime.datetime) -> int:
     """Return the seconds that the pods of all attempts have run so far."""
-    since = read_time(status.running_since)
+    since = read_time(status.bookkeeping.running_since)
     return (status.running_seconds or 0) + (max(0, round((now - since).total_seconds())) if since is not None else 0)
 
 
@@ -144,33 +156,39 @@ def _with_attempt(status: FineTuneJobStatus, created: CreatedAttempt) -> Sequenc
     return [*before, new][-_MAX_ATTEMPTS:]
 
 
-def attempt_ended(status: FineTuneJobStatus, reason: str, now: datetime.datetime) -> FineTuneJobStatus:
+def attempt_ended(
+    status: FineTuneJobStatus, reason: str, now: datetime.datetime, message: str | None = None
+) -> FineTuneJobStatus:
     """Return the status with its present attempt ended, and the running time of the attempt added.
 
-    restarts.charged returns to 0 if the attempt got beyond the checkpoint that it started from.
+    bookkeeping.restartsCountTowardsMax returns to 0 if the attempt got beyond the checkpoint that it started from.
     """
-    update: dict[str, object] = {"running_seconds": running_seconds(status, now) or None, "running_since": None}
+    status = status.model_copy(update={"running_seconds": running_seconds(status, now) or None})
+    status = with_bookkeeping(status, running_since=None)
     if status.attempts and status.attempts[-1].completion_time is None:
-        last, restarts = status.attempts[-1], status.restarts or Restarts()
-        end = {"completion_time": write_time(now), "reason": reason, "step": furthest_step(status.progress)}
-        update["attempts"] = [*status.attempts[:-1], last.model_copy(update=end)]
-        if restarts.charged and status.checkpoint is not None and status.checkpoint.step > (last.from_step or 0):
-            update["restarts"] = restarts.model_copy(update={"charged": 0})
-    return without_conditions(status, "TrainingStalled").model_copy(update=update)
+        last = status.attempts[-1]
+        end = {
+            "completion_time": write_time(now),
+            "reason": reason,
+            "message": message[:_ATTEMPT_MESSAGE_LIMIT] if message else None,
+            "step": furthest_step(status.progress),
+        }
+        status = status.model_copy(update={"attempts": [*status.attempts[:-1], last.model_copy(update=end)]})
+        if status.checkpoint is not None and status.checkpoint.step > (last.from_step or 0):
+            status = with_bookkeeping(status, restarts_count_towards_max=0)
+    return without_conditions(status, "TrainingStalled", "QuotaReserved")
 
 
-def without_conditions(status: FineTuneJobStatus, *kinds: ConditionType) -> FineTuneJobStatus:
-    """Return the status without these conditions."""
-    left = [condition for condition in status.conditions or () if condition.type not in kinds]
-    return status.model_copy(update={"conditions": left or None})
+def with_bookkeeping(status: FineTuneJobStatus, **changes: object) -> FineTuneJobStatus:
+    """Return the status with these notes of the operator."""
+    return status.model_copy(update={"bookkeeping": status.bookkeeping.model_copy(update=changes)})
 
 
 def failed(
     status: FineTuneJobStatus, failure: Failure, message: str, job: JobRecord, now: datetime.datetime
 ) -> FineTuneJobStatus:
     """Return the final status of a job that failed."""
-    status = without_conditions(attempt_ended(status, failure.reason, now), "Blocked", "Suspended")
-    conditions = with_condition(status, job, now, "Failed", "True", failure.reason, message)
+    status = without_conditions(attempt_ended(status, failure.reason, now, failure.message), "Blocked")
     return status.model_copy(
         update={
             "phase": "Failed",
@@ -179,7 +197,6 @@ def failed(
             "failure": failure,
             "restarts": status.restarts or Restarts(),
             "progress": without_estimate(status.progress),
-            "conditions": conditions,
             "completion_time": write_time(now),
         }
     )
@@ -191,22 +208,20 @@ def refused(status: FineTuneJobStatus, reason: Reason, message: str, job: JobRec
 
 
 def succeeded(status: FineTuneJobStatus, spec: FineTuneJobSpec, job: JobRecord, now: datetime.datetime) -> FineTuneJobStatus:
-    """Return the final status of a job that succeeded, without the failure of an earlier attempt."""
+    """Return the final status of a job that succeeded."""
     progress = without_estimate(status.progress)
     if progress is not None:
         progress = progress.model_copy(update={"percent": 100, "display": "100%", "step": progress.total_steps or progress.step})
         progress = progress.model_copy(update={"furthest_step": None})
     message = _summary(status)
-    status = without_conditions(attempt_ended(status, "Completed", now), "Blocked", "CheckpointFailing", "Suspended")
+    status = without_conditions(attempt_ended(status, "Completed", now), "Blocked", "CheckpointFailing")
     status = status.model_copy(
         update={
             "phase": "Succeeded",
             "reason": "Completed",
             "message": message,
-            "failure": None,
             "restarts": status.restarts or Restarts(),
             "progress": progress,
-            "conditions": with_condition(status, job, now, "Complete", "True", "Completed", message),
             "completion_time": write_time(now),
         }
     )
@@ -217,25 +232,6 @@ def succeeded(status: FineTuneJobStatus, spec: FineTuneJobSpec, job: JobRecord, 
     else:
         published = ("Unknown", "NoReport", f"the pods did not report whether {spec.publish.repository} was pushed")
     return status.model_copy(update={"conditions": with_condition(status, job, now, "Published", *published)})
-
-
-def with_condition(
-    status: FineTuneJobStatus,
-    job: JobRecord,
-    now: datetime.datetime,
-    kind: ConditionType,
-    value: Literal["True", "False", "Unknown"],
-    reason: str,
-    message: str,
-) -> Sequence[Condition]:
-    """Return the conditions with one of them set. Its transition time stays the same while its value does not change."""
-    before = {condition.type: condition for condition in status.conditions or ()}
-    known = before.get(kind)
-    since = known.last_transition_time if known is not None and known.status == value else write_time(now)
-    before[kind] = Condition(
-        type=kind, status=value, reason=reason, message=message, last_transition_time=since, observed_generation=job.generation
-    )
-    return [before[name] for name in sorted(before)]
 
 
 def pluralize(number: int, noun: str) -> str:

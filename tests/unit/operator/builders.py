@@ -7,8 +7,10 @@ from typing import Any
 from finetune_api import names
 from finetune_api.resource import parse_spec
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import Attempt, FineTuneJobStatus, Resolved, Restarts
+from finetune_api.status import Attempt, Bookkeeping, FineTuneJobStatus, Resolved, Restarts
 from finetune_operator.observed import ChildJob, JobRecord, Key, Manifest, Observation, Owner, PodState, Terminated, write_time
+from finetune_operator.parsing import read_job
+from finetune_operator.policy.conditions import complete_conditions
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 UID = "11111111-aaaa"
@@ -110,7 +112,15 @@ def observe(*pods: PodState, status: FineTuneJobStatus | None = None, **changes:
 
 
 def running(seconds: float = 60, attempt: int = 1, **changes: Any) -> FineTuneJobStatus:
-    """Return the status of a job whose current attempt has run for ``seconds`` and was created 10 s earlier."""
+    """Return the status of a job whose current attempt has run for ``seconds`` and was created 10 s earlier.
+
+    running_since, counted, placed_pods: fields of the bookkeeping.
+    """
+    notes = {
+        "running_since": changes.pop("running_since", write_time(ago(seconds))),
+        "restarts_count_towards_max": changes.pop("counted", 0),
+        "placed_pods": changes.pop("placed_pods", None),
+    }
     values = {
         "observed_generation": 1,
         "phase": "Running",
@@ -120,19 +130,28 @@ def running(seconds: float = 60, attempt: int = 1, **changes: Any) -> FineTuneJo
         "attempts": [Attempt(number=attempt, start_time=write_time(ago(seconds + 10)), nodes=2)],
         "restarts": Restarts(),
         "resolved": Resolved(image=IMAGE),
-        "running_since": write_time(ago(seconds)),
+        "bookkeeping": Bookkeeping(**notes),
         "start_time": write_time(ago(seconds + 10)),
         **changes,
     }
     return FineTuneJobStatus(**values)
 
 
+def true_conditions(status: FineTuneJobStatus) -> list[str]:
+    """Return the conditions that are true at the write of this status, without those that sum up the others."""
+    completed = complete_conditions(build_record(status), status, NOW)
+    summaries = ("Ready", "Reconciling", "Running", "Stalled")
+    return [item.type for item in completed.conditions or () if item.status == "True" and item.type not in summaries]
+
+
 def job_manifest(spec: Any = None, status: Any = None, **metadata: Any) -> Manifest:
-    """Return a FineTuneJob as the API server returns it."""
+    """Return a FineTuneJob as the API server returns it. A FineTuneJobStatus gets the conditions that the operator writes."""
     common = {"namespace": KEY.namespace, "name": KEY.name, "uid": UID, "generation": 1}
-    status = status.to_wire() if isinstance(status, FineTuneJobStatus) else status
     times = {"creationTimestamp": write_time(ago(100))}
-    return {"metadata": common | times | metadata, "spec": spec or spec_fields(), **({"status": status} if status else {})}
+    manifest = {"metadata": common | times | metadata, "spec": spec or spec_fields()}
+    if isinstance(status, FineTuneJobStatus):
+        status = complete_conditions(read_job(manifest), status, ago(60)).to_wire()
+    return manifest | ({"status": status} if status else {})
 
 
 def child_manifest(attempt: int = 1, uid: str = UID, **changes: Any) -> Manifest:

@@ -161,5 +161,9 @@ def test_the_time_until_the_next_reconcile_of_a_finished_job(
     assert seconds_to_next_reconcile(manifest, NOW) == seconds
 
 
+def test_a_finished_job_whose_spec_changed_needs_a_reconcile() -> None:
+    assert seconds_to_next_reconcile(job_manifest(status=ended(400), generation=2), NOW) == 0.0
+
+
 def test_a_finished_job_without_a_completion_time_needs_no_reconcile() -> None:
     assert seconds_to_next_reconcile(job_manifest(status={"phase": "Failed"}), NOW) is None

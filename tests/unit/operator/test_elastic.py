@@ -43,7 +43,7 @@ def test_an_attempt_without_nodes_for_all_pods_continues_with_the_scheduled_ones
         "continues with 2 of 3 nodes because no more are available: pod news-2-2-x: 0/2 nodes"
     )
     assert status.attempts is not None
-    assert (status.attempts[-1].placed, status.attempts[-1].reason) == (2, "Unschedulable")
+    assert (status.bookkeeping.placed_pods, status.attempts[-1].reason) == (2, "Unschedulable")
     assert status.restarts == restarted(61).restarts, "no budget is charged"
     assert choose_nodes(ELASTIC, status) == 2
     after = decide(observe(jobs=[], job=build_record(status, ELASTIC)), None, NOW)
@@ -89,9 +89,7 @@ def test_a_smaller_attempt_is_complete_with_the_pods_that_it_has() -> None:
 
 
 def test_all_children_of_a_smaller_attempt_have_its_size() -> None:
-    ended = restarted(61).attempts or ()
-    attempts = [*ended[:-1], ended[-1].model_copy(update={"placed": 2, "reason": "Unschedulable"})]
-    job = build_record(restarted(61, attempts=attempts), ELASTIC)
+    job = build_record(restarted(61, placed_pods=2), ELASTIC)
     children = {item["kind"]: item for item in build_children(plan_attempt(job, ELASTIC, 3, IMAGE, OperatorDefaults(), False))}
     assert (children["Job"]["spec"]["completions"], children["Job"]["spec"]["parallelism"]) == (2, 2)
     assert '"nodes": 2' in children["ConfigMap"]["data"]["run.json"]
@@ -99,6 +97,7 @@ def test_all_children_of_a_smaller_attempt_have_its_size() -> None:
     assert status.resolved is not None
     assert (status.resolved.nodes, status.resolved.processes) == (2, 2)
     assert [item.nodes for item in status.attempts or ()] == [3, 3, 2]
+    assert choose_nodes(ELASTIC, status) == 3, "the attempt after it tries all nodes again"
     assert status.message == "attempt 3: waiting for 2 pods to start"
 
 
@@ -109,8 +108,7 @@ def test_the_restart_after_a_smaller_attempt_tries_all_nodes_again() -> None:
 
 @pytest.mark.parametrize(("placed", "nodes"), [(0, 2), (2, 2), (3, 3), (9, 3)])
 def test_the_size_of_an_attempt_is_between_min_nodes_and_nodes(placed: int, nodes: int) -> None:
-    attempt = Attempt(number=2, start_time=write_time(ago(99)), nodes=3, placed=placed)
-    assert choose_nodes(ELASTIC, running(attempts=[attempt])) == nodes
+    assert choose_nodes(ELASTIC, running(placed_pods=placed)) == nodes
 
 
 def test_a_suspended_job_resumes_with_the_nodes_of_its_spec() -> None:

@@ -20,6 +20,7 @@ from unit.operator.builders import (
     failed_with,
     observe,
     running,
+    true_conditions,
 )
 
 SUSPENDED = build_child(suspended=True)
@@ -48,10 +49,11 @@ def test_a_queue_that_does_not_exist_is_a_condition_until_it_exists() -> None:
     missing_queue = ("Inadmissible", "LocalQueue nope doesn't exist")
     blocked = decide(observe(jobs=[SUSPENDED], job=build_record(pending()), queueing=missing_queue), None, NOW).status
     assert [(item.type, item.status, item.reason, item.message) for item in blocked.conditions or ()] == [
-        ("Blocked", "True", *missing_queue)
+        ("Blocked", "True", *missing_queue),
+        ("QuotaReserved", "False", *missing_queue),
     ]
     unblocked = decide(observe(jobs=[SUSPENDED], job=build_record(blocked), queueing=QUEUEING), None, NOW).status
-    assert (unblocked.phase, unblocked.conditions) == ("Queued", None)
+    assert (unblocked.phase, true_conditions(unblocked)) == ("Queued", [])
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,12 @@ def test_pods_that_end_while_the_job_is_suspended_are_no_failure(pod: dict[str, 
         build_pod(0, **pod), build_pod(1, **pod), jobs=[SUSPENDED], job=build_record(running(seconds=125)), queueing=QUEUEING
     )
     status = decide(observation, None, NOW).status
-    assert (status.phase, status.restarts, status.running_seconds, status.running_since) == ("Queued", Restarts(), 125, None)
+    assert (status.phase, status.restarts, status.running_seconds, status.bookkeeping.running_since) == (
+        "Queued",
+        Restarts(),
+        125,
+        None,
+    )
     assert status.message == f"evicted after 2m05s of running, will continue from its last checkpoint: {QUEUEING[1]}"
     assert status.attempts is not None
     assert status.attempts[-1].completion_time is None

@@ -159,7 +159,7 @@ def check_outcome(harness: Harness, scenario: Scenario) -> None:
     assert (restarts["failures"], restarts["preemptions"], restarts["total"]) == (failures, preemptions, failures + preemptions)
     assert [item["reason"] for item in status["attempts"]] == reasons
     assert status["published"] == PUBLISHED
-    assert [item["type"] for item in status["conditions"]] == ["Complete"]
+    assert [item["type"] for item in status["conditions"] if item["status"] == "True"] == ["Complete", "Ready"]
     created = [request for request in harness.server.done if request.startswith("POST jobs")]
     assert created == [f"POST jobs news-{number}" for number in range(1, len(reasons) + 1)]
     assert harness.server.names_of("jobs") == [f"news-{len(reasons)}"]

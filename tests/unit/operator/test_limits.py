@@ -57,7 +57,7 @@ def test_time_before_all_pods_run_does_not_count() -> None:
     assert decide(observation, None, NOW).status.phase == "Pending"
     pods = [build_pod(0, started_at=ago(900)), build_pod(1, started_at=ago(30))]
     status = decide(observe(*pods, job=build_record(pending(1000), spec)), None, NOW).status
-    assert (status.phase, status.running_since) == ("Initializing", write_time(ago(30)))
+    assert (status.phase, status.bookkeeping.running_since) == ("Initializing", write_time(ago(30)))
 
 
 @pytest.mark.parametrize(

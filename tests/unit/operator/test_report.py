@@ -9,7 +9,7 @@ from finetune_operator.policy.attempt import decide
 from finetune_operator.policy.events import build_events
 from finetune_operator.policy.report import apply_report
 from finetune_operator.policy.status import is_write_due
-from unit.operator.builders import NOW, ago, build_child, build_pod, build_record, end, observe, running
+from unit.operator.builders import NOW, ago, build_child, build_pod, build_record, end, observe, running, true_conditions
 
 JOB = build_record()
 FULL = Problem(reason="DiskFull", message="/finetune/output is full: no checkpoint of step 40")
@@ -138,4 +138,4 @@ def test_a_stall_is_over_once_kueue_has_evicted_the_job() -> None:
     stalled = reported(running(), stalled="no step for 5m00s")
     observation = observe(jobs=[build_child(suspended=True)], job=build_record(stalled))
     status = decide(observation, None, NOW).status
-    assert (status.phase, conditions(status)) == ("Queued", [])
+    assert (status.phase, true_conditions(status)) == ("Queued", [])

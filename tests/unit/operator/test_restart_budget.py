@@ -42,6 +42,10 @@ def after(*reasons: str, saved: int = 0, **changes: Any) -> FineTuneJobStatus:
     return running(attempt=len(attempts), attempts=attempts, checkpoint=checkpoint, phase="Restarting", **changes)
 
 
+def counts(status: FineTuneJobStatus) -> tuple[Restarts | None, int]:
+    return status.restarts, status.bookkeeping.restarts_count_towards_max
+
+
 def fail_attempt(status: FineTuneJobStatus, reason: Reason, **recovery: Any) -> FineTuneJobStatus:
     return attempt_failed(status, build_spec(recovery=recovery), build_failure(reason, "test failure"), JOB, NOW)
 
@@ -55,22 +59,22 @@ def test_every_reason_ends_the_job_or_counts_against_its_budget(reason: Reason) 
         assert (status.phase, status.restarts) == ("Restarting", Restarts(total=1, preemptions=1))
         assert status.message == "preemption 1 of 100: test failure"
     else:
-        assert (status.phase, status.restarts) == ("Restarting", Restarts(total=1, failures=1, charged=1))
+        assert (status.phase, *counts(status)) == ("Restarting", Restarts(total=1, failures=1), 1)
         assert status.message == "restart 1 of 3, next attempt in 1s: test failure"
 
 
 def test_disruptions_have_their_own_limit() -> None:
-    before = running(restarts=Restarts(total=9, failures=2, preemptions=7, charged=2))
+    before = running(restarts=Restarts(total=9, failures=2, preemptions=7), counted=2)
     status = fail_attempt(before, Reason.NODE_LOST, maxRestarts=2, maxPreemptions=8)
-    assert (status.phase, status.restarts) == ("Restarting", Restarts(total=10, failures=2, preemptions=8, charged=2))
+    assert (status.phase, *counts(status)) == ("Restarting", Restarts(total=10, failures=2, preemptions=8), 2)
     status = fail_attempt(before, Reason.PREEMPTED, maxRestarts=2, maxPreemptions=7)
     assert (status.phase, status.reason, status.message) == ("Failed", "Preempted", "failed after 7 preemptions: test failure")
     assert status.restarts == before.restarts
 
 
-@pytest.mark.parametrize(("charged", "phase"), [(0, "Restarting"), (2, "Restarting"), (3, "Failed")])
-def test_failures_are_counted_until_there_are_too_many(charged: int, phase: str) -> None:
-    status = fail_attempt(running(restarts=Restarts(total=charged, failures=charged, charged=charged)), Reason.WORKER_DIED)
+@pytest.mark.parametrize(("counted", "phase"), [(0, "Restarting"), (2, "Restarting"), (3, "Failed")])
+def test_failures_are_counted_until_there_are_too_many(counted: int, phase: str) -> None:
+    status = fail_attempt(running(restarts=Restarts(total=counted, failures=counted), counted=counted), Reason.WORKER_DIED)
     assert status.phase == phase
     if phase == "Failed":
         assert status.message == "failed after 3 restarts: test failure"
@@ -78,60 +82,60 @@ def test_failures_are_counted_until_there_are_too_many(charged: int, phase: str)
 
 def test_restarts_in_place_and_new_attempts_share_a_budget() -> None:
     status = with_in_place_restarts(running(), [Report(attempt=1, phase="Running", in_place=2)])
-    assert status.restarts == Restarts(total=2, in_place=2, charged=2)
+    assert counts(status) == (Restarts(total=2, in_place=2), 2)
     assert status.attempts is not None
     assert status.attempts[-1].in_place == 2
     assert with_in_place_restarts(status, [Report(attempt=1, phase="Running", in_place=2)]) == status, "each is counted once"
     status = fail_attempt(with_in_place_restarts(status, [Report(attempt=1, phase="Running", in_place=3)]), Reason.WORKER_DIED)
     assert (status.phase, status.message) == ("Failed", "failed after 3 restarts: test failure")
-    assert status.restarts == Restarts(total=3, in_place=3, charged=3)
+    assert counts(status) == (Restarts(total=3, in_place=3), 3)
 
 
 def test_restarts_in_place_of_other_pods_count_once_while_the_first_pod_runs() -> None:
     reported = Report(attempt=1, phase="Running", in_place=1, in_place_elsewhere=2)
     status = with_in_place_restarts(running(), [reported])
-    assert status.restarts == Restarts(total=3, in_place=3, charged=3)
+    assert counts(status) == (Restarts(total=3, in_place=3), 3)
     assert with_in_place_restarts(status, [reported, Report(attempt=1, phase="Failed", in_place=2)]) == status
     ends = [Report(attempt=1, phase="Failed", in_place=times) for times in (1, 2)]
     assert with_in_place_restarts(status, ends) == status
 
 
 def test_restarts_in_place_of_another_attempt_are_not_counted_again() -> None:
-    status = running(attempt=2, restarts=Restarts(total=1, in_place=1, charged=1))
+    status = running(attempt=2, restarts=Restarts(total=1, in_place=1), counted=1)
     assert with_in_place_restarts(status, [Report(attempt=1, phase="Running", in_place=5)]) == status
 
 
 def test_restarts_in_place_of_later_attempts_add_up() -> None:
-    status = running(attempt=2, restarts=Restarts(total=3, failures=1, in_place=2, charged=1))
+    status = running(attempt=2, restarts=Restarts(total=3, failures=1, in_place=2), counted=1)
     status = with_in_place_restarts(status, [Report(attempt=2, phase="Running", in_place=1)])
-    assert status.restarts == Restarts(total=4, failures=1, in_place=3, charged=2)
+    assert counts(status) == (Restarts(total=4, failures=1, in_place=3), 2)
 
 
 def test_a_final_report_counts_restarts_in_place_that_were_not_reported_before() -> None:
     status = fail_attempt(running(), Reason.WORKER_DIED)
     updated = with_in_place_restarts(status, [Report(attempt=1, phase="Failed", in_place=2)])
-    assert updated.restarts == Restarts(total=3, failures=1, in_place=2, charged=1)
+    assert counts(updated) == (Restarts(total=3, failures=1, in_place=2), 1)
 
 
-@pytest.mark.parametrize(("charged", "left"), [(0, 3), (2, 1), (3, 0), (9, 0)])
-def test_a_pod_gets_the_number_of_failures_that_are_left_in_the_budget(charged: int, left: int) -> None:
-    assert restarts_left(build_spec(), running(restarts=Restarts(charged=charged))) == left
+@pytest.mark.parametrize(("counted", "left"), [(0, 3), (2, 1), (3, 0), (9, 0)])
+def test_a_pod_gets_the_number_of_failures_that_are_left_in_the_budget(counted: int, left: int) -> None:
+    assert restarts_left(build_spec(), running(counted=counted)) == left
     assert restarts_left(build_spec(), FineTuneJobStatus()) == 3
 
 
-@pytest.mark.parametrize(("saved", "charged"), [(None, 4), (10, 4), (11, 1)])
-def test_a_budget_is_full_again_once_an_attempt_got_beyond_its_checkpoint(saved: int | None, charged: int) -> None:
+@pytest.mark.parametrize(("saved", "counted"), [(None, 4), (10, 4), (11, 1)])
+def test_a_budget_is_full_again_once_an_attempt_got_beyond_its_checkpoint(saved: int | None, counted: int) -> None:
     checkpoint = CheckpointStatus(step=saved, time=write_time(ago(5))) if saved else None
     attempt = Attempt(number=2, start_time=write_time(ago(60)), nodes=2, from_step=10)
-    before = running(attempt=2, attempts=[attempt], checkpoint=checkpoint, restarts=Restarts(total=3, failures=3, charged=3))
+    before = running(attempt=2, attempts=[attempt], checkpoint=checkpoint, restarts=Restarts(total=3, failures=3), counted=3)
     status = fail_attempt(before, Reason.WORKER_DIED, maxRestarts=4)
-    assert status.restarts == Restarts(total=4, failures=4, charged=charged)
+    assert counts(status) == (Restarts(total=4, failures=4), counted)
 
 
 def test_progress_of_a_disrupted_attempt_resets_the_budget_too() -> None:
     checkpoint = CheckpointStatus(step=5, time=write_time(ago(5)))
-    before = running(checkpoint=checkpoint, restarts=Restarts(total=2, in_place=2, charged=2))
-    assert fail_attempt(before, Reason.NODE_LOST).restarts == Restarts(total=3, in_place=2, preemptions=1, charged=0)
+    before = running(checkpoint=checkpoint, restarts=Restarts(total=2, in_place=2), counted=2)
+    assert counts(fail_attempt(before, Reason.NODE_LOST)) == (Restarts(total=3, in_place=2, preemptions=1), 0)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +182,7 @@ def test_the_next_attempt_waits_for_the_end_of_the_backoff() -> None:
 
 def test_a_backoff_is_in_the_message() -> None:
     attempts = [*(after("WorkerDied", "WorkerDied").attempts or ()), Attempt(number=3, start_time=write_time(ago(9)), nodes=2)]
-    status = fail_attempt(running(attempt=3, attempts=attempts, restarts=Restarts(charged=2)), Reason.STALLED)
+    status = fail_attempt(running(attempt=3, attempts=attempts, counted=2), Reason.STALLED)
     assert status.message == "restart 3 of 3, next attempt in 4s: test failure"
 
 
@@ -243,15 +247,13 @@ def test_restarts_in_place_of_all_pods_count_before_the_budget_is_checked() -> N
     first = Report(attempt=1, phase="Running", step=3, total_steps=9, in_place=1)
     status = decide(observe(*pods, job=build_record(running())), first, NOW).status
     assert (status.phase, status.message) == ("Failed", "failed after 3 restarts: exit code 1")
-    assert status.restarts == Restarts(total=3, in_place=3, charged=3)
+    assert counts(status) == (Restarts(total=3, in_place=3), 3)
     status = decide(observe(build_pod(0), failed_pod, job=build_record(running())), first, NOW).status
-    assert (status.phase, status.restarts) == ("Restarting", Restarts(total=2, failures=1, in_place=1, charged=2))
+    assert (status.phase, *counts(status)) == ("Restarting", Restarts(total=2, failures=1, in_place=1), 2)
 
 
 def test_restarts_in_place_of_pods_that_end_one_after_the_other_add_up() -> None:
     status = with_in_place_restarts(running(), [Report(attempt=1, phase="Running", in_place=1)])
     both = [Report(attempt=1, phase="Running", in_place=1), Report(attempt=1, phase="Failed", in_place=2), None]
-    assert with_in_place_restarts(status, both).restarts == Restarts(total=3, in_place=3, charged=3)
-    assert with_in_place_restarts(with_in_place_restarts(status, both), both[:1]).restarts == Restarts(
-        total=3, in_place=3, charged=3
-    )
+    assert counts(with_in_place_restarts(status, both)) == (Restarts(total=3, in_place=3), 3)
+    assert counts(with_in_place_restarts(with_in_place_restarts(status, both), both[:1])) == (Restarts(total=3, in_place=3), 3)

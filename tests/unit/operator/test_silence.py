@@ -67,7 +67,7 @@ def killed_pod(exit_code: int = KILLED) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("events", "reason", "charged"),
+    ("events", "reason", "counted"),
     [
         ([KILLING, UNHEALTHY], "PodUnresponsive", 0),
         ([KILLING], "WorkerDied", 1),
@@ -75,16 +75,16 @@ def killed_pod(exit_code: int = KILLED) -> Any:
         ([], "WorkerDied", 1),
     ],
 )
-async def test_a_pod_that_its_kubelet_ended_is_a_disruption(events: list[Any], reason: str, charged: int) -> None:
+async def test_a_pod_that_its_kubelet_ended_is_a_disruption(events: list[Any], reason: str, counted: int) -> None:
     harness = Harness()
     harness.add_objects(job_manifest(status=running()), [child_manifest()], [killed_pod(), pod_manifest(1)])
     harness.server.answers["GET events"] = Answer(200, {"metadata": {}, "items": events})
     await harness.reconcile()
     harness.advance(60)
     await harness.reconcile()
-    failure, restarts = harness.status["failure"], harness.status["restarts"]
+    failure, notes = harness.status["lastFailure"], harness.status["bookkeeping"]
     assert failure["reason"] == reason, failure
-    assert restarts.get("charged", 0) == charged
+    assert notes["restartsCountTowardsMax"] == counted
     if reason == "PodUnresponsive":
         assert failure["message"].startswith(
             "the kubelet of node-0 ended pod news-1-0-x, which no longer answered: Liveness probe"

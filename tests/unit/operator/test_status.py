@@ -59,9 +59,20 @@ def test_a_failed_attempt_ends_with_its_reason_its_steps_and_its_time() -> None:
     status = running(seconds=60, progress=Progress(step=7, total_steps=10))
     after = attempt_failed(status, build_spec(), build_failure(Reason.NODE_LOST, "evicted"), JOB, NOW)
     assert after.attempts == [
-        Attempt(number=1, start_time=write_time(ago(70)), completion_time=write_time(NOW), nodes=2, step=7, reason="NodeLost")
+        Attempt(
+            number=1,
+            start_time=write_time(ago(70)),
+            completion_time=write_time(NOW),
+            nodes=2,
+            step=7,
+            reason="NodeLost",
+            message="evicted",
+        )
     ]
-    assert (after.running_seconds, after.running_since) == (60, None)
+    assert after.failure is None
+    assert after.last_failure is not None
+    assert after.last_failure.message == "evicted"
+    assert (after.running_seconds, after.bookkeeping.running_since) == (60, None)
 
 
 def test_an_attempt_that_ended_is_not_ended_again() -> None:
@@ -74,7 +85,7 @@ def test_an_attempt_that_ended_is_not_ended_again() -> None:
 def test_running_time_is_the_sum_of_earlier_periods_and_the_current_one(
     before: int | None, since: float | None, seconds: int
 ) -> None:
-    status = FineTuneJobStatus(running_seconds=before, running_since=write_time(ago(since)) if since is not None else None)
+    status = running(running_seconds=before, running_since=write_time(ago(since)) if since is not None else None)
     assert running_seconds(status, NOW) == seconds
 
 
@@ -104,10 +115,14 @@ def test_a_condition_keeps_its_time_while_its_value_does_not_change() -> None:
     assert [(item.reason, item.last_transition_time) for item in second.conditions or ()] == [("Forbidden", write_time(ago(60)))]
 
 
-def test_a_success_removes_the_failure_of_an_earlier_attempt_and_keeps_the_count() -> None:
-    status = running(failure=build_failure(Reason.POD_LOST, "gone"), restarts=Restarts(failures=2))
-    after = succeeded(status, build_spec(), JOB, NOW)
-    assert (after.failure, after.restarts, after.message) == (None, Restarts(failures=2), "trained")
+def test_a_failure_is_that_of_the_job_and_the_failure_of_an_attempt_stays_beside_it() -> None:
+    lost, wrong = build_failure(Reason.POD_LOST, "gone"), build_failure(Reason.DATA_ERROR, "wrong")
+    restarting = attempt_failed(running(), build_spec(), lost, JOB, NOW)
+    assert (restarting.failure, restarting.last_failure) == (None, lost)
+    success = succeeded(restarting, build_spec(), JOB, NOW)
+    assert (success.failure, success.last_failure, success.restarts) == (None, lost, Restarts(total=1, preemptions=1))
+    end = attempt_failed(restarting, build_spec(), wrong, JOB, NOW)
+    assert (end.phase, end.failure, end.last_failure) == ("Failed", wrong, lost)
 
 
 @pytest.mark.parametrize(

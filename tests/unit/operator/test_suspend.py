@@ -9,7 +9,20 @@ from finetune_api.status import Attempt, CheckpointStatus, Condition, FineTuneJo
 from finetune_operator.observed import CreatedAttempt, Observation, write_time
 from finetune_operator.policy.attempt import decide
 from finetune_operator.policy.status import attempt_created, is_write_due, refused
-from unit.operator.builders import IMAGE, NOW, UID, ago, build_child, build_pod, build_record, build_spec, end, observe, running
+from unit.operator.builders import (
+    IMAGE,
+    NOW,
+    UID,
+    ago,
+    build_child,
+    build_pod,
+    build_record,
+    build_spec,
+    end,
+    observe,
+    running,
+    true_conditions,
+)
 
 SUSPENDED_SPEC = build_spec(suspend=True)
 RESUMED_SPEC = build_spec()
@@ -39,16 +52,12 @@ def suspended(message: str = "suspended", **changes: object) -> FineTuneJobStatu
     return running(**values)
 
 
-def kinds(status: FineTuneJobStatus) -> list[tuple[str, str]]:
-    return [(condition.type, condition.status) for condition in status.conditions or ()]
-
-
 def test_a_job_that_is_created_suspended_gets_no_children() -> None:
     decision = decide(Observation(build_record(spec=SUSPENDED_SPEC)), None, NOW)
     assert (decision.create_attempt, decision.requeue_after_seconds) == (None, None)
     assert (decision.status.phase, decision.status.attempt, decision.status.attempts) == ("Suspended", None, None)
     assert decision.status.message == "suspended: set spec.suspend to false to resume"
-    assert kinds(decision.status) == [("Suspended", "True")]
+    assert true_conditions(decision.status) == ["Suspended"]
     again = decide(Observation(build_record(decision.status, SUSPENDED_SPEC)), None, NOW)
     assert not is_write_due(build_record(decision.status, SUSPENDED_SPEC, written=600), again.status, NOW)
 
@@ -63,9 +72,9 @@ def test_a_running_job_is_suspended_in_the_status_first() -> None:
     decision = decide(observation, None, NOW)
     status = decision.status
     assert decision.delete_child_job is None
-    assert (status.phase, status.reason, status.message) == ("Suspended", "Suspended", "stopping: the pods save a checkpoint")
-    assert (status.running_seconds, status.running_since) == (60, None)
-    assert kinds(status) == [("Suspended", "True")]
+    assert (status.phase, status.reason, status.message) == ("Suspended", "Stopping", "stopping: the pods save a checkpoint")
+    assert (status.running_seconds, status.bookkeeping.running_since) == (60, None)
+    assert true_conditions(status) == [], "Suspended is true once the pods are gone"
     assert status.attempts is not None
     assert [(item.completion_time, item.reason) for item in status.attempts] == [(write_time(NOW), "Suspended")]
     assert decision.requires_live_read(observation.job.status)
@@ -137,7 +146,7 @@ def test_a_resumed_job_starts_its_next_attempt_and_counts_no_restart() -> None:
     decision = decide(observe(jobs=[], job=build_record(suspended(), RESUMED_SPEC)), None, NOW)
     assert decision.create_attempt == 2
     status = attempt_created(suspended(), RESUMED_SPEC, CreatedAttempt(UID, 1, 2, NOW, IMAGE, 2))
-    assert (status.phase, status.attempt, status.restarts, status.conditions) == ("Pending", 2, Restarts(), None)
+    assert (status.phase, status.attempt, status.restarts, true_conditions(status)) == ("Pending", 2, Restarts(), [])
     assert status.running_seconds == 60
     assert [item.number for item in status.attempts or ()] == [1, 2]
 
@@ -156,7 +165,7 @@ def test_a_job_that_is_resumed_while_it_stops_waits_for_its_pods() -> None:
 
 def test_a_job_that_waits_to_resume_is_no_longer_suspended() -> None:
     decision = decide(observe(build_pod(0), jobs=[], job=build_record(suspended(), RESUMED_SPEC)), None, NOW)
-    assert ("Suspended", "True") not in kinds(decision.status)
+    assert true_conditions(decision.status) == []
 
 
 FINAL_REPORT = {
@@ -178,7 +187,7 @@ def test_a_job_that_finished_before_it_could_be_stopped_has_all_its_results() ->
     pods = [build_pod(0, terminated=end(0, **FINAL_REPORT)), build_pod(1, terminated=end(0))]
     status = decide(observe(*pods, job=build_record(suspended(), spec)), None, NOW).status
     assert status.published is not None
-    assert kinds(status) == [("Complete", "True"), ("Published", "True")]
+    assert true_conditions(status) == ["Complete", "Published"]
 
 
 def test_an_attempt_of_which_only_the_job_exists_can_be_suspended() -> None:
@@ -196,4 +205,4 @@ def test_the_first_attempt_waits_for_the_pods_of_one_that_was_partly_created() -
 
 def test_a_job_that_fails_when_it_is_resumed_is_no_longer_suspended() -> None:
     status = refused(suspended(), Reason.OUTPUT_CONFLICT, "the claim is another's", build_record(spec=RESUMED_SPEC), NOW)
-    assert kinds(status) == [("Failed", "True")]
+    assert true_conditions(status) == ["Failed"]
