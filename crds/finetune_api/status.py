@@ -52,9 +52,7 @@ PROBLEMS: tuple[ConditionType, ...] = ("Blocked", "CheckpointFailing", "Training
 class Condition(Model):
     """metav1.Condition."""
 
-    type: ConditionType = Field(
-        description="What it says while its status is True. " + "; ".join(f"{kind}: {text}" for kind, text in CONDITIONS.items())
-    )
+    type: ConditionType = Field(description=" ".join(f"{kind}: {text}." for kind, text in CONDITIONS.items()))
     status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown.")
     reason: str = Field(description="The cause, in one CamelCase word.")
     message: str = Field(description="The cause, as a sentence for people.")

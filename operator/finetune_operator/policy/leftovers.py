@@ -4,7 +4,7 @@ from finetune_api import names
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.observed import Observation
 from finetune_operator.policy.decision import Decision
-from finetune_operator.policy.status import in_phase, without_conditions
+from finetune_operator.policy.status import in_phase
 
 _CHECK_SECONDS = 5.0
 _SOON_SECONDS = 1.0
@@ -37,4 +37,4 @@ def wait_for_leftovers(observation: Observation, status: FineTuneJobStatus) -> D
 
 
 def _waiting(status: FineTuneJobStatus, message: str) -> FineTuneJobStatus:
-    return in_phase(without_conditions(status, "Suspended"), "Pending", "WaitingForDeletion", message)
+    return in_phase(status, "Pending", "WaitingForDeletion", message)

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 
 from finetune_api import names
-from finetune_api.status import Condition, FineTuneJobStatus, Phase
+from finetune_api.status import CONDITIONS, Condition, ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.observed import JobRecord, write_time
 from finetune_operator.policy.attempt import decide
 from finetune_operator.policy.conditions import complete_conditions
@@ -54,8 +54,9 @@ def values(status: FineTuneJobStatus, job: JobRecord = JOB) -> dict[str, str]:
     return {kind: item.status for kind, item in completed(status, job).items()}
 
 
-def test_the_table_has_every_phase() -> None:
+def test_the_tables_have_every_phase_and_every_condition() -> None:
     assert {phase for phase, _ in PHASES} == set(get_args(Phase))
+    assert set(CONDITIONS) == set(get_args(ConditionType))
 
 
 @pytest.mark.parametrize(("phase", "reason"), PHASES)
