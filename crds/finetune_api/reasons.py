@@ -53,6 +53,7 @@ class ReasonInfo:
     hint: what the user can do, as one sentence. symptom: the peers of a failed process report it; it is not the cause.
     disruption: pods or nodes were taken away. This is not a failure of the job and counts against recovery.maxPreemptions.
     external: something outside of the job is unavailable, so repeated failures are not a crash loop.
+    retry_after_checkpoint: another attempt can succeed only if this one saved a checkpoint. Otherwise it would end the same way.
     """
 
     retry: bool
@@ -61,11 +62,12 @@ class ReasonInfo:
     symptom: bool = False
     disruption: bool = False
     external: bool = False
+    retry_after_checkpoint: bool = False
 
     @property
     def budget(self) -> Literal["maxRestarts", "maxPreemptions"] | None:
         """The field of spec.recovery that limits how often it may happen. None if the first occurrence ends the job."""
-        if not self.retry:
+        if not self.retry and not self.retry_after_checkpoint:
             return None
         return "maxPreemptions" if self.disruption else "maxRestarts"
 
@@ -145,12 +147,14 @@ REASONS: dict[Reason, ReasonInfo] = {
     ),
     Reason.OUT_OF_MEMORY: ReasonInfo(
         False,
-        "A pod used more memory than its limit and was killed.",
-        "Raise spec.pod.resources.limits.memory, or lower spec.training.perDeviceBatchSize.",
+        "A pod used more memory than its limit, or filled /dev/shm, which is part of its memory.",
+        "Raise spec.pod.resources.limits.memory in a new job on the same output, or lower spec.training.perDeviceBatchSize (on "
+        "the CPU) or dataloader_num_workers in spec.training.arguments.",
+        retry_after_checkpoint=True,
     ),
     Reason.DISK_FULL: ReasonInfo(
         False,
-        "A volume that the job writes to is full.",
+        "A volume that the job writes to, or the ephemeral storage that its pod may use, is full.",
         "Give the output more space (spec.output.volume.size), or lower spec.checkpoint.keep; if spec.cache.claimName is full, "
         "free space there.",
     ),
@@ -240,6 +244,12 @@ REASONS: dict[Reason, ReasonInfo] = {
         "Read the traceback in the pod's log; report it if it is a bug of the trainer.",
     ),
 }
+
+
+# The hint if the memory of a node ran out, and not the memory that a pod may use.
+NODE_MEMORY_HINT = (
+    "Request what the pod needs in spec.pod.resources.requests.memory: the scheduler then chooses a node that has enough of it."
+)
 
 
 class FineTuneError(Exception):

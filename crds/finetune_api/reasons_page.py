@@ -18,6 +18,7 @@ These are the values of `status.failure.reason` of a FineTuneJob, of `status.las
 - `maxPreemptions` limits attempts that ended without a failure of the job (`status.restarts.preemptions`). The next attempt
   starts immediately. If several in a row made no progress, the operator waits between them as above.
 - *no*: a retry would end the same way. The job has failed, and its checkpoints are kept.
+- *after a checkpoint*: the same, unless the attempt saved a checkpoint. Then the next attempt resumes further on.
 
 A suspension or an eviction by the queue counts against neither limit. A *symptom* is what the peers of a failed process see. It
 is the reason only if no pod reports a cause.
@@ -33,7 +34,8 @@ def render() -> str:
 
 
 def _row(reason: Reason, info: ReasonInfo) -> str:
-    marks = [name for name, holds in (("symptom", info.symptom), ("external", info.external)) if holds]
+    names = {"symptom": info.symptom, "external": info.external, "after a checkpoint": info.retry_after_checkpoint}
+    marks = [name for name, holds in names.items() if holds]
     retry = ", ".join([f"`{info.budget}`" if info.budget else "no", *marks])
     return f"| `{reason}` | {info.meaning} | {retry} | {info.hint} |\n"
 

@@ -109,6 +109,7 @@ class PodState:
     probe_failure: the message of the kubelet, if its probe failed. Read only for pods that were killed without a report.
     node_unreachable: its container is ready but the pod is not. The node controller sets this if a node does not answer.
     sidecar_running: its trainer has ended, but a container that something else injected still runs.
+    memory_limit: of its trainer container, as it is written in the pod; a LimitRange may have set it.
     """
 
     name: str
@@ -131,6 +132,7 @@ class PodState:
     node_unreachable: bool = False
     sidecar_running: bool = False
     probe_failure: str | None = None
+    memory_limit: str | None = None
     version: int = 0
 
     @property

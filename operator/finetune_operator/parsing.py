@@ -142,9 +142,18 @@ def read_pod(manifest: Manifest) -> PodState:
         and conditions.get("Ready", {}).get("status") == "False",
         sidecar_running="terminated" in state and status.get("phase") not in ("Succeeded", "Failed"),
         started_at=_started_at(state),
+        memory_limit=_memory_limit(manifest),
         version=read_version(manifest),
         disruption=f"{disruption.get('reason')}: {disruption.get('message')}" if disruption.get("status") == "True" else None,
     )
+
+
+def _memory_limit(manifest: Manifest) -> str | None:
+    for container in manifest.get("spec", {}).get("containers", ()):
+        if container["name"] == names.TRAINER_CONTAINER:
+            limit = container.get("resources", {}).get("limits", {}).get("memory")
+            return str(limit) if limit is not None else None
+    return None
 
 
 def _started_at(state: Mapping[str, Any]) -> datetime.datetime | None:

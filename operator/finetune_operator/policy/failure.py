@@ -2,11 +2,12 @@
 
 import dataclasses
 import datetime
+import re
 from collections.abc import Sequence
 from typing import Literal
 
 from finetune_api import names
-from finetune_api.reasons import REASONS, Reason
+from finetune_api.reasons import NODE_MEMORY_HINT, REASONS, Reason
 from finetune_api.status import Failure
 from finetune_api.wire import Report
 from finetune_operator.observed import ChildJob, PodState, Terminated
@@ -19,6 +20,12 @@ CLOCK_SKEW = datetime.timedelta(seconds=1)
 _ZERO = datetime.timedelta()
 # The kubelet reports these reasons if it starts and no longer finds a container, because its node went down.
 _NODE_RESTART_REASONS = frozenset({"Unknown", "ContainerStatusUnknown"})
+# The kubelet's messages if a pod used more ephemeral storage than its own limit, and not because its node ran short of it.
+_OWN_STORAGE_LIMIT = re.compile("exceeds the total limit of containers|exceeded its local ephemeral storage limit")
+_OWN_STORAGE_HINT = (
+    "Raise spec.pod.resources.limits.ephemeral-storage, or set spec.cache.claimName: without it, models and data of the Hub are "
+    "downloaded to the pod's own storage."
+)
 # Texts of pods are truncated to this many characters, because people read them in the status.
 _MESSAGE_LIMIT, _TRACEBACK_LIMIT = 1000, 3000
 # Reasons of Kubernetes for removing a pod. A drain uses the Eviction API. The kubelet terminates pods when its node shuts down.
@@ -65,12 +72,14 @@ def known_reason(failure: Failure) -> Reason:
         return Reason.CODE_ERROR
 
 
-def build_failure(reason: Reason, message: str, pod: PodState | None = None, exit_code: int | None = None) -> Failure:
-    """Return a failure with the hint of its reason."""
+def build_failure(
+    reason: Reason, message: str, pod: PodState | None = None, exit_code: int | None = None, hint: str | None = None
+) -> Failure:
+    """Return a failure. hint: None for that of its reason."""
     return Failure(
         reason=reason.value,
         message=message[:_MESSAGE_LIMIT],
-        hint=REASONS[reason].hint,
+        hint=hint or REASONS[reason].hint,
         node=pod.node if pod is not None else None,
         exit_code=exit_code,
     )
@@ -161,10 +170,14 @@ def _reported_cause(pod: PodState, end: Terminated, report: Report | None) -> _C
         if reason is not Reason.INTERRUPTED:
             kind: Literal["symptom", "reported"] = "symptom" if REASONS[reason].symptom else "reported"
             return _Cause(kind, end.at, pod.index, _with_pod_details(report.failure, reason, pod, end))
-    if end.reason == "OOMKilled":
-        reason, message = Reason.OUT_OF_MEMORY, f"pod {pod.name} was killed: it used more memory than its limit"
+    hint = None
+    # The container runtime sets OOMKilled if any process of the container was killed, also long before a pod saved and stopped.
+    if end.reason == "OOMKilled" and end.exit_code != names.EXIT_INTERRUPTED:
+        reason, message, hint = _out_of_memory(pod)
     elif pod.evicted is not None:
-        reason, message = Reason.EVICTED, f"pod {pod.name} was evicted by the kubelet of {pod.node}: {pod.evicted}"
+        own = _OWN_STORAGE_LIMIT.search(pod.evicted) is not None
+        reason, hint = (Reason.DISK_FULL, _OWN_STORAGE_HINT) if own else (Reason.EVICTED, None)
+        message = f"pod {pod.name} was evicted by the kubelet of {pod.node}: {pod.evicted}"
     elif pod.probe_failure is not None:
         reason = Reason.POD_UNRESPONSIVE
         message = f"the kubelet of {pod.node} ended pod {pod.name}, which no longer answered: {pod.probe_failure}"
@@ -173,7 +186,15 @@ def _reported_cause(pod: PodState, end: Terminated, report: Report | None) -> _C
         message = f"pod {pod.name} refused its configuration but did not report why: read its log"
     else:
         return None
-    return _Cause("reported", end.at, pod.index, build_failure(reason, message, pod, end.exit_code))
+    return _Cause("reported", end.at, pod.index, build_failure(reason, message, pod, end.exit_code, hint))
+
+
+def _out_of_memory(pod: PodState) -> tuple[Reason, str, str | None]:
+    """Return reason, message and hint for a pod that the kernel killed. If it has no limit, the memory of its node ran out."""
+    if pod.memory_limit is None:
+        message = f"pod {pod.name} was killed because the memory of {pod.node} ran out: the pod has no memory limit"
+        return Reason.WORKER_DIED, message, NODE_MEMORY_HINT
+    return Reason.OUT_OF_MEMORY, f"pod {pod.name} was killed: it reached its memory limit of {pod.memory_limit}", None
 
 
 def _disruption_cause(pod: PodState) -> _Cause | None:

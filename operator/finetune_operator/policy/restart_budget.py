@@ -32,7 +32,7 @@ def attempt_failed(
 ) -> FineTuneJobStatus:
     """Return the status after an attempt failed: Restarting if a retry can help and is allowed, else Failed."""
     info = REASONS[known_reason(failure)]
-    if not info.retry:
+    if not info.retry and not (info.retry_after_checkpoint and _saved_checkpoint(status)):
         return failed(status, failure, failure.message, job, now)
     ended = attempt_ended(status, failure.reason, now, failure.message)
     before, counted = ended.restarts or Restarts(), ended.bookkeeping.restarts_count_towards_max
@@ -142,6 +142,11 @@ def _made_progress(status: FineTuneJobStatus) -> list[bool]:
     newest = status.checkpoint.step if status.checkpoint is not None else 0
     starts = [attempt.from_step or 0 for attempt in attempts]
     return [after > before for before, after in itertools.pairwise([*starts, newest])]
+
+
+def _saved_checkpoint(status: FineTuneJobStatus) -> bool:
+    """Return whether the last attempt saved a checkpoint beyond the one that it started from."""
+    return bool(status.attempts) and _made_progress(status)[-1]
 
 
 def _end_kind(attempt: Attempt) -> str | None:

@@ -45,6 +45,7 @@ def test_every_reason_is_produced_somewhere(reason: Reason) -> None:
 
 def test_only_reasons_with_a_retry_have_a_budget() -> None:
     for info in REASONS.values():
-        assert (info.budget is not None) == info.retry
+        assert (info.budget is not None) == (info.retry or info.retry_after_checkpoint)
+        assert not (info.retry and info.retry_after_checkpoint)
         assert not info.disruption or (info.budget == "maxPreemptions" and not info.symptom)
         assert not info.external or info.retry

@@ -12,6 +12,7 @@ from unit.operator.builders import NOW, ago, build_child, build_pod, end, failed
 
 DRAIN = "EvictionByEvictionAPI: Eviction API: evicting"
 LOW = "The node was low on resource: ephemeral-storage."
+OWN_LIMIT = "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. "
 RUNNING: dict[str, Any] = {}
 
 
@@ -71,7 +72,40 @@ RUNNING: dict[str, Any] = {}
         pytest.param(RUNNING, {"terminated": end(137, 2)}, True, None, None, id="an end without a report waits for a cause"),
         pytest.param(RUNNING, {"terminated": end(137, 6)}, True, "WorkerDied", "node-1", id="an end without a report"),
         pytest.param(
-            RUNNING, {"terminated": end(137, 1, reason="OOMKilled")}, True, "OutOfMemory", "node-1", id="killed for memory"
+            RUNNING,
+            {"terminated": end(137, 1, reason="OOMKilled"), "memory_limit": "300Mi"},
+            True,
+            "OutOfMemory",
+            "node-1",
+            id="killed for memory",
+        ),
+        pytest.param(
+            RUNNING,
+            {"terminated": end(137, 1, reason="OOMKilled")},
+            True,
+            "WorkerDied",
+            "node-1",
+            id="killed for the memory of its node",
+        ),
+        pytest.param(
+            RUNNING,
+            {
+                "terminated": end(names.EXIT_INTERRUPTED, 6, reason="OOMKilled", phase="Interrupted"),
+                "deletion_requested_at": ago(7),
+                "memory_limit": "300Mi",
+            },
+            True,
+            "PodLost",
+            "node-1",
+            id="a helper was killed for memory before the pod was deleted",
+        ),
+        pytest.param(
+            RUNNING,
+            {"terminated": end(None, 3, reason="Evicted"), "evicted": OWN_LIMIT},
+            False,
+            "DiskFull",
+            "node-1",
+            id="evicted because of its own limit",
         ),
         pytest.param(
             RUNNING,
@@ -254,6 +288,30 @@ def test_the_failure_of_an_evicted_pod_names_the_resource_that_its_node_lacked()
     assert failure is not None
     assert (failure.message, failure.exit_code) == (f"pod news-1-0-x was evicted by the kubelet of node-0: {LOW}", 137)
     assert "spec.pod.resources" in (failure.hint or "")
+
+
+@pytest.mark.parametrize("message", [OWN_LIMIT, 'Container trainer exceeded its local ephemeral storage limit "1Gi". '])
+def test_a_pod_that_exceeded_its_own_storage_is_told_which_limit_to_raise(message: str) -> None:
+    failure = find_cause(build_child(), [build_pod(0, terminated=end(137, 3), evicted=message)], 1, NOW)
+    assert failure is not None
+    assert failure.reason == "DiskFull"
+    assert "spec.pod.resources.limits.ephemeral-storage" in (failure.hint or "")
+    assert "1Gi" in failure.message
+
+
+@pytest.mark.parametrize(
+    ("limit", "message", "field"),
+    [
+        ("300Mi", "pod news-1-0-x was killed: it reached its memory limit of 300Mi", "limits.memory"),
+        (None, "pod news-1-0-x was killed because the memory of node-0 ran out: the pod has no memory limit", "requests.memory"),
+    ],
+)
+def test_a_pod_that_was_killed_for_memory_is_told_what_to_raise(limit: str | None, message: str, field: str) -> None:
+    pod = build_pod(0, terminated=end(137, 3, reason="OOMKilled"), memory_limit=limit)
+    failure = find_cause(build_child(), [pod], 1, NOW)
+    assert failure is not None
+    assert failure.message == message
+    assert f"spec.pod.resources.{field}" in (failure.hint or "")
 
 
 def test_a_failure_keeps_what_the_first_failing_rank_reported() -> None:

@@ -93,6 +93,16 @@ def test_a_sidecar_is_running_if_the_pod_runs_after_the_trainer_has_ended(phase:
     assert not read_pod(build_pod_manifest({**container(running={"startedAt": TIME}), "phase": "Running"})).sidecar_running
 
 
+def test_the_memory_limit_is_that_of_the_trainer_container() -> None:
+    assert read_pod(build_pod_manifest({})).memory_limit is None
+    manifest = build_pod_manifest({})
+    limits: Manifest = {"sidecar": {"memory": "1Gi"}, names.TRAINER_CONTAINER: {"memory": "300Mi"}}
+    manifest["spec"]["containers"] = [{"name": name, "resources": {"limits": given}} for name, given in limits.items()]
+    assert read_pod(manifest).memory_limit == "300Mi"
+    manifest["spec"]["containers"][1]["resources"] = {}
+    assert read_pod(manifest).memory_limit is None
+
+
 def test_an_evicted_pod_has_ended_without_an_exit_code() -> None:
     condition = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet", "message": "low on memory"}
     status = {"phase": "Failed", "reason": "Evicted", "conditions": [condition | {"lastTransitionTime": TIME}]}

@@ -53,7 +53,7 @@ def fail_attempt(status: FineTuneJobStatus, reason: Reason, **recovery: Any) -> 
 @pytest.mark.parametrize("reason", Reason)
 def test_every_reason_ends_the_job_or_counts_against_its_budget(reason: Reason) -> None:
     entry, status = REASONS[reason], fail_attempt(running(), reason)
-    if entry.budget is None:
+    if entry.budget is None or entry.retry_after_checkpoint:
         assert (status.phase, status.restarts) == ("Failed", Restarts())
     elif entry.disruption:
         assert (status.phase, status.restarts) == ("Restarting", Restarts(total=1, preemptions=1))
@@ -61,6 +61,24 @@ def test_every_reason_ends_the_job_or_counts_against_its_budget(reason: Reason) 
     else:
         assert (status.phase, *counts(status)) == ("Restarting", Restarts(total=1, failures=1), 1)
         assert status.message == "restart 1 of 3, next attempt in 1s: test failure"
+
+
+@pytest.mark.parametrize(
+    ("from_step", "saved", "phase"),
+    [
+        pytest.param(0, 0, "Failed", id="without a checkpoint"),
+        pytest.param(0, 10, "Restarting", id="after its first checkpoint"),
+        pytest.param(10, 10, "Failed", id="before its next checkpoint"),
+        pytest.param(10, 20, "Restarting", id="after its next checkpoint"),
+    ],
+)
+def test_out_of_memory_is_retried_only_if_the_attempt_saved_a_checkpoint(from_step: int, saved: int, phase: str) -> None:
+    checkpoint = CheckpointStatus(step=saved, time=write_time(ago(5))) if saved else None
+    attempt = Attempt(number=1, start_time=write_time(ago(50)), nodes=2, from_step=from_step or None)
+    status = fail_attempt(running(attempts=[attempt], checkpoint=checkpoint), Reason.OUT_OF_MEMORY)
+    assert (status.phase, status.reason) == (phase, "OutOfMemory")
+    if phase == "Restarting":
+        assert status.restarts == Restarts(total=1, failures=1, charged=1)
 
 
 def test_disruptions_have_their_own_limit() -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -45,6 +46,26 @@ def wrapped(error: Exception) -> Exception:
         (
             RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 600000ms for recv"),
             Reason.COLLECTIVE_TIMEOUT,
+        ),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), Reason.WORKER_DIED),
+        (BrokenProcessPool("A process in the process pool was terminated abruptly"), Reason.WORKER_DIED),
+        (
+            RuntimeError(
+                "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+                "shared memory. Please try to raise your shared memory limit."
+            ),
+            Reason.OUT_OF_MEMORY,
+        ),
+        (
+            RuntimeError("unable to write to file </torch_7_8_9>: No space left on device (28)"),
+            Reason.OUT_OF_MEMORY,
+        ),
+        (
+            RuntimeError(
+                "NCCL error: ncclSystemError. Last error:\nError while creating shared memory segment /dev/shm/nccl-bCKhrP "
+                "(size 4194304), error: No space left on device (28)"
+            ),
+            Reason.OUT_OF_MEMORY,
         ),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Reason.CODE_ERROR),
     ],

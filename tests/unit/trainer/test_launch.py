@@ -4,6 +4,7 @@ import errno
 import json
 import pathlib
 import re
+import signal
 import sys
 from typing import Any
 
@@ -118,6 +119,7 @@ def test_more_processes_than_gpus_are_refused_in_one_sentence(monkeypatch: pytes
         ("Interrupted", None, names.EXIT_INTERRUPTED),
         ("Failed", "ConfigurationError", names.EXIT_REFUSED),
         ("Failed", "WorkerDied", names.EXIT_FAILED),
+        ("Failed", "OutOfMemory", names.EXIT_FAILED),
     ],
 )
 def test_the_exit_code_says_whether_a_retry_may_help(phase: Any, reason: str | None, expected: int) -> None:
@@ -170,6 +172,22 @@ def test_the_root_failure_is_the_earliest_that_is_not_a_symptom(tmp_path: pathli
     state.write_failure(2, Failure(reason="CodeError", message="later"), secondary=False)
     assert [entry.failure.reason for entry in state.failures()] == ["DataError", "CodeError", "CollectiveFailed"]
     assert state.failures(since=state.failures()[1].time) == []
+
+
+@pytest.mark.parametrize(("code", "reason"), [(-signal.SIGKILL, "OutOfMemory"), (1, "WorkerDied")])
+def test_an_agent_that_the_kernel_killed_for_memory_is_reported_with_the_limit(
+    tmp_path: pathlib.Path, code: int, reason: str
+) -> None:
+    state = RunState(tmp_path / "state")
+    state.create()
+    launcher = Launcher(config().model_copy(update={"output": str(tmp_path)}), PodRank(), state, cgroup_root=tmp_path)
+    for name, content in {"memory.events": "oom_kill 1", "memory.max": "314572800", "memory.peak": "314572800"}.items():
+        (tmp_path / name).write_text(content + "\n")
+    report = launcher._outcome(None, code)
+    assert report is not None
+    assert report.failure is not None
+    assert report.failure.reason == reason
+    assert ("memory limit of 300 MiB" in report.failure.message) == (reason == "OutOfMemory")
 
 
 def adopting(output: pathlib.Path) -> Launcher:

@@ -29,7 +29,7 @@ def make_policy(directory: pathlib.Path, nodes: int = 1, **recovery: Any) -> tup
         output=str(directory),
     )
     state = RunState(directory)
-    return RestartPolicy(config, state), state
+    return RestartPolicy(config, state, cgroup_root=directory / "cgroup"), state
 
 
 def fail(state: RunState, reason: Reason, rank: int = 0) -> None:
@@ -144,6 +144,64 @@ def test_a_skipped_batch_charges_no_restart_up_to_the_limit_of_skipped_batches(t
 def test_a_process_that_died_without_a_report_is_described(code: int, expected: str) -> None:
     assert expected in failure_from_exit_code(7, code).message
     assert "rank 7" in failure_from_exit_code(7, code).message
+
+
+def report_kills(directory: pathlib.Path, kills: int, limit: str = "314572800", peak: str = "314507264") -> None:
+    (directory / "cgroup").mkdir(exist_ok=True)
+    for name, content in {"memory.events": f"oom_kill {kills}", "memory.max": limit, "memory.peak": peak}.items():
+        (directory / "cgroup" / name).write_text(content + "\n")
+
+
+@pytest.mark.parametrize("reported", [False, True], ids=["the process itself", "a process that loads its data"])
+def test_a_process_that_the_kernel_killed_for_memory_is_not_restarted(tmp_path: pathlib.Path, reported: bool) -> None:
+    report_kills(tmp_path, 2)
+    policy, state = make_policy(tmp_path, maxRestarts=5)
+    report_kills(tmp_path, 3)
+    if reported:
+        fail(state, Reason.WORKER_DIED)
+    assert not policy.should_restart({0: 1 if reported else -signal.SIGKILL})
+    ended = state.read_restart_history().final_failure
+    assert ended is not None
+    assert (ended.reason, ended.rank) == ("OutOfMemory", 0)
+    assert ended.message.endswith("the container reached its memory limit of 300 MiB (peak 300 MiB)")
+    assert "spec.pod.resources.limits.memory" in (ended.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("limit", "peak", "expected"),
+    [
+        ("max", "3221225472", "the memory of the node ran out (the container has no memory limit, peak 3.0 GiB)"),
+        (
+            "8589934592",
+            "3221225472",
+            "the memory of the node ran out (the container has a memory limit of 8.0 GiB, peak 3.0 GiB)",
+        ),
+    ],
+)
+def test_a_process_that_was_killed_for_the_memory_of_its_node_is_restarted(
+    tmp_path: pathlib.Path, limit: str, peak: str, expected: str
+) -> None:
+    policy, state = make_policy(tmp_path, maxRestarts=1)
+    report_kills(tmp_path, 1, limit, peak)
+    assert policy.should_restart({0: -signal.SIGKILL})
+    report_kills(tmp_path, 2, limit, peak)
+    assert not policy.should_restart({0: -signal.SIGKILL})
+    ended = state.read_restart_history().final_failure
+    assert ended is not None
+    assert (ended.reason, ended.message.partition(": ")[2]) == ("WorkerDied", f"the memory of the node ran out {expected}")
+    assert "requests.memory" in (ended.hint or "")
+
+
+def test_a_kill_explains_only_the_process_that_died_with_it(tmp_path: pathlib.Path) -> None:
+    policy, state = make_policy(tmp_path, maxRestarts=1)
+    report_kills(tmp_path, 1)  # for example of a process that sends metrics
+    fail(state, Reason.CODE_ERROR)
+    assert policy.should_restart({0: 1})
+    assert not policy.should_restart({0: -signal.SIGKILL})
+    ended = state.read_restart_history().final_failure
+    assert ended is not None
+    assert ended.reason == "WorkerDied"
+    assert "memory limit" not in ended.message
 
 
 def test_the_operator_says_how_many_restarts_are_left(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

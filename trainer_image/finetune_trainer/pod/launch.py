@@ -24,10 +24,11 @@ from finetune_trainer.hub.cache import use_shared_cache
 from finetune_trainer.output.directory import OutputDirectory
 from finetune_trainer.pod import processes
 from finetune_trainer.pod.interruption import Interruption
+from finetune_trainer.pod.memory_kills import MemoryKills, memory_failure
 from finetune_trainer.pod.server import PushMetrics, build_registry, serve
 from finetune_trainer.pod.stall import Watchdog, diagnose_stall
 from finetune_trainer.pod.termination_message import exit_code, termination_message
-from finetune_trainer.runtime import logs
+from finetune_trainer.runtime import cgroup, logs
 from finetune_trainer.runtime.cpus import usable_cpus
 from finetune_trainer.runtime.state import RunState, write_atomically
 from finetune_trainer.trackers.process import run_trackers
@@ -43,7 +44,7 @@ class Launcher:
     ``run`` returns the final report, and never raises for an error that a user can cause.
 
     grace_seconds: time that the pod has to end after a stop request; None if nothing kills it from outside. rendezvous_key: the
-    key that all pods of the attempt have; a single pod needs none.
+    key that all pods of the attempt have; a single pod needs none. cgroup_root: where the container's cgroup is mounted.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Launcher:
         state: RunState,
         grace_seconds: float | None = None,
         rendezvous_key: str | None = None,
+        cgroup_root: pathlib.Path = cgroup.ROOT,
     ) -> None:
         self.config = config
         self.pod = pod
@@ -62,6 +64,7 @@ class Launcher:
         self._output = OutputDirectory(pathlib.Path(config.output))
         self._overrides: dict[str, object] = {}
         self._interruption = Interruption(grace_seconds)
+        self._memory_kills = MemoryKills(cgroup_root)
         self._watchdog = Watchdog(state, config.spec.recovery.stall_timeout_seconds)
         self.registry = build_registry(state)
         self._pushes = PushMetrics(self.registry, config.namespace, config.name)
@@ -157,6 +160,9 @@ class Launcher:
         if failure is not None and failure.reason == Reason.INTERRUPTED:
             # Another attempt owns the output now. This attempt reports no failure.
             return report.model_copy(update={"phase": "Interrupted", "message": failure.message})
+        killed = self._memory_kills.poll() if code == -signal.SIGKILL else None
+        if failure is None and killed is not None:
+            failure = memory_failure("the process that starts the training processes", killed)
         return self._failed(failure or _torchrun_failure(self.config.nodes, code))
 
     def _supervise(

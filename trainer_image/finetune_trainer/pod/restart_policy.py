@@ -16,6 +16,8 @@ from finetune_api.reasons import REASONS, FineTuneError, Reason
 from finetune_api.status import Failure
 from finetune_api.wire import RunConfig
 from finetune_trainer.loops import skipped_batches
+from finetune_trainer.pod.memory_kills import MemoryKills, memory_failure
+from finetune_trainer.runtime import cgroup
 from finetune_trainer.runtime.state import RestartHistory, RunState
 
 log = logging.getLogger("finetune_trainer.pod.restart_policy")
@@ -109,17 +111,26 @@ def failure_from_exit_code(rank: int, exit_code: int) -> Failure:
     )
 
 
+def _with_memory(cause: FailureCause, memory: cgroup.Memory | None) -> FailureCause:
+    """Explain a process that died, or that lost a child process, if the kernel killed one because memory ran out."""
+    if memory is None or cause.failure.reason != Reason.WORKER_DIED:
+        return cause
+    rank = cause.failure.rank
+    return FailureCause(memory_failure(f"the training process of rank {rank}, or one that works for it", memory, rank))
+
+
 class RestartPolicy:
     """Decides after each generation of workers, and keeps the restart history. Runs in the agent."""
 
-    def __init__(self, config: RunConfig, state: RunState) -> None:
+    def __init__(self, config: RunConfig, state: RunState, cgroup_root: pathlib.Path = cgroup.ROOT) -> None:
         self._config, self._state = config, state
+        self._memory_kills = MemoryKills(cgroup_root)
         self._max_restarts = int(os.environ.get(names.ENV_RESTARTS_LEFT, config.spec.recovery.max_restarts))
 
     def should_restart(self, exit_codes: Mapping[int, int]) -> bool:
         """Decide, record the decision, and wait before a restart. exit_codes: exit codes of the failed workers, by rank."""
         history, report = self._state.read_restart_history(), self._state.read_report()
-        cause = self._find_cause(history, exit_codes)
+        cause = _with_memory(self._find_cause(history, exit_codes), self._memory_kills.poll())
         decision = decide(history, cause, report.step if report else 0, self._max_restarts)
         if not self._state.may_restart():
             decision = _give_up(history, cause.failure)

@@ -15,8 +15,8 @@ def exit_code(report: Report) -> int:
         return names.EXIT_SUCCEEDED
     if report.phase == "Interrupted":
         return names.EXIT_INTERRUPTED
-    retry = report.failure is None or REASONS[Reason(report.failure.reason)].retry
-    return names.EXIT_FAILED if retry else names.EXIT_REFUSED
+    may_retry = report.failure is None or REASONS[Reason(report.failure.reason)].budget is not None
+    return names.EXIT_FAILED if may_retry else names.EXIT_REFUSED
 
 
 def termination_message(report: Report) -> str:

@@ -1,12 +1,16 @@
 """Converts any exception to a failure with a reason and one sentence."""
 
+import contextlib
+import shutil
 import traceback
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
+from finetune_api.quantities import format_bytes
 from finetune_api.reasons import REASONS, FineTuneError, Reason
 from finetune_api.status import Failure
-from finetune_trainer.runtime.disk import error_chain, is_disk_full_error
+from finetune_trainer.runtime.disk import error_chain, is_disk_full_error, is_shared_memory_error
 
 # Parts of the error texts of torch's backends if a peer is gone. Such an error is always a consequence, never the cause.
 _PEER_LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "tcpstore", "broken pipe")
@@ -16,6 +20,9 @@ _TRACEBACK_LINES = 12
 # Parts of the texts of torch's out-of-memory errors that have no exception class of their own.
 _NO_MEMORY = "can't allocate memory"
 _NO_GPU_MEMORY = ("out of memory", "cublas_status_alloc_failed")
+# Part of torch's error if a process that loads data was killed. An exception in such a process has another text.
+_LOADER_ENDED = "dataloader worker (pid"
+_SHARED_MEMORY_DIR = "/dev/shm"  # noqa: S108 - a name in a message
 
 
 def _classify(error: BaseException) -> tuple[Reason, str]:
@@ -23,12 +30,10 @@ def _classify(error: BaseException) -> tuple[Reason, str]:
         text = str(link)
         if isinstance(link, FineTuneError):
             return link.reason, link.message
-        if isinstance(link, torch.OutOfMemoryError):
-            return Reason.OUT_OF_GPU_MEMORY, "the GPU's memory is not enough for this micro-batch: " + text.splitlines()[0]
-        if isinstance(link, RuntimeError) and "cuda" in text.lower() and any(sign in text.lower() for sign in _NO_GPU_MEMORY):
-            return Reason.OUT_OF_GPU_MEMORY, "the GPU's memory is not enough: " + text.splitlines()[0]
-        if isinstance(link, MemoryError) or (isinstance(link, RuntimeError) and _NO_MEMORY in text):
-            return Reason.OUT_OF_MEMORY, "the machine's memory is not enough"
+        if (memory := _classify_memory(link)) is not None:
+            return memory
+        if isinstance(link, BrokenProcessPool) or _LOADER_ENDED in text.lower():
+            return Reason.WORKER_DIED, f"a process that prepares data ended: {text.strip()}"
         if is_disk_full_error(link):
             return Reason.DISK_FULL, f"the disk is full: {text}"
         if isinstance(link, torch.distributed.DistError) or (
@@ -39,6 +44,27 @@ def _classify(error: BaseException) -> tuple[Reason, str]:
                 return Reason.COLLECTIVE_TIMEOUT, "another process of the job did not respond in time: " + first_line
             return Reason.COLLECTIVE_FAILED, "another process of the job is gone: " + first_line
     return Reason.CODE_ERROR, f"{type(error).__name__}: {error}"
+
+
+def _classify_memory(link: BaseException) -> tuple[Reason, str] | None:
+    """Return reason and message if the memory of the GPU or of the machine was not enough."""
+    text = str(link)
+    if isinstance(link, torch.OutOfMemoryError):
+        return Reason.OUT_OF_GPU_MEMORY, "the GPU's memory is not enough for this micro-batch: " + text.splitlines()[0]
+    if isinstance(link, RuntimeError) and "cuda" in text.lower() and any(sign in text.lower() for sign in _NO_GPU_MEMORY):
+        return Reason.OUT_OF_GPU_MEMORY, "the GPU's memory is not enough: " + text.splitlines()[0]
+    if isinstance(link, MemoryError) or (isinstance(link, RuntimeError) and _NO_MEMORY in text):
+        return Reason.OUT_OF_MEMORY, "the machine's memory is not enough"
+    if is_shared_memory_error(link):
+        last_line = text.strip().splitlines()[-1]  # an error of a process that loads data has its whole traceback as its text
+        return Reason.OUT_OF_MEMORY, f"{_SHARED_MEMORY_DIR}{_size_of(_SHARED_MEMORY_DIR)} is full: {last_line}"
+    return None
+
+
+def _size_of(mount: str) -> str:
+    with contextlib.suppress(OSError):
+        return f" ({format_bytes(shutil.disk_usage(mount).total)})"
+    return ""
 
 
 def describe(error: BaseException, rank: int, node: str | None) -> tuple[Failure, bool]:
