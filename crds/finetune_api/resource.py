@@ -77,6 +77,8 @@ def find_problems(
         if item["type"] in ("float_type", "int_type") and _is_number(item["input"]):
             # YAML 1.1, as PyYAML and Ansible read it, has no numbers such as 1e-4.
             description = "this is text, not a number; write it without quotes, and with a point if it has an exponent: 1.0e-4"
+        if item["type"] == "string_type" and "columns" in location and isinstance(item["input"], list):
+            description = "write one column: a job learns from one; for several labels of the same texts, train one job for each"
         message = f"{path}: {description}" if path else description
         problems.setdefault(message, Problem(location, message))
     return list(problems.values())

@@ -139,8 +139,8 @@ class Columns(Model):
     )
     labels: Name | None = Field(
         default=None,
-        description="Column with the list of classes of a text, for MultiLabel. In tables: names separated by commas. If left "
-        "out: labels.",
+        description="Column with the list of classes of a text, for MultiLabel. In tables: a JSON list, or names separated by |, "
+        "by ; or by a comma. If left out: labels.",
         examples=["genres"],
     )
     tokens: Name | None = Field(

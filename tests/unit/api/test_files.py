@@ -245,3 +245,11 @@ def test_misspelt_arguments_are_reported_with_their_lines_beside_those_that_are_
         f"{file}:14: {meant.format('weightDecay')}",
     ]
     assert "1 FineTuneJob, 3 problems" in shown[3], "an argument of a later version of transformers is not refused"
+
+
+def test_a_list_of_columns_for_a_label_is_answered_in_words(tmp_path: pathlib.Path) -> None:
+    file = write(tmp_path / "job.yaml", JOB.format(name="a") + "      columns: {label: [stars, topic]}\n")
+    assert validate(file)[1][0] == (
+        f"{file}:11: spec.datasets[0].columns.label: write one column: a job learns from one; for several labels of the same "
+        "texts, train one job for each"
+    )

@@ -342,9 +342,14 @@ def test_an_error_names_the_field(tmp_path: pathlib.Path, options: dict[str, Any
     [
         ("one,a\ntwo,a\n", "x,a\n", "all rows have the one class 'a'"),
         ("one,a\ntwo,b\n", "x,c\nx,c\n", r"evaluation data has classes that the training data lacks: 'c' \(2\)"),
-        ("one,a\ntwo,\n", "x,a\n", r"columns\.label: train\.csv, line 3, column 'label': the row has no class"),
-        ("one,a\ntwo,nan\n", "x,a\n", r"columns\.label: train\.csv, line 3"),
-        (",a\n,b\n", "x,a\n", r"columns\.text: no row of split 'train' has a text"),
+        ("one,a\ntwo,\n", "x,a\n", r"columns\.label: column 'label': 1 row has no label \(train\.csv, line 3\)"),
+        ("one,a\ntwo,nan\n", "x,a\n", r"columns\.label: .* \(train\.csv, line 3\)"),
+        (
+            "one,a\n" + "two,\n" * 7,
+            "x,a\n",
+            r"7 rows have no label \(train\.csv, line 3; train\.csv, line 4; .*; train\.csv, line 7; …\); give each",
+        ),
+        (",a\n,b\n", "x,a\n", r"columns\.text: no row of split 'train' can be used: column 'text' has no text"),
     ],
 )
 def test_data_that_cannot_be_learned_from_is_refused(tmp_path: pathlib.Path, train: str, evaluation: str, expected: str) -> None:
@@ -360,7 +365,11 @@ def test_data_that_cannot_be_learned_from_is_refused(tmp_path: pathlib.Path, tra
         ("token-classification", {"tokens": ["a", "b"], "tags": ["O"]}, r"has 1 tags for 2 words"),
         ("token-classification", {"tokens": "a b", "tags": ["O"]}, r"column 'tokens': the row is not valid JSON"),
         ("sft", {"messages": [{"role": "bot", "content": "x"}]}, r"role 'bot'; write one of: system"),
-        ("sft", {"messages": [{"from": "human", "value": "x"}]}, r"a message without role and content"),
+        (
+            "sft",
+            {"messages": [{"from": "human", "value": "x"}]},
+            r"without role and content \(it has from and value, as in Sh",
+        ),
         ("sft", {"messages": [*CHAT, {"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}]}, r"tool calls can't"),
         ("dpo", {"prompt": "p", "chosen": "x", "rejected": CHAT}, r"one answer as a text and one as messages"),
         ("causal-lm", {"text": ["a"]}, r"is a list; a text is needed"),
@@ -379,7 +388,7 @@ def test_rows_of_a_wrong_shape_are_refused_with_their_location(
     ("label", "spec", "expected"),
     [
         ("x", {"classification": {"problemType": "Regression"}}, r"line 2.* is not a number \('x'\)"),
-        ("", {"classification": {"problemType": "Regression"}}, r"line 2.* has no number"),
+        ("", {"classification": {"problemType": "Regression"}}, r"4 rows have no label .*line 2"),
         ("c", {"classification": {"labels": ["a", "b"]}}, r"labels: the training data .* not in it: 'c' \(3\)"),
         ("c", {"classification": {"labels": ["a", "a"]}}, r"'a' is there twice"),
     ],
@@ -394,3 +403,73 @@ def test_too_few_rows_to_hold_one_out_are_refused(tmp_path: pathlib.Path) -> Non
     (tmp_path / "d.csv").write_text("text,label\none,a\ntwo,b\n")
     with pytest.raises(FineTuneError, match=r"2 row\(s\) are too few to hold any out"):
         load(tmp_path)
+
+
+# --- for what the labels are taken -------------------------------------------------------------------------------------
+
+
+def say(root: pathlib.Path, labels: list[str], column: str = "label", **spec: Any) -> list[str]:
+    """Write a table with these labels, and return the lines of the report about them."""
+    cells = [label if "," not in label else json.dumps(label) for label in labels]
+    (root / "train.csv").write_text(f"text,{column}\n" + "".join(f"text {row},{cell}\n" for row, cell in enumerate(cells)))
+    dataset = {"claim": {"path": "train.csv"}, "columns": {column: column}, "evalFraction": 0.25}
+    return list(load(root, dataset, **spec).report.lines())[2:]
+
+
+@pytest.mark.parametrize("cell", ["comedy;war", "comedy|war", "comedy, war"])
+def test_tags_in_a_cell_are_separated_by_the_character_that_the_column_uses(tmp_path: pathlib.Path, cell: str) -> None:
+    separator = next(letter for letter in "|;," if letter in cell)
+    [line] = say(tmp_path, [cell, "comedy"] * 4, "labels")
+    assert line == f"2 tags of texts in column 'labels', separated by '{separator}': comedy 6, war 3"
+
+
+def test_several_tags_that_became_one_class_are_named_with_the_field_for_tags(tmp_path: pathlib.Path) -> None:
+    classes_line, hint = say(tmp_path, ["comedy;war", "comedy", "war", "drama"] * 4)
+    assert classes_line.startswith("4 classes in column 'label': ")
+    assert hint.startswith("'comedy;war' looks like several tags in one cell, and is one class now; ")
+    assert "columns: {labels: …}" in hint
+    assert len(say(tmp_path, ["Berlin, Germany", "Paris, France", "Rome"] * 4)) == 1, "a name with a comma is a name"
+
+
+def test_stars_are_classes_or_numbers_and_the_report_says_which_field_decides(tmp_path: pathlib.Path) -> None:
+    whole, hint = say(tmp_path, ["1.0", "2.0", "5.0"] * 4)
+    assert whole == "3 classes in column 'label': 1.0 3, 2.0 3, 5.0 3"
+    assert hint.endswith("write classification.problemType: Regression")
+    numbers, hint = say(tmp_path, ["1", "2", "4.5", "5"] * 4)
+    assert numbers == "numbers in column 'label', for a regression: 1 to 5, 4 different"
+    assert hint.endswith("for classes, write classification.problemType: SingleLabel")
+
+
+@pytest.mark.parametrize("problem", ["SingleLabel", "Regression"])
+def test_what_the_user_decided_gets_no_hint(tmp_path: pathlib.Path, problem: str) -> None:
+    assert len(say(tmp_path, ["1", "2", "4.5", "5"] * 4, classification={"problemType": problem})) == 1
+
+
+# --- sft: the shapes of rows that are accepted ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "proposal"),
+    [
+        ({"instruction": "a", "output": "b"}, ", for example {prompt: instruction, completion: output}"),
+        ({"conversations": [{"from": "human", "value": "a"}]}, ", for example {messages: conversations}"),
+        ({"body": "a"}, ""),
+    ],
+)
+def test_sft_data_of_another_shape_is_answered_with_the_shapes_that_are_accepted(
+    tmp_path: pathlib.Path, row: dict[str, Any], proposal: str
+) -> None:
+    write_lines(tmp_path, "d.jsonl", [row] * 4)
+    with pytest.raises(FineTuneError) as refused:
+        load(tmp_path, task="sft")
+    assert "a row of sft is messages (role and content), or prompt and completion, or text" in refused.value.message
+    assert refused.value.message.endswith(f"; name its columns{proposal}")
+
+
+def test_chats_without_an_answer_are_left_out(tmp_path: pathlib.Path) -> None:
+    question = {"messages": CHAT[:1]}
+    write_lines(tmp_path, "d.jsonl", [question, *[{"messages": CHAT}] * 4])
+    assert "1 left out (no message of the role assistant)" in next(iter(load(tmp_path, task="sft").report.lines()))
+    write_lines(tmp_path, "d.jsonl", [question] * 4)
+    with pytest.raises(FineTuneError, match="can be used: column 'messages' has no message of the role assistant"):
+        load(tmp_path, task="sft")

@@ -50,7 +50,7 @@ def test_a_text_is_shown_with_its_class_and_the_data_with_its_statistics(tmp_pat
     assert "Row 1: 3 tokens\na bad film\nlabel: bad\n" in output
     assert "Row 2" not in output
     assert "18 training rows, 2 held out; 16 of them duplicates; 2 evaluation rows are also in the training data" in output
-    assert "2 classes: bad 9, good 9" in output
+    assert "2 classes in column 'label': bad 9, good 9" in output
     assert "no row is cut" in output
 
 

@@ -2,10 +2,16 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+# Of tags in one cell of a table, in order of preference: a comma is part of a name more often than the others are.
+SEPARATORS = ("|", ";", ",")
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+class MissingLabelError(ValueError):
+    """The row has no label. The user gets the number of such rows, and where the first of them are."""
 
 
 class SkippedRow(Exception):  # noqa: N818 - not an error: the row is left out, and counted by this reason
@@ -22,6 +28,12 @@ def _missing(value: Any) -> bool:
 def is_list(value: Any) -> bool:
     """Return whether the value is a list, or text that looks like a JSON list, as in tables."""
     return isinstance(value, list) or (isinstance(value, str) and value.startswith("[") and value.rstrip().endswith("]"))
+
+
+def choose_separator(cells: Iterable[Any]) -> str:
+    """Return the character that separates tags in the cells of a table. Lists, and JSON in cells, need none."""
+    texts = [cell for cell in cells if isinstance(cell, str) and not cell.lstrip().startswith("[")]
+    return next((separator for separator in SEPARATORS if any(separator in text for text in texts)), ",")
 
 
 def load_json(text: str) -> Any:
@@ -65,7 +77,7 @@ def second_text(value: Any, _: Sequence[str] | None = None) -> str:
 def class_name(value: Any, names: Sequence[str] | None = None) -> str:
     """Return one class. names: the names of class numbers, if the data declares them. 1.0 is class 1."""
     if _missing(value) or (isinstance(value, str) and value.strip().lower() == "nan"):
-        raise ValueError("has no class; give it one or remove the row")
+        raise MissingLabelError("has no class; give it one or remove the row")
     if names is not None and isinstance(value, int):
         if not 0 <= value < len(names):
             raise ValueError(f"has no class ({value}); give it one or remove the row")
@@ -77,12 +89,12 @@ def class_name(value: Any, names: Sequence[str] | None = None) -> str:
     raise ValueError(f"has no class but a {type(value).__name__}; write a name or a number")
 
 
-def class_list(value: Any, names: Sequence[str] | None = None) -> list[str]:
-    """Return any number of classes, without duplicates. Tables hold a JSON list, or names separated by commas."""
+def class_list(value: Any, names: Sequence[str] | None = None, separator: str = ",") -> list[str]:
+    """Return any number of classes, without duplicates. Tables hold a JSON list, or names with a separator."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        raise ValueError("has no list of classes; write [] where none fits")
+        raise MissingLabelError("has no list of classes; write [] where none fits")
     if isinstance(value, str) and not value.lstrip().startswith("["):
-        value = [part for part in value.split(",") if part.strip()]
+        value = [part for part in value.split(separator) if part.strip()]
     elif not isinstance(value, str | list):
         value = [value]
     return list(dict.fromkeys(class_name(entry, names) for entry in _parse(value, '["news", "sports"]')))
@@ -95,7 +107,7 @@ def number(value: Any, _: Sequence[str] | None = None) -> float:
     except (TypeError, ValueError):
         raise ValueError(f"is not a number ({str(value)[:80]!r}); a regression needs one in each row") from None
     if not math.isfinite(found):
-        raise ValueError("has no number; give it one or remove the row")
+        raise (MissingLabelError if _missing(value) else ValueError)("has no number; give it one or remove the row")
     return found
 
 
@@ -109,7 +121,7 @@ def words(value: Any, _: Sequence[str] | None = None) -> list[str]:
 def tags(value: Any, names: Sequence[str] | None = None) -> list[str]:
     """Return the tags of a sentence's words."""
     if _missing(value):
-        raise ValueError('has no tags; write one for each word, as ["O", "B-PER"]')
+        raise MissingLabelError('has no tags; write one for each word, as ["O", "B-PER"]')
     return [class_name(tag, names) for tag in _parse(value, '["O", "B-PER"]')]
 
 
@@ -124,7 +136,8 @@ def messages(value: Any, _: Sequence[str] | None = None) -> list[dict[str, str]]
         raise SkippedRow("no messages")
     for message in found:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise ValueError(f"has a message without role and content; write it as {example}")
+            other = " (it has from and value, as in ShareGPT)" if isinstance(message, dict) and "from" in message else ""
+            raise ValueError(f"has a message without role and content{other}; write it as {example}")
         if message["role"] not in _ROLES:
             raise ValueError(f"has a message of the role {message['role'][:40]!r}; write one of: {', '.join(_ROLES)}")
         if called := next((name for name in _CALLS if message.get(name)), None):

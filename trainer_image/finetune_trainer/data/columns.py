@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import Columns, FineTuneJobSpec, ProblemType
-from finetune_trainer.data.cells import is_list
+from finetune_trainer.data.cells import choose_separator, is_list
 from finetune_trainer.data.readers import Chunk
 
 Format = Literal["text", "prompt", "messages"]
@@ -37,13 +37,14 @@ class ColumnMapping:
     """Columns of one data set.
 
     columns: normalised name → name in the data. field: spec field of the data set, for errors. optional: normalised names of
-    columns that the data may lack.
+    columns that the data may lack. separator: of tags in one cell of a table.
     """
 
     kind: Kind
     columns: Mapping[str, str]
     field: str
     optional: frozenset[str] = frozenset()
+    separator: str = ","
 
     def select(self, chunk: Chunk) -> dict[str, Sequence[Any]]:
         """Return the chunk's columns by normalised name. Raise FineTuneError for a missing column."""
@@ -98,7 +99,8 @@ def _column_mapping(kind: Kind, columns: Columns, field: str, head: Chunk) -> Co
     if kind in ("single", "multi", "regression") and columns.text_pair is not None:
         names["text_pair"] = columns.text_pair
     without_prompt = kind == "preference" and columns.prompt is None
-    return ColumnMapping(kind, names, field, frozenset({"prompt"}) if without_prompt else frozenset())
+    separator = choose_separator(head.columns.get(names["labels"], ())) if kind == "multi" else ","
+    return ColumnMapping(kind, names, field, frozenset({"prompt"}) if without_prompt else frozenset(), separator)
 
 
 def _problem(spec: FineTuneJobSpec, heads: Sequence[Chunk]) -> ProblemType:
@@ -136,7 +138,10 @@ def _are_ratings(labels: Iterable[Any]) -> bool:
 
 def _format(spec: FineTuneJobSpec, heads: Sequence[Chunk]) -> Format:
     """Return the format of sft rows: the one whose columns the spec names, else the first whose columns the data has."""
-    found = [_format_of(dataset.columns, head) for dataset, head in zip(spec.datasets, heads, strict=True)]
+    found = [
+        _format_of(dataset.columns, head, f"spec.datasets[{index}].columns")
+        for index, (dataset, head) in enumerate(zip(spec.datasets, heads, strict=True))
+    ]
     for index, name in enumerate(found):
         if name != found[0]:
             raise FineTuneError(
@@ -146,9 +151,32 @@ def _format(spec: FineTuneJobSpec, heads: Sequence[Chunk]) -> Format:
     return found[0]
 
 
-def _format_of(columns: Columns, head: Chunk) -> Format:
+# Columns of well-known data sets → the columns of ours that hold the same.
+_ALSO_KNOWN_AS = {
+    "messages": ("conversations", "conversation", "chat", "dialogue"),
+    "prompt": ("instruction", "question", "query", "input"),
+    "completion": ("output", "response", "answer"),
+}
+
+
+def _format_of(columns: Columns, head: Chunk, field: str) -> Format:
     for name in _FORMATS:
         if any(getattr(columns, part) is not None for part in _COLUMNS[name]):
             return name
-    present = (name for name in _FORMATS if all(part in head.columns for part in _COLUMNS[name]))
-    return next(present, "text")
+    present = next((name for name in _FORMATS if all(part in head.columns for part in _COLUMNS[name])), None)
+    if present is None:
+        raise FineTuneError(
+            Reason.CONFIGURATION_ERROR,
+            f"{field}: a row of sft is messages (role and content), or prompt and completion, or text, and the data has none of "
+            f"these columns, but: {', '.join(head.columns)} ({head.location(0)}); name its columns{_proposal(head)}",
+        )
+    return present
+
+
+def _proposal(head: Chunk) -> str:
+    """Return the columns to write for data whose columns have other well-known names; "" if there are none."""
+    for parts in (("messages",), ("prompt", "completion")):
+        found = {part: next((name for name in _ALSO_KNOWN_AS[part] if name in head.columns), None) for part in parts}
+        if all(found.values()):
+            return f", for example {{{', '.join(f'{part}: {name}' for part, name in found.items())}}}"
+    return ""

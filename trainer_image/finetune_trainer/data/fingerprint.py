@@ -15,7 +15,7 @@ from finetune_trainer.data.splits import split_names
 from finetune_trainer.tasks.base import Task
 
 # Increment this when reading or normalising changes its results, so that older entries are not used.
-DATA_VERSION = 2
+DATA_VERSION = 3
 # Options that change the training, but not the rows.
 _UNRELATED = {
     "classification": {"class_weights", "balanced"},

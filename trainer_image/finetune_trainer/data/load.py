@@ -11,7 +11,8 @@ from finetune_api.spec import FineTuneJobSpec, ProblemType
 from finetune_api.wire import RunConfig
 from finetune_trainer.data import splits
 from finetune_trainer.data.classes import LABEL_COLUMNS, count_labels, name_numbers, refuse_unknown_labels, resolve_classes
-from finetune_trainer.data.columns import ColumnMapping, Format, choose_layout
+from finetune_trainer.data.columns import ColumnMapping, Format, Layout, choose_layout
+from finetune_trainer.data.labels import describe_labels
 from finetune_trainer.data.normalise import normalise
 from finetune_trainer.data.readers import Chunk
 from finetune_trainer.data.report import DataReport, overlap
@@ -71,12 +72,35 @@ def load_data(config: RunConfig, revisions: Sequence[str]) -> Data:
         classes = resolve_classes(given, declared, found)
         train, counts = _with_classes(train, column, classes, "training", given is not None)
         evaluation, _ = _with_classes(evaluation, column, classes, "evaluation", given is not None)
-    duplicates, shared = overlap(train, evaluation)
-    report = DataReport(
-        [source.read_counts.line() for source in sources],
-        len(train), len(evaluation), duplicates, shared, dict(zip(classes, counts, strict=True)), streaming=spec.streaming,
-    )  # fmt: skip
+    report = _report(spec, sources, layout, train, evaluation, dict(zip(classes, counts, strict=True)))
     return Data(train, evaluation, classes, counts, layout.problem, layout.format, report)
+
+
+def _report(
+    spec: FineTuneJobSpec,
+    sources: Sequence[Source],
+    layout: Layout,
+    train: pa.Table,
+    evaluation: pa.Table,
+    counts: Mapping[str, int],
+) -> DataReport:
+    duplicates, shared = overlap(train, evaluation)
+    mapping = layout.mappings[0]
+    column = next((mapping.columns[name] for name in ("label", "labels", "tags") if name in mapping.columns), "")
+    inferred = spec.classification is None or (spec.classification.problem_type is None and spec.classification.labels is None)
+    in_cells = any(isinstance(cell, str) for cell in sources[0].head.columns.get(column, ()))
+    labels = describe_labels(layout.kind, column, mapping.separator if in_cells else None, inferred, train, counts)
+    return DataReport(
+        [source.read_counts.line() for source in sources],
+        len(train),
+        len(evaluation),
+        duplicates,
+        shared,
+        counts,
+        streaming=spec.streaming,
+        labels=labels.what if labels else "",
+        hints=labels.hints if labels else (),
+    )
 
 
 def count_rows(spec: FineTuneJobSpec, index: int, claims: Mapping[str, str]) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Converts chunks of any data to tables with the columns that `Task.encode` gets."""
 
 import collections
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,11 +10,13 @@ from pydantic.alias_generators import to_camel
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_trainer.data import cells
-from finetune_trainer.data.cells import Convert, SkippedRow
+from finetune_trainer.data.cells import Convert, MissingLabelError, SkippedRow
 from finetune_trainer.data.columns import ColumnMapping, Kind
 from finetune_trainer.data.readers import Chunk
 from finetune_trainer.data.report import ReadCounts
 
+_SHOWN = 5  # rows without a label that an error names
+_NO_LABEL = {"labels": "[] where none fits, "}
 _ID_COLUMNS = ("id", "_id", "guid", "uid", "uuid")
 _CONVERT: dict[str, Convert] = {
     "text": cells.text, "text_pair": cells.second_text, "label": cells.class_name, "labels": cells.class_list,
@@ -33,12 +36,12 @@ Row = dict[str, Any]
 
 def normalise(chunks: Iterable[Chunk], mapping: ColumnMapping, split: str, read_counts: ReadCounts) -> pa.Table:
     """Return all usable rows. Empty rows are left out; for a wrong row, raise FineTuneError that names its location."""
-    batches, ids, shapes = [], list[int](), set[type]()
+    batches, ids, shapes, unlabelled = [], list[int](), set[type](), list[str]()
     for chunk in chunks:
         read_counts.read[split] += len(chunk)
         for name in _ID_COLUMNS:
             ids += [hash(str(value)) for value in chunk.columns.get(name, ()) if value is not None]
-        rows = list(normalise_rows(chunk, mapping, read_counts.skipped))
+        rows = list(normalise_rows(chunk, mapping, read_counts.skipped, unlabelled))
         shapes |= {type(row["prompt"]) for row in rows} if mapping.kind == "preference" else set()
         if len(shapes) > 1:
             raise FineTuneError(
@@ -47,21 +50,29 @@ def normalise(chunks: Iterable[Chunk], mapping: ColumnMapping, split: str, read_
             )
         if rows:
             batches.append(_to_arrow(rows))
+    if unlabelled:
+        raise _unlabelled_error(unlabelled, mapping)
     if len(set(ids)) < len(ids):
         read_counts.notes[f"rows of {split} with an id that another row has"] += len(ids) - len(set(ids))
     if not batches:
         raise FineTuneError(
             Reason.DATA_ERROR,
-            f"{mapping.field}.columns.{to_camel(next(iter(mapping.columns)))}: no row of split {split!r} has a text in column "
-            f"{next(iter(mapping.columns.values()))!r}",
+            f"{mapping.field}.columns.{to_camel(next(iter(mapping.columns)))}: no row of split {split!r} can be used: column "
+            f"{next(iter(mapping.columns.values()))!r} has {' and '.join(read_counts.skipped) or 'no rows'}",
         )
     return pa.Table.from_batches(batches)
 
 
-def normalise_rows(chunk: Chunk, mapping: ColumnMapping, skipped: collections.Counter[str]) -> Iterator[Row]:
-    """Yield the usable rows of one chunk, and count the others by reason. Raise the same errors as normalise()."""
+def normalise_rows(
+    chunk: Chunk, mapping: ColumnMapping, skipped: collections.Counter[str], unlabelled: list[str] | None = None
+) -> Iterator[Row]:
+    """Yield the usable rows of one chunk, and count the others by reason. Raise the same errors as normalise().
+
+    unlabelled: collects the locations of rows without a label. If it is None, such a row is an error at once.
+    """
     columns = mapping.select(chunk)
-    converters = {**_CONVERT, **_OF_KIND.get(mapping.kind, {})}
+    converters: dict[str, Convert] = {**_CONVERT, **_OF_KIND.get(mapping.kind, {})}
+    converters["labels"] = functools.partial(cells.class_list, separator=mapping.separator)
     plan = [(name, converters[name], columns[name], chunk.classes.get(mapping.columns[name])) for name in columns]
     check = _CHECKS.get(mapping.kind)
     for index in range(len(chunk)):
@@ -74,11 +85,26 @@ def normalise_rows(chunk: Chunk, mapping: ColumnMapping, skipped: collections.Co
         except SkippedRow as reason:
             skipped[str(reason)] += 1
         except ValueError as error:
+            if unlabelled is not None and isinstance(error, MissingLabelError):
+                unlabelled.append(chunk.location(index))
+                continue
             raise FineTuneError(
                 Reason.DATA_ERROR,
                 f"{mapping.field}.columns.{to_camel(name)}: {chunk.location(index)}, column {mapping.columns[name]!r}: "
                 f"the row {error}",
             ) from None
+
+
+def _unlabelled_error(locations: Sequence[str], mapping: ColumnMapping) -> FineTuneError:
+    """Return the error for rows without a label: how many there are, and where the first of them are."""
+    name = next(name for name in ("label", "labels", "tags") if name in mapping.columns)
+    shown = "; ".join(locations[:_SHOWN]) + ("; …" if len(locations) > _SHOWN else "")
+    rows = "1 row has no label" if len(locations) == 1 else f"{len(locations):,} rows have no label"
+    return FineTuneError(
+        Reason.DATA_ERROR,
+        f"{mapping.field}.columns.{name}: column {mapping.columns[name]!r}: {rows} ({shown}); give each row one, "
+        f"{_NO_LABEL.get(name, '')}or remove these rows",
+    )
 
 
 def _to_arrow(rows: Sequence[Row]) -> pa.RecordBatch:
@@ -95,6 +121,13 @@ def _to_arrow(rows: Sequence[Row]) -> pa.RecordBatch:
 def _same_length(row: Row) -> Row:
     if len(row["tokens"]) != len(row["tags"]):
         raise ValueError(f"has {len(row['tags'])} tags for {len(row['tokens'])} words; write one for each")
+    return row
+
+
+def _with_answer(row: Row) -> Row:
+    """Return a chat; one without an answer has nothing to learn."""
+    if not any(message["role"] == "assistant" for message in row["messages"]):
+        raise SkippedRow("no message of the role assistant")
     return row
 
 
@@ -146,4 +179,4 @@ def _common_prefix_length(first: Sequence[Any], second: Sequence[Any]) -> int:
     return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)) - 1)
 
 
-_CHECKS: Mapping[Kind, Callable[[Row], Row]] = {"words": _same_length, "preference": _preference}
+_CHECKS: Mapping[Kind, Callable[[Row], Row]] = {"words": _same_length, "messages": _with_answer, "preference": _preference}

@@ -59,7 +59,7 @@ class DataReport:
 
     duplicates: training rows that repeat an earlier row. shared: held-out rows that are also in the training data. classes:
     training rows (or words) by class or tag. lengths: set when the rows are tokenised. streaming: whether the training rows are
-    only the first of a stream.
+    only the first of a stream. labels: for what the labels were taken. hints: for what else they could be taken.
     """
 
     sources: Sequence[str]
@@ -70,6 +70,8 @@ class DataReport:
     classes: Mapping[str, int]
     lengths: Lengths | None = None
     streaming: bool = False
+    labels: str = ""
+    hints: Sequence[str] = ()
 
     def lines(self) -> Iterator[str]:
         """Yield a few lines for people."""
@@ -79,10 +81,14 @@ class DataReport:
         if self.streaming:
             yield "training rows are streamed; these counts cover the first rows only"
         yield "; ".join([f"{self.train_rows:,} training rows, {self.evaluation_rows:,} held out", *odd])
+        if self.labels and not self.classes:
+            yield self.labels
         if self.classes:
             shown = [f"{name} {count:,}" for name, count in list(self.classes.items())[:_CLASSES_SHOWN]]
             more = len(self.classes) - len(shown)
-            yield f"{len(self.classes)} classes: {', '.join(shown)}" + (f" and {more} more" if more else "")
+            what = self.labels or "classes"
+            yield f"{len(self.classes)} {what}: {', '.join(shown)}" + (f" and {more} more" if more else "")
+        yield from self.hints
         if self.lengths is not None:
             if self.lengths.rows != self.train_rows:
                 yield f"{self.lengths.rows:,} training rows after tokenising"
