@@ -103,18 +103,38 @@ class Entity(Model):
     label: str = Field(description="Class of the entity.")
 
 
+_PREDICTED = 0.5  # probability above which a text has a class, for MultiLabel
+
+
+class LabelScore(Model):
+    """A class that a text may have, and how probable it is."""
+
+    label: str = Field(description="The class.")
+    score: float = Field(description="Probability of the class, 0 to 1. It is predicted if this is above 0.5.")
+
+
 class SampleAnswer(Model):
     """Prediction of the finished model for one of spec.samples."""
 
     text: str = Field(description="The text, or the last message, cut to 200 characters.")
     label: str | None = Field(default=None, description="The predicted class. For MultiLabel: all predicted classes.")
     score: float | None = Field(
-        default=None, description="Probability of the class, 0 to 1. For Regression: the predicted number."
+        default=None, description="Probability of the class, 0 to 1; for MultiLabel the largest one. For Regression: the number."
+    )
+    labels: Sequence[LabelScore] | None = Field(
+        default=None, description="For MultiLabel: the classes with their probabilities, the most probable first, at most 32."
     )
     entities: Sequence[Entity] | None = Field(default=None, description="The entities that token-classification found.")
     guesses: Sequence[Guess] | None = Field(default=None, description="The five most probable tokens for the first [MASK].")
     guesses_before: Sequence[Guess] | None = Field(default=None, description="The same, before the training.")
     answer: str | None = Field(default=None, description="The text that the model generated, cut to 400 characters.")
+
+
+def describe_tags(labels: Sequence[LabelScore], digits: int) -> str:
+    """Return the predicted classes of a text with their probabilities; if there is none, say so and name the most probable."""
+    likely = [label for label in labels if label.score > _PREDICTED]
+    shown = ", ".join(f"{label.label} {label.score:.{digits}f}" for label in likely or labels[:1])
+    return shown if likely or not labels else f"none (most likely: {shown})"
 
 
 class CheckpointStatus(Model):
@@ -247,6 +267,9 @@ class FineTuneJobStatus(Model):
     progress: Progress | None = Field(default=None, description="Progress of the training.")
     evaluation: Evaluation | None = Field(default=None, description="Metrics of the last evaluation.")
     best: Evaluation | None = Field(default=None, description="Metrics of the best evaluation so far, if evaluation.best is set.")
+    stopped_early: str | None = Field(
+        default=None, description="Why evaluation.earlyStopping ended the training, and which step had the best model."
+    )
     samples: Sequence[SampleAnswer] | None = Field(
         default=None, description="Predictions of the finished model for spec.samples."
     )

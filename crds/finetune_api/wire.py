@@ -6,7 +6,7 @@ unknown fields, because the trainer's version may be later than the operator's.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pydantic
@@ -68,6 +68,7 @@ class Report(Model):
     in_place: restarts of this pod's processes in this attempt that count as failures. in_place_elsewhere: the same for the other
     pods, as far as this pod knows. stalled: why the pod considers the training stalled. checkpoint_problem: why the last save
     failed, until a save succeeds. skipped_checkpoints: names of the checkpoints that were damaged when the training started.
+    stopped_early: why the training ended before its last step.
     """
 
     attempt: int
@@ -84,6 +85,7 @@ class Report(Model):
     remaining_seconds: float | None = None
     evaluation: Evaluation | None = None
     best: Evaluation | None = None
+    stopped_early: str | None = None
     samples: Sequence[SampleAnswer] | None = None
     checkpoint: CheckpointStatus | None = None
     resolved: Resolved | None = None
@@ -105,6 +107,7 @@ class Report(Model):
             return None
 
 
+_SHOWN_CHARACTERS = 60  # of a value that differs
 # Block → fields that were added after the first version, with their defaults. The digest leaves out a field at its default, and a
 # block without other fields. So a spec from before the field existed has the same digest as a spec that contains the default.
 _ADDED_FIELDS: dict[str, dict[str, Any]] = {
@@ -118,14 +121,43 @@ _ADDED_FIELDS: dict[str, dict[str, Any]] = {
 
 
 def training_digest(spec: FineTuneJobSpec) -> str:
-    """Return a hash of the fields that decide which model is trained: two specs with the same digest train the same model.
+    """Return a hash of the fields that decide which model is trained: two specs with the same digest train the same model."""
+    return hashlib.sha256(json.dumps(_decisive_fields(spec), sort_keys=True).encode()).hexdigest()[:16]
 
-    It leaves out how the batch is split and where the job runs, so a restart on other nodes resumes from the same checkpoints.
+
+def training_differences(before: FineTuneJobSpec, after: FineTuneJobSpec) -> list[str]:
+    """Return one phrase for each field that decides which model is trained and differs: its path, and both values."""
+    old, new = (dict(_leaves(_decisive_fields(spec), "spec")) for spec in (before, after))
+    fields = [field for field in sorted({**old, **new}) if old.get(field) != new.get(field)]
+    return [f"{field} was {_short(old.get(field))} and is {_short(new.get(field))}" for field in fields]
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield path and value of each field that is neither a block nor a list of blocks."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _leaves(item, f"{path}.{name}")
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{path}[{index}]")
+    else:
+        yield path, value
+
+
+def _short(value: Any) -> str:
+    text = "not set" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
+
+
+def _decisive_fields(spec: FineTuneJobSpec) -> dict[str, Any]:
+    """Return the fields that decide which model is trained.
+
+    Left out is how the batch is split and where the job runs, so a restart on other nodes resumes from the same checkpoints.
     """
     included = {"task", "model", "datasets", "training", "classification", "masked_lm", "sft", "dpo"}
     if spec.evaluation.best is not None:  # otherwise an evaluation does not change the model
         included.add("evaluation")
-    decisive = spec.model_dump(
+    decisive: dict[str, Any] = spec.model_dump(
         mode="json",
         by_alias=True,
         exclude_none=True,
@@ -146,4 +178,4 @@ def training_digest(spec: FineTuneJobSpec) -> str:
     if spec.task == "text-classification":
         for dataset in decisive["datasets"]:  # the first version wrote these names into every spec
             dataset["columns"] = {"text": "text", "label": "label"} | dataset["columns"]
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+    return decisive

@@ -82,6 +82,17 @@ def test_the_page_is_complete_and_loads_nothing_from_elsewhere(tmp_path: pathlib
     assert not re.findall(r"<(?:script|link(?! rel=\"icon\" href=\"data:)|iframe|object)|@import|url\((?!#)", rest)
 
 
+def test_the_page_says_why_the_training_stopped_early_and_marks_the_best_step(tmp_path: pathlib.Path) -> None:
+    output = write_output(tmp_path / "out")
+    report = json.loads((output / "report.json").read_text())
+    report |= {"best": {"step": 150, "metrics": {"accuracy": 0.99}}, "stoppedEarly": "stopped early after step 200 of 400"}
+    (output / "report.json").write_text(json.dumps(report))
+    page, without = render(read_training(output)), render(read_training(write_output(tmp_path / "other")))
+    assert "stopped early after step 200 of 400" in page
+    assert "The solid line marks step 150, whose model was the best one." in page
+    assert page.count("<path") == without.count("<path") + page.count("<svg"), "one line more in each chart"
+
+
 def test_hostile_names_and_samples_are_shown_as_text(tmp_path: pathlib.Path) -> None:
     page = render(read_training(write_output(tmp_path / "out")))
     assert "<script" not in page

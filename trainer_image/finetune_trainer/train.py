@@ -32,6 +32,7 @@ from finetune_trainer.monitoring.history import record_start
 from finetune_trainer.monitoring.metrics import WorkerMetrics
 from finetune_trainer.monitoring.mfu import typical_length
 from finetune_trainer.monitoring.progress import Reporter
+from finetune_trainer.monitoring.schedule import useless_early_stopping
 from finetune_trainer.output.directory import OutputDirectory
 from finetune_trainer.output.fence import Fence
 from finetune_trainer.preparation import load_data, locate_model, plan_batches, resolve, with_activation_checkpointing
@@ -112,6 +113,8 @@ def train(config: RunConfig, coordinator: Coordinator, state: RunState, reporter
         "%d steps of %d rows: %d process(es) × %d × %d, %s",
         total_steps, plan.global_batch, world.size, plan.micro, plan.accumulation, _precision(args),
     )  # fmt: skip
+    if warning := useless_early_stopping(spec.evaluation, total_steps, plan.steps_per_epoch):
+        log.warning("%s", warning)
     baseline = baseline_answers(task, spec)
     try:
         step = loop.run()
@@ -126,6 +129,9 @@ def train(config: RunConfig, coordinator: Coordinator, state: RunState, reporter
         reporter.update(phase="Interrupted", message=message)
     else:
         assert step == total_steps or evaluator.should_stop_early(), "the loop ended early without a request"
+        if reason := evaluator.early_stop(step, total_steps):
+            log.info("%s", reason)
+            reporter.update(stopped_early=reason)
         finish(config, task, loop, evaluator, step, baseline, output, reporter, coordinator, fence, checkpointer)
     if pusher:
         pusher.close(0.0 if monitor.interrupted else _FINAL_PUSH_TIMEOUT_SECONDS)

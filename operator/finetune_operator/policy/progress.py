@@ -12,6 +12,7 @@ from finetune_api.status import (
     Evaluation,
     FineTuneJobStatus,
     Guess,
+    LabelScore,
     Progress,
     Published,
     Resolved,
@@ -44,6 +45,8 @@ def merge_report(status: FineTuneJobStatus, report: Report, now: datetime.dateti
         update["evaluation"] = _round_evaluation(report.evaluation)
     if report.best is not None and 0 <= report.best.step <= _MAX_COUNT:
         update["best"] = _round_evaluation(report.best)
+    if report.stopped_early is not None:
+        update["stopped_early"] = report.stopped_early[:_ANSWER_LIMIT]
     if report.samples is not None:
         update["samples"] = [_truncate_sample(sample) for sample in report.samples[:16]]
     if report.checkpoint is not None and (moment := read_time(report.checkpoint.time)):
@@ -118,11 +121,16 @@ def _truncate_sample(sample: SampleAnswer) -> SampleAnswer:
         text=sample.text[:_TEXT_LIMIT],
         label=None if sample.label is None else sample.label[:_TEXT_LIMIT],
         score=None if sample.score is None else round_significant(sample.score, 4),
+        labels=None if sample.labels is None else [_truncate_label(label) for label in sample.labels[:_MAX_ENTITIES]],
         entities=None if sample.entities is None else [_truncate_entity(entity) for entity in sample.entities[:_MAX_ENTITIES]],
         guesses=_truncate_guesses(sample.guesses),
         guesses_before=_truncate_guesses(sample.guesses_before),
         answer=None if sample.answer is None else sample.answer[:_ANSWER_LIMIT],
     )
+
+
+def _truncate_label(label: LabelScore) -> LabelScore:
+    return LabelScore(label=label.label[:_TEXT_LIMIT], score=round_significant(label.score, 4))
 
 
 def _truncate_entity(entity: Entity) -> Entity:

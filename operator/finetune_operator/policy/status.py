@@ -211,7 +211,7 @@ def succeeded(status: FineTuneJobStatus, spec: FineTuneJobSpec, job: JobRecord, 
     """Return the final status of a job that succeeded."""
     progress = without_estimate(status.progress)
     if progress is not None:
-        progress = progress.model_copy(update={"percent": 100, "display": "100%", "step": progress.total_steps or progress.step})
+        progress = progress.model_copy(update={"percent": 100, "display": "100%", "step": _last_step(status)})
         progress = progress.model_copy(update={"furthest_step": None})
     message = _summary(status)
     status = without_conditions(attempt_ended(status, "Completed", now), "Blocked", "CheckpointFailing")
@@ -239,8 +239,17 @@ def pluralize(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def _last_step(status: FineTuneJobStatus) -> int | None:
+    """Return the step with which the training ended: its last one, unless it stopped early."""
+    progress = status.progress
+    if progress is None:
+        return None
+    return progress.step if status.stopped_early else progress.total_steps or progress.step
+
+
 def _summary(status: FineTuneJobStatus) -> str:
     metrics = dict(status.evaluation.metrics) if status.evaluation is not None else {}
     shown = next((name for name in ("accuracy", "loss") if name in metrics), None)
-    steps = f"trained {pluralize(status.progress.total_steps or status.progress.step, 'step')}" if status.progress else "trained"
-    return f"{steps}, {shown} {metrics[shown]:g} on the held-out data" if shown else steps
+    steps = f"trained {pluralize(_last_step(status) or 0, 'step')}" if status.progress else "trained"
+    result = f"{steps}, {shown} {metrics[shown]:g} on the held-out data" if shown else steps
+    return f"{result}; {status.stopped_early}" if status.stopped_early else result

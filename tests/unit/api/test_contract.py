@@ -8,6 +8,7 @@ import pydantic
 import pytest
 
 from finetune_api import metrics, names, reasons, resource, wire
+from finetune_api.status import LabelScore, describe_tags
 from unit.api import spec_cases
 
 
@@ -151,3 +152,15 @@ def test_a_metric_is_named_as_prometheus_wants_it(metric: metrics.Metric) -> Non
 def test_no_metric_is_declared_twice() -> None:
     declared = [metric.name for metric in (*metrics.TRAINER_METRICS, *metrics.OPERATOR_METRICS)]
     assert len(set(declared)) == len(declared)
+
+
+@pytest.mark.parametrize(
+    ("scores", "shown"),
+    [
+        ({"comedy": 0.91, "war": 0.724, "drama": 0.3}, "comedy 0.91, war 0.72"),
+        ({"drama": 0.3123, "war": 0.1}, "none (most likely: drama 0.31)"),
+        ({}, ""),
+    ],
+)
+def test_the_tags_of_a_text_are_shown_with_their_probabilities(scores: dict[str, float], shown: str) -> None:
+    assert describe_tags([LabelScore(label=name, score=score) for name, score in scores.items()], digits=2) == shown

@@ -6,10 +6,13 @@ import pytest
 
 from finetune_api.reasons import Reason
 from finetune_api.status import Attempt, FineTuneJobStatus, Phase, Progress, Restarts
+from finetune_api.wire import Report
 from finetune_operator.observed import CreatedAttempt, write_time
 from finetune_operator.policy.attempt import decide
 from finetune_operator.policy.decision import Decision
+from finetune_operator.policy.events import build_events
 from finetune_operator.policy.failure import build_failure
+from finetune_operator.policy.progress import merge_report
 from finetune_operator.policy.restart_budget import attempt_failed
 from finetune_operator.policy.status import (
     attempt_created,
@@ -123,6 +126,17 @@ def test_a_failure_is_that_of_the_job_and_the_failure_of_an_attempt_stays_beside
     assert (success.failure, success.last_failure, success.restarts) == (None, lost, Restarts(total=1, preemptions=1))
     end = attempt_failed(restarting, build_spec(), wrong, JOB, NOW)
     assert (end.phase, end.failure, end.last_failure) == ("Failed", wrong, lost)
+
+
+def test_a_job_that_stopped_early_says_why_and_has_the_steps_that_it_trained() -> None:
+    reason = "stopped early after step 40 of 100: in 2 evaluation(s) loss was not better than 2 after step 20"
+    status = merge_report(running(), Report(attempt=1, phase="Succeeded", step=40, total_steps=100, stopped_early=reason), NOW)
+    after = succeeded(status, build_spec(), JOB, NOW)
+    assert (after.stopped_early, after.message) == (reason, f"trained 40 steps; {reason}")
+    assert after.progress is not None
+    assert (after.progress.step, after.progress.percent) == (40, 100)
+    [event] = [event for event in build_events(status, after) if event.reason == "Succeeded"]
+    assert reason in event.message
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ import pytest
 
 from finetune_api.reasons import FineTuneError
 from finetune_api.spec import Best, EarlyStopping, EvaluationPlan
-from finetune_trainer.loops.best import best_evaluation, is_due, should_stop_early
+from finetune_trainer.loops.best import best_evaluation, describe_early_stop, should_stop_early
 from finetune_trainer.monitoring.evaluation import EvaluationResult
+from finetune_trainer.monitoring.schedule import is_due, useless_early_stopping
 
 
 def losses(*values: float) -> list[EvaluationResult]:
@@ -78,3 +79,21 @@ def test_an_evaluation_without_the_metric_is_never_the_best() -> None:
     found = best_evaluation(diverged, plan())
     assert found is not None
     assert (found.step, found.evaluations_since) == (10, 2)
+
+
+def test_early_stopping_that_cannot_take_effect_is_said() -> None:
+    spec = plan(patience=2)
+    message = useless_early_stopping(spec, total_steps=24, steps_per_epoch=8)
+    assert message is not None
+    assert "with patience 2 it needs at least 4 evaluations, and this training has 3" in message
+    assert useless_early_stopping(spec, total_steps=32, steps_per_epoch=8) is None
+    assert useless_early_stopping(plan(), total_steps=1, steps_per_epoch=8) is None
+
+
+def test_an_early_stop_says_why_and_which_step_was_the_best() -> None:
+    found = best_evaluation(losses(9, 3, 2, 4, 5), plan(patience=2))
+    assert found is not None
+    assert describe_early_stop(found, "loss", 40, 100) == (
+        "stopped early after step 40 of 100: in 2 evaluation(s) loss was not better than 2 after step 20, whose model is the "
+        "finished one"
+    )

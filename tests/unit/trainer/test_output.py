@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from finetune_api import resource
+from finetune_api import names, resource
 from finetune_api.reasons import FineTuneError
 from finetune_api.wire import RunConfig
 from finetune_trainer.output.directory import OutputDirectory
@@ -82,3 +82,32 @@ def test_the_model_is_synced_to_disk_before_it_gets_its_name(tmp_path: pathlib.P
     output.commit_model(written)
     assert synced == ["model.safetensors", tmp_path.name]
     assert (output.model / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("directory", "remedy"),
+    [
+        ("/runs/news", "write another directory with --output"),
+        (f"{names.OUTPUT_DIR}/a", "name another claim or path in spec.output"),
+    ],
+)
+def test_another_training_in_the_directory_is_refused_with_the_fields_that_differ(
+    tmp_path: pathlib.Path, directory: str, remedy: str
+) -> None:
+    first = config(tmp_path)
+    OutputDirectory(tmp_path).acquire(first)
+    wire = first.spec.to_wire()
+    wire["training"] |= {"learningRate": 0.5, "arguments": {"weight_decay": 0.1}}
+    wire["datasets"][0]["claim"]["path"] = "other.csv"
+    second = first.model_copy(update={"spec": resource.parse_spec(wire)})
+    output = OutputDirectory(tmp_path)
+    output.directory = pathlib.Path(directory)  # only the message shows it
+    with pytest.raises(FineTuneError) as refused:
+        raise output._conflict(json.loads((tmp_path / "run.json").read_text()), second)
+    assert refused.value.message == (
+        f"the output directory {directory} holds the work of 'news', which trains another model: "
+        'spec.datasets[0].claim.path was not set and is "other.csv"; spec.training.arguments.weight_decay was not set and is '
+        f"0.1; spec.training.learningRate was 2e-05 and is 0.5; {remedy}, or remove that work"
+    )
+    with pytest.raises(FineTuneError, match=r"trains another model: spec\.datasets"):
+        OutputDirectory(tmp_path).acquire(second)

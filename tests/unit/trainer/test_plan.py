@@ -1,5 +1,6 @@
 """`finetune plan`: what a job needs, computed from its spec and from the known facts about model and data."""
 
+import dataclasses
 import json
 import pathlib
 import struct
@@ -133,6 +134,17 @@ def test_a_short_training_has_fewer_checkpoints_than_it_may_keep() -> None:
     made = plan(training={"maxSteps": 10}, checkpoint={"everySteps": 10, "keep": 5})
     assert made.storage is not None
     assert made.storage.checkpoints == 1
+
+
+def test_early_stopping_that_cannot_take_effect_is_warned_about() -> None:
+    evaluation = {"best": {"metric": "loss"}, "earlyStopping": {"patience": 3}}
+    [warning] = plan(training={"epochs": 2}, evaluation=evaluation).warnings
+    assert warning.startswith("spec.evaluation.earlyStopping can't take effect: with patience 3 it needs at least 5 evaluations")
+    assert plan(training={"epochs": 5}, evaluation=evaluation).warnings == ()
+
+
+def test_what_else_the_labels_may_be_is_warned_about() -> None:
+    assert plan(dataclasses.replace(ROWS, hints=("all classes are numbers",))).warnings == ("all classes are numbers",)
 
 
 def test_processes_without_work_are_warned_about() -> None:

@@ -199,6 +199,10 @@ def test_answers_have_class_and_probability() -> None:
         elif problem == "MultiLabel":
             assert set((answer.label or "").split(", ")) - {""} == {CLASSES[i] for i in range(3) if logits[i] > 0}
             assert answer.score == pytest.approx(float(logits.sigmoid().max()), abs=1e-4)
+            likely = logits.argsort(descending=True).tolist()
+            assert [tag.label for tag in answer.labels or ()] == [CLASSES[index] for index in likely]
+            scores = [float(logits[index].sigmoid()) for index in likely]
+            assert [tag.score for tag in answer.labels or ()] == pytest.approx(scores, abs=1e-4)
         else:
             assert answer.label is None
             assert answer.score == pytest.approx(float(logits[0]), abs=1e-4)

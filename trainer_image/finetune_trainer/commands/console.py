@@ -11,7 +11,7 @@ from rich.table import Table
 
 from finetune_api.durations import format_duration
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import SampleAnswer
+from finetune_api.status import SampleAnswer, describe_tags
 from finetune_api.try_command import predict_command
 from finetune_api.wire import Report
 from finetune_trainer.output.directory import OutputDirectory
@@ -89,6 +89,8 @@ def show_result(console: Console, report: Report, output: OutputDirectory, spec:
     console.print(f"[bold]Held-out data:[/bold] {metrics}", soft_wrap=True)
     if "confusion" in evaluation:
         console.print(_confusion(evaluation["classes"], evaluation["confusion"]))
+    if report.stopped_early:
+        console.print(f"The training {report.stopped_early}.", highlight=False, soft_wrap=True)
     for sample in report.samples or []:
         text = sample.text if len(sample.text) <= 90 else sample.text[:89] + "…"
         console.print(f"{_answer(sample)}  {escape(' '.join(text.split()))}", highlight=False, soft_wrap=True)
@@ -116,7 +118,10 @@ def _answer(sample: SampleAnswer) -> str:
         return _bold(", ".join(f"{entity.text} ({entity.label})" for entity in sample.entities) or "nothing found")
     if sample.answer is not None:
         return _bold(" ".join(sample.answer.split()))
-    return _bold(sample.label or "") + (f" {sample.score:.2f}" if sample.score is not None else "")
+    if sample.labels is not None:
+        return _bold(describe_tags(sample.labels, digits=2))
+    score = f"{sample.score:.2f}" if sample.score is not None else ""
+    return _bold(score) if sample.label is None else f"{_bold(sample.label)} {score}".rstrip()
 
 
 def _bold(text: str) -> str:

@@ -10,7 +10,7 @@ import click
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import Message, Sample
-from finetune_api.status import SampleAnswer
+from finetune_api.status import SampleAnswer, describe_tags
 from finetune_trainer.commands.arguments import CLAIM, parse_claims
 from finetune_trainer.commands.locate import MODEL, find_model
 from finetune_trainer.runtime.command_line import DEBUG, short_errors
@@ -95,5 +95,7 @@ def describe(answer: SampleAnswer) -> str:
         return "  ".join(f"{entity.label}: {entity.text}" for entity in answer.entities) or "(nothing found)"
     if answer.answer is not None:
         return answer.answer
+    if answer.labels is not None:
+        return describe_tags(answer.labels, digits=4)
     score = "" if answer.score is None else f"{answer.score:.4f}"
     return f"{answer.label}  {score}".rstrip() if answer.label is not None else score

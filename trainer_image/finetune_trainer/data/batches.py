@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from finetune_api.spec import DEFAULT_WARMUP_RATIO, Training
+from finetune_api.spec import DEFAULT_WARMUP_RATIO, SCHEDULERS_BY_METRIC, Training
 
 # The rows of this many global batches are sorted by length together: enough for good groups, few enough to stay random.
 _BATCHES_TO_SORT = 50
@@ -73,6 +73,8 @@ class BatchPlan:
 
 def warmup_steps(training: Training, total_steps: int) -> int:
     """Return the number of steps over which the learning rate rises."""
+    if training.scheduler in SCHEDULERS_BY_METRIC:
+        return 0
     if training.warmup_steps is not None:
         return training.warmup_steps
     return math.ceil((DEFAULT_WARMUP_RATIO if training.warmup_ratio is None else training.warmup_ratio) * total_steps)

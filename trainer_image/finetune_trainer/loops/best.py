@@ -51,14 +51,12 @@ def should_stop_early(found: BestEvaluation | None, plan: EvaluationPlan) -> boo
     return found is not None and plan.early_stopping is not None and found.evaluations_since >= plan.early_stopping.patience
 
 
-def is_due(plan: EvaluationPlan, step: int, total_steps: int, steps_per_epoch: int) -> bool:
-    """Return whether to evaluate after ``step`` steps: before the first, after the last, and as often as the spec says."""
-    if step in (0, total_steps):
-        return True
-    if plan.every_steps is not None:
-        return step % plan.every_steps == 0
-    interval = (plan.every_epochs or 1.0) * steps_per_epoch
-    return int(step / interval) > int((step - 1) / interval)
+def describe_early_stop(found: BestEvaluation, metric: str, step: int, total_steps: int) -> str:
+    """Return one sentence: when the training stopped, why, and which model became the finished one."""
+    return (
+        f"stopped early after step {step} of {total_steps}: in {found.evaluations_since} evaluation(s) {metric} was not better "
+        f"than {found.value:.4g} after step {found.step}, whose model is the finished one"
+    )
 
 
 def lower_is_better(best: Best) -> bool:

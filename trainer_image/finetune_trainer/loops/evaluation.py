@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 from finetune_api.spec import EvaluationPlan
 from finetune_trainer.data.batches import BatchPlan, evaluation_batches
 from finetune_trainer.data.rows import RowDataset
-from finetune_trainer.loops.best import BestEvaluation, best_evaluation, is_due, should_stop_early
+from finetune_trainer.loops.best import BestEvaluation, best_evaluation, describe_early_stop, should_stop_early
 from finetune_trainer.loops.monitor import TrainingMonitor
 from finetune_trainer.monitoring.evaluation import EvaluationResult
+from finetune_trainer.monitoring.schedule import is_due
 from finetune_trainer.output.directory import OutputDirectory
 from finetune_trainer.runtime import heartbeat
 from finetune_trainer.runtime.distributed import Coordinator
@@ -86,6 +87,13 @@ class Evaluator:
     def should_stop_early(self) -> bool:
         """Return whether the metric has not improved for as many evaluations as the spec allows."""
         return should_stop_early(self.best_evaluation, self._plan)
+
+    def early_stop(self, step: int, total_steps: int) -> str | None:
+        """Return why the training stopped before its last step; None if it did not."""
+        best = self.best_evaluation
+        if step >= total_steps or best is None or self._plan.best is None:
+            return None
+        return describe_early_stop(best, self._plan.best.metric, step, total_steps)
 
     def run(self, step: int, context: contextlib.AbstractContextManager[Any]) -> EvaluationResult:
         """Evaluate on all ranks, report the result, and keep the model if it is the best. context: for mixed precision."""

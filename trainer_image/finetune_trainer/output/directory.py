@@ -11,9 +11,11 @@ import shutil
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from finetune_api import names
 from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.resource import read_spec
 from finetune_api.status import Resolved
-from finetune_api.wire import Report, RunConfig, training_digest
+from finetune_api.wire import Report, RunConfig, training_differences, training_digest
 from finetune_trainer.publish.upload_filter import shareable_spec
 from finetune_trainer.runtime.disk import sync
 from finetune_trainer.runtime.state import write_atomically
@@ -21,6 +23,7 @@ from finetune_trainer.runtime.state import write_atomically
 log = logging.getLogger(__name__)
 
 
+_MAX_DIFFERENCES = 8  # fields that an error names
 # Everything that a training writes except checkpoints and model, including the files of trackers and the report.
 _RUN_FILES = frozenset(
     {
@@ -66,13 +69,9 @@ class OutputDirectory:
             if self._run.exists():
                 run = json.loads(self._run.read_text())
                 if run["digest"] != digest:
-                    raise FineTuneError(
-                        Reason.OUTPUT_CONFLICT,
-                        f"the output directory {self.directory} holds the work of {run['name']!r}, which trains another model "
-                        "(model, datasets or training differ); choose another directory, or remove that work",
-                    )
+                    raise self._conflict(run, config)
                 return Resolved.model_validate(run["resolved"]) if run.get("resolved") else None
-            self._write_run({**_owner(config), "digest": digest})
+            self._write_run({**_owner(config), "digest": digest, "spec": shareable_spec(config.spec)})
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise self._write_error(error, f"give user {os.getuid()} write access, or choose another directory") from None
         except OSError as error:
@@ -80,6 +79,20 @@ class OutputDirectory:
                 raise
             raise self._write_error(error, "mount it for writing") from None
         return None
+
+    def _conflict(self, run: dict[str, Any], config: RunConfig) -> FineTuneError:
+        """Return the error for the work of a job that trains another model: which fields differ, and what to do here."""
+        differing = ["model, datasets or training differ"]
+        with contextlib.suppress(FineTuneError):  # a spec of another version
+            differing = training_differences(read_spec(run.get("spec")), config.spec) or differing
+        in_pod = self.directory.is_relative_to(names.OUTPUT_DIR)
+        remedy = "name another claim or path in spec.output" if in_pod else "write another directory with --output"
+        shown = "; ".join(differing[:_MAX_DIFFERENCES]) + ("; …" if len(differing) > _MAX_DIFFERENCES else "")
+        return FineTuneError(
+            Reason.OUTPUT_CONFLICT,
+            f"the output directory {self.directory} holds the work of {run['name']!r}, which trains another model: {shown}; "
+            f"{remedy}, or remove that work",
+        )
 
     def has_unfinished_run_of_other_job(self, config: RunConfig) -> bool:
         """Return whether the directory belongs to another job and has checkpoints."""

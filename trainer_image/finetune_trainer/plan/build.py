@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from finetune_api.quantities import GIB, format_bytes, parse_quantity
 from finetune_api.spec import DEFAULT_EPOCHS, FineTuneJobSpec, OutputVolume
 from finetune_trainer.data.batches import BatchPlan, warmup_steps
+from finetune_trainer.monitoring.schedule import useless_early_stopping
 from finetune_trainer.plan.forward_pass import (
     Device,
     choose_micro_batch,
@@ -224,6 +225,11 @@ def _warnings(plan: Plan) -> Iterator[str]:
     gpu = plan.facts.gpu
     if plan.spec.training.precision == "bf16" and gpu is not None and gpu.bf16 is False:
         yield f"spec.training.precision: {gpu.name} only emulates bf16, slowly: write auto or fp16"
+
+    if plan.steps is not None and plan.rows_known:
+        useless = useless_early_stopping(plan.spec.evaluation, plan.steps, plan.batch.steps_per_epoch)
+        yield from [useless] if useless else []
+    yield from plan.facts.rows.hints
 
 
 def _unknown(plan: Plan) -> Iterator[str]:

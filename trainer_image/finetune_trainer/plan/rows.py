@@ -12,7 +12,7 @@ class RowCounts:
     """Row counts of a job.
 
     train, evaluation: number of rows; None if not known, for the given reason. exact: whether the trainer gets the same numbers.
-    classes: names of the classes, if all data is local.
+    classes: names of the classes, if all data is local. hints: what else the labels may be, if all data is local.
     """
 
     train: int | None = None
@@ -20,6 +20,7 @@ class RowCounts:
     exact: bool = False
     reason: str | None = None
     classes: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
 
 
 # In these tasks, each row of the data becomes one training row. Other tasks leave out rows that have nothing to learn.
@@ -60,7 +61,9 @@ def _read_all(spec: FineTuneJobSpec, claims: Mapping[str, str]) -> RowCounts:
     config = RunConfig(name="plan", namespace="default", spec=spec, nodes=1, processes_per_node=1, claims=dict(claims), output="")
     data = load_data(config, [""] * len(spec.datasets))
     train = None if spec.streaming else len(data.train)
-    return RowCounts(train, len(data.evaluation), exact=spec.task in _ONE_TO_ONE, classes=tuple(data.classes))
+    return RowCounts(
+        train, len(data.evaluation), exact=spec.task in _ONE_TO_ONE, classes=tuple(data.classes), hints=tuple(data.report.hints)
+    )
 
 
 def _count(spec: FineTuneJobSpec, index: int, claims: Mapping[str, str]) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from finetune_api import __version__
 from finetune_api.spec import Dataset, FineTuneJobSpec, ModelSource, Task
-from finetune_api.status import SampleAnswer
+from finetune_api.status import SampleAnswer, describe_tags
 from finetune_api.wire import Report, RunConfig
 from finetune_trainer.publish.card_usage import usage
 from finetune_trainer.publish.upload_filter import README, UNNAMED_REPOSITORY
@@ -161,6 +161,8 @@ def _answer(sample: SampleAnswer) -> str:
         return ", ".join(f"{escape(entity.text)} (**{escape(entity.label)}**)" for entity in sample.entities) or "nothing"
     if sample.answer is not None:
         return escape(sample.answer)
+    if sample.labels is not None:
+        return escape(describe_tags(sample.labels, digits=2))
     score = f"{sample.score:.2f}" if sample.score is not None else ""
     return f"**{escape(sample.label)}** {score}".strip() if sample.label is not None else score
 

@@ -44,11 +44,16 @@ _STYLE: dict[Any, Any] = {
 
 
 def line_chart(
-    title: str, series: Mapping[str, Series], restarts: Iterable[int], dots: Collection[str] = (), noisy: bool = True
+    title: str,
+    series: Mapping[str, Series],
+    restarts: Iterable[int],
+    dots: Collection[str] = (),
+    noisy: bool = True,
+    best: int | None = None,
 ) -> str:
     """Return an <svg>. series: name → (step, value) in order of steps. restarts: steps to mark. dots: series with markers.
 
-    noisy: whether to draw the mean over a window on top of a series with many points.
+    noisy: whether to draw the mean over a window on top of a series with many points. best: step of the best model, to mark.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(6.2, 3.1), layout="constrained")
@@ -59,6 +64,8 @@ def line_chart(
             _draw(axes, name, points, colour, name in dots, noisy and len(points) >= _MIN_POINTS_TO_SMOOTH)
         for step in restarts:
             axes.axvline(step, color=_FAINT, linestyle=(0, (4, 3)), linewidth=1.2, zorder=0)
+        if best is not None:
+            axes.axvline(best, color=_FAINT, linewidth=2.4, zorder=0)
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.02)

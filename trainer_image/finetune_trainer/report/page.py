@@ -15,7 +15,7 @@ from finetune_api import __version__
 from finetune_api.durations import format_duration
 from finetune_api.reasons import FineTuneError
 from finetune_api.resource import parse_spec
-from finetune_api.status import SampleAnswer
+from finetune_api.status import SampleAnswer, describe_tags
 from finetune_trainer.report import NAME
 from finetune_trainer.report.charts import Series, line_chart
 from finetune_trainer.report.read import Entry, Training, read_training
@@ -42,6 +42,7 @@ def render(training: Training) -> str:
         training=training,
         state=_state(training),
         tiles=_tiles(training),
+        best=training.report.best if training.report else None,
         charts=[(title, Markup(svg)) for title, svg in _charts(training)],  # noqa: S704 - our own SVG, with escaped texts
         confusion=_confusion(training.evaluation),
         per_class=_per_class(training.evaluation),
@@ -82,7 +83,8 @@ def _state(training: Training) -> tuple[str, str]:
     """Return the state as a word, and a sentence about it."""
     last, total = training.last_step, training.total_steps
     if training.report is not None:
-        return "Finished", f"{training.report.step} steps"
+        early = training.report.stopped_early
+        return "Finished", early or f"{training.report.step} steps"
     when = max((str(entry.get("time", "")) for entry in (*training.steps, *training.evaluations)), default="")
     done = f"step {last}" + (f" of {total}" if total else "")
     if not when:
@@ -98,7 +100,7 @@ def _tiles(training: Training) -> list[tuple[str, str]]:
         tiles.append(("training loss", format_number(training.steps[-1].get("loss"))))
         tiles.append(("epochs", format_number(round(float(training.steps[-1].get("epoch") or 0), 2))))
     if seconds := _seconds(training.steps):
-        tiles.append(("in steps", format_duration(seconds)))
+        tiles.append(("time in training steps", format_duration(seconds)))
     if training.starts:
         tiles.append(("restarts", str(len(training.starts) - 1)))
     return tiles
@@ -119,6 +121,7 @@ def _series(entries: Sequence[Entry], name: str) -> Series:
 
 
 def _charts(training: Training) -> list[tuple[str, str]]:
+    best = training.report.best.step if training.report and training.report.best else None
     restarts = [start["fromStep"] for start in training.starts[1:] if isinstance(start.get("fromStep"), int)]
     evaluations = [{"step": entry["step"], **entry["evaluation"]} for entry in training.evaluations]
     names = list(dict.fromkeys(name for entry in evaluations for name in entry if name not in ("step", "loss")))
@@ -141,7 +144,7 @@ def _charts(training: Training) -> list[tuple[str, str]]:
                 for name, points in there.items()
                 if len(points) < _MAX_DOTTED_POINTS and (name in names or name == "held-out data")
             ]
-            drawn.append((title, line_chart(title, there, restarts, dotted, noisy=title != "Learning rate")))
+            drawn.append((title, line_chart(title, there, restarts, dotted, noisy=title != "Learning rate", best=best)))
     return drawn
 
 
@@ -212,5 +215,7 @@ def format_answer(sample: SampleAnswer) -> str:
         return ", ".join(f"{entity.text} ({entity.label})" for entity in sample.entities) or "nothing found"
     if sample.answer is not None:
         return sample.answer
+    if sample.labels is not None:
+        return describe_tags(sample.labels, digits=3)
     score = f"{sample.score:.3f}" if sample.score is not None else ""
     return f"{sample.label} ({score})" if sample.label is not None else score

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import LabelScore
 from finetune_trainer.tasks import metrics
 from finetune_trainer.tasks.base import IGNORE_INDEX, DataInfo, Scores
 from finetune_trainer.tasks.class_weights import ClassWeights
 from finetune_trainer.tasks.metrics import ClassCounts
 
+_MAX_TAGS = 32  # of a sample, in the status
 _MAX_CONFUSION_CLASSES = 100  # a larger matrix is not readable, and its size grows with the square
 
 
@@ -65,6 +67,10 @@ class Problem(abc.ABC):
     @abc.abstractmethod
     def answer(self, logits: np.ndarray) -> tuple[str | None, float]:
         """Return label and score of a sample."""
+
+    def label_scores(self, logits: np.ndarray) -> list[LabelScore] | None:
+        """Return the probability of each class, the largest first; None if a text has one class."""
+        return None
 
 
 class SingleLabel(Problem):
@@ -159,6 +165,15 @@ class MultiLabel(Problem):
         order = np.argsort(-logits, kind="stable").tolist()
         likely = ", ".join(self.class_names[number] for number in order if logits[number] > 0)
         return likely, round(float(_sigmoid(logits).max()), 4)
+
+    def label_scores(self, logits: np.ndarray) -> list[LabelScore] | None:
+        if not np.isfinite(logits).all():  # a model that diverged
+            return None
+        order = np.argsort(-logits, kind="stable")[:_MAX_TAGS]
+        return [
+            LabelScore(label=self.class_names[number], score=round(float(_sigmoid(logits[number])), 4))
+            for number in order.tolist()
+        ]
 
 
 class Regression(Problem):

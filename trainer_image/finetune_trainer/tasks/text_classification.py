@@ -106,4 +106,9 @@ class TextClassification(PaddedTask):
         logits: np.ndarray = self.model(**inputs).logits[0].float().cpu().numpy()
         label, score = self._problem.answer(logits)
         # A model that diverged gives NaN, which the status can't hold.
-        return SampleAnswer(text=sample.text[:200], label=label, score=score if math.isfinite(score) else None)
+        return SampleAnswer(
+            text=sample.text[:200],
+            label=label,
+            score=score if math.isfinite(score) else None,
+            labels=self._problem.label_scores(logits),
+        )
