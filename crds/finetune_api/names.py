@@ -86,6 +86,11 @@ def output_claim_name(job: str) -> str:
     return f"{job}-output"
 
 
+def pod_group_name(job: str) -> str:
+    """Return the name of the PodGroup, for schedulers that place all pods of an attempt or none."""
+    return f"{job}-gang"
+
+
 def network_policy_name(job: str) -> str:
     """Return the name of the NetworkPolicy of the training pods, for operator defaults that enable one."""
     return f"{job}-gang"

@@ -35,7 +35,11 @@ class NetworkPolicy(Model):
 
 
 class OperatorDefaults(Model):
-    """Values for jobs that do not set their own. ca_bundle: PEM of all certificate authorities that the pods trust."""
+    """Values for jobs that do not set their own.
+
+    ca_bundle: PEM of all certificate authorities that the pods trust. pod_groups: whether to create PodGroups for schedulers that
+    place all pods of a job or none.
+    """
 
     trainer_image: str | None = None
     image_pull_secrets: Sequence[LocalObjectReference] = ()
@@ -47,6 +51,7 @@ class OperatorDefaults(Model):
     proxy: Proxy = Field(default_factory=Proxy)
     security_context: PodSecurity = Field(default_factory=lambda: PodSecurity(run_as_user=1000, run_as_group=1000, fs_group=1000))
     network_policy: NetworkPolicy = Field(default_factory=NetworkPolicy)
+    pod_groups: bool = True
 
 
 def read_defaults(path: pathlib.Path | None, trainer_image: str) -> OperatorDefaults:

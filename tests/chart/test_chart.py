@@ -179,6 +179,7 @@ def test_the_operator_reads_all_defaults(tmp_path: pathlib.Path) -> None:
         "hubEndpoint": "https://hub.example.com",
         "proxy": {"httpsProxy": "http://proxy.example.com:3128", "noProxy": ".svc,10.0.0.0/8"},
         "networkPolicy": {"enabled": True, "metricsFrom": [peer]},
+        "podGroups": False,
     }
     values.write_text(yaml.safe_dump({"site": content}), encoding="utf-8")
     defaults = read(tmp_path, "--values", str(values), "--set-file", f"site.caBundle={bundle}")

@@ -32,6 +32,8 @@ EVERYTHING = {
     ("", "events"): {"list", "create"},
     ("kueue.x-k8s.io", "workloads"): {"list"},
     ("networking.k8s.io", "networkpolicies"): {"get", "create"},
+    ("scheduling.x-k8s.io", "podgroups"): {"get", "create", "delete"},
+    ("scheduling.volcano.sh", "podgroups"): {"get", "create", "delete"},
 }
 
 
@@ -50,6 +52,7 @@ def test_optional_rights_depend_on_the_values_that_need_them() -> None:
     workloads, policies = ("kueue.x-k8s.io", "workloads"), ("networking.k8s.io", "networkpolicies")
     assert workloads not in rights("--set", "kueue.enabled=false")
     assert policies not in rights("--set", "site.networkPolicy.enabled=false")
+    assert not [resource for _, resource in rights("--set", "site.podGroups=false") if resource == "podgroups"]
 
 
 def test_the_lease_is_the_only_one_it_may_change() -> None:

@@ -44,7 +44,8 @@ def grant(namespace: Namespace, account: str) -> list[Object]:
     The rules become a Role, even if the chart has a ClusterRole: the name of a ClusterRole would be taken in the whole cluster.
     """
     kueue = kubectl("get", "crd", "clusterqueues.kueue.x-k8s.io", "--ignore-not-found").stdout.strip()
-    chart = render_chart(namespace.name, f"--set=kueue.enabled={'true' if kueue else 'false'}")
+    options = {"kueue.enabled": "true" if kueue else "false", "site.podGroups": "false"}
+    chart = render_chart(namespace.name, *(f"--set={name}={value}" for name, value in options.items()))
     rules = [rule for where, found in operator_rules(chart) if where == namespace.name for rule in found]
     metadata = {"name": account, "namespace": namespace.name}
     api = "rbac.authorization.k8s.io"

@@ -74,5 +74,6 @@ are null, because null means that the cluster assigns the ID. */}}
 {{- $_ := set $site "networkPolicy" $policy }}
 {{- end }}
 {{- end }}
+{{- if not .Values.site.podGroups }}{{ $_ := set $site "podGroups" false }}{{ end }}
 {{- toYaml $site }}
 {{- end }}

@@ -212,7 +212,8 @@ class Pod(Model):
     priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pods.", examples=["batch-low"])
     scheduler_name: ObjectName | None = Field(
         default=None,
-        description="Scheduler of the pods, for instance one with gang scheduling. If left out: the cluster's default.",
+        description="Scheduler of the pods. If left out: the cluster's default. Volcano and schedulers with the coscheduling "
+        "plugin get a PodGroup: they place all pods of an attempt, or none.",
         examples=["volcano"],
     )
     runtime_class_name: ObjectName | None = Field(

@@ -28,6 +28,8 @@ _PATHS = {
     "PersistentVolumeClaim": "/api/v1/namespaces/{}/persistentvolumeclaims",
     "Event": "/api/v1/namespaces/{}/events",
     "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
+    "PodGroup": "/apis/scheduling.x-k8s.io/v1alpha1/namespaces/{}/podgroups",
+    "VolcanoPodGroup": "/apis/scheduling.volcano.sh/v1beta1/namespaces/{}/podgroups",
     "Workload": "/apis/kueue.x-k8s.io/v1beta2/namespaces/{}/workloads",
     "WorkloadV1beta1": "/apis/kueue.x-k8s.io/v1beta1/namespaces/{}/workloads",  # Kueue before 0.15
     "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",

@@ -62,8 +62,9 @@ async def create_children(
             return problem
         existing[_CLAIM] = claim
     for manifest in children:
-        if manifest["metadata"]["labels"] == names.CA_BUNDLE_LABELS:
-            if problem := await _share(api, manifest):
+        renew = _renew_pod_group if manifest["kind"] == "PodGroup" else _share if _is_shared(manifest) else None
+        if renew is not None:
+            if problem := await renew(api, manifest, uid):
                 return problem
         elif manifest["kind"] not in existing:
             result = await _create(api, _with_owner_uid(manifest, existing.get("Job")), uid)
@@ -104,7 +105,11 @@ def _with_owner_uid(manifest: Manifest, job: Manifest | None) -> Manifest:
     return {**manifest, "metadata": {**manifest["metadata"], "ownerReferences": [owner]}}
 
 
-async def _share(api: Api, manifest: Manifest) -> Blocked | Refused | None:
+def _is_shared(manifest: Manifest) -> bool:
+    return bool(manifest["metadata"]["labels"] == names.CA_BUNDLE_LABELS)
+
+
+async def _share(api: Api, manifest: Manifest, _: str) -> Blocked | Refused | None:
     """Create an object that all jobs of the namespace share. Return None if it exists, with this content."""
     metadata = manifest["metadata"]
     existing = await api.get(manifest["kind"], metadata["namespace"], metadata["name"])
@@ -120,6 +125,35 @@ async def _share(api: Api, manifest: Manifest) -> Blocked | Refused | None:
         return None
     message = f"{_describe(manifest)} exists with other content than site.caBundle: delete it, and the operator creates it again"
     return Blocked("NameTaken", message, needs_user_action=True)
+
+
+async def _renew_pod_group(api: Api, manifest: Manifest, uid: str) -> Blocked | Refused | None:
+    """Replace the PodGroup of an earlier attempt. Do nothing if the API server does not serve the kind.
+
+    Attempts never overlap, so no pod belongs to the earlier group any more. Its size may differ.
+    """
+    kind = "VolcanoPodGroup" if "volcano" in manifest["apiVersion"] else "PodGroup"
+    metadata = manifest["metadata"]
+    existing = await api.get(kind, metadata["namespace"], metadata["name"])
+    if existing is not None:
+        if problem := _check_owner(existing, manifest, uid):
+            return problem
+        if _attempt_and_size(existing) == _attempt_and_size(manifest):
+            return None
+        await api.delete(kind, metadata["namespace"], metadata["name"], existing["metadata"]["uid"])
+    try:
+        await api.create(kind, manifest)
+    except ApiError as error:
+        if error.code == 404:
+            return None
+        if error.reason == "AlreadyExists":
+            return Blocked("WaitingForDeletion", f"waiting for {_describe(manifest)} to be deleted", retry_soon=True)
+        return _classify_error(error, manifest)
+    return None
+
+
+def _attempt_and_size(pod_group: Manifest) -> tuple[str | None, int | None]:
+    return pod_group["metadata"].get("labels", {}).get(names.LABEL_ATTEMPT), pod_group["spec"].get("minMember")
 
 
 def _check_sharing(claim: Manifest, wanted: Manifest) -> Blocked | None:

@@ -4,6 +4,7 @@ from finetune_operator.manifests.configmap import build_ca_bundle, build_config_
 from finetune_operator.manifests.job import build_job
 from finetune_operator.manifests.networkpolicy import build_network_policy
 from finetune_operator.manifests.plan import Plan
+from finetune_operator.manifests.podgroup import build_pod_group
 from finetune_operator.manifests.service import build_service
 from finetune_operator.manifests.storage import build_output_claim
 from finetune_operator.observed import Manifest
@@ -17,6 +18,6 @@ def build_children(plan: Plan) -> list[Manifest]:
     The ConfigMap, which the Job owns, and the output claim are created after the Job. Its pods wait for them. If the API server
     refuses the Job, they are not created. Otherwise an unused claim would be retained for ever.
     """
-    optional_before = [build_network_policy(plan), build_ca_bundle(plan)]
+    optional_before = [build_network_policy(plan), build_ca_bundle(plan), build_pod_group(plan)]
     children = [build_service(plan), *optional_before, build_job(plan), build_config_map(plan), build_output_claim(plan)]
     return [child for child in children if child is not None]

@@ -3,6 +3,7 @@
 from finetune_api import names
 from finetune_operator.manifests.plan import Plan, build_attempt_labels, build_metadata
 from finetune_operator.manifests.pod import build_pod_spec
+from finetune_operator.manifests.podgroup import build_pod_group_keys
 from finetune_operator.observed import Manifest
 
 # These keep cluster-autoscaler and Karpenter from evicting a pod, because all pods of the attempt would have to restart.
@@ -15,7 +16,7 @@ def build_job(plan: Plan) -> Manifest:
     If the FineTuneJob names a queue, the Job is created suspended. Only Kueue resumes it.
     """
     labels = build_attempt_labels(plan)
-    pod = plan.spec.pod
+    pod, (group_labels, group_annotations) = plan.spec.pod, build_pod_group_keys(plan)
     metadata = build_metadata(plan, plan.attempt_name, {**plan.kueue_labels, **labels})
     metadata["annotations"] = {**plan.kueue_annotations, names.ANNOTATION_GENERATION: str(plan.generation)}
     spec: Manifest = {
@@ -26,10 +27,11 @@ def build_job(plan: Plan) -> Manifest:
         "podReplacementPolicy": "Failed",
         "template": {
             "metadata": {
-                "labels": {**(pod.labels or {}), **labels},
+                "labels": {**(pod.labels or {}), **group_labels, **labels},
                 "annotations": {
                     **_DO_NOT_EVICT,
                     **(pod.annotations or {}),
+                    **group_annotations,
                     **plan.kueue_annotations,
                     names.ANNOTATION_OWNER_UID: plan.uid,
                 },

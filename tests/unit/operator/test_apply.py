@@ -328,3 +328,39 @@ async def test_an_error_that_only_a_retry_can_fix_is_raised(server: FakeServer, 
     del server.answers["POST jobs"]
     assert isinstance(await create(server), Created)
     assert server.names_of("jobs") == ["news-1"]
+
+
+GANG: dict[str, Any] = {"pod": {"schedulerName": "volcano"}}
+
+
+async def test_each_attempt_has_a_pod_group_of_its_size_before_its_pods(server: FakeServer) -> None:
+    assert isinstance(await create(server, **GANG), Created)
+    first = server.take("podgroups", "news-gang")
+    assert (first["spec"], server.writes()[:3]) == ({"minMember": 2}, ["POST services", "POST podgroups", "POST jobs"])
+    first["spec"]["queue"] = "default"  # Volcano's webhook
+    assert isinstance(await create(server, **GANG), Created)
+    assert server.take("podgroups", "news-gang")["metadata"]["uid"] == first["metadata"]["uid"]
+    assert isinstance(await create(server, attempt=2, **GANG), Created)
+    assert server.take("podgroups", "news-gang")["metadata"]["labels"][names.LABEL_ATTEMPT] == "2"
+
+
+async def test_a_job_starts_without_a_pod_group_if_the_cluster_has_none(server: FakeServer) -> None:
+    server.answers["POST podgroups"] = refusal(404, "NotFound", "the server could not find the requested resource")
+    assert isinstance(await create(server, **GANG), Created)
+    assert server.names_of("jobs") == ["news-1"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "code", "reason"),
+    [({}, 201, "NameTaken"), (None, 403, "Forbidden"), (None, 409, "WaitingForDeletion")],
+)
+async def test_no_pod_starts_without_the_pod_group_that_its_scheduler_waits_for(
+    server: FakeServer, metadata: dict[str, Any] | None, code: int, reason: str
+) -> None:
+    if metadata is not None:
+        server.put("podgroups", {"metadata": {"namespace": KEY.namespace, "name": "news-gang"}, "spec": {"minMember": 2}})
+    if code != 201:
+        server.answers["POST podgroups"] = refusal(code, "AlreadyExists" if code == 409 else "Forbidden", "no")
+    answer = await create(server, **GANG)
+    assert isinstance(answer, Blocked)
+    assert (answer.reason, server.names_of("jobs")) == (reason, [])

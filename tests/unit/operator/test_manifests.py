@@ -26,6 +26,17 @@ def run_config(children: dict[str, Manifest]) -> RunConfig:
     return RunConfig.model_validate(content, by_alias=True, by_name=False)
 
 
+def test_pod_groups_can_be_turned_off_for_the_cluster() -> None:
+    children = build(spec=build_spec(pod={"schedulerName": "volcano"}), nodes=2, defaults=OperatorDefaults(pod_groups=False))
+    assert "PodGroup" not in children
+    assert "scheduling.k8s.io/group-name" not in children["Job"]["spec"]["template"]["metadata"]["annotations"]
+
+
+def test_a_job_that_may_run_on_fewer_nodes_is_placed_on_fewer() -> None:
+    spec = build_spec(pod={"schedulerName": "volcano"}, distributed={"nodes": 4, "minNodes": 3})
+    assert build(spec=spec)["PodGroup"]["spec"] == {"minMember": 3}
+
+
 def test_a_later_attempt_has_its_own_job_and_run_file_and_shares_the_rest() -> None:
     first, second = build(1, spec=build_spec()), build(2, spec=build_spec())
     assert [second[kind]["metadata"]["name"] for kind in ("Job", "ConfigMap")] == ["news-2", "news-2-11111111-1"]
@@ -117,3 +128,45 @@ def test_a_proxy_with_a_password_comes_from_a_secret() -> None:
         "HTTPS_PROXY": {"name": "proxy", "key": "httpsProxy", "optional": False},
         "NO_PROXY": {"name": "proxy", "key": "noProxy", "optional": True},
     }
+
+
+@pytest.mark.parametrize(
+    ("pod", "nodes", "api", "spec", "label", "annotation"),
+    [
+        ({"schedulerName": "volcano"}, 2, "scheduling.volcano.sh/v1beta1", {"minMember": 2}, None, "news-gang"),
+        (
+            {
+                "schedulerName": "volcano",
+                "priorityClassName": "low",
+                "annotations": {"scheduling.volcano.sh/queue-name": "research"},
+            },
+            2,
+            "scheduling.volcano.sh/v1beta1",
+            {"minMember": 2, "queue": "research", "priorityClassName": "low"},
+            None,
+            "news-gang",
+        ),
+        (
+            {"schedulerName": "scheduler-plugins-scheduler"},
+            3,
+            "scheduling.x-k8s.io/v1alpha1",
+            {"minMember": 3},
+            "news-gang",
+            None,
+        ),
+        ({"schedulerName": "volcano"}, 1, None, None, None, None),
+        ({"schedulerName": "default-scheduler"}, 2, None, None, None, None),
+        ({}, 2, None, None, None, None),
+    ],
+)
+def test_schedulers_with_pod_groups_get_theirs_for_several_pods(
+    pod: dict[str, Any], nodes: int, api: str | None, spec: dict[str, Any] | None, label: str | None, annotation: str | None
+) -> None:
+    children = build(spec=build_spec(pod=pod, distributed={"nodes": nodes}), nodes=nodes)
+    group = children.get("PodGroup", {})
+    assert (group.get("apiVersion"), group.get("spec")) == (api, spec)
+    metadata = children["Job"]["spec"]["template"]["metadata"]
+    assert metadata["labels"].get("scheduling.x-k8s.io/pod-group") == label
+    assert metadata["annotations"].get("scheduling.k8s.io/group-name") == annotation
+    if group:
+        assert [owner["uid"] for owner in group["metadata"]["ownerReferences"]] == [UID]
