@@ -54,6 +54,8 @@ def run(
     except FineTuneError as error:
         print_error(console, error.message)
         sys.exit(names.EXIT_REFUSED)
+    if job.spec.distributed.gpus_per_node and not config.spec.distributed.gpus_per_node:
+        console.print("spec.distributed.gpusPerNode asks for GPUs, and this machine has none: training on the CPU")
     if job.spec.hub.endpoint:
         os.environ[names.ENV_HUB_ENDPOINT] = job.spec.hub.endpoint  # the Hub's client reads it once, when it is imported
     sys.exit(run_locally(config, console, debug))
@@ -63,7 +65,11 @@ def local_config(
     job: FineTuneJob, claims: dict[str, str], output: pathlib.Path | None, processes: int | None, publish: bool
 ) -> RunConfig:
     """Return the RunConfig that the operator would write to the ConfigMap, for one machine, with directories for claims."""
-    spec = job.spec if publish else job.spec.model_copy(update={"publish": None})
+    gpus = visible_gpus()
+    # The job's own number of GPUs is that of a node of the cluster.
+    spec = job.spec.model_copy(update={"distributed": job.spec.distributed.model_copy(update={"gpus_per_node": gpus})})
+    if not publish:
+        spec = spec.model_copy(update={"publish": None})
     missing = missing_claims(spec.claim_names(), claims)
     if missing:
         raise FineTuneError(Reason.CONFIGURATION_ERROR, f"the file reads from claims that are not given: add {missing}")
@@ -76,7 +82,7 @@ def local_config(
         namespace=job.metadata.namespace,
         spec=spec,
         nodes=1,
-        processes_per_node=processes or visible_gpus() or 1,
+        processes_per_node=processes or gpus or 1,
         claims=claims,
         output=str(output.resolve()),
     )

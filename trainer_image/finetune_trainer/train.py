@@ -39,7 +39,7 @@ from finetune_trainer.preparation import load_data, locate_model, plan_batches, 
 from finetune_trainer.publish.card import write_model_card
 from finetune_trainer.publish.push import BestPusher
 from finetune_trainer.runtime import errors, logs
-from finetune_trainer.runtime.device import has_gpu
+from finetune_trainer.runtime.device import require_gpu, resolve_precision
 from finetune_trainer.runtime.distributed import Coordinator, World, init_process_group
 from finetune_trainer.runtime.parent_watchdog import dump_stacks_on_signal, start_parent_watchdog
 from finetune_trainer.runtime.state import RunState
@@ -57,8 +57,8 @@ def train(config: RunConfig, coordinator: Coordinator, state: RunState, reporter
     """Run one training from the spec to the finished model in the output directory, or to an orderly stop."""
     spec, world, output = config.spec, coordinator.world, OutputDirectory(pathlib.Path(config.output))
     check_schedule(spec, check_arguments(spec.training).get("lr_scheduler_kwargs"))
-    if spec.distributed.gpus_per_node and not has_gpu():
-        log.warning("spec.distributed.gpusPerNode asks for GPUs, but torch sees none in this pod: training on the CPU")
+    if spec.distributed.gpus_per_node:
+        require_gpu()
 
     reporter.update(message="looking up model and data")
     fence = Fence(output.directory, state, config.attempt)
@@ -80,8 +80,9 @@ def train(config: RunConfig, coordinator: Coordinator, state: RunState, reporter
     if world.rank == 0:
         record_start(output.starts, config, resume_point.step, total_steps)
     args = training_arguments(spec, plan, total_steps, output.directory)
+    precision = resolve_precision(spec.training.precision)
     metrics = WorkerMetrics(config.namespace, config.name, world.rank)
-    metrics.set(declared.TRAINING_INFO, 1, task=spec.task, precision=_precision(args), processes=str(world.size))
+    metrics.set(declared.TRAINING_INFO, 1, task=spec.task, precision=precision, processes=str(world.size))
     minutes, before = spec.checkpoint.every_minutes, resume_point.progress
     monitor = TrainingMonitor(state, reporter, metrics, coordinator, output, plan.global_batch, fence, minutes and 60 * minutes)
     monitor.resume_from(resume_point.saved, before.timing if before else Timing(), resume_point.skipped)
@@ -111,7 +112,7 @@ def train(config: RunConfig, coordinator: Coordinator, state: RunState, reporter
     loop = loop_type(task, rows, plan, args, coordinator, monitor, evaluator, guard, checkpointer)
     log.info(
         "%d steps of %d rows: %d process(es) × %d × %d, %s",
-        total_steps, plan.global_batch, world.size, plan.micro, plan.accumulation, _precision(args),
+        total_steps, plan.global_batch, world.size, plan.micro, plan.accumulation, precision,
     )  # fmt: skip
     if warning := useless_early_stopping(spec.evaluation, total_steps, plan.steps_per_epoch):
         log.warning("%s", warning)
@@ -149,10 +150,6 @@ def _describe_unsaved(checkpointer: Checkpointer, step: int) -> str:
         return ""
     where = f"resumes from step {checkpointer.saved_step}" if checkpointer.saved_step else "starts from the beginning"
     return f"; its checkpoint could not be written ({checkpointer.problem.reason}): the training {where}"
-
-
-def _precision(args: transformers.TrainingArguments) -> str:
-    return "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
 
 
 def configure_logging(rank: int, config: RunConfig) -> None:

@@ -86,10 +86,10 @@ class Training(Model):
         "warmupRatio nor warmupSteps is set.",
         examples=[0.06],
     )
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = Field(
         default="auto",
         description="Precision of the computation. The weights stay fp32. auto: bf16 if the GPU supports it, else fp16 on a GPU, "
-        "else fp32.",
+        "else fp32. tf32: fp32 with 10 bits of mantissa in matrix products, on NVIDIA GPUs since Ampere (A100).",
     )
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = Field(
         default=42, description="Random seed for new layers, order of the data, dropout and held-out rows."

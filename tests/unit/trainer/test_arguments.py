@@ -6,7 +6,9 @@ import re
 import typing
 from typing import Any
 
+import accelerate
 import pytest
+import torch
 import transformers
 
 from finetune_api.reasons import FineTuneError
@@ -15,6 +17,7 @@ from finetune_api.spec.arguments import PASSED_ON, REPLACED_BY, SET_BY_TRAINER, 
 from finetune_api.spec.training import Scheduler
 from finetune_trainer.data.batches import BatchPlan
 from finetune_trainer.loops.arguments import check_arguments, training_arguments
+from finetune_trainer.loops.ddp import tune_ddp
 
 
 def spec(**training: Any) -> FineTuneJobSpec:
@@ -78,13 +81,29 @@ def test_arguments_of_users_are_applied_and_the_spec_sets_the_others(tmp_path: p
     assert found.report_to == []
 
 
-def test_tf32_is_left_unset_on_a_gpu_without_it(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("available", "precision", "tf32"),
+    [(False, "auto", None), (True, "auto", True), (True, "tf32", True), (True, "fp32", False)],
+)
+def test_tf32_is_off_for_fp32_and_left_unset_on_a_gpu_without_it(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, available: bool, precision: str, tf32: bool | None
+) -> None:
     """Setting tf32 is an error on a T4, a V100 and AMD GPUs."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("finetune_trainer.loops.arguments.is_torch_tf32_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: available)
+    monkeypatch.setattr("finetune_trainer.runtime.device.is_torch_tf32_available", lambda: available)
     monkeypatch.setattr("transformers.TrainingArguments.__post_init__", lambda _: None)  # it sets the GPU up
-    monkeypatch.setattr("finetune_trainer.loops.arguments.precision_flags", lambda _: {"fp16": True})
-    assert arguments(tmp_path).tf32 is None
+    assert arguments(tmp_path, precision=precision).tf32 is tf32
+
+
+def test_ddp_keeps_no_second_copy_of_the_gradients_and_broadcasts_only_buffers_that_change() -> None:
+    options = accelerate.DistributedDataParallelKwargs()
+    tune_ddp(options, torch.nn.Linear(2, 2))
+    assert (options.gradient_as_bucket_view, options.broadcast_buffers) == (True, False)
+    tune_ddp(options, torch.nn.BatchNorm1d(2))
+    assert options.broadcast_buffers is True
+    tune_ddp(options, torch.nn.BatchNorm1d(2), broadcast_buffers=False)
+    assert options.broadcast_buffers is True, "what the user asked for stays"
 
 
 def test_arguments_that_transformers_refuses_give_a_sentence(tmp_path: pathlib.Path) -> None:

@@ -1,6 +1,6 @@
 """The training loops: trainer.py uses the Hugging Face Trainer, native.py uses PyTorch and Accelerate. Both take the same steps.
 
-Both share the other modules: arguments, monitor, evaluation, best, checkpointer, loss_guard, skipped_batches, throughput.
+Both share the other modules: arguments, ddp, monitor, evaluation, best, checkpointer, loss_guard, skipped_batches, throughput.
 """
 
 from typing import Protocol

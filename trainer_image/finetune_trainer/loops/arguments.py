@@ -7,16 +7,16 @@ import functools
 import pathlib
 import typing
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import pydantic
 import transformers
-from transformers.utils.import_utils import is_torch_tf32_available
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, Training
 from finetune_trainer.data.batches import BatchPlan
 from finetune_trainer.runtime import device
+from finetune_trainer.runtime.precision import Requested
 
 _MAX_GRADIENT_NORM = 1.0
 _WEIGHT_DECAY = 0.01
@@ -28,7 +28,7 @@ NATIVE_ARGUMENTS = (
 )  # fmt: skip
 
 
-def precision_flags(requested: Literal["auto", "bf16", "fp16", "fp32"]) -> dict[str, bool]:
+def precision_flags(requested: Requested) -> dict[str, bool]:
     """Return the TrainingArguments for ``spec.training.precision``. Raises FineTuneError if the device lacks the precision."""
     try:
         precision = device.resolve_precision(requested)
@@ -104,7 +104,8 @@ def training_arguments(
         "seed": training.seed,
         **precision_flags(training.precision),
         "use_cpu": not on_gpu,
-        "tf32": True if on_gpu and is_torch_tf32_available() else None,  # on other devices True is an error
+        # Where the device lacks tf32, any value but None is an error. With bf16 or fp16, some products remain in fp32.
+        "tf32": device.resolve_precision(training.precision) != "fp32" if device.supports_tf32() else None,
         "dataloader_num_workers": 2 if on_gpu else 0,
         "logging_steps": min(10, max(1, total_steps // 200)),
         "logging_first_step": True,

@@ -15,6 +15,7 @@ from finetune_trainer.data.batches import BatchPlan
 from finetune_trainer.data.rows import RowDataset
 from finetune_trainer.data.stream import StreamDataset
 from finetune_trainer.loops.checkpointer import Checkpointer
+from finetune_trainer.loops.ddp import tune_ddp
 from finetune_trainer.loops.evaluation import Evaluator
 from finetune_trainer.loops.loss_guard import LossGuard
 from finetune_trainer.loops.monitor import TrainingMonitor
@@ -47,7 +48,9 @@ class NativeLoop:
 
         # Every process has the whole model. DDP averages the gradients over the processes.
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
-        self._accelerator = accelerate.Accelerator(mixed_precision=precision, cpu=args.use_cpu)
+        ddp = accelerate.DistributedDataParallelKwargs()
+        tune_ddp(ddp, task.model)
+        self._accelerator = accelerate.Accelerator(mixed_precision=precision, cpu=args.use_cpu, kwargs_handlers=[ddp])
         optimizer = torch.optim.AdamW(
             _parameter_groups(task.model, args.weight_decay),
             lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon, fused=True,

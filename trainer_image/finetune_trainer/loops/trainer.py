@@ -13,6 +13,7 @@ from finetune_trainer.data.rows import RowDataset
 from finetune_trainer.data.stream import StreamDataset
 from finetune_trainer.loops.arguments import explain_argument_errors
 from finetune_trainer.loops.checkpointer import Checkpointer
+from finetune_trainer.loops.ddp import tune_ddp
 from finetune_trainer.loops.evaluation import Evaluator
 from finetune_trainer.loops.loss_guard import LossGuard
 from finetune_trainer.loops.monitor import TrainingMonitor
@@ -51,6 +52,7 @@ class TrainerLoop(transformers.Trainer):
     ) -> None:
         super().__init__(model=task.model, args=args, data_collator=task.collate, train_dataset=rows)
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
+        tune_ddp(self.accelerator.ddp_handler, task.model, args.ddp_broadcast_buffers)
         self._batch_sampler = rows.batch_sampler(plan, coordinator.world.rank)
         self.add_callback(_LoopCallback(self, monitor, evaluator, guard, checkpointer))
         # These settings tell the Trainer not to divide the loss. compute_loss() below divides it, over the global batch.

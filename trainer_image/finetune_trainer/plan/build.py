@@ -20,7 +20,7 @@ from finetune_trainer.plan.memory import MIB, Estimate, WeightLayout
 from finetune_trainer.plan.model import ModelFacts
 from finetune_trainer.plan.rows import RowCounts
 from finetune_trainer.plan.weights import weight_layout
-from finetune_trainer.runtime.precision import Precision, choose_precision
+from finetune_trainer.runtime.precision import Precision, choose_precision, is_half
 
 # Tokenizer, scheduler and random number states of a checkpoint, in addition to weights and optimizer.
 _SMALL_FILES_BYTES = 16 * MIB
@@ -139,12 +139,13 @@ def build_plan(spec: FineTuneJobSpec, facts: Facts) -> Plan:
 
 def _device(spec: FineTuneJobSpec, facts: Facts) -> Device:
     gpu = spec.distributed.gpus_per_node > 0
-    return Device(gpu, _precision(spec, facts) != "fp32", gpu and _has_bf16(facts), _available_bytes(spec, facts))
+    return Device(gpu, is_half(_precision(spec, facts)), gpu and _has_bf16(facts), _available_bytes(spec, facts))
 
 
 def _precision(spec: FineTuneJobSpec, facts: Facts) -> Precision:
     try:
-        return choose_precision(spec.training.precision, spec.distributed.gpus_per_node > 0, _has_bf16(facts))
+        bf16 = _has_bf16(facts)  # what supports bf16 supports tf32
+        return choose_precision(spec.training.precision, spec.distributed.gpus_per_node > 0, bf16, bf16)
     except ValueError:
         return "fp16"
 
@@ -182,7 +183,8 @@ def _refused(plan: Plan) -> Iterator[str]:
     spec, memory, available_bytes = plan.spec, plan.memory, plan.available_bytes
     yield from plan.facts.refused
     try:
-        choose_precision(spec.training.precision, plan.gpu, bf16=True)
+        bf16 = _has_bf16(plan.facts)
+        choose_precision(spec.training.precision, plan.gpu, bf16, bf16)
     except ValueError as error:
         yield str(error)
     if memory is not None and available_bytes is not None and memory.total > available_bytes:

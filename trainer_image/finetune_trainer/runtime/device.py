@@ -3,13 +3,18 @@
 A process has one device: the GPU of its local rank, or the CPU if there is no GPU.
 """
 
+import contextlib
 import dataclasses
+import pathlib
 import platform
-from typing import Any, Literal
+import re
+from typing import Any
 
 import torch
+from transformers.utils.import_utils import is_torch_tf32_available
 
-from finetune_trainer.runtime.precision import Precision, choose_precision
+from finetune_api.reasons import FineTuneError, Reason
+from finetune_trainer.runtime.precision import Precision, Requested, choose_precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +29,44 @@ class GpuMemory:
 def has_gpu() -> bool:
     """Return whether torch sees a GPU."""
     return torch.cuda.is_available()
+
+
+def require_gpu() -> None:
+    """Raise FineTuneError if torch sees no GPU, for a pod that asked for some."""
+    if not has_gpu():
+        raise FineTuneError(Reason.CONFIGURATION_ERROR, explain_missing_gpu(torch.__version__, _built_for(), _driver_version()))
+
+
+def explain_missing_gpu(version: str, built_for: str | None, driver: str | None) -> str:
+    """Return why torch sees no GPU, and what to do. built_for: None if for the CPU only. driver: None if there is none."""
+    if built_for is None:
+        problem = f"torch {version} of this image was built for the CPU only: use an image with a build for the GPU"
+    elif driver is None:
+        problem = (
+            "the container has no GPU driver: the node's container runtime gives it none, or spec.distributed.gpuResourceName is "
+            "not the resource of its device plugin"
+        )
+    else:
+        problem = (
+            f"torch {version} of this image needs a driver for {built_for}, and the node has {driver} (CUDA 13 needs 580): "
+            "update the driver, or build the trainer image with a torch for an earlier version"
+        )
+    return f"spec.distributed.gpusPerNode: the job asks for GPUs, and torch sees none: {problem}"
+
+
+def _built_for() -> str | None:
+    if torch.version.hip:
+        return f"ROCm {torch.version.hip}"
+    return f"CUDA {torch.version.cuda}" if torch.version.cuda else None
+
+
+def _driver_version() -> str | None:
+    """Return the version of NVIDIA's or AMD's driver, as its kernel module tells it; None if there is none."""
+    for file in ("/proc/driver/nvidia/version", "/sys/module/amdgpu/version"):
+        with contextlib.suppress(OSError):
+            if found := re.search(r"\d+\.[\d.]+", pathlib.Path(file).read_text()):
+                return f"driver {found[0]}"
+    return None
 
 
 def count_gpus() -> int:
@@ -61,9 +104,14 @@ def half_dtype() -> torch.dtype:
     return torch.bfloat16 if supports_bf16() else torch.float16
 
 
-def resolve_precision(requested: Literal["auto", "bf16", "fp16", "fp32"]) -> Precision:
+def supports_tf32() -> bool:
+    """Return whether the GPU supports tf32: NVIDIA's since Ampere."""
+    return has_gpu() and is_torch_tf32_available()
+
+
+def resolve_precision(requested: Requested) -> Precision:
     """Return the precision for ``spec.training.precision`` on this device. Raises ValueError if the device lacks it."""
-    return choose_precision(requested, has_gpu(), supports_bf16())
+    return choose_precision(requested, has_gpu(), supports_bf16(), supports_tf32())
 
 
 def gpu_memory() -> GpuMemory | None:

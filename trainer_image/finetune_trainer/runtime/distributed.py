@@ -54,7 +54,15 @@ def init_process_group(world: World, key: bytes, timeout_seconds: int) -> None:
     signer = Signer(key, f"{os.environ['TORCHELASTIC_RUN_ID']}/processes/{port}")
     sign_object_collectives(signer)
     store = open_tcp_store(os.environ["MASTER_ADDR"], port, world.rank == 0, timeout, world.size)
-    dist.init_process_group(backend, store=SignedStore(store, signer), rank=world.rank, world_size=world.size, timeout=timeout)
+    dist.init_process_group(
+        backend,
+        store=SignedStore(store, signer),
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timeout,
+        # Without it, NCCL guesses the device from the rank, and connects in the first collective instead of here.
+        device_id=device.current_device() if device.has_gpu() else None,
+    )
 
 
 # It is long, because ranks wait for rank 0 while it tokenises. If a rank dies, its connection closes, which is noticed at once.
