@@ -64,7 +64,6 @@ def test_a_finished_job_restored_without_its_status_does_not_train_again(env: En
     assert "at step 10" not in logs
 
 
-@pytest.mark.slow
 def test_a_job_that_was_deleted_without_its_children_takes_the_model_when_it_is_applied_again(env: Environment) -> None:
     env.submit("job")
     env.wait_phase("job", "Running")
@@ -75,6 +74,7 @@ def test_a_job_that_was_deleted_without_its_children_takes_the_model_when_it_is_
     assert [owner["uid"] for owner in job["metadata"]["ownerReferences"]] == [new]
 
 
+@pytest.mark.slow
 def test_an_attempt_that_exceeds_the_quota_waits_without_pods(env: Environment) -> None:
     def set_quota(pods: int) -> None:
         spec = {"hard": {"pods": str(pods)}}

@@ -18,6 +18,8 @@ _TIMEOUT = aiohttp.ClientTimeout(total=30)
 # The API server sends a bookmark every minute, so a watch that is silent for longer has lost its connection.
 _WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=90)
 _PAGE_SIZE = 500
+# An event of a watch is one line with a whole object, up to 1.5 MiB. aiohttp refuses lines of more than twice its buffer.
+_LARGEST_OBJECT_BYTES = 1024**2
 
 _PATHS = {
     "FineTuneJob": f"/apis/{names.GROUP}/{names.VERSION}/namespaces/{{}}/{names.PLURAL}",
@@ -86,7 +88,7 @@ class Api:
         else:
             await kubernetes.aio.config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
         # With trust_env aiohttp reads ~/.netrc for each request, in a thread: half of all that a request costs.
-        configuration.client_session_kwargs = {"trust_env": False}
+        configuration.client_session_kwargs = {"trust_env": False, "read_bufsize": _LARGEST_OBJECT_BYTES}
         configuration.connection_pool_maxsize = 0  # no limit: each watch keeps a connection, and workers limit the rest
         return cls(ApiClient(configuration), count=count)
 
