@@ -20,7 +20,7 @@ from trainer import preloaded, small_jobs
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
-_PATIENCE_SECONDS = 120.0
+_PATIENCE_SECONDS = 400.0  # a busy machine may need minutes to start a pod
 
 
 @dataclasses.dataclass
