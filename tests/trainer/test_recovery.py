@@ -96,8 +96,8 @@ def test_interruptions_at_any_step_change_no_bit_of_any_task_on_either_loop(work
                 uninterrupted,
             )
         )
-    for loop in LOOPS:  # checkpoints by time: each step takes longer than this interval
-        often = workspace.job(f"minutes-{processes}", loop, "masked-lm", processes, checkpoint={"everyMinutes": 0.0002})
+    for loop in LOOPS:  # checkpoints by time: train_with_interruptions shortens the interval to less than a step
+        often = workspace.job(f"seconds-{processes}", loop, "masked-lm", processes, checkpoint={"everySeconds": 1})
         uninterrupted = workspace.directory / f"uninterrupted-{processes}" / loop / "masked-lm"
         pairs.append((workspace.add(often, ("die", 5), ("stop", 12)), uninterrupted))
     workspace.run(processes)

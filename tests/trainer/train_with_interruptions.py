@@ -100,11 +100,18 @@ def main() -> None:
     jobs = json.loads(pathlib.Path(sys.argv[1]).read_text())
     with tempfile.TemporaryDirectory() as directory:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory  # before the module of the metrics is imported
-        from finetune_trainer.train import configure_logging
+        from finetune_trainer import train as training
+        from finetune_trainer.loops.monitor import TrainingMonitor
 
+        def build_monitor(*arguments: Any) -> TrainingMonitor:
+            """Make the interval of checkpoints shorter than each step."""
+            *others, seconds = arguments
+            return TrainingMonitor(*others, seconds and 1e-6 * seconds)
+
+        training.TrainingMonitor = build_monitor  # type: ignore[assignment, misc]
         configs = [RunConfig.model_validate(job["config"]) for job in jobs]
         world = World.from_environment()
-        configure_logging(world.rank, configs[0])
+        training.configure_logging(world.rank, configs[0])
         init_process_group(world, b"key", 300)
         coordinator = Coordinator(world)
         for config, job in zip(configs, jobs, strict=True):

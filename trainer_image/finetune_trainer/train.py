@@ -83,8 +83,8 @@ def train(config: RunConfig, coordinator: Coordinator, state: RunState, reporter
     precision = resolve_precision(spec.training.precision)
     metrics = WorkerMetrics(config.namespace, config.name, world.rank)
     metrics.set(declared.TRAINING_INFO, 1, task=spec.task, precision=precision, processes=str(world.size))
-    minutes, before = spec.checkpoint.every_minutes, resume_point.progress
-    monitor = TrainingMonitor(state, reporter, metrics, coordinator, output, plan.global_batch, fence, minutes and 60 * minutes)
+    seconds, before = spec.checkpoint.every_seconds, resume_point.progress
+    monitor = TrainingMonitor(state, reporter, metrics, coordinator, output, plan.global_batch, fence, seconds)
     monitor.resume_from(resume_point.saved, before.timing if before else Timing(), resume_point.skipped)
     metrics.attach(DeviceStats(task.model, task.config, typical_length(rows.lengths), args.torch_compile))
     pusher = (

@@ -130,7 +130,7 @@ class Training(Model):
 
 
 _MIN_NODES = "minNodes must not be larger than nodes"
-_EVERY_STEPS_OR_MINUTES = "write everySteps or everyMinutes, not both"
+_EVERY_STEPS_OR_SECONDS = "write everySteps or everySeconds, not both"
 DEFAULT_CHECKPOINT_STEPS = 500
 
 
@@ -229,27 +229,27 @@ class Checkpoint(Model):
     """How often to save the state of the training. The job resumes from it after a failure. A save runs in the background."""
 
     model_config = pydantic.ConfigDict(
-        json_schema_extra=validations(cel("!(has(self.everySteps) && has(self.everyMinutes))", _EVERY_STEPS_OR_MINUTES))
+        json_schema_extra=validations(cel("!(has(self.everySteps) && has(self.everySeconds))", _EVERY_STEPS_OR_SECONDS))
     )
 
     every_steps: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Save each time after this many optimizer steps. 500 if neither field is set.", examples=[500]
     )
-    every_minutes: Annotated[float, Field(gt=0, le=10_080)] | None = Field(
-        default=None, description="Save each time after this many minutes instead.", examples=[10]
+    every_seconds: Annotated[int, Field(ge=1, le=604_800)] | None = Field(
+        default=None, description="Save each time after this many seconds instead.", examples=[600]
     )
     keep: Annotated[int, Field(ge=1, le=1000)] = Field(default=2, description="Number of checkpoints to keep, the newest ones.")
 
     @pydantic.model_validator(mode="after")
     def _alternatives(self) -> "Checkpoint":
-        if self.every_steps is not None and self.every_minutes is not None:
-            raise ValueError(_EVERY_STEPS_OR_MINUTES)
+        if self.every_steps is not None and self.every_seconds is not None:
+            raise ValueError(_EVERY_STEPS_OR_SECONDS)
         return self
 
     @property
     def steps(self) -> int | None:
-        """Number of optimizer steps between saves. None if ``every_minutes`` is set."""
-        return self.every_steps or (DEFAULT_CHECKPOINT_STEPS if self.every_minutes is None else None)
+        """Number of optimizer steps between saves. None if ``every_seconds`` is set."""
+        return self.every_steps or (DEFAULT_CHECKPOINT_STEPS if self.every_seconds is None else None)
 
 
 class Recovery(Model):

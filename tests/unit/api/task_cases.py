@@ -198,9 +198,9 @@ REFUSED = [
     ),
     Case(
         "two checkpoint intervals",
-        changed("checkpoint", {"everySteps": 1, "everyMinutes": 1}),
+        changed("checkpoint", {"everySteps": 1, "everySeconds": 1}),
         "spec.checkpoint",
-        "write everySteps or everyMinutes, not both",
+        "write everySteps or everySeconds, not both",
     ),
     Case(
         "minNodes larger than nodes",

@@ -63,7 +63,7 @@ def find_resume_point(checkpoint_directory: CheckpointDirectory, output: OutputD
 class Checkpointer:
     """Saves and loads checkpoints. Each process has one. All ranks call save() and load() together; rank 0 writes.
 
-    every_steps: steps between two checkpoints; None if the interval is in minutes (see TrainingMonitor).
+    every_steps: steps between two checkpoints; None if the interval is in seconds (see TrainingMonitor).
     """
 
     def __init__(

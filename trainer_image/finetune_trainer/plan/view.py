@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from finetune_api.durations import format_duration
 from finetune_api.quantities import format_bytes
 from finetune_api.spec import DEFAULT_EPOCHS
 from finetune_trainer.data.batches import DEFAULT_MICRO_BATCH
@@ -144,7 +145,7 @@ def _fit(plan: Plan, needed: int) -> str:
 
 def _checkpoints(plan: Plan) -> Iterator[str]:
     checkpoint, storage, output = plan.spec.checkpoint, plan.storage, plan.spec.output
-    every = _count(checkpoint.steps, "step") if checkpoint.steps is not None else f"{checkpoint.every_minutes:g} min"
+    every = _count(checkpoint.steps, "step") if checkpoint.steps is not None else format_duration(checkpoint.every_seconds or 0)
     yield f"every {every}, the newest {checkpoint.keep} kept" + (f", {format_bytes(storage.checkpoint)} each" if storage else "")
     place = f"the claim {output.claim.claim_name}" if output.claim is not None else "a new volume"
     if plan.volume_bytes is not None:
