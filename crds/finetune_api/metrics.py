@@ -217,7 +217,7 @@ JOB_FAILURE: Final = Metric(
 JOB_CONDITION: Final = Metric(
     "finetune_job_condition",
     "gauge",
-    "1 if the job has the condition: Blocked, CheckpointFailing, TrainingStalled.",
+    "1 if the job has the condition: Blocked, CheckpointFailing, ProgressUnknown, TrainingStalled.",
     (*_JOB, "condition"),
 )
 JOB_GOODPUT: Final = Metric(

@@ -112,7 +112,8 @@ REASONS: dict[Reason, ReasonInfo] = {
     Reason.HUB_PUSH_FAILED: ReasonInfo(
         False,
         "The training has finished, but the push of the model to the Hub failed.",
-        "The finished model is in the output volume under model/; push it from there.",
+        "The finished model is kept: push it with `finetune push DIR --to OWNER/NAME`; for a job on a cluster, fetch it first "
+        "with `kubectl finetune pull NAME DIR`.",
     ),
     Reason.SECRET_NOT_FOUND: ReasonInfo(
         False,

@@ -20,6 +20,7 @@ CONDITIONS = {
     "CheckpointFailing": "checkpoints can't be saved, the training continues",
     "Complete": "the job succeeded",
     "Failed": "the job failed",
+    "ProgressUnknown": "the pods run but do not answer the operator, the training continues",
     "Published": "the model was pushed",
     "QuotaReserved": "the queue admitted the job",
     "Ready": "the job does what its spec asks for: it trains, has succeeded, or is suspended",
@@ -34,6 +35,7 @@ ConditionType = Literal[
     "CheckpointFailing",
     "Complete",
     "Failed",
+    "ProgressUnknown",
     "Published",
     "QuotaReserved",
     "Ready",
@@ -46,7 +48,7 @@ ConditionType = Literal[
 
 
 # Conditions that need attention. The other ones follow from the phase.
-PROBLEMS: tuple[ConditionType, ...] = ("Blocked", "CheckpointFailing", "TrainingStalled")
+PROBLEMS: tuple[ConditionType, ...] = ("Blocked", "CheckpointFailing", "ProgressUnknown", "TrainingStalled")
 
 
 class Condition(Model):
@@ -203,8 +205,9 @@ class Goodput(Model):
     evaluation_seconds: int = Field(default=0, description="Time of evaluations.")
     checkpoint_seconds: int = Field(default=0, description="Time in which checkpoints blocked the training.")
     stalled_seconds: int = Field(default=0, description="Time without a step until the stall was detected.")
-    redone_seconds: int = Field(
-        default=0, description="Time of steps that were lost and repeated, and all time without another cause."
+    redone_seconds: int = Field(default=0, description="Time of steps that were lost after they had been reported.")
+    other_seconds: int = Field(
+        default=0, description="Time in the phase Running without another cause, for example between two steps."
     )
     publishing_seconds: int = Field(default=0, description="Time of the push of the finished model.")
     since: Time = Field(description="When the job entered its current phase.")

@@ -1,5 +1,7 @@
 """Polls the progress of running pods outside of the reconciles, so that a pod that does not answer delays no reconcile."""
 
+import dataclasses
+import time
 from collections.abc import Callable
 
 from finetune_operator.cluster.progress import ProgressClient
@@ -14,36 +16,55 @@ _MAX_POLLS_PER_SECOND = 100
 _WORKERS = 256
 # Base of the delay after failed polls. The delay doubles each time. It starts small, because a new pod answers soon.
 _FIRST_RETRY_SECONDS = 0.5
-# A pod counts as silent only after this many failed polls in a row. So a delay of the operator itself does not count.
-_SILENT_AFTER_POLLS = 10
+# A pod counts as silent after this time, and after this many failed polls in a row. So a delay of the operator does not count.
+SILENT_AFTER_SECONDS, _SILENT_AFTER_POLLS = 30.0, 4
+
+
+@dataclasses.dataclass
+class _Polled:
+    """A polled job. pod: the pod that was asked last. unanswered: polls without an answer in a row, the first one at since."""
+
+    pod: str = ""
+    unanswered: int = 0
+    since: float = 0.0
 
 
 class Poller:
     """Polls the pod with index 0 of each job given to ``start_polling``, until that pod no longer runs.
 
-    on_report: called at each report.
+    on_change: called at each report, and when a pod becomes silent. clock: monotonic seconds.
     """
 
-    def __init__(self, store: Store, client: ProgressClient, on_report: Callable[[Key], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        client: ProgressClient,
+        on_change: Callable[[Key], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
         self._client = client
-        self._on_report = on_report
+        self._on_change = on_change
+        self._clock = clock
         self._queue: WorkQueue[Key] = WorkQueue()
-        self._unanswered_polls: dict[Key, int] = {}  # number of failed polls in a row
+        self._polled: dict[Key, _Polled] = {}
 
     def start_polling(self, key: Key) -> None:
         """Poll this job from now on."""
-        if key not in self._unanswered_polls:
-            self._unanswered_polls[key] = 0
+        if key not in self._polled:
+            self._polled[key] = _Polled()
             self._queue.add(key)
 
     def polled_jobs(self) -> int:
         """Return the number of jobs that are polled."""
-        return len(self._unanswered_polls)
+        return len(self._polled)
 
     def is_silent(self, key: Key) -> bool:
-        """Return whether the last polls of the job's pod all failed. This says nothing about the pod: the network may be down."""
-        return self._unanswered_polls.get(key, 0) >= _SILENT_AFTER_POLLS
+        """Return whether the job's pod has not answered for long. This says nothing about the pod: the network may be down."""
+        polled = self._polled.get(key)
+        if polled is None or polled.unanswered < _SILENT_AFTER_POLLS:
+            return False
+        return self._clock() - polled.since >= SILENT_AFTER_SECONDS
 
     async def run(self) -> None:
         """Poll until cancelled."""
@@ -53,14 +74,24 @@ class Poller:
         observation = self._store.observation(key)
         pod = pod_to_poll(observation) if observation is not None else None
         if pod is None or pod.address is None:
-            del self._unanswered_polls[key]
+            del self._polled[key]
             return None
-        interval = max(INTERVAL_SECONDS, len(self._unanswered_polls) / _MAX_POLLS_PER_SECOND)
+        if self._polled[key].pod != pod.name:
+            self._polled[key] = _Polled(pod.name)
+        interval = max(INTERVAL_SECONDS, len(self._polled) / _MAX_POLLS_PER_SECOND)
         report = await self._client.pull(pod.address)
         if report is None:
-            self._unanswered_polls[key] += 1
-            return min(2 * interval, _FIRST_RETRY_SECONDS * 2.0 ** min(self._unanswered_polls[key], 10))
-        self._unanswered_polls[key] = 0
+            return self._note_silence(key, interval)
+        self._polled[key] = _Polled(pod.name)
         self._store.last_reports[key] = LastReport(pod.name, report)
-        self._on_report(key)
+        self._on_change(key)
         return interval
+
+    def _note_silence(self, key: Key, interval: float) -> float:
+        """Count a poll without an answer, and return the seconds until the next one."""
+        polled, was_silent = self._polled[key], self.is_silent(key)
+        polled.since = polled.since if polled.unanswered else self._clock()
+        polled.unanswered += 1
+        if self.is_silent(key) and not was_silent:
+            self._on_change(key)
+        return min(2 * interval, _FIRST_RETRY_SECONDS * 2.0 ** min(polled.unanswered, 10))

@@ -11,11 +11,11 @@ from finetune_api import names
 from finetune_api.durations import format_duration
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import FINAL_PHASES, FineTuneJobStatus
+from finetune_api.status import FINAL_PHASES, FineTuneJobStatus, Phase
 from finetune_api.wire import Report
 from finetune_operator.observed import ChildJob, JobRecord, Observation, PodState, read_time, write_time
 from finetune_operator.policy.cleanup import clean_up_finished_job
-from finetune_operator.policy.conditions import with_condition
+from finetune_operator.policy.conditions import with_condition, without_conditions
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.elastic import nodes_of_attempt, scaled_down
 from finetune_operator.policy.failure import build_failure, final_report, find_cause
@@ -29,6 +29,7 @@ from finetune_operator.policy.status import (
     failed,
     in_phase,
     pluralize,
+    progress_unknown,
     queued,
     refused,
     running_seconds,
@@ -49,6 +50,7 @@ from finetune_operator.policy.waiting import (
 _CHECK_SECONDS = 20.0
 _PENDING_SECONDS = 5.0
 _SOON_SECONDS = 1.0
+_PHASES_WITH_PODS: frozenset[Phase] = frozenset({"Initializing", "Running", "Publishing"})
 # If a quota admits only some pods of an attempt, they may hold their nodes for this long.
 PARTIAL_GANG_TIMEOUT = datetime.timedelta(seconds=30)
 # The same if only some pods find a node. An autoscaler needs several minutes to add one.
@@ -165,18 +167,17 @@ def _check_attempt(
     ended = any(pod.terminated is not None for pod in pods)
     if failure is not None:
         return Decision(attempt_failed(status, spec, failure, observation.job, now), requeue_after_seconds=_SOON_SECONDS)
-    status = _in_progress(observation, status, pods, nodes, report, now)
+    status = without_conditions(_in_progress(observation, status, pods, nodes, report, now), "ProgressUnknown")
     if status.phase == "Running" and any(pod.terminated is not None and pod.terminated.exit_code for pod in pods):
         message = "a pod has failed: waiting for the reports of the other pods to find the cause"
         status = status.model_copy(update={"message": message})
-    elif observation.silent and not ended and status.phase in ("Initializing", "Running", "Publishing"):
-        # Only the kubelet can tell whether the pod still works: its probe ends a pod that does not.
-        message = f"the operator gets no report from pod {pods[0].name}, so its progress is not known: can the operator reach it?"
-        status = status.model_copy(update={"message": message})
+    elif observation.silent and not ended and not pods[0].node_unreachable and status.phase in _PHASES_WITH_PODS:
+        status = progress_unknown(status, observation.job, pods[0], now)
     return _enforce_limits(observation, spec, status, pods, now) or Decision(
         status,
         requeue_after_seconds=_SOON_SECONDS if ended else _seconds_to_deadline(spec, status, now),
         check_after_seconds=_PENDING_SECONDS if status.phase == "Pending" else _CHECK_SECONDS,
+        pods_missing=status.phase in _PHASES_WITH_PODS and sum(pod.started for pod in pods) < nodes,
     )
 
 
@@ -204,14 +205,20 @@ def _in_progress(
         return status  # keep the reason: it comes from events, which this reconcile has not read
     if sum(pod.started for pod in pods) < nodes:
         reason, message = explain_waiting(observation, pods, nodes, now)
+        if status.phase in _PHASES_WITH_PODS:  # a phase never goes back within an attempt
+            return status.model_copy(update={"message": message})
         return in_phase(status, "Pending", reason, message)
     if status.bookkeeping.running_since is None:
         since = max((pod.started_at or now for pod in pods), default=now)
         status = with_bookkeeping(status, running_since=write_time(since))
-    if report is None:
-        if status.phase in ("Initializing", "Running", "Publishing"):
-            return status  # the pod did not answer
-        return in_phase(status, "Initializing", "Initializing", f"{pluralize(nodes, 'pod')} started")
+    if report is not None:
+        return _as_reported(status, report, pods, nodes)
+    if status.phase in _PHASES_WITH_PODS:
+        return status  # the pod did not answer
+    return in_phase(status, "Initializing", "Initializing", f"{pluralize(nodes, 'pod')} started")
+
+
+def _as_reported(status: FineTuneJobStatus, report: Report, pods: Sequence[PodState], nodes: int) -> FineTuneJobStatus:
     message = (report.message or "")[:500]
     if report.phase == "Initializing":
         return in_phase(status, "Initializing", "Initializing", message or "getting ready")
@@ -219,8 +226,10 @@ def _in_progress(
         return in_phase(status, "Running", "Training", message or f"training on {pluralize(nodes, 'node')}")
     if report.phase == "Publishing":
         return in_phase(status, "Publishing", "Publishing", message or "pushing the model to the Hub")
-    if any(pod.terminated is None for pod in pods):
-        return status.model_copy(update={"message": "waiting for the other pods to end"}) if nodes > 1 else status
+    if status.phase not in _PHASES_WITH_PODS:  # it was so quick that the operator saw only its end
+        status = in_phase(status, "Running", "Training", f"trained on {pluralize(nodes, 'node')}")
+    if nodes > 1 and any(pod.terminated is None for pod in pods):
+        status = status.model_copy(update={"message": "waiting for the other pods to end"})
     return status
 
 

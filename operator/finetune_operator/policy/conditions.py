@@ -22,6 +22,7 @@ _Conditions = Mapping[ConditionType, Condition]
 _FALSE: dict[ConditionType, tuple[str, str]] = {
     "Blocked": ("NotBlocked", "nothing waits for a person"),
     "CheckpointFailing": ("CheckpointsSaved", "no save failed since the newest checkpoint"),
+    "ProgressUnknown": ("ReportsReceived", "the pods report their progress, or there are none"),
     "Published": ("NotPublished", "the model is not pushed yet"),
     "QuotaReserved": ("NotReserved", "the job holds no quota of its queue"),
     "TrainingStalled": ("NotStalled", "the training makes progress, or no pod trains"),

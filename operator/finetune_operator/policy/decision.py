@@ -21,6 +21,7 @@ class Decision:
     delete_job: whether to delete the FineTuneJob itself.
     requeue_after_seconds: seconds until something is due: the next reconcile without an event.
     check_after_seconds: seconds until a check that corrects lost events. It may be later if there are many jobs.
+    pods_missing: not all pods of an attempt that was in progress have started, so some may be gone.
     final_reports_missing: the attempt is complete, but the end of some pods was not observed.
     """
 
@@ -32,12 +33,14 @@ class Decision:
     delete_job: bool = False
     requeue_after_seconds: float | None = None
     check_after_seconds: float | None = None
+    pods_missing: bool = False
     final_reports_missing: bool = False
 
     def requires_live_read(self, before: FineTuneJobStatus) -> bool:
         """Return whether this needs a live read: it creates or deletes something, or changes the phase in an unusual way."""
         if (
             self.final_reports_missing
+            or self.pods_missing
             or self.create_attempt is not None
             or self.delete_child_job is not None
             or self.force_delete

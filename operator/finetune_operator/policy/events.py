@@ -24,8 +24,16 @@ _WARNING_REASONS = frozenset(
 )
 _PHASES_WITH_PODS = frozenset({"Initializing", "Running", "Publishing"})
 # Conditions that may end while the training continues → the reason of the event for their end.
-_RECOVERY_REASONS = {"CheckpointFailing": "CheckpointsSaved", "TrainingStalled": "TrainingGoesOn"}
-_RECOVERY_MESSAGES = {"CheckpointsSaved": "Checkpoints are saved again.", "TrainingGoesOn": "The training makes progress again."}
+_RECOVERY_REASONS = {
+    "CheckpointFailing": "CheckpointsSaved",
+    "ProgressUnknown": "ProgressKnown",
+    "TrainingStalled": "TrainingGoesOn",
+}
+_RECOVERY_MESSAGES = {
+    "CheckpointsSaved": "Checkpoints are saved again.",
+    "ProgressKnown": "The pods report their progress again.",
+    "TrainingGoesOn": "The training makes progress again.",
+}
 
 
 def build_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> list[Event]:

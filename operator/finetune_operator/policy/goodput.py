@@ -15,7 +15,8 @@ _BUCKETS = {
     "Restarting": "starting_seconds",
     "Publishing": "publishing_seconds",
 }
-_RUNNING_BUCKETS = ("productive_seconds", "evaluation_seconds", "checkpoint_seconds", "stalled_seconds", "redone_seconds")
+_REPORTED_BUCKETS = ("productive_seconds", "evaluation_seconds", "checkpoint_seconds")
+_RUNNING_BUCKETS = (*_REPORTED_BUCKETS, "stalled_seconds", "redone_seconds", "other_seconds")
 
 
 def with_timing(status: FineTuneJobStatus, timing: Timing) -> FineTuneJobStatus:
@@ -47,7 +48,8 @@ def update_goodput(before: FineTuneJobStatus, after: FineTuneJobStatus, now: dat
         seconds[_BUCKETS[phase]] += passed
     running = sum(seconds[name] for name in _RUNNING_BUCKETS) + (passed if phase == "Running" else 0)
     stalled = known.stalled_seconds + _stalled_seconds(before, after, passed, now)
-    seconds |= _distribute_running_time(running, seconds["starting_seconds"], after.goodput or known, stalled)
+    reported = after.goodput or known
+    seconds |= _distribute_running_time(running, seconds["starting_seconds"], reported, stalled, _redone_seconds(known, reported))
     total = sum(seconds.values())
     ratio = round(seconds["productive_seconds"] / total, 4) if total else 0.0
     since = moment if before.phase is not None and after.phase != before.phase else known.since
@@ -55,20 +57,27 @@ def update_goodput(before: FineTuneJobStatus, after: FineTuneJobStatus, now: dat
     return after.model_copy(update={"goodput": goodput})
 
 
-def _distribute_running_time(running: int, starting: int, reported: Goodput, stalled: int) -> dict[str, int]:
+def _redone_seconds(known: Goodput, reported: Goodput) -> int:
+    """Return the seconds of lost work so far. Pods count only work that is kept, so their numbers fall when they lose some."""
+    return known.redone_seconds + sum(max(0, getattr(known, name) - getattr(reported, name)) for name in _REPORTED_BUCKETS)
+
+
+def _distribute_running_time(running: int, starting: int, reported: Goodput, stalled: int, redone: int) -> dict[str, int]:
     """Distribute the seconds of Running by use.
 
     Pods may report more seconds than that, because the training begins before the operator observes it. The difference is
     subtracted from the seconds of starting.
     """
     remaining, shares = running + starting, dict[str, int]()
-    for name in ("productive_seconds", "evaluation_seconds", "checkpoint_seconds"):
+    for name in _REPORTED_BUCKETS:
         shares[name] = min(getattr(reported, name), remaining)
         remaining -= shares[name]
     shares["starting_seconds"] = min(starting, remaining)
     remaining -= shares["starting_seconds"]
     shares["stalled_seconds"] = min(stalled, remaining)
-    shares["redone_seconds"] = remaining - shares["stalled_seconds"]
+    remaining -= shares["stalled_seconds"]
+    shares["redone_seconds"] = min(redone, remaining)
+    shares["other_seconds"] = remaining - shares["redone_seconds"]
     return shares
 
 

@@ -18,7 +18,7 @@ from finetune_api.status import (
     Resolved,
     Restarts,
 )
-from finetune_operator.observed import CreatedAttempt, JobRecord, read_time, write_time
+from finetune_operator.observed import CreatedAttempt, JobRecord, PodState, read_time, write_time
 from finetune_operator.policy.conditions import with_condition, without_conditions
 from finetune_operator.policy.progress import furthest_step, without_estimate
 from finetune_operator.policy.waiting import NORMAL_START_REASONS
@@ -115,6 +115,21 @@ def admitted(status: FineTuneJobStatus, job: JobRecord, now: datetime.datetime) 
     return status.model_copy(update={"conditions": conditions})
 
 
+def progress_unknown(status: FineTuneJobStatus, job: JobRecord, pod: PodState, now: datetime.datetime) -> FineTuneJobStatus:
+    """Return the status of a job whose first pod runs but does not answer the operator.
+
+    Only the kubelet can tell whether the pod works: its probe ends a pod that does not. So the phase is Running by its word.
+    """
+    message = (
+        f"pod {pod.name} runs, but does not answer the operator at {pod.address}:{names.PORT_TELEMETRY}, so step and loss are "
+        "not known until it ends: does a NetworkPolicy or a service mesh keep the operator out?"
+    )
+    phase: Phase = "Publishing" if status.phase == "Publishing" else "Running"
+    status = in_phase(status, phase, "ProgressUnknown", message)
+    conditions = with_condition(status, job, now, "ProgressUnknown", "True", "NoReport", message)
+    return status.model_copy(update={"conditions": conditions, "progress": without_estimate(status.progress)})
+
+
 def withdrawn(status: FineTuneJobStatus, now: datetime.datetime) -> FineTuneJobStatus:
     """Return the status that withdraws an attempt because a quota, or the nodes, have room for some of its pods only."""
     message = f"withdrawn because there is room for some of the pods only (next try after a pause): {status.message}"
@@ -176,7 +191,7 @@ def attempt_ended(
         status = status.model_copy(update={"attempts": [*status.attempts[:-1], last.model_copy(update=end)]})
         if status.checkpoint is not None and status.checkpoint.step > (last.from_step or 0):
             status = with_bookkeeping(status, restarts_count_towards_max=0)
-    return without_conditions(status, "TrainingStalled", "QuotaReserved")
+    return without_conditions(status, "ProgressUnknown", "QuotaReserved", "TrainingStalled")
 
 
 def with_bookkeeping(status: FineTuneJobStatus, **changes: object) -> FineTuneJobStatus:

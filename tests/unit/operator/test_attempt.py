@@ -176,6 +176,20 @@ def test_success_of_the_first_pod_waits_for_the_other_pods() -> None:
     assert decision.requeue_after_seconds == 1
 
 
+def test_a_job_that_was_too_quick_to_be_seen_in_training_is_not_pending_while_its_last_pod_ends() -> None:
+    pods = [build_pod(0, terminated=end(0, **SUCCEEDED)), build_pod(1)]
+    status = decide(observe(*pods, job=build_record(running(phase="Pending", running_since=None))), None, NOW).status
+    assert (status.phase, status.message) == ("Running", "waiting for the other pods to end")
+
+
+@pytest.mark.parametrize("phase", ["Initializing", "Running", "Publishing"])
+def test_a_phase_never_goes_back_to_pending_within_an_attempt(phase: Any) -> None:
+    waiting = build_pod(1, started=False, waiting=("ContainerCreating", ""))
+    decision = decide(observe(build_pod(0), waiting, job=build_record(running(phase=phase))), None, NOW)
+    assert (decision.status.phase, decision.status.message) == (phase, "pod news-1-1-x is being created on node-1")
+    assert decision.pods_missing, "the reason is read live"
+
+
 def test_a_published_model_is_a_condition() -> None:
     spec = build_spec(publish={"repository": "team/news"})
     report = end(0, published={"url": "https://hub/team/news", "commit": "abc"}, **SUCCEEDED)

@@ -64,7 +64,7 @@ def test_each_second_counts_for_the_phase_that_ends() -> None:
         starting_seconds=32,
         evaluation_seconds=10,
         checkpoint_seconds=4,
-        redone_seconds=6,
+        other_seconds=6,
         publishing_seconds=10,
         since=write_time(at(170)),
         until=write_time(at(170)),
@@ -91,9 +91,14 @@ def test_steps_that_were_lost_are_redone_time() -> None:
     timeline.advance(60, "Restarting")
     timeline.advance(70, "Running")
     resumed = timeline.advance(75, "Running", Timing(steps=25))  # it resumed from the checkpoint of step 25
-    assert (resumed.productive_seconds, resumed.redone_seconds, resumed.starting_seconds) == (25, 30, 20)
+    assert (resumed.productive_seconds, resumed.redone_seconds, resumed.starting_seconds, resumed.other_seconds) == (
+        25,
+        25,
+        20,
+        5,
+    )
     last = timeline.advance(100, "Succeeded", Timing(steps=50))
-    assert (last.productive_seconds, last.redone_seconds, sum_of_seconds(last), last.ratio) == (50, 30, 100, 0.5)
+    assert (last.productive_seconds, last.redone_seconds, sum_of_seconds(last), last.ratio) == (50, 25, 100, 0.5)
 
 
 def test_training_before_its_first_observation_is_subtracted_from_the_starting_time() -> None:

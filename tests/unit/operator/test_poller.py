@@ -26,7 +26,8 @@ class FakeProgressClient:
 class Harness:
     def __init__(self) -> None:
         self.store, self.client, self.reported = Store(), FakeProgressClient(), list[Key]()
-        self.poller = Poller(self.store, self.client, self.reported.append)  # type: ignore[arg-type]
+        self.seconds = 0.0
+        self.poller = Poller(self.store, self.client, self.reported.append, lambda: self.seconds)  # type: ignore[arg-type]
 
     def start_polling(self, *keys: Key) -> None:
         for key in keys:
@@ -79,27 +80,49 @@ async def test_no_pod_is_polled_if_none_runs(harness: Harness, change: dict[str,
     harness.start_polling(KEY)
     harness.store.put_pod(KEY, build_pod(0, version=1, **change))
     assert await harness.poll() is None
-    assert (harness.client.polled, harness.poller._unanswered_polls) == ([], {})
+    assert (harness.client.polled, harness.poller._polled) == ([], {})
 
 
 async def test_a_deleted_job_is_dropped_and_may_be_added_again(harness: Harness) -> None:
     harness.start_polling(KEY)
     harness.store.drop_job(KEY)
     assert await harness.poll() is None
-    assert harness.poller._unanswered_polls == {}
+    assert harness.poller._polled == {}
     harness.start_polling(KEY)
     assert await harness.poll() == INTERVAL_SECONDS
 
 
-async def test_a_pod_is_silent_after_ten_unanswered_polls(harness: Harness) -> None:
+async def test_a_pod_is_silent_after_thirty_seconds_without_an_answer(harness: Harness) -> None:
     harness.start_polling(KEY)
     harness.client.answer = None
-    for _ in range(9):
+    for seconds, silent in ((0, False), (10, False), (19, False), (31, True), (40, True)):
+        harness.seconds = seconds
+        await harness.poll()
+        assert harness.poller.is_silent(KEY) == silent
+    assert harness.reported == [KEY], "the job is reconciled when its pod becomes silent, not at each poll"
+    harness.client.answer = REPORT
+    await harness.poll()
+    assert not harness.poller.is_silent(KEY)
+
+
+async def test_a_delay_of_the_operator_makes_no_pod_silent(harness: Harness) -> None:
+    harness.start_polling(KEY)
+    harness.client.answer = None
+    for seconds in (0, 1000, 2000):
+        harness.seconds = seconds
         await harness.poll()
     assert not harness.poller.is_silent(KEY)
-    await harness.poll()
+
+
+async def test_the_pod_of_the_next_attempt_is_not_silent_from_the_start(harness: Harness) -> None:
+    harness.start_polling(KEY)
+    harness.client.answer = None
+    for seconds in (0, 10, 20, 31):
+        harness.seconds = seconds
+        await harness.poll()
     assert harness.poller.is_silent(KEY)
-    harness.client.answer = REPORT
+    harness.store.drop_pod(KEY, build_pod(0, version=9))
+    harness.store.put_pod(KEY, build_pod(0, version=9, name="news-1-0-y"))
     await harness.poll()
     assert not harness.poller.is_silent(KEY)
 

@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 
 from finetune_api.status import Progress
+from finetune_api.wire import Report
 from finetune_operator.manifests.container import _PROBE_MARGIN_SECONDS, build_container
 from finetune_operator.manifests.plan import Plan
 from finetune_operator.observed import write_time
 from finetune_operator.policy.attempt import decide
+from finetune_operator.policy.events import build_events
+from finetune_operator.poller import _Polled
 from unit.operator.builders import (
     IMAGE,
     KEY,
@@ -20,10 +23,12 @@ from unit.operator.builders import (
     build_record,
     build_spec,
     child_manifest,
+    end,
     job_manifest,
     observe,
     pod_manifest,
     running,
+    true_conditions,
 )
 from unit.operator.fake_server import Answer
 from unit.operator.harness import Harness
@@ -42,22 +47,44 @@ def test_a_silent_pod_is_left_alone_and_the_status_says_so(phase: Any) -> None:
     status = running(phase=phase, progress=Progress(step=40, total_steps=100))
     observation = observe(build_pod(0), build_pod(1), job=build_record(status, build_spec()))
     decided = decide(dataclasses.replace(observation, silent=True), None, NOW).status
-    assert decided.phase == phase
+    assert decided.phase == ("Publishing" if phase == "Publishing" else "Running"), "by what the kubelet says of the pod"
     assert decided.message == (
-        "the operator gets no report from pod news-1-0-x, so its progress is not known: can the operator reach it?"
+        "pod news-1-0-x runs, but does not answer the operator at 10.0.0.1:9400, so step and loss are not known until it ends: "
+        "does a NetworkPolicy or a service mesh keep the operator out?"
     )
+    assert true_conditions(decided) == ["ProgressUnknown"]
+    assert [event.reason for event in build_events(status, decided)][:1] == ["ProgressUnknown"]
+
+
+def test_a_silent_pod_that_answers_again_or_ends_is_silent_no_longer() -> None:
+    job = build_record(running(), build_spec())
+    pods = [build_pod(0), build_pod(1)]
+    silent = decide(dataclasses.replace(observe(*pods, job=job), silent=True), None, NOW).status
+    job = build_record(silent)
+    report = Report(attempt=1, phase="Running", step=3, total_steps=9, message="training")
+    answers = decide(observe(*pods, job=job), report, NOW).status
+    assert (answers.phase, answers.reason, true_conditions(answers)) == ("Running", "Training", [])
+    assert [event.reason for event in build_events(silent, answers)] == ["ProgressKnown"]
+    ended = [build_pod(index, terminated=end(0, phase="Succeeded", step=9, totalSteps=9)) for index in (0, 1)]
+    assert true_conditions(decide(observe(*ended, job=job), None, NOW).status) == ["Complete"]
+
+
+def test_a_pod_on_a_node_that_is_down_is_not_called_unreachable_for_the_operator() -> None:
+    pods = [build_pod(0, node_unreachable=True), build_pod(1)]
+    decided = decide(dataclasses.replace(observe(*pods, job=build_record(running())), silent=True), None, NOW).status
+    assert true_conditions(decided) == []
 
 
 async def test_a_job_that_only_the_operator_can_t_reach_goes_on_for_ever() -> None:
     harness = Harness()
     harness.add_objects(job_manifest(status=running()), [child_manifest()], [pod_manifest(0), pod_manifest(1)])
     await harness.reconcile()
-    harness.poller._unanswered_polls[KEY] = 10_000
+    harness.poller._polled[KEY] = _Polled("news-1-0-x", unanswered=10_000, since=-1e9)
     for _ in range(10):
         harness.advance(86_400)
         await harness.reconcile()
     assert harness.status["phase"] == "Running"
-    assert "gets no report" in harness.status["message"]
+    assert "does not answer the operator" in harness.status["message"]
     assert harness.status["restarts"].get("failures", 0) == 0
 
 

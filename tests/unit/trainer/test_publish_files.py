@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from finetune_api import names
 from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.resource import parse_spec
+from finetune_trainer.publish.push import push
 from finetune_trainer.publish.upload_filter import is_weights, private_strings, redact, shareable_files
 
 SECRET = "hf_0123456789abcdefghij"
@@ -145,3 +148,21 @@ def test_only_weights_are_replaced_by_those_of_a_new_model() -> None:
     old = {"model.safetensors", "model-00001-of-00003.safetensors", "adapter_config.json", "pytorch_model-1.bin"}
     others = {"README.md", "LICENSE", "onnx/model.safetensors", "tokenizer.json"}
     assert {name for name in old | others if is_weights(name)} == old
+
+
+@pytest.mark.parametrize(
+    ("directory", "command"),
+    [
+        (
+            f"{names.OUTPUT_DIR}/model",
+            "kubectl finetune pull news ./news --namespace team && finetune push ./news --to team/news-model",
+        ),
+        ("runs/news/model", "finetune push runs/news/model --to team/news-model"),
+    ],
+)
+def test_a_failed_push_names_a_command_that_works_outside_of_the_pod(directory: str, command: str) -> None:
+    sources = {"model": {"hub": {"name": "a/b"}}, "datasets": [{"hub": {"name": "c/d"}}]}
+    spec = parse_spec({"task": "causal-lm", **sources, "publish": {"repository": "team/news-model"}})
+    with pytest.raises(FineTuneError) as failed:
+        push(pathlib.Path(directory), spec, "news", namespace="team")
+    assert failed.value.message.endswith(f"to push it later, run: {command}")

@@ -226,7 +226,7 @@ def _push(result: "Future[Published]", output: OutputDirectory, config: RunConfi
         # Imported late: the Hub's client takes half a second, and the workers need not wait for it.
         from finetune_trainer.publish.push import push
 
-        result.set_result(push(output.model, config.spec, config.name))
+        result.set_result(push(output.model, config.spec, config.name, namespace=config.namespace))
     except BaseException as error:  # the caller that waits for the result raises it
         result.set_exception(error)
 

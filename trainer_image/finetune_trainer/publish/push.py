@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from finetune_api import names
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Published
@@ -30,8 +31,10 @@ _HUB_WITH_XET = "https://huggingface.co"
 _LINKS_PREFIX = ".push-"  # prefix of temporary directories next to the best models
 
 
-def push(directory: pathlib.Path, spec: FineTuneJobSpec, name: str, message: str | None = None) -> Published:
-    """Push the model in a directory to the repository in the spec. message: commit message.
+def push(
+    directory: pathlib.Path, spec: FineTuneJobSpec, name: str, message: str | None = None, namespace: str = "default"
+) -> Published:
+    """Push the model in a directory to the repository in the spec. name, namespace: of the job. message: commit message.
 
     Raises FineTuneError with a command that pushes the model later. The model stays in the directory.
     """
@@ -39,10 +42,18 @@ def push(directory: pathlib.Path, spec: FineTuneJobSpec, name: str, message: str
     try:
         return _upload_for(directory, spec, message or f"Fine-tuned by {name}")
     except FineTuneError as error:
-        command = f"finetune push {shlex.quote(str(directory))} --to {spec.publish.repository}"
+        command = _command_for_later(directory, spec.publish.repository, name, namespace)
         raise FineTuneError(
             Reason.HUB_PUSH_FAILED, f"{error.message.rstrip('.')}; the model is kept; to push it later, run: {command}"
         ) from None
+
+
+def _command_for_later(directory: pathlib.Path, repository: str, name: str, namespace: str) -> str:
+    """Return the command for a shell outside of the pod, where the directories of the pod do not exist."""
+    if directory.is_relative_to(names.OUTPUT_DIR):
+        fetch = f"kubectl finetune pull {name} ./{name} --namespace {namespace}"
+        return f"{fetch} && finetune push ./{name} --to {repository}"
+    return f"finetune push {shlex.quote(str(directory))} --to {repository}"
 
 
 def _upload_for(directory: pathlib.Path, spec: FineTuneJobSpec, message: str) -> Published:
