@@ -59,7 +59,8 @@ def update_goodput(before: FineTuneJobStatus, after: FineTuneJobStatus, now: dat
 
 def _redone_seconds(known: Goodput, reported: Goodput) -> int:
     """Return the seconds of lost work so far. Pods count only work that is kept, so their numbers fall when they lose some."""
-    return known.redone_seconds + sum(max(0, getattr(known, name) - getattr(reported, name)) for name in _REPORTED_BUCKETS)
+    lost: list[int] = [max(0, getattr(known, name) - getattr(reported, name)) for name in _REPORTED_BUCKETS]
+    return known.redone_seconds + sum(lost)
 
 
 def _distribute_running_time(running: int, starting: int, reported: Goodput, stalled: int, redone: int) -> dict[str, int]:
