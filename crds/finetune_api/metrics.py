@@ -251,7 +251,7 @@ LEADER: Final = Metric("finetune_operator_leader", "gauge", "1 if this operator 
 API_REQUESTS: Final = Metric(
     "finetune_operator_api_requests_total",
     "counter",
-    "Requests to the API server, without those of the watches. code is 0 if there was no response.",
+    "Requests to the API server, without the watch of FineTuneJobs. code is 0 if there was no response.",
     ("verb", "kind", "code"),
 )
 

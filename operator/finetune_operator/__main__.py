@@ -41,7 +41,7 @@ from finetune_operator.watch import keep_watching
 logger = logging.getLogger("finetune_operator")
 
 # Number of concurrent reconciles. They mostly wait for the API server.
-_WORKERS = 32
+_WORKERS = 128
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,8 +97,8 @@ async def _run(options: argparse.Namespace, defaults: OperatorDefaults, tls: ssl
     progress_client = ProgressClient.open()
     poller = Poller(store, progress_client, queue.add)
     events = EventRecorder(api)
-    reconciler = Reconciler(api, store, poller, events, metrics, defaults, _now, has_backlog=lambda: queue.depth() > 0)
-    resync = Resync(api, store, queue, metrics, health, options.namespace, _now)
+    reconciler = Reconciler(api, store, poller, events, metrics, defaults, _now, has_backlog=lambda: bool(store.new_jobs))
+    resync = Resync(api, store, queue, metrics, health, options.namespace, _now, leader_election.is_leading)
 
     def refresh() -> None:
         metrics.workqueue_depth.set(queue.depth())
@@ -114,7 +114,8 @@ async def _run(options: argparse.Namespace, defaults: OperatorDefaults, tls: ssl
     logger.info("finetune-operator %s: %s", __version__, ", ".join(options.namespace) or "all namespaces")
     handlers = Handlers(store, queue, metrics.watch_last_event.set_to_current_time)
     watch = keep_watching(handlers, health, resync, options.namespace)
-    child_watch = ChildWatch(api, resync, {"Job": handlers.job, "Pod": handlers.pod}, options.namespace).run(health)
+    child_handlers = {"Job": handlers.job, "Pod": handlers.pod, "Workload": handlers.workload}
+    child_watch = ChildWatch(api, resync, child_handlers, options.namespace).run(health)
     tasks = [leader_election.run(), resync.run(), run_as_leader(), watch, child_watch]
     if tls and options.metrics_certificate:
         tasks.append(reload_certificate(tls, options.metrics_certificate))

@@ -1,4 +1,4 @@
-"""Watches the Jobs and pods of FineTuneJobs.
+"""Watches the Jobs and pods of FineTuneJobs, and Kueue's Workloads, which say why a Job waits.
 
 Each watch begins where a list of the unfinished children ends. So it brings every change, also the end of a child, but never the
 children of the jobs that finished earlier, which may be very many.
@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from finetune_api import names
 from finetune_operator.cluster.api import Api, ApiError
 from finetune_operator.health import Health
 from finetune_operator.observed import Manifest
@@ -18,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 # Codes of ApiError: the connection was lost, or the version from which to continue is too old.
 _UNREACHABLE, _GONE = 0, 410
-# The full list reports a namespace that is gone or forbidden, once a minute.
+# The full list reports a namespace that is gone or forbidden, once a minute. Without Kueue there are no Workloads.
 _FORBIDDEN = (403, 404)
 # Seconds before the next watch: after the API server ended the last one as usual, and after an error.
 _NEXT_SECONDS, _ERROR_SECONDS = 0.1, 5.0
@@ -45,8 +44,9 @@ class ChildWatch:
         version, warned = "", False
         while True:
             try:
-                version = version or str(await self._resync.list_children(kind, namespace))
-                async for event in self._api.watch(kind, namespace, version, labelSelector=names.LABEL_JOB):
+                version = version or str((await self._resync.list_children(kind, namespace))[0])
+                served_kind, labels = self._resync.watch_query(kind)
+                async for event in self._api.watch(served_kind, namespace, version, labelSelector=labels):
                     version, warned = event["object"]["metadata"]["resourceVersion"], False
                     if event["type"] != "BOOKMARK":
                         self._handlers[kind](event)

@@ -1,4 +1,4 @@
-"""kopf, the watch layer. What happens to FineTuneJobs, Jobs and pods goes into the store, and the job's key into the queue."""
+"""kopf, the watch layer. What happens to jobs and their children goes into the store, and the job's key into the queue."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,7 +8,16 @@ import kopf
 from finetune_api import names
 from finetune_api.status import FINAL_PHASES
 from finetune_operator.observed import Key
-from finetune_operator.parsing import read_child_job, read_child_key, read_job, read_key, read_pod, read_version
+from finetune_operator.parsing import (
+    read_child_job,
+    read_child_key,
+    read_job,
+    read_key,
+    read_pod,
+    read_version,
+    read_workload,
+    read_workload_key,
+)
 from finetune_operator.queue import WorkQueue
 from finetune_operator.resync import ACTIVE_SELECTOR
 from finetune_operator.store import Store
@@ -103,6 +112,8 @@ class Handlers:
             else:
                 self._store.put_child(key, child)
             self._queue.add_after(key, _BATCH_SECONDS)
+        elif key is not None:
+            self._store.used_names.add(key)
 
     def pod(self, event: Event) -> None:
         key = read_child_key(event["object"])
@@ -110,6 +121,17 @@ class Handlers:
             pod = read_pod(event["object"])
             self._store.drop_pod(key, pod) if event["type"] == "DELETED" else self._store.put_pod(key, pod)
             self._queue.add_after(key, _BATCH_SECONDS)
+        elif key is not None:
+            self._store.used_names.add(key)
+
+    def workload(self, event: Event) -> None:
+        key = read_workload_key(event["object"])
+        if key in self._store.jobs:
+            workload = read_workload(event["object"])
+            if event["type"] == "DELETED":
+                self._store.workloads.drop(key, workload.name, workload.version)
+            elif self._store.put_workload(key, workload):
+                self._queue.add_after(key, _BATCH_SECONDS)
 
 
 def build_registry(handlers: Handlers, call: Callable[[Callable[[Event], None], Event], object]) -> kopf.OperatorRegistry:

@@ -161,6 +161,16 @@ class PodState:
 
 
 @dataclasses.dataclass(frozen=True)
+class Workload:
+    """What Kueue says about a Job. job_uid: uid of the Job. waiting: why it is suspended, as reason and message, or None."""
+
+    name: str
+    job_uid: str
+    waiting: tuple[str, str] | None
+    version: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class CreatedAttempt:
     """An attempt of which this process created all children.
 
@@ -184,7 +194,7 @@ class Observation:
     not exist.
     refusal: why the Job controller creates no pods, if it reported that.
     refusal_checked: whether an observation from the store includes the refusal, read live.
-    queueing: reason and message of Kueue for a Job that it suspends.
+    queueing: reason and message of Kueue for a Job that it suspends, if a watch reported them.
     output_claim: uid of the job's own output claim, if the operator looked for it.
     created_attempt: the newest attempt of which this process created all children.
     silent: whether the operator has got no report from the pod with index 0 for some time.

@@ -10,7 +10,7 @@ from finetune_api.reasons import FineTuneError
 from finetune_api.resource import read_spec, validate_name
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.observed import ChildJob, JobRecord, Key, Manifest, Owner, PodState, Terminated, read_time
+from finetune_operator.observed import ChildJob, JobRecord, Key, Manifest, Owner, PodState, Terminated, Workload, read_time
 
 
 def _require_time(value: Any) -> datetime.datetime:
@@ -154,6 +154,25 @@ def _memory_limit(manifest: Manifest) -> str | None:
             limit = container.get("resources", {}).get("limits", {}).get("memory")
             return str(limit) if limit is not None else None
     return None
+
+
+def read_workload_key(manifest: Manifest) -> Key | None:
+    """Return the FineTuneJob whose Job owns a Workload of Kueue, or None. The name of the Job ends with the attempt."""
+    owner = read_owner(manifest)
+    name, _, attempt = owner.name.rpartition("-") if owner is not None and owner.kind == "Job" else ("", "", "")
+    return Key(manifest["metadata"]["namespace"], name) if attempt.isdecimal() and name else None
+
+
+def read_workload(manifest: Manifest) -> Workload:
+    """Parse a Workload of Kueue that a Job owns."""
+    owner = read_owner(manifest)
+    assert owner is not None
+    conditions = {item["type"]: item for item in manifest.get("status", {}).get("conditions", ())}
+    waiting = None
+    for kind, value in (("Evicted", "True"), ("Admitted", "False"), ("QuotaReserved", "False")):  # the last one found counts
+        if (condition := conditions.get(kind)) and condition["status"] == value:
+            waiting = condition.get("reason") or "WaitingForQueue", condition.get("message") or "waiting in the queue"
+    return Workload(manifest["metadata"]["name"], owner.uid, waiting, read_version(manifest))
 
 
 def _started_at(state: Mapping[str, Any]) -> datetime.datetime | None:

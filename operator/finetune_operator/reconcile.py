@@ -54,6 +54,8 @@ _SOON_SECONDS = 1.0
 _REFUSAL_CHECK_SECONDS = 15.0
 # The intervals of what is not due per job grow with the number of jobs, so that all jobs together stay below this rate.
 _JOBS_PER_SECOND = 20
+# Kueue's messages have numbers that change for all jobs of a queue whenever one of them starts or ends.
+_QUEUE_MESSAGES_PER_SECOND = 2
 _POLLED_PHASES: tuple[Phase, ...] = ("Initializing", "Running", "Publishing")
 # During a backlog, the first status of a job waits at most this long, because the operator creates children of other jobs first.
 _MAX_FIRST_STATUS_DELAY = datetime.timedelta(seconds=20)
@@ -89,10 +91,12 @@ class Reconciler:
 
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile the job once. Return the seconds until the next reconcile, or None if only an event should cause it."""
+        if self._can_wait_for_others(key):
+            return _BACKLOG_RETRY_SECONDS
         started, read = self._clock(), "cache"
         try:
             if (known := await self._decide_from_cache(key)) is not None:
-                return await self._write_status(*known)
+                return await self._act_from_cache(*known)
             read = "live"
             return await self._reconcile_live(key)
         except NotLeadingError as error:
@@ -115,7 +119,21 @@ class Reconciler:
         if _is_missing_pods(observation) and self._is_refusal_check_due(key):
             observation = dataclasses.replace(await observe_refusal(self._api, observation), refusal_checked=True)
         decision = self._decide(observation)
+        if decision.create_attempt is not None and self._store.can_start(observation.job):
+            return observation, decision
         return None if decision.requires_live_read(observation.job.status) else (observation, decision)
+
+    async def _act_from_cache(self, observation: Observation, decision: Decision) -> float | None:
+        """Carry out a decision that needs no live read. If a new job can't be created, the next reconcile reads live why."""
+        if decision.create_attempt is None:
+            return await self._write_status(observation, decision)
+        done = await self._execute(observation, decision)
+        if done.status.attempt is not None:
+            self._store.last_refusal_check[observation.job.key] = self._clock()
+            return await self._write_status(observation, done)
+        if done.status.phase is not None:
+            self._store.used_names.add(observation.job.key)
+        return _SOON_SECONDS
 
     async def _reconcile_live(self, key: Key) -> float | None:
         observation = await observe_job(self._api, self._children, key)
@@ -123,9 +141,7 @@ class Reconciler:
             self._forget(key)
             return None
         self._store.put_observation(observation, self._clock())
-        observation = self._store.with_terminated_pods(
-            dataclasses.replace(observation, created_attempt=self._store.created_attempt(observation.job))
-        )
+        observation = self._store.complete(observation)
         decision = self._decide(observation)
         if decision.delete_job:
             await self._api.delete(names.KIND, key.namespace, key.name, observation.job.uid)
@@ -157,11 +173,7 @@ class Reconciler:
     def _read_from_cache(self, key: Key) -> Observation | None:
         """Return the job as the store knows it, or None if this reconcile needs a live read."""
         observation = self._store.observation(key)
-        if (
-            observation is None
-            or key in self._store.requires_live_read
-            or observation.job.status.phase in ("Queued", "Restarting", "Suspended")
-        ):
+        if observation is None or key in self._store.requires_live_read or observation.job.status.phase == "Restarting":
             return None
         return observation
 
@@ -204,9 +216,8 @@ class Reconciler:
             case Created(created_at, child):
                 self._creations.forget(job.key)
                 self._store.put_child(job.key, child)
-                created = self._store.created_attempts[job.key] = CreatedAttempt(
-                    job.uid, job.generation, attempt, created_at, image, child.completions
-                )
+                created = CreatedAttempt(job.uid, job.generation, attempt, created_at, image, child.completions)
+                self._store.put_created_attempt(job.key, created)
                 return Decision(attempt_created(before, spec, created), requeue_after_seconds=_SOON_SECONDS)
             case Blocked(reason, message, needs_user_action, retry_soon):
                 phase: Phase = "Restarting" if before.phase == "Restarting" else "Pending"
@@ -222,11 +233,10 @@ class Reconciler:
     async def _write_status(self, observation: Observation, decision: Decision) -> float | None:
         """Write the status if that is due. Record events only after the write. Return the seconds until the next reconcile."""
         job, now = observation.job, self._now()
-        if self._can_defer_first_status(job, decision.status, now):
+        if self._can_wait_for_others(job.key) and decision.status.phase not in FINAL_PHASES:
             return _BACKLOG_RETRY_SECONDS
-        interval = datetime.timedelta(seconds=_scale_interval(PROGRESS_INTERVAL.total_seconds(), self._poller.polled_jobs()))
         status = complete_conditions(job, decision.status, now)
-        if not is_write_due(job, status, now, interval):
+        if not is_write_due(job, status, now, self._status_interval(job.status)):
             self._metrics.track(job)
             return self._schedule_next(observation, decision, wrote=False)
         status = update_goodput(job.status, status, now)
@@ -240,12 +250,24 @@ class Reconciler:
         self._events.record(job, build_events(job.status, status), now)
         return self._schedule_next(dataclasses.replace(observation, job=written), decision, wrote=True)
 
-    def _can_defer_first_status(self, job: JobRecord, status: FineTuneJobStatus, now: datetime.datetime) -> bool:
-        """Return whether the first status of a job can wait. During a backlog, creating children of other jobs comes first."""
-        created = self._store.created_attempt(job)
-        if job.status.phase is not None or created is None or status.attempt is None or status.phase in FINAL_PHASES:
+    def _can_wait_for_others(self, key: Key) -> bool:
+        """Return whether the first status of a job can wait, because creating the children of other new jobs comes first.
+
+        A pod that has ended can't wait: its evidence may be lost.
+        """
+        job = self._store.jobs.get(key)
+        created = self._store.created_attempt(job) if job is not None else None
+        if job is None or created is None or job.status.phase is not None or created.generation != job.generation or job.deleting:
             return False
-        return self._has_backlog() and now - created.created_at < _MAX_FIRST_STATUS_DELAY
+        ended = any(pod.terminated is not None for pod in self._store.pods.by_job(key))
+        return self._has_backlog() and not ended and self._now() - created.created_at < _MAX_FIRST_STATUS_DELAY
+
+    def _status_interval(self, status: FineTuneJobStatus) -> datetime.timedelta:
+        """Return how often at most to write progress, or the message of a job that waits in a queue."""
+        seconds = PROGRESS_INTERVAL.total_seconds()
+        if status.phase == "Queued":
+            return datetime.timedelta(seconds=max(seconds, len(self._store.jobs) / _QUEUE_MESSAGES_PER_SECOND))
+        return datetime.timedelta(seconds=_scale_interval(seconds, self._poller.polled_jobs()))
 
     def _schedule_next(self, observation: Observation, decision: Decision, wrote: bool) -> float | None:
         """Return the seconds until the next reconcile. Drop a finished job from the store: its next reconcile is live."""

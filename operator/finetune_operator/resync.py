@@ -1,10 +1,12 @@
 """Lists all objects once a minute, corrects the store, and puts every unfinished job into the queue."""
 
 import asyncio
+import dataclasses
 import datetime
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic
 
 from finetune_api import names
 from finetune_api.status import FINAL_PHASES
@@ -12,7 +14,15 @@ from finetune_operator.cluster.api import Api, ApiError
 from finetune_operator.health import Health
 from finetune_operator.metrics import Metrics
 from finetune_operator.observed import ChildJob, Key, Manifest, PodState
-from finetune_operator.parsing import read_child_job, read_child_key, read_job, read_key, read_pod
+from finetune_operator.parsing import (
+    read_child_job,
+    read_child_key,
+    read_job,
+    read_key,
+    read_pod,
+    read_workload,
+    read_workload_key,
+)
 from finetune_operator.policy.cleanup import FINISHED_LIST_SECONDS, seconds_to_next_reconcile
 from finetune_operator.queue import WorkQueue
 from finetune_operator.store import C, Children, Store
@@ -23,14 +33,30 @@ INTERVAL_SECONDS = 60.0
 # Delay before a failed list is retried.
 _RETRY_SECONDS = 5.0
 ACTIVE_SELECTOR = ",".join(f"status.phase!={phase}" for phase in sorted(FINAL_PHASES))
-# These omit children that have ended. If a child in the store is not in the list, the next reconcile reads its job live.
-_UNFINISHED_SELECTORS = {"Job": "status.successful=0", "Pod": "status.phase!=Succeeded,status.phase!=Failed"}
+# Kueue serves its Workloads in one of these versions, or in both.
+_WORKLOAD_VERSIONS = ("Workload", "WorkloadV1beta1")
+
+
+@dataclasses.dataclass(frozen=True)
+class _ChildKind(Generic[C]):
+    """How to list one kind of children, and where they are stored.
+
+    label_selector: of lists and watches. unfinished: a field selector of lists, which omits children that have ended. If a child
+    in the store is not in the list, the next reconcile reads its job live. read_key: returns the FineTuneJob.
+    """
+
+    label_selector: str
+    unfinished: str
+    read_key: Callable[[Manifest], Key | None]
+    read: Callable[[Manifest], C]
+    known: Children[C]
 
 
 class Resync:
     """Lists all objects repeatedly. namespaces: those to list; if empty, the whole cluster. now: the current time in UTC.
 
-    forbidden_namespaces: namespaces that could not be listed last time, because they are gone or the operator may not read them.
+    is_leading: whether this process may write. forbidden_namespaces: namespaces that could not be listed last time, because they
+    are gone or the operator may not read them.
     """
 
     def __init__(
@@ -42,6 +68,7 @@ class Resync:
         health: Health,
         namespaces: Sequence[str],
         now: Callable[[], datetime.datetime],
+        is_leading: Callable[[], bool] = lambda: True,
     ) -> None:
         self._api = api
         self._store = store
@@ -50,6 +77,14 @@ class Resync:
         self._health = health
         self._namespaces: Sequence[str | None] = namespaces or (None,)
         self._now = now
+        self._is_leading = is_leading
+        self._workload_version = _WORKLOAD_VERSIONS[0]
+        unfinished_pods = "status.phase!=Succeeded,status.phase!=Failed"
+        self._kinds: dict[str, _ChildKind[Any]] = {
+            "Job": _ChildKind(names.LABEL_JOB, "status.successful=0", read_child_key, read_child_job, store.children),
+            "Pod": _ChildKind(names.LABEL_JOB, unfinished_pods, read_child_key, read_pod, store.pods),
+            "Workload": _ChildKind("kueue.x-k8s.io/job-uid", "", read_workload_key, read_workload, store.workloads),
+        }
         self.forbidden_namespaces: set[str | None] = set()
         self.forbidden_namespaces_changed = asyncio.Event()
 
@@ -78,7 +113,9 @@ class Resync:
 
     async def list_active(self) -> None:
         """Put every job that is not finished into the queue, and correct what the watches missed."""
+        began_as_leader = self._is_leading()
         await self._in_each_namespace(self._list_active_in)
+        self._store.listed_as_leader = began_as_leader
         for key in self._store.jobs:
             self._queue.add(key)
         self._metrics.watch_last_event.set(self._now().timestamp())
@@ -102,7 +139,7 @@ class Resync:
             self.forbidden_namespaces_changed.set()
 
     async def _list_active_in(self, namespace: str | None) -> None:
-        listed, version = set(), 0
+        listed, version, used_names = set(), 0, set(self._store.used_names)
         async for page in self._api.list_pages(names.KIND, namespace, fieldSelector=ACTIVE_SELECTOR):
             version = _version(page)
             for job in map(read_job, page["items"]):
@@ -113,30 +150,46 @@ class Resync:
             if key not in listed and namespace in (None, key.namespace) and known.version <= version:
                 self._store.drop_job(key, version)
                 self._queue.add(key)
-        for kind in _UNFINISHED_SELECTORS:
-            await self.list_children(kind, namespace)
+        with_children = {key for kind in ("Job", "Pod") for key in (await self.list_children(kind, namespace))[1]}
+        self._store.used_names -= {key for key in used_names - with_children if namespace in (None, key.namespace)}
 
-    async def list_children(self, kind: str, namespace: str | None) -> int:
-        """Correct what the store knows of the children of one kind. Return the resourceVersion of the list."""
-        if kind == "Job":
-            return await self._list_children(kind, self._store.children, read_child_job, namespace)
-        return await self._list_children(kind, self._store.pods, read_pod, namespace)
+    def watch_query(self, kind: str) -> tuple[str, str]:
+        """Return the kind in the version that is served, and the label selector."""
+        return self._workload_version if kind == "Workload" else kind, self._kinds[kind].label_selector
 
-    async def _list_children(self, kind: str, known: Children[C], read: Callable[[Manifest], C], namespace: str | None) -> int:
-        listed: dict[Key, list[C]] = defaultdict(list)
-        version, query = 0, {"labelSelector": names.LABEL_JOB, "fieldSelector": _UNFINISHED_SELECTORS[kind]}
-        async for page in self._api.list_pages(kind, namespace, **query):
+    async def list_children(self, kind: str, namespace: str | None) -> tuple[int, set[Key]]:
+        """Correct what the store knows of one kind. Return the resourceVersion of the list, and the jobs with such children."""
+        if kind != "Workload":
+            return await self._list_children(kind, self._kinds[kind], namespace)
+        try:
+            self._workload_version = _WORKLOAD_VERSIONS[0]
+            return await self._list_children(self._workload_version, self._kinds[kind], namespace)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+        self._workload_version = _WORKLOAD_VERSIONS[1]
+        return await self._list_children(self._workload_version, self._kinds[kind], namespace)
+
+    async def _list_children(self, kind: str, child_kind: _ChildKind[Any], namespace: str | None) -> tuple[int, set[Key]]:
+        listed: dict[Key, list[Any]] = defaultdict(list)
+        version, query = 0, {"labelSelector": child_kind.label_selector, "fieldSelector": child_kind.unfinished}
+        async for page in self._api.list_pages(kind, namespace, **{name: value for name, value in query.items() if value}):
             version = _version(page)
             for item in page["items"]:
-                key = read_child_key(item)
-                if key in self._store.jobs:
-                    listed[key].append(read(item))
-                elif key is not None and _is_active(read(item)):
-                    self._queue.add(key)  # its job is finished, so this child may have to be stopped
-        for key in known.replace(listed, version, namespace):
+                if (key := child_kind.read_key(item)) is not None:
+                    listed[key].append(child_kind.read(item))
+        keys = set(listed)
+        for key in keys - self._store.jobs.keys():
+            # Its job is finished or gone, so these children may have to be stopped.
+            children = listed.pop(key)
+            if kind in ("Job", "Pod"):
+                self._store.used_names.add(key)
+                if any(map(_is_active, children)):
+                    self._queue.add(key)
+        for key in child_kind.known.replace(listed, version, namespace):
             self._store.requires_live_read.add(key)
             self._queue.add(key)
-        return version
+        return version, keys
 
     async def list_finished(self) -> None:
         """Queue finished jobs that need a reconcile, because their TTL is over or because pods may still run."""

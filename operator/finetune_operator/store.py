@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
 from finetune_api.wire import Report
-from finetune_operator.observed import ChildJob, CreatedAttempt, JobRecord, Key, Observation, PodState
+from finetune_operator.observed import ChildJob, CreatedAttempt, JobRecord, Key, Observation, PodState, Workload
 
-C = TypeVar("C", ChildJob, PodState)
+C = TypeVar("C", ChildJob, PodState, Workload)
 
 
 class Children(Generic[C]):
-    """Holds Jobs or pods, by the FineTuneJob that their label names and by their own name."""
+    """Holds Jobs, pods or Workloads, by the FineTuneJob that they belong to and by their own name."""
 
     def __init__(self) -> None:
         self._by_job: dict[Key, dict[str, C]] = {}
@@ -66,8 +66,12 @@ class LastReport:
 
 
 class Store:
-    """Holds unfinished FineTuneJobs, their Jobs and pods, and the last reports of their running pods.
+    """Holds unfinished FineTuneJobs, their Jobs, pods and Workloads, and the last reports of their running pods.
 
+    listed_as_leader: whether this process has listed all objects since it became the leader. So no other process has created
+    children that it does not know.
+    used_names: names that an earlier FineTuneJob had. Children of it may exist, perhaps without being in the store.
+    new_jobs: jobs without a status whose children this process has not created yet.
     requires_live_read: jobs to read live at the next reconcile, because a list differed from the store or a write met a conflict.
     last_refusal_check: monotonic seconds of the last read of the reason for missing pods. Each live read includes it.
     created_attempts: attempts of which this process created all children.
@@ -76,12 +80,16 @@ class Store:
     """
 
     def __init__(self) -> None:
+        self.listed_as_leader = False
+        self.used_names: set[Key] = set()
+        self.new_jobs: set[Key] = set()
         self.requires_live_read: set[Key] = set()
         self.last_refusal_check: dict[Key, float] = {}
         self.created_attempts: dict[Key, CreatedAttempt] = {}
         self.jobs: dict[Key, JobRecord] = {}
         self.children: Children[ChildJob] = Children()
         self.pods: Children[PodState] = Children()
+        self.workloads: Children[Workload] = Children()
         self.terminated_pods: Children[PodState] = Children()
         self.last_reports: dict[Key, LastReport] = {}
 
@@ -90,19 +98,26 @@ class Store:
         known = self.jobs.get(job.key)
         if known is None or known.version <= job.version:
             self.jobs[job.key] = job
+            if known is not None and known.uid != job.uid:
+                self.used_names.add(job.key)
+            is_new = job.status.phase is None and self.created_attempt(job) is None
+            self.new_jobs.add(job.key) if is_new else self.new_jobs.discard(job.key)
 
     def drop_job(self, key: Key, version: int | None = None) -> None:
         """Drop a FineTuneJob that is finished or gone. With a version, keep the job if the known version is later."""
         known = self.jobs.get(key)
         if known is not None and (version is None or known.version <= version):
             del self.jobs[key]
+            self.used_names.add(key)
         if key not in self.jobs:
+            self.new_jobs.discard(key)
             self.last_reports.pop(key, None)
             self.last_refusal_check.pop(key, None)
             self.created_attempts.pop(key, None)
             self.requires_live_read.discard(key)
             self.children.forget(key)
             self.pods.forget(key)
+            self.workloads.forget(key)
             self.terminated_pods.forget(key)
 
     def created_attempt(self, job: JobRecord) -> CreatedAttempt | None:
@@ -110,10 +125,29 @@ class Store:
         created = self.created_attempts.get(job.key)
         return created if created is not None and created.job_uid == job.uid else None
 
+    def put_created_attempt(self, key: Key, created: CreatedAttempt) -> None:
+        """Record that this process has created all children of an attempt."""
+        self.created_attempts[key] = created
+        self.new_jobs.discard(key)
+
+    def can_start(self, job: JobRecord) -> bool:
+        """Return whether the children of this new job can be created without a live read.
+
+        That is so if no FineTuneJob of its name is known that could have left children. The name of a child that exists all the
+        same is taken.
+        """
+        return self.listed_as_leader and job.status.phase is None and job.key not in self.used_names
+
     def put_child(self, key: Key, child: ChildJob) -> None:
         """Store a Job of an unfinished FineTuneJob."""
         if key in self.jobs:
             self.children.put(key, child)
+
+    def put_workload(self, key: Key, workload: Workload) -> bool:
+        """Store a Workload of an unfinished FineTuneJob. Return whether it says something new about its Job."""
+        before = {(known.job_uid, known.waiting) for known in self.workloads.by_job(key)}
+        self.workloads.put(key, workload)
+        return (workload.job_uid, workload.waiting) not in before
 
     def put_pod(self, key: Key, pod: PodState) -> None:
         """Store a pod of an unfinished FineTuneJob."""
@@ -129,14 +163,22 @@ class Store:
         if key in self.jobs and pod.terminated is not None:
             self.terminated_pods.put(key, pod)
 
-    def with_terminated_pods(self, observation: Observation) -> Observation:
-        """Return the observation with the pods that terminated and have no successor with the same index."""
+    def complete(self, observation: Observation) -> Observation:
+        """Return the observation with what is known in addition: pods that are gone, the attempt created here, Kueue's reason.
+
+        The pods are those that terminated and have no successor with the same index.
+        """
         present_indexes, key = {pod.index for pod in observation.pods}, observation.job.key
         ended = {
             pod.name: pod for pod in (*self.pods.by_job(key), *self.terminated_pods.by_job(key)) if pod.terminated is not None
         }
+        suspended = {child.uid for child in observation.own_jobs() if child.suspended and not child.deleting}
+        waiting = [workload.waiting for workload in self.workloads.by_job(key) if workload.job_uid in suspended]
         return dataclasses.replace(
-            observation, terminated_pods=tuple(pod for pod in ended.values() if pod.index not in present_indexes)
+            observation,
+            terminated_pods=tuple(pod for pod in ended.values() if pod.index not in present_indexes),
+            created_attempt=self.created_attempt(observation.job),
+            queueing=next(filter(None, waiting), None),
         )
 
     def put_observation(self, observation: Observation, read_at: float) -> None:
@@ -155,7 +197,4 @@ class Store:
         job = self.jobs.get(key)
         if job is None or job.deleting:
             return None
-        observation = Observation(
-            job, self.children.by_job(key), self.pods.by_job(key), live=False, created_attempt=self.created_attempt(job)
-        )
-        return self.with_terminated_pods(observation)
+        return self.complete(Observation(job, self.children.by_job(key), self.pods.by_job(key), live=False))

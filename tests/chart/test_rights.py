@@ -30,7 +30,7 @@ EVERYTHING = {
     ("", "configmaps"): {"get", "create"},
     ("", "persistentvolumeclaims"): {"get", "create", "delete"},
     ("", "events"): {"list", "create"},
-    ("kueue.x-k8s.io", "workloads"): {"list"},
+    ("kueue.x-k8s.io", "workloads"): {"list", "watch"},
     ("networking.k8s.io", "networkpolicies"): {"get", "create"},
     ("scheduling.x-k8s.io", "podgroups"): {"get", "create", "delete"},
     ("scheduling.volcano.sh", "podgroups"): {"get", "create", "delete"},

@@ -1,5 +1,6 @@
 """Create an attempt's children, each once. A name that is taken is ours only if the owner's uid says so."""
 
+import asyncio
 import dataclasses
 import datetime
 from collections.abc import Callable, Sequence
@@ -47,26 +48,28 @@ class Refused:
 async def create_children(
     api: Api, namespace: str, job: str, uid: str, build: Callable[[bool], Sequence[Manifest]], generation: int, started: bool
 ) -> Created | Blocked | Refused:
-    """Create the children in order, and stop at the first that can't be created. Children of an earlier try stay untouched.
+    """Create the children: those that stand before the Job at once, then each of the others. Stop if one can't be created.
 
-    build: returns the manifests. Its argument says whether an earlier FineTuneJob of that name left the output claim. The owner
-    of the claim is checked first, because no pod may start that would write to another job's volume. generation: of the spec. A
-    Job that was made from an earlier one is deleted. So is the claim, but not if an attempt has started: it may hold checkpoints.
+    Children of an earlier try stay untouched. build: returns the manifests. Its argument says whether an earlier FineTuneJob of
+    that name left the output claim. The owner of the claim is checked first, because no pod may start that would write to another
+    job's volume. generation: of the spec. A Job that was made from an earlier one is deleted. So is the claim, but not if an
+    attempt has started: it may hold checkpoints.
     """
     existing: dict[str, Manifest] = {}
-    claim = await api.get(_CLAIM, namespace, names.output_claim_name(job)) if _has_claim(build(False)) else None
+    children = build(False)
+    claim = await api.get(_CLAIM, namespace, names.output_claim_name(job)) if _has_claim(children) else None
     adopted = claim is not None and _is_retained_claim(claim, job, uid)
-    children = build(adopted)
+    if adopted:
+        children = build(True)
     if claim is not None:
         if not adopted and (problem := await _check_claim(api, claim, children, uid, generation, started)):
             return problem
         existing[_CLAIM] = claim
-    for manifest in children:
-        renew = _renew_pod_group if manifest["kind"] == "PodGroup" else _share if _is_shared(manifest) else None
-        if renew is not None:
-            if problem := await renew(api, manifest, uid):
-                return problem
-        elif manifest["kind"] not in existing:
+    first = [manifest["kind"] for manifest in children].index("Job")
+    if problem := await _create_at_once(api, children[:first], uid):
+        return problem
+    for manifest in children[first:]:
+        if manifest["kind"] not in existing:
             result = await _create(api, _with_owner_uid(manifest, existing.get("Job")), uid)
             if isinstance(result, Blocked | Refused):
                 return result
@@ -76,6 +79,21 @@ async def create_children(
     created_at = read_time(existing["Job"]["metadata"]["creationTimestamp"])
     assert created_at is not None
     return Created(created_at, read_child_job(existing["Job"]))
+
+
+async def _create_at_once(api: Api, manifests: Sequence[Manifest], uid: str) -> Blocked | Refused | None:
+    """Create objects that don't depend on each other. Return why one of them can't be created, or None."""
+
+    async def create(manifest: Manifest) -> Manifest | Blocked | Refused | None:
+        if manifest["kind"] == "PodGroup":
+            return await _renew_pod_group(api, manifest, uid)
+        return await (_share(api, manifest, uid) if _is_shared(manifest) else _create(api, manifest, uid))
+
+    results = await asyncio.gather(*map(create, manifests), return_exceptions=True)  # no request outlives this function
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return next((result for result in results if isinstance(result, Blocked | Refused)), None)
 
 
 async def _check_claim(

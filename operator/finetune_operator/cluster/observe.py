@@ -27,7 +27,7 @@ async def observe_job(api: Api, children: ChildrenReader, key: Key) -> Observati
 
 
 async def _observe_details(api: Api, observation: Observation) -> Observation:
-    """Add details that only some states need: the output claim, the refusal, or why Kueue suspends the Job."""
+    """Add details that only some states need: the output claim, or the refusal."""
     job = observation.job
     if job.status.phase in FINAL_PHASES:
         if job.should_delete_output_claim():
@@ -36,9 +36,6 @@ async def _observe_details(api: Api, observation: Observation) -> Observation:
     observation = dataclasses.replace(observation, pods=[await _with_probe_failure(api, job, pod) for pod in observation.pods])
     if _job_missing_pods(observation.jobs, observation.pods):
         return await observe_refusal(api, observation)
-    suspended_job = next((child for child in observation.own_jobs() if child.suspended and not child.deleting), None)
-    if suspended_job is not None and names.LABEL_KUEUE_QUEUE in job.kueue_labels:
-        return dataclasses.replace(observation, queueing=await _observe_queueing(api, job.key.namespace, suspended_job.uid))
     return observation
 
 
@@ -79,18 +76,6 @@ async def observe_refusal(api: Api, observation: Observation) -> Observation:
     selector = f"involvedObject.uid={job_uid},reason=FailedCreate"
     events = await _list_if_allowed(api, "Event", observation.job.key.namespace, fieldSelector=selector)
     return dataclasses.replace(observation, refusal=str(events[-1].get("message", "")) if events else None)
-
-
-async def _observe_queueing(api: Api, namespace: str, job_uid: str) -> tuple[str, str] | None:
-    """Return why Kueue suspends a Job: the reason and the message of its Workload."""
-    query = {"labelSelector": f"kueue.x-k8s.io/job-uid={job_uid}"}
-    workloads = await _list_if_allowed(api, "Workload", namespace, **query)
-    workloads = workloads or await _list_if_allowed(api, "WorkloadV1beta1", namespace, **query)
-    conditions = {item["type"]: item for workload in workloads for item in workload.get("status", {}).get("conditions", ())}
-    for kind, value in (("QuotaReserved", "False"), ("Admitted", "False"), ("Evicted", "True")):
-        if (condition := conditions.get(kind)) and condition["status"] == value:
-            return condition.get("reason") or "WaitingForQueue", condition.get("message") or "waiting in the queue"
-    return None
 
 
 async def _list_if_allowed(api: Api, kind: str, namespace: str, **query: str) -> list[Manifest]:

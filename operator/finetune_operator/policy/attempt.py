@@ -160,6 +160,8 @@ def _check_attempt(
         message = "stopping: the pods save a checkpoint"
         return Decision(suspended(status, message, now), requeue_after_seconds=_SOON_SECONDS)
     if child is not None and child.suspended and child.failed is None and not child.deleting:
+        if status.phase == "Queued" and observation.queueing is None:
+            return Decision(status, check_after_seconds=_CHECK_SECONDS)  # what Kueue said last is better than nothing
         check_after = _PENDING_SECONDS if observation.queueing is None else _CHECK_SECONDS
         return Decision(queued(status, observation.job, observation.queueing, now), check_after_seconds=check_after)
     status = admitted(status, observation.job, now)

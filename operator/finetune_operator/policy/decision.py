@@ -49,9 +49,17 @@ class Decision:
         ):
             return True
         if self.status.phase == before.phase:
-            return False
+            return before.phase in ("Queued", "Suspended") and self._says_something_new(before)
         if before.phase is None and self.status.attempt is not None:
             return False  # this process created all its children
         if before.phase not in _PHASE_ORDER or self.status.phase not in _PHASE_ORDER:
             return True
         return _PHASE_ORDER.index(self.status.phase) < _PHASE_ORDER.index(before.phase)
+
+    def _says_something_new(self, before: FineTuneJobStatus) -> bool:
+        """Return whether the status of an attempt that is over changes. The store can't show that its last pod is gone.
+
+        The conditions follow from the rest.
+        """
+        is_over = before.attempts is not None and len(before.attempts) > 0 and before.attempts[-1].completion_time is not None
+        return is_over and self.status.model_copy(update={"conditions": before.conditions}) != before

@@ -194,3 +194,12 @@ def pod_manifest(index: int = 0, attempt: int = 1, state: Manifest | None = None
             **status,
         },
     }
+
+
+def workload_manifest(*conditions: tuple[str, str, str, str], job_uid: str = "job-1", job: str = "news-1") -> Manifest:
+    """Return the Workload that Kueue creates for a Job. conditions: type, status, reason and message of each."""
+    listed = [dict(zip(("type", "status", "reason", "message"), condition, strict=True)) for condition in conditions]
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job, "uid": job_uid, "controller": True}
+    labels = {"kueue.x-k8s.io/job-uid": job_uid}
+    metadata = {"namespace": KEY.namespace, "name": f"job-{job}-{job_uid}", "labels": labels, "ownerReferences": [owner]}
+    return {"metadata": metadata, "status": {"conditions": listed}}

@@ -11,7 +11,7 @@ from finetune_api import names
 from finetune_api.reasons import Reason
 from finetune_operator.cluster.api import ApiError
 from finetune_operator.cluster.apply import Blocked, Created, Refused, create_children
-from finetune_operator.defaults import OperatorDefaults
+from finetune_operator.defaults import NetworkPolicy, OperatorDefaults
 from finetune_operator.manifests import Plan, build_children
 from finetune_operator.observed import Manifest
 from unit.operator.builders import IMAGE, KEY, UID, build_spec
@@ -364,3 +364,29 @@ async def test_no_pod_starts_without_the_pod_group_that_its_scheduler_waits_for(
     answer = await create(server, **GANG)
     assert isinstance(answer, Blocked)
     assert (answer.reason, server.names_of("jobs")) == (reason, [])
+
+
+WITH_POLICY = OperatorDefaults(network_policy=NetworkPolicy(enabled=True))
+
+
+async def test_what_the_job_needs_is_created_at_once_and_the_job_only_after_all_of_it(server: FakeServer) -> None:
+    server.answers["POST services"] = refusal(403, "Forbidden", "exceeded quota: services")
+    result = await create(server, defaults=WITH_POLICY)
+    assert isinstance(result, Blocked)
+    assert (result.reason, server.writes()) == ("QuotaExceeded", ["POST services", "POST networkpolicies"])
+    server.forget_requests()
+    server.answers["POST services"] = refusal(503, "Unavailable")
+    with pytest.raises(ApiError):
+        await create(server, defaults=WITH_POLICY)
+    assert "POST jobs" not in server.requests
+
+
+async def test_the_manifests_are_built_once(server: FakeServer) -> None:
+    built: list[bool] = []
+
+    def build(adopted: bool) -> Sequence[Manifest]:
+        built.append(adopted)
+        return build_children(Plan(KEY.namespace, KEY.name, UID, 1, build_spec(), 2, IMAGE, 3, adopted=adopted))
+
+    assert isinstance(await create_children(server.api(), KEY.namespace, KEY.name, UID, build, 1, started=False), Created)
+    assert built == [False]

@@ -16,11 +16,11 @@ from finetune_operator.handlers import Handlers
 from finetune_operator.health import Health
 from finetune_operator.metrics import Metrics
 from finetune_operator.observed import Key
-from finetune_operator.parsing import read_job
+from finetune_operator.parsing import read_child_job, read_job
 from finetune_operator.queue import WorkQueue
 from finetune_operator.resync import Resync
 from finetune_operator.store import Store
-from unit.operator.builders import KEY, NOW, child_manifest, job_manifest, pod_manifest, running
+from unit.operator.builders import KEY, NOW, child_manifest, job_manifest, pod_manifest, running, workload_manifest
 from unit.operator.fake_server import Answer, FakeServer, Stream, refusal
 
 
@@ -31,7 +31,8 @@ class Harness:
         api = self.server.api()
         self.resync = Resync(api, self.store, self.queue, metrics, self.health, (), lambda: NOW)
         handlers = Handlers(self.store, self.queue, lambda: None)
-        self.watch = ChildWatch(api, self.resync, {"Job": handlers.job, "Pod": handlers.pod}, ())
+        kinds = {"Job": handlers.job, "Pod": handlers.pod, "Workload": handlers.workload}
+        self.watch = ChildWatch(api, self.resync, kinds, ())
 
     async def until(self, condition: Callable[[], Any]) -> None:
         async with asyncio.timeout(20):
@@ -78,7 +79,8 @@ async def test_children_that_ended_before_the_watch_are_never_read(harness: Harn
     assert await harness.until_watched("pods", 1) == [str(harness.server.version)]
     await harness.until_watched("jobs", 1)
     assert (harness.pods(), harness.store.children.by_job(KEY)) == (["news-1-1-x"], [])
-    assert {query["labelSelector"] for _, query in harness.server.watched} == {names.LABEL_JOB}
+    labels = {query["labelSelector"] for plural, query in harness.server.watched if plural != "workloads"}
+    assert labels == {names.LABEL_JOB}
     assert all("fieldSelector" not in query for _, query in harness.server.watched), "the end of a child is an event"
 
 
@@ -143,3 +145,33 @@ async def test_a_namespace_that_is_forbidden_does_not_end_the_watches(harness: H
     await harness.until(lambda: harness.server.requests.count("GET pods") > 1)
     del harness.server.answers["GET pods"]
     await harness.until_watched("pods", 1)
+
+
+async def test_what_kueue_says_reaches_a_queued_job_by_a_watch(harness: Harness) -> None:
+    suspended = child_manifest(spec={"completions": 2, "suspend": True})
+    harness.store.put_child(KEY, read_child_job(harness.server.put("jobs", suspended)))
+    harness.server.put("workloads", workload_manifest(("QuotaReserved", "False", "Pending", "no quota")))
+    harness.server.put("workloads", workload_manifest(("QuotaReserved", "False", "Other", "another job"), job_uid="job-9"))
+    harness.server.watches["workloads"] = [
+        Stream(event("MODIFIED", workload_manifest(("QuotaReserved", "False", "Pending", "still none")), 200))
+    ]
+    harness.health.list_succeeded()
+    await harness.until_watched("workloads", 2)
+    observation = harness.store.observation(KEY)
+    assert observation is not None
+    assert observation.queueing == ("Pending", "still none")
+    assert harness.queue.next_due_seconds() is not None
+    handlers = Handlers(harness.store, harness.queue, lambda: None)
+    handlers.workload(event("DELETED", workload_manifest(), 201))
+    assert (observation := harness.store.observation(KEY)) is not None
+    assert observation.queueing is None
+
+
+async def test_a_workload_that_says_the_same_again_queues_no_job(harness: Harness) -> None:
+    handlers, again = Handlers(harness.store, harness.queue, lambda: None), ("QuotaReserved", "False", "Pending", "no quota")
+    handlers.workload(event("ADDED", workload_manifest(again), 200))
+    assert harness.queue.next_due_seconds() is not None
+    harness.queue.add(KEY)
+    harness.queue.done(harness.queue.take() or KEY)
+    handlers.workload(event("MODIFIED", workload_manifest(again), 201))
+    assert (harness.queue.take(), harness.queue.next_due_seconds()) == (None, None)

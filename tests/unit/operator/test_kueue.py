@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from finetune_api.status import FineTuneJobStatus, Restarts
-from finetune_operator.parsing import read_child_job
+from finetune_operator.observed import Key
+from finetune_operator.parsing import read_child_job, read_workload, read_workload_key
 from finetune_operator.policy.attempt import decide
 from finetune_operator.policy.status import is_write_due
 from unit.operator.builders import (
@@ -21,6 +22,7 @@ from unit.operator.builders import (
     observe,
     running,
     true_conditions,
+    workload_manifest,
 )
 
 SUSPENDED = build_child(suspended=True)
@@ -134,3 +136,57 @@ def test_a_resumed_job_counts_as_suspended_until_its_controller_has_seen_the_cha
 def test_a_job_that_is_being_deleted_or_has_failed_is_not_queued(change: dict[str, Any]) -> None:
     decision = decide(observe(jobs=[build_child(suspended=True, **change)], job=build_record(running())), None, NOW)
     assert decision.status.phase == "Restarting"
+
+
+def test_a_queued_job_keeps_what_kueue_said_last_until_it_says_something_else() -> None:
+    queued = running(phase="Queued", reason=QUEUEING[0], message=QUEUEING[1], running_since=None)
+    observation = observe(jobs=[SUSPENDED], job=build_record(queued), live=False)
+    decision = decide(observation, None, NOW)
+    assert (decision.status.reason, decision.status.message) == QUEUEING
+    assert not decision.requires_live_read(queued)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "queueing"),
+    [
+        pytest.param([], None, id="no condition yet"),
+        pytest.param([("QuotaReserved", "False", "Pending", "no quota")], ("Pending", "no quota"), id="waits for quota"),
+        pytest.param(
+            [("QuotaReserved", "False", "Inadmissible", "LocalQueue nope doesn't exist")],
+            ("Inadmissible", "LocalQueue nope doesn't exist"),
+            id="no such queue",
+        ),
+        pytest.param(
+            [("QuotaReserved", "True", "QuotaReserved", ""), ("Admitted", "False", "Waiting", "for a check")],
+            ("Waiting", "for a check"),
+            id="waits for a check",
+        ),
+        pytest.param(
+            [("QuotaReserved", "True", "QuotaReserved", ""), ("Evicted", "True", "Preempted", "by another")],
+            ("Preempted", "by another"),
+            id="evicted",
+        ),
+        pytest.param([("QuotaReserved", "False", "", "")], ("WaitingForQueue", "waiting in the queue"), id="without a reason"),
+        pytest.param([("QuotaReserved", "True", "QuotaReserved", ""), ("Admitted", "True", "", "")], None, id="just admitted"),
+    ],
+)
+def test_the_reason_why_kueue_suspends_a_job_is_read_from_its_workload(
+    conditions: list[tuple[str, str, str, str]], queueing: tuple[str, str] | None
+) -> None:
+    workload = read_workload(workload_manifest(*conditions))
+    assert (workload.job_uid, workload.waiting) == ("job-1", queueing)
+
+
+@pytest.mark.parametrize(
+    ("owner", "key"),
+    [
+        pytest.param({"kind": "Job", "name": "news-de-12"}, Key("team", "news-de"), id="the last part is the attempt"),
+        pytest.param({"kind": "Job", "name": "news"}, None, id="not of an attempt"),
+        pytest.param({"kind": "Job", "name": "7"}, None, id="only a number"),
+        pytest.param({"kind": "RayJob", "name": "news-1"}, None, id="not of a Job"),
+    ],
+)
+def test_a_workload_belongs_to_the_job_whose_attempt_owns_it(owner: dict[str, str], key: Key | None) -> None:
+    manifest = workload_manifest()
+    manifest["metadata"]["ownerReferences"] = [{**owner, "uid": "job-1", "controller": True}]
+    assert read_workload_key(manifest) == key

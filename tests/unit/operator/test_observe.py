@@ -6,16 +6,13 @@ import pytest
 
 from finetune_api import names
 from finetune_api.status import FineTuneJobStatus, Published
-from finetune_operator.cluster.api import ApiError
 from finetune_operator.cluster.children import ChildrenReader
 from finetune_operator.cluster.observe import observe_job
 from finetune_operator.observed import Observation
 from unit.operator.builders import KEY, UID, child_manifest, job_manifest, pod_manifest, running, spec_fields
-from unit.operator.fake_server import FakeServer, refusal
+from unit.operator.fake_server import FakeServer
 
 LIVE_READ = ["GET finetunejobs news", "GET jobs", "GET pods"]
-SUSPENDED = {"completions": 2, "suspend": True}
-QUEUE = {names.LABEL_KUEUE_QUEUE: "gpus"}
 
 
 @pytest.fixture
@@ -30,12 +27,6 @@ async def observe(server: FakeServer) -> Observation | None:
 
 def event(name: str, message: str, uid: str = "job-1", reason: str = "FailedCreate") -> dict[str, Any]:
     return {"metadata": {"namespace": "team", "name": name}, "involvedObject": {"uid": uid}, "reason": reason, "message": message}
-
-
-def workload(*conditions: tuple[str, str, str, str], uid: str = "job-1") -> dict[str, Any]:
-    listed = [dict(zip(("type", "status", "reason", "message"), condition, strict=True)) for condition in conditions]
-    metadata = {"namespace": "team", "name": f"job-news-{uid}", "labels": {"kueue.x-k8s.io/job-uid": uid}}
-    return {"metadata": metadata, "status": {"conditions": listed}}
 
 
 async def test_a_complete_attempt_costs_three_requests(server: FakeServer) -> None:
@@ -84,63 +75,11 @@ async def test_the_refusal_of_pods_is_the_message_of_the_last_event_of_their_job
     assert observation.refusal == "exceeded quota"
 
 
-@pytest.mark.parametrize(
-    ("conditions", "queueing"),
-    [
-        pytest.param([], None, id="no condition yet"),
-        pytest.param([("QuotaReserved", "False", "Pending", "no quota")], ("Pending", "no quota"), id="waits for quota"),
-        pytest.param(
-            [("QuotaReserved", "False", "Inadmissible", "LocalQueue nope doesn't exist")],
-            ("Inadmissible", "LocalQueue nope doesn't exist"),
-            id="no such queue",
-        ),
-        pytest.param(
-            [("QuotaReserved", "True", "QuotaReserved", ""), ("Admitted", "False", "Waiting", "for a check")],
-            ("Waiting", "for a check"),
-            id="waits for a check",
-        ),
-        pytest.param(
-            [("QuotaReserved", "True", "QuotaReserved", ""), ("Evicted", "True", "Preempted", "by another")],
-            ("Preempted", "by another"),
-            id="evicted",
-        ),
-        pytest.param([("QuotaReserved", "False", "", "")], ("WaitingForQueue", "waiting in the queue"), id="without a reason"),
-        pytest.param([("QuotaReserved", "True", "QuotaReserved", ""), ("Admitted", "True", "", "")], None, id="just admitted"),
-    ],
-)
-async def test_the_reason_why_kueue_suspends_a_job_is_read_from_its_workload(
-    server: FakeServer, conditions: list[tuple[str, str, str, str]], queueing: tuple[str, str] | None
-) -> None:
-    server.put("finetunejobs", job_manifest(status=running(), labels=QUEUE))
-    server.put("jobs", child_manifest(spec=SUSPENDED))
-    server.put("workloads", workload(*conditions))
-    server.put("workloads", workload(("QuotaReserved", "False", "Other", "another job's"), uid="job-9"))
-    observation = await observe(server)
-    assert observation is not None
-    assert observation.queueing == queueing
-
-
-async def test_no_workload_is_read_for_a_suspended_job_without_a_queue(server: FakeServer) -> None:
-    server.put("finetunejobs", job_manifest(status=running()))
-    server.put("jobs", child_manifest(spec=SUSPENDED))
+async def test_a_suspended_job_costs_no_further_request(server: FakeServer) -> None:
+    server.put("finetunejobs", job_manifest(status=running(), labels={names.LABEL_KUEUE_QUEUE: "gpus"}))
+    server.put("jobs", child_manifest(spec={"completions": 2, "suspend": True}))
     await observe(server)
     assert server.requests == LIVE_READ
-
-
-@pytest.mark.parametrize(("code", "raised"), [(403, False), (404, False), (500, True)])
-async def test_the_reason_of_kueue_is_optional_without_permission_or_without_kueue(
-    server: FakeServer, code: int, raised: bool
-) -> None:
-    server.put("finetunejobs", job_manifest(status=running(), labels=QUEUE))
-    server.put("jobs", child_manifest(spec=SUSPENDED))
-    server.answers["GET workloads"] = refusal(code, "Whatever")
-    if raised:
-        with pytest.raises(ApiError):
-            await observe(server)
-        return
-    observation = await observe(server)
-    assert observation is not None
-    assert observation.queueing is None
 
 
 ENDED = running(phase="Succeeded", published=Published(url="https://hub/a/b", commit="c"))

@@ -10,7 +10,7 @@ from finetune_api.status import Attempt, Published
 from finetune_api.wire import Report
 from finetune_operator.cluster.lease import NotLeadingError
 from finetune_operator.observed import Key, write_time
-from finetune_operator.parsing import read_job, read_pod
+from finetune_operator.parsing import read_job, read_pod, read_workload
 from finetune_operator.queue import RetryLaterError
 from finetune_operator.store import LastReport
 from unit.operator.builders import (
@@ -24,6 +24,7 @@ from unit.operator.builders import (
     pod_manifest,
     running,
     spec_fields,
+    workload_manifest,
 )
 from unit.operator.fake_server import refusal
 from unit.operator.harness import Harness
@@ -339,3 +340,119 @@ async def test_a_suspended_job_that_is_resized_resumes_on_the_changed_nodes(harn
         await harness.reconcile()
     assert harness.server.take("jobs", "news-2")["spec"]["completions"] == 4
     assert (harness.status["attempt"], harness.status["resolved"]["nodes"]) == (2, 4)
+
+
+OWN_CLAIM = {"output": {"claim": {"claimName": "shared"}}}
+
+
+@pytest.fixture
+def synced(harness: Harness) -> Harness:
+    """Return the harness of a leader that has listed everything."""
+    harness.store.listed_as_leader = True
+    return harness
+
+
+async def test_a_new_job_costs_one_request_for_each_child_its_status_and_its_event(synced: Harness) -> None:
+    synced.add_objects(job_manifest(spec=spec_fields(**OWN_CLAIM)), [], [])
+    await synced.reconcile()
+    children = ["POST services", "POST jobs", "POST configmaps"]
+    assert synced.server.requests == [*children, "PATCH finetunejobs news/status", "POST events"]
+    assert synced.status["attempt"] == 1
+
+
+@pytest.mark.parametrize("reason", ["not listed as the leader", "the name was used", "a conflict", "no new job"])
+async def test_the_children_of_other_jobs_are_created_after_a_live_read(synced: Harness, reason: str) -> None:
+    status = {"phase": "Pending", "reason": "QuotaExceeded", "message": "m"} if reason == "no new job" else None
+    synced.add_objects(job_manifest(spec=spec_fields(**OWN_CLAIM), status=status), [], [])
+    if reason == "not listed as the leader":
+        synced.store.listed_as_leader = False
+    elif reason == "the name was used":
+        synced.store.drop_job(KEY)
+        synced.store.put_job(read_job(synced.server.take("finetunejobs", KEY.name)))
+    elif reason == "a conflict":
+        synced.store.requires_live_read.add(KEY)
+    await synced.reconcile()
+    assert synced.server.requests[:4] == [*LIVE_READ, "POST services"]
+
+
+async def test_a_new_job_whose_name_is_taken_is_read_live(synced: Harness) -> None:
+    synced.server.put("jobs", child_manifest(uid="an earlier job"))
+    synced.server.put("pods", pod_manifest(0))
+    synced.add_objects(job_manifest(spec=spec_fields(**OWN_CLAIM)), [], [])
+    assert await synced.reconcile() == 1
+    assert synced.server.writes() == ["POST services", "POST jobs"]
+    await synced.reconcile()
+    assert synced.server.requests[:3] == LIVE_READ
+    assert (synced.status["phase"], synced.status["reason"]) == ("Pending", "WaitingForDeletion")
+
+
+async def test_a_job_that_waits_for_its_turn_in_a_blocked_namespace_costs_no_request(synced: Harness) -> None:
+    synced.add_objects(job_manifest(spec=spec_fields(**OWN_CLAIM)), [], [])
+    synced.reconciler._creations.begin = lambda key: False  # type: ignore[method-assign]
+    for _ in range(3):
+        assert await synced.reconcile() == 1
+        assert synced.server.requests == []
+
+
+async def test_a_job_whose_status_can_wait_is_not_decided_again_meanwhile(
+    synced: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced.add_objects(job_manifest(spec=spec_fields(**OWN_CLAIM)), [], [])
+    synced.backlog = True
+    assert await synced.reconcile() == 2
+    decided: list[Any] = []
+    monkeypatch.setattr(synced.reconciler, "_decide", decided.append)
+    for _ in range(9):
+        synced.advance(2)
+        assert await synced.reconcile() == 2
+    assert (decided, synced.server.requests) == ([], [])
+    assert synced.registry.get_sample_value("finetune_operator_reconcile_duration_seconds_count", {"read": "cache"}) == 1
+
+
+async def test_a_pod_that_has_ended_is_not_kept_waiting_by_other_jobs(synced: Harness) -> None:
+    synced.add_objects(job_manifest(spec=spec_fields(**OWN_CLAIM)), [], [])
+    synced.backlog = True
+    await synced.reconcile()
+    end = {"terminated": {"exitCode": 1, "finishedAt": write_time(ago(1)), "reason": "Error"}}
+    synced.store.put_pod(KEY, read_pod(synced.server.put("pods", pod_manifest(0, state=end))))
+    await synced.reconcile()
+    assert "PATCH finetunejobs news/status" in synced.server.requests
+
+
+QUEUED = running(phase="Queued", reason="Pending", message="no quota", running_since=None)
+STOPPED = [Attempt(number=1, start_time=write_time(ago(90)), completion_time=write_time(ago(2)), nodes=2)]
+SUSPENDED = running(phase="Suspended", reason="Suspended", running_since=None, attempts=STOPPED)
+
+
+@pytest.mark.parametrize(
+    ("status", "spec", "children"),
+    [
+        pytest.param(QUEUED, {}, [child_manifest(spec={"completions": 2, "suspend": True})], id="in a queue"),
+        pytest.param(SUSPENDED, {"suspend": True}, [], id="suspended by its user"),
+        pytest.param(None, {"suspend": True}, [], id="created suspended"),
+    ],
+)
+async def test_a_waiting_job_costs_no_request(harness: Harness, status: Any, spec: dict[str, Any], children: list[Any]) -> None:
+    harness.add_objects(job_manifest(spec=spec_fields(**spec), status=status), children, [])
+    await harness.reconcile()  # it may write the status once
+    await harness.reconcile()
+    for _ in range(60):
+        harness.advance(1)
+        await harness.reconcile()
+        assert harness.server.requests == []
+
+
+async def test_the_message_of_a_queue_is_written_less_often_if_many_jobs_wait(harness: Harness) -> None:
+    queued = child_manifest(spec={"completions": 2, "suspend": True})
+    harness.add_objects(job_manifest(status=QUEUED), [queued], [])
+    for number in range(999):
+        harness.store.put_job(dataclasses.replace(build_record(QUEUED), key=Key("queue", f"job-{number}")))
+    writes = []
+    for minute in range(100):
+        waiting = ("QuotaReserved", "False", "Pending", f"{minute} more needed")
+        manifest = harness.server.put("workloads", workload_manifest(waiting))
+        harness.store.put_workload(KEY, read_workload(manifest))
+        await harness.reconcile()
+        writes += harness.server.requests
+        harness.advance(10)
+    assert writes == ["PATCH finetunejobs news/status"] * 2, "every 500 seconds"

@@ -215,3 +215,38 @@ async def test_a_finished_job_whose_pods_still_run_is_enqueued_even_if_it_ended_
     await harness.resync.list_active()
     await harness.resync.list_finished()
     assert harness.drain_queue() == [KEY]
+
+
+async def test_a_name_counts_as_used_until_a_list_shows_no_children_of_the_earlier_job(harness: Harness) -> None:
+    gone, stopping, new = Key("team", "gone"), KEY, Key("team", "dropped during the list")
+    harness.store.used_names |= {gone, stopping}
+    harness.server.put("pods", pod_manifest(0))
+    await harness.resync.list_active()
+    assert harness.store.used_names == {stopping}
+    harness.store_jobs(new)
+    del harness.server.objects["pods", "team", "news-1-0-x"]
+    await harness.resync.list_active()
+    assert harness.store.used_names == {new}, "the list did not begin after that job was gone"
+    await harness.resync.list_active()
+    assert harness.store.used_names == set()
+
+
+async def test_only_a_list_that_began_as_the_leader_counts() -> None:
+    leading = False
+    harness = Harness()
+    harness.resync._is_leading = lambda: leading
+    await harness.resync.list_active()
+    assert not harness.store.listed_as_leader
+    leading = True
+    await harness.resync.list_active()
+    assert harness.store.listed_as_leader
+
+
+async def test_an_earlier_version_of_kueue_is_listed_if_there_is_no_other(harness: Harness) -> None:
+    harness.server.answers["GET workloads"] = refusal(404, "NotFound")
+    with pytest.raises(ApiError):
+        await harness.resync.list_children("Workload", None)
+    assert harness.resync.watch_query("Workload") == ("WorkloadV1beta1", "kueue.x-k8s.io/job-uid")
+    del harness.server.answers["GET workloads"]
+    await harness.resync.list_children("Workload", None)
+    assert harness.resync.watch_query("Workload")[0] == "Workload"

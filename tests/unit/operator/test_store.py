@@ -57,7 +57,7 @@ def test_a_late_event_of_the_old_job_of_that_name_does_not_replace_the_new_one()
 
 
 def terminated_pods(store: Store, *present: PodState) -> list[tuple[str, int]]:
-    observation = store.with_terminated_pods(Observation(build_record(), [], present))
+    observation = store.complete(Observation(build_record(), [], present))
     return [(pod.name, pod.version) for pod in observation.terminated_pods]
 
 
