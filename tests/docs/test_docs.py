@@ -5,6 +5,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ OUTSIDE = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "chart
 # Other programs that the shell blocks start. They may not be installed where these tests run.
 OTHER_PROGRAMS = {
     "cd", "cosign", "curl", "docker", "export", "gh", "git", "helm", "kind", "kubectl", "open", "pip", "promtool", "python",
-    "sudo", "vim",
+    "sha256sum", "sudo", "vim",
 }  # fmt: skip
 each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
@@ -103,6 +104,14 @@ def test_every_command_in_a_sentence_exists(page: pathlib.Path) -> None:
                 check, arguments = found
                 problem = check(arguments, False)
                 assert problem is None, f"{name_of(page)}: `{code}`: {problem}"
+
+
+@each_page
+def test_the_documents_install_this_distribution_and_no_other(page: pathlib.Path) -> None:
+    """The distribution has another name than the command."""
+    name = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
+    found = re.findall(r"pip install[^\n]*?['\" ]([A-Za-z0-9_.-]+)\[", page.read_text(encoding="utf-8"))
+    assert set(found) <= {name, "."}
 
 
 @each_page

@@ -257,6 +257,16 @@ def test_the_plan_contains_what_the_trainer_would_refuse(tmp_path: pathlib.Path)
     assert "spec.datasets[0].columns.text: the data has no column 'text'; write one of: body, label" in output
 
 
+def test_the_plan_refuses_a_push_without_any_token(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    code, output = run(write_job(tmp_path, publish={"repository": "team/news"}))
+    assert code == 64
+    assert "spec.publish: a push to 'team/news' needs a token, and there is none; name a Secret in spec.hub" in output
+    assert run(write_job(tmp_path, publish={"repository": "team/news"}, hub={"tokenSecretRef": {"name": "hub-token"}}))[0] == 0
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    assert run(write_job(tmp_path, publish={"repository": "team/news"}))[0] == 0
+
+
 def test_a_wrong_file_and_wrong_options_get_one_sentence(tmp_path: pathlib.Path) -> None:
     code, output = run(write_job(tmp_path, training={"epochs": 1, "maxSteps": 1}))
     assert (code, output) == (64, f"{tmp_path}/job.json:1: spec.training: write epochs or maxSteps, not both\n")
