@@ -222,7 +222,9 @@ class Attempt(Model):
     completion_time: Time | None = Field(default=None, description="When it ended. Left out for the current attempt.")
     nodes: int = Field(description="Number of its pods.")
     from_step: int | None = Field(
-        default=None, description="Step of the newest checkpoint at its start. Left out if there was none."
+        default=None,
+        description="Step of the checkpoint that it started from, also one of an earlier job in the same claim. Left out if "
+        "there was none.",
     )
     step: int | None = Field(default=None, description="The furthest optimizer step that the job had done at its end.")
     in_place: int | None = Field(default=None, description="Restarts of processes in its pods because of failures.")

@@ -68,6 +68,7 @@ class Report(Model):
     in_place: restarts of this pod's processes in this attempt that count as failures. in_place_elsewhere: the same for the other
     pods, as far as this pod knows. stalled: why the pod considers the training stalled. checkpoint_problem: why the last save
     failed, until a save succeeds. skipped_checkpoints: names of the checkpoints that were damaged when the training started.
+    from_step: step of the checkpoint from which the first processes of this attempt started, 0 without one.
     stopped_early: why the training ended before its last step.
     """
 
@@ -96,6 +97,7 @@ class Report(Model):
     stalled: str | None = None
     checkpoint_problem: Problem | None = None
     skipped_checkpoints: Sequence[str] | None = None
+    from_step: int | None = None
     timing: Timing | None = None
 
     @classmethod

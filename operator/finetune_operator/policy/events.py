@@ -51,7 +51,7 @@ def build_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> list[Ev
 
 
 def _attempt_events(before: FineTuneJobStatus, after: FineTuneJobStatus, attempt: int) -> Iterator[Event]:
-    """Yield the events about damaged checkpoints and restarts in place."""
+    """Yield the events about the checkpoint that an attempt starts from, damaged checkpoints, and restarts in place."""
     if not after.attempts:
         return
     last = after.attempts[-1]
@@ -60,6 +60,10 @@ def _attempt_events(before: FineTuneJobStatus, after: FineTuneJobStatus, attempt
     if skipped and (known is None or known.skipped_checkpoints != skipped):
         message = f"Attempt {last.number} skipped damaged checkpoints: {', '.join(skipped)}."
         yield Event("Warning", "CheckpointSkipped", message, attempt)
+    newest = before.checkpoint.step if before.checkpoint is not None else None
+    if last.from_step not in (None, known.from_step if known is not None else newest):
+        message = f"Attempt {last.number} goes on from the checkpoint of step {last.from_step}."
+        yield Event("Normal", "Resumed", message, attempt)
     times = last.in_place or 0
     if times > ((known.in_place or 0) if known is not None else 0):
         how_often = f"{times} times so far" if times > 1 else "for the first time"
@@ -69,7 +73,7 @@ def _attempt_events(before: FineTuneJobStatus, after: FineTuneJobStatus, attempt
 
 def _model_events(before: FineTuneJobStatus, after: FineTuneJobStatus, attempt: int) -> Iterator[Event]:
     """Yield the events about checkpoints (the first, and one per quarter of the training), the best model and the push."""
-    if after.checkpoint is not None and _quarters_saved(after) > _quarters_saved(before):
+    if after.checkpoint is not None and _quarters_saved(after) > max(_quarters_saved(before), _quarters_at_start(after)):
         step, total = after.checkpoint.step, after.progress.total_steps if after.progress is not None else None
         message = f"The checkpoint of step {step}{f' of {total}' if total else ''} is complete."
         yield Event("Normal", "CheckpointSaved", message, attempt, occurrence=step)
@@ -83,10 +87,18 @@ def _model_events(before: FineTuneJobStatus, after: FineTuneJobStatus, attempt: 
 
 def _quarters_saved(status: FineTuneJobStatus) -> int:
     """Return 1 + the number of quarters of the training that the newest checkpoint covers. Return 0 without a checkpoint."""
-    if status.checkpoint is None:
-        return 0
+    return _quarters(status, status.checkpoint.step) if status.checkpoint is not None else 0
+
+
+def _quarters_at_start(status: FineTuneJobStatus) -> int:
+    """Return the same for the checkpoint that the attempt started from."""
+    from_step = status.attempts[-1].from_step if status.attempts else None
+    return _quarters(status, from_step) if from_step is not None else 0
+
+
+def _quarters(status: FineTuneJobStatus, step: int) -> int:
     total = status.progress.total_steps if status.progress is not None else None
-    return 1 + (4 * status.checkpoint.step // total if total else 0)
+    return 1 + (4 * step // total if total else 0)
 
 
 def _condition_events(before: FineTuneJobStatus, after: FineTuneJobStatus, attempt: int) -> Iterator[Event]:

@@ -22,7 +22,7 @@ from finetune_api.wire import Report
 from finetune_operator.observed import read_time, write_time
 
 _MAX_REMAINING_SECONDS = 10 * 365 * 86_400
-_MAX_COUNT = 2**53  # many readers of JSON do not keep larger integers exactly
+MAX_COUNT = 2**53  # many readers of JSON do not keep larger integers exactly
 _MAX_METRICS = 64
 _TEXT_LIMIT, _ANSWER_LIMIT = 200, 400
 _MAX_ENTITIES, _MAX_GUESSES = 32, 5
@@ -41,9 +41,9 @@ def merge_report(status: FineTuneJobStatus, report: Report, now: datetime.dateti
     update: dict[str, Any] = {}
     if progress := build_progress(status.progress, report, now):
         update["progress"] = progress
-    if report.evaluation is not None and 0 <= report.evaluation.step <= _MAX_COUNT:
+    if report.evaluation is not None and 0 <= report.evaluation.step <= MAX_COUNT:
         update["evaluation"] = _round_evaluation(report.evaluation)
-    if report.best is not None and 0 <= report.best.step <= _MAX_COUNT:
+    if report.best is not None and 0 <= report.best.step <= MAX_COUNT:
         update["best"] = _round_evaluation(report.best)
     if report.stopped_early is not None:
         update["stopped_early"] = report.stopped_early[:_ANSWER_LIMIT]
@@ -60,7 +60,7 @@ def merge_report(status: FineTuneJobStatus, report: Report, now: datetime.dateti
 
 def build_progress(previous: Progress | None, report: Report, now: datetime.datetime) -> Progress | None:
     """Return the progress for columns and dashboards. Keep the previous progress until the next attempt has resumed."""
-    if not 0 <= report.step <= _MAX_COUNT or (report.total_steps or 0) > _MAX_COUNT:
+    if not 0 <= report.step <= MAX_COUNT or (report.total_steps or 0) > MAX_COUNT:
         return previous
     if report.total_steps is None or (report.step == 0 and previous is not None and report.phase != "Running"):
         return previous

@@ -7,7 +7,7 @@ from finetune_api.wire import Report
 from finetune_operator.observed import JobRecord
 from finetune_operator.policy.conditions import with_condition, without_conditions
 from finetune_operator.policy.goodput import with_timing
-from finetune_operator.policy.progress import merge_report
+from finetune_operator.policy.progress import MAX_COUNT, merge_report
 from finetune_operator.policy.restart_budget import with_in_place_restarts
 
 _TEXT_LIMIT = 1000
@@ -25,7 +25,7 @@ def apply_report(status: FineTuneJobStatus, job: JobRecord, report: Report, now:
     stalled = ("NoProgress", report.stalled) if report.stalled and not attempt_ended else None
     status = _set_or_clear_condition(status, job, "CheckpointFailing", checkpoint_failing, now)
     status = _set_or_clear_condition(status, job, "TrainingStalled", stalled, now)
-    return _with_skipped_checkpoints(status, report)
+    return _with_resume_point(status, report)
 
 
 def _set_or_clear_condition(
@@ -38,10 +38,16 @@ def _set_or_clear_condition(
     return status.model_copy(update={"conditions": with_condition(status, job, now, kind, "True", reason, message[:_TEXT_LIMIT])})
 
 
-def _with_skipped_checkpoints(status: FineTuneJobStatus, report: Report) -> FineTuneJobStatus:
-    """Add the damaged checkpoints to the attempt that skipped them."""
-    if not report.skipped_checkpoints or not status.attempts:
+def _with_resume_point(status: FineTuneJobStatus, report: Report) -> FineTuneJobStatus:
+    """Add to the attempt which checkpoint it started from, and the damaged ones that it skipped.
+
+    The operator does not know the checkpoints of an earlier job in the same claim, nor which ones are damaged.
+    """
+    update: dict[str, object] = {}
+    if report.from_step is not None and 0 <= report.from_step <= MAX_COUNT:
+        update["from_step"] = report.from_step or None
+    if report.skipped_checkpoints:
+        update["skipped_checkpoints"] = [name[:_NAME_LIMIT] for name in report.skipped_checkpoints[:_MAX_CHECKPOINTS]]
+    if not update or not status.attempts:
         return status
-    skipped = [name[:_NAME_LIMIT] for name in report.skipped_checkpoints[:_MAX_CHECKPOINTS]]
-    last = status.attempts[-1].model_copy(update={"skipped_checkpoints": skipped})
-    return status.model_copy(update={"attempts": [*status.attempts[:-1], last]})
+    return status.model_copy(update={"attempts": [*status.attempts[:-1], status.attempts[-1].model_copy(update=update)]})

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from finetune_api.status import FineTuneJobStatus, Goodput
+import pytest
+
+from finetune_api.status import Attempt, CheckpointStatus, FineTuneJobStatus, Goodput
 from finetune_api.wire import Problem, Report, Timing
 from finetune_operator.observed import write_time
 from finetune_operator.policy.attempt import decide
@@ -139,3 +141,23 @@ def test_a_stall_is_over_once_kueue_has_evicted_the_job() -> None:
     observation = observe(jobs=[build_child(suspended=True)], job=build_record(stalled))
     status = decide(observation, None, NOW).status
     assert (status.phase, true_conditions(status)) == ("Queued", [])
+
+
+def test_a_job_that_goes_on_from_the_claim_of_an_earlier_job_says_so_and_saved_no_checkpoint_itself() -> None:
+    before = running(attempts=[Attempt(number=1, start_time=write_time(ago(60)), nodes=2)])
+    found = {"step": 40, "total_steps": 100, "checkpoint": CheckpointStatus(step=40, time=write_time(ago(9000)))}
+    resumed = reported(before, from_step=40, **found)
+    assert resumed.attempts is not None
+    assert resumed.attempts[-1].from_step == 40
+    assert events(before, resumed) == [("Normal", "Resumed", "Attempt 1 goes on from the checkpoint of step 40.")]
+    saved = {"step": 81, "total_steps": 100, "checkpoint": CheckpointStatus(step=80, time=write_time(ago(1)))}
+    assert [reason for _, reason, _ in events(resumed, reported(resumed, from_step=40, **saved))] == ["CheckpointSaved"]
+
+
+@pytest.mark.parametrize(("known", "told", "event"), [(40, 40, []), (40, 20, ["Resumed"]), (40, 0, []), (None, 0, [])])
+def test_the_step_that_an_attempt_starts_from_is_what_its_pods_say(known: int | None, told: int, event: list[str]) -> None:
+    before = running(attempts=[Attempt(number=1, start_time=write_time(ago(60)), nodes=2, from_step=known)])
+    after = reported(before, from_step=told)
+    assert after.attempts is not None
+    assert after.attempts[-1].from_step == (told or None)
+    assert [reason for _, reason, _ in events(before, after)] == event

@@ -9,9 +9,13 @@ from unittest.mock import Mock
 import pytest
 
 from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.status import CheckpointStatus
+from finetune_api.wire import Timing
 from finetune_trainer.loops.monitor import TrainingMonitor
+from finetune_trainer.monitoring.progress import Reporter
 from finetune_trainer.output.directory import OutputDirectory
 from finetune_trainer.runtime.distributed import Coordinator, World
+from finetune_trainer.runtime.state import RunState
 from trainer.runner import comparable_history
 
 
@@ -83,6 +87,22 @@ def test_the_interval_requests_each_checkpoint_once(tmp_path: pathlib.Path, monk
             monitor.add_checkpoint_time(0.0)
             saved.append(step)
     assert saved == [4, 8], "requested after 75 s, agreed on one step later; the next interval starts then"
+
+
+@pytest.mark.parametrize(("checkpoint", "from_step"), [(None, 0), (40, 40)])
+def test_processes_that_are_restarted_in_place_report_the_step_from_which_the_first_ones_started(
+    tmp_path: pathlib.Path, checkpoint: int | None, from_step: int
+) -> None:
+    state = RunState(tmp_path)
+    for step in (checkpoint, 80):
+        reporter = Reporter(state, 1, writes=True)
+        monitor = TrainingMonitor(state, reporter, Mock(), Mock(), Mock(), 8, Mock())
+        saved = CheckpointStatus(step=step, time="2026-01-02T03:04:05Z") if step is not None else None
+        monitor.resume_from(saved, Timing(), [])
+        report = state.read_report()
+        assert report is not None
+        assert report.from_step == from_step
+    assert Reporter(state, 2, writes=True).report.from_step is None, "another attempt starts from another step"
 
 
 class DelayedCoordinator:

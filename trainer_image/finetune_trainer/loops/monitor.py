@@ -137,6 +137,8 @@ class TrainingMonitor:
         """Report the resume point: the checkpoint, the use of time until then, and the damaged checkpoints."""
         self.timing = timing
         self._reporter.update(checkpoint=saved, timing=timing, skipped_checkpoints=list(skipped) or None)
+        if self._reporter.report.from_step is None:
+            self._reporter.update(from_step=saved.step if saved is not None else 0)
 
     def add_evaluation_time(self, seconds: float) -> None:
         """Count the time of an evaluation, which is not part of a step's time."""

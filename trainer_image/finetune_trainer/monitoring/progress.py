@@ -29,7 +29,9 @@ class Reporter:
     def __init__(self, state: RunState, attempt: int, writes: bool) -> None:
         self._state = state
         self._writes = writes
-        self._report = Report(attempt=attempt, phase="Initializing")
+        earlier = state.read_report()  # of processes that were restarted in place
+        from_step = earlier.from_step if earlier is not None and earlier.attempt == attempt else None
+        self._report = Report(attempt=attempt, phase="Initializing", from_step=from_step)
         self._written_at = 0.0
         self._startup_stages: list[tuple[str, float]] = [("imports", float(os.environ.get(ENV_START_TIME) or time.time()))]
         self._lock = threading.RLock()  # the thread that writes checkpoints also reports them
