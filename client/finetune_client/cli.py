@@ -124,7 +124,10 @@ def _past_losses(job: Job) -> list[tuple[int, float]]:
 def show_logs(  # one parameter per option
     cluster: FineTune, name: str, rank: int, attempt: int | None, previous: bool, follow: bool, tail: int | None
 ) -> None:
-    """Show the log of one process of a job, whichever pod it runs in."""
+    """Show the log of one process of a job, whichever pod it runs in.
+
+    Of an attempt whose pods are deleted, it shows the end of the log, which the pods keep in the volume of the job.
+    """
     job = cluster.job(name)
     if previous:
         if attempt is not None:

@@ -14,7 +14,7 @@ from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.resource import FineTuneJob, Metadata, parse_job, validate_name
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Progress
-from finetune_client import logs, pull
+from finetune_client import artifacts, logs, pull
 from finetune_client.api import Api
 from finetune_client.config_flags import NO_FLAGS, ConfigFlags, build_config_flags
 from finetune_client.connection import connect
@@ -217,13 +217,18 @@ class Job:
         """Yield the lines of the log of a rank, without line ends.
 
         attempt: None means the latest attempt that has pods. follow: continue until the pod has ended. tail: begin with this many
-        lines before the end of the pod's log. on_problem: called with a sentence while the log can't be read.
+        lines before the end of the pod's log. on_problem: called with a sentence while the log can't be read. If the pod is
+        deleted, the end of its log is read from the volume of the job, as `pull` does.
         """
-        job = self.refresh()
-        pod = logs.find_pod(job, self.pods(), rank, attempt)
+        job, pods = self.refresh(), self.pods()
+        pod = logs.find_pod(job, pods, rank, attempt)
         read = self._api.stream_log
         limit = {"tailLines": str(tail)} if tail is not None else {}
-        if follow:
+        lines: Iterator[str]
+        if isinstance(pod, str):
+            kept = pull.read_log(self._api, job, pods, pod, self._sleep)
+            lines = iter(kept[max(0, len(kept) - tail) :] if tail is not None else kept)
+        elif follow:
 
             def is_over() -> bool:
                 return read_pod(self._api.get("pods", self.namespace, pod.name)).finished
@@ -281,7 +286,7 @@ class Job:
         the bytes received, the bytes in all, and the current file. report: instead of the model, download the files that
         `finetune report` reads; this works for a failed job, too. Needs the rights to create pods and to run commands in them.
         """
-        target, artifact = pathlib.Path(directory), pull.TRAINING_RECORD if report else pull.MODEL
+        target, artifact = pathlib.Path(directory), artifacts.TRAINING_RECORD if report else artifacts.MODEL
         pull.pull_artifact(self._api, self.refresh(), self.pods(), artifact, target, on_progress, self._sleep)
         return target
 

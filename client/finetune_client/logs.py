@@ -1,9 +1,10 @@
-"""Read the log of one rank: find its pod, select its lines, and reconnect after a broken connection."""
+"""Read the log of one rank: find its pod or what is kept of its log, select its lines, reconnect after a broken connection."""
 
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from finetune_api import names
 from finetune_client.errors import NotFoundError, RefusedError, UnreachableError
 from finetune_client.follow import Sleep
 from finetune_client.records import JobRecord, PodRecord
@@ -14,24 +15,29 @@ _STEP = re.compile(r"\bstep (\d+) of \d+: loss (-?[0-9.]+)")
 _PAUSE_SECONDS = 2.0
 
 
-def find_pod(job: JobRecord, pods: Sequence[PodRecord], rank: int, attempt: int | None) -> PodRecord:
-    """Return the pod that runs a rank. attempt: None means the latest attempt that has pods. Raises NotFoundError."""
-    if not pods:
-        raise NotFoundError(f"{job.name} has no pods: {job.status.message or f'it is {job.phase}'}")
+def find_pod(job: JobRecord, pods: Sequence[PodRecord], rank: int, attempt: int | None) -> PodRecord | str:
+    """Return the pod that runs a rank. If the pods of that attempt are deleted, return the name of the file with what is kept.
+
+    attempt: None means the latest attempt that has pods. Raises NotFoundError.
+    """
+    latest = max([job.status.attempt or 0, *(pod.attempt for pod in pods)])
+    if attempt is None and not pods:
+        kept = f"; to see what is kept of its last log: kubectl finetune logs {job.name} --attempt {latest}{job.flags}"
+        raise NotFoundError(f"{job.name} has no pods: {job.status.message or f'it is {job.phase}'}{kept if latest else ''}")
     number = attempt if attempt is not None else max(pod.attempt for pod in pods)
-    candidates = sorted((pod for pod in pods if pod.attempt == number), key=lambda pod: pod.created)
-    if not candidates:
-        present = ", ".join(str(found) for found in sorted({pod.attempt for pod in pods}))
-        raise NotFoundError(
-            f"the pods of attempt {number} and their logs are deleted; only pods of attempt {present} exist. "
-            f"`kubectl finetune why {job.name}{job.flags}` shows how each attempt ended"
-        )
+    if number > latest:
+        raise NotFoundError(f"{job.name} has no attempt {number}: the latest is {latest}")
     index = rank // processes_per_node(job)
-    found = [pod for pod in candidates if pod.index == index]
-    if not found:
-        ranks = len({pod.index for pod in candidates}) * processes_per_node(job)
+    present = sorted((pod for pod in pods if pod.attempt == number), key=lambda pod: pod.created)
+    found = [pod for pod in present if pod.index == index]
+    if found:
+        return found[-1]
+    nodes = next((item.nodes for item in job.status.attempts or () if item.number == number), 0)
+    count = len({pod.index for pod in present}) or nodes  # 0 if the status no longer shows the attempt
+    if attempt is None or 0 < count <= index:
+        ranks = count * processes_per_node(job)
         raise NotFoundError(f"attempt {number} has no rank {rank}: the number of ranks is {ranks}, and the first is 0")
-    return found[-1]
+    return f"{names.pod_host_name(job.name, number, index)}.log"
 
 
 def processes_per_node(job: JobRecord) -> int:

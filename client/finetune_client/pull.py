@@ -12,12 +12,14 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 from kubernetes.stream.ws_client import STDERR_CHANNEL, STDOUT_CHANNEL
 
 from finetune_client.api import Api
+from finetune_client.artifacts import Artifact, kept_log
 from finetune_client.errors import ClientError, NotFoundError, PullError, UnreachableError
 from finetune_client.follow import Sleep
 from finetune_client.helper_pod import CONTAINER, LABEL_PULL, build_helper_pod, output_claim
@@ -44,35 +46,6 @@ class RemoteFile:
     size: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Artifact:
-    """A part of a job's output that can be downloaded.
-
-    folder: its folder in the output. files: the file names; if empty, all files in the folder. too_early: the message while the
-    job is unfinished. missing: the message if the volume has no such file.
-    """
-
-    folder: str
-    files: tuple[str, ...]
-    too_early: str
-    missing: str
-
-
-MODEL = Artifact(
-    folder="model",
-    files=(),
-    too_early="it has no finished model yet",
-    missing="no finished model: the job ended before it was written",
-)
-# The files that `finetune report` reads, and the report that a finished training has written.
-TRAINING_RECORD = Artifact(
-    folder="",
-    files=("run.json", "history.jsonl", "starts.jsonl", "evaluation.json", "report.json", "report.html"),
-    too_early="its training record can be fetched once it has ended",
-    missing="no training record: the job ended before it began to train",
-)
-
-
 def pull_artifact(
     api: Api,
     job: JobRecord,
@@ -97,6 +70,21 @@ def pull_artifact(
         ) from error
 
 
+def read_log(api: Api, job: JobRecord, pods: Sequence[PodRecord], name: str, sleep: Sleep = time.sleep) -> list[str]:
+    """Return the lines of a log that a deleted pod has left in the volume. Raises PullError and other ClientErrors."""
+    _check_claim(api, job)
+    with tempfile.TemporaryDirectory() as folder, _helper_pod(api, job, _last_pod(pods), sleep) as pod:
+        source = _Source(api, job.namespace, pod, output_claim(job)[1], kept_log(name), sleep)
+        [file] = source.list()
+        target = pathlib.Path(folder, "log")
+        source.fetch(file, target, lambda done: None)
+        return target.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def _last_pod(pods: Sequence[PodRecord]) -> PodRecord | None:
+    return max((pod for pod in pods if pod.node), key=lambda pod: pod.created, default=None)
+
+
 def _pull(
     api: Api,
     job: JobRecord,
@@ -106,11 +94,10 @@ def _pull(
     on_progress: Progress,
     sleep: Sleep,
 ) -> None:
-    last_pod = max((pod for pod in pods if pod.node), key=lambda pod: pod.created, default=None)
     _check_claim(api, job)
     _delete_leftovers(api, job)
     partial = directory.with_name(f"{directory.name}.partial")
-    with _helper_pod(api, job, last_pod, sleep) as pod:
+    with _helper_pod(api, job, _last_pod(pods), sleep) as pod:
         source = _Source(api, job.namespace, pod, output_claim(job)[1], artifact, sleep)
         files = source.list()
         total, before = sum(file.size for file in files), 0

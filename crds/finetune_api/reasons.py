@@ -167,7 +167,7 @@ REASONS: dict[Reason, ReasonInfo] = {
     Reason.COLLECTIVE_FAILED: ReasonInfo(
         True,
         "A process lost the connection to another one, and no pod reports a cause.",
-        "Find the process that failed first in the logs of the other pods.",
+        "Find the process that failed first in the logs of the other pods: `kubectl finetune logs NAME --attempt N --rank R`.",
         symptom=True,
     ),
     Reason.COLLECTIVE_TIMEOUT: ReasonInfo(
@@ -185,8 +185,8 @@ REASONS: dict[Reason, ReasonInfo] = {
     Reason.STALLED: ReasonInfo(
         True,
         "No step ended for longer than spec.recovery.stallTimeoutSeconds allows.",
-        "Read the stacks of all threads in the pods' logs; if the training was only slow, raise "
-        "spec.recovery.stallTimeoutSeconds.",
+        "Read the stacks of all threads in the logs (`kubectl finetune logs NAME --attempt N`); if the training was only slow, "
+        "raise spec.recovery.stallTimeoutSeconds.",
     ),
     Reason.WORKER_DIED: ReasonInfo(
         True,

@@ -56,10 +56,34 @@ def test_a_rank_is_found_in_its_pod_and_only_its_lines_are_shown(run: Run) -> No
 @pytest.mark.usefixtures("two_pods")
 def test_missing_ranks_and_attempts_are_reported(run: Run) -> None:
     assert "attempt 2 has no rank 4: the number of ranks is 4, and the first is 0" in run("logs", "news", "--rank", 4).output
-    result = run("logs", "news", "--previous")
-    assert result.exit_code == 1
-    assert "the pods of attempt 1 and their logs are deleted; only pods of attempt 2 exist" in result.output
+    assert "news has no attempt 3: the latest is 2" in run("logs", "news", "--attempt", 3).output
     assert run("logs", "news", "--previous", "--attempt", 1).exit_code == 2
+
+
+@pytest.mark.usefixtures("two_pods")
+def test_the_log_of_an_attempt_whose_pods_are_deleted_is_read_from_the_volume(
+    run: Run, server: FakeApiServer, output: pathlib.Path
+) -> None:
+    server.put("persistentvolumeclaims", {"metadata": {"name": "news-output"}})
+    (output / "logs").mkdir()
+    kept = f"{NOW} rank 2 INFO step 1\n{NOW} rank 3 ERROR KeyError\n{NOW} launcher ERROR CodeError\n"
+    (output / "logs/news-1-1.log").write_text(kept)
+    result = run("logs", "news", "--previous", "--rank", 3)
+    assert result.output.splitlines() == [f"{NOW} rank 3 ERROR KeyError", f"{NOW} launcher ERROR CodeError"]
+    result = run("logs", "news", "--attempt", 1, "--rank", 3, "--tail", 1)
+    assert result.output.splitlines() == [f"{NOW} launcher ERROR CodeError"]
+    assert server.list_names("pods") == ["news-2-0-abcde", "news-2-1-abcde"], "the helper pod is deleted"
+    missing = run("logs", "news", "--attempt", 1)
+    assert missing.exit_code == 1
+    assert "the volume holds no log news-1-0.log: the pod wrote none" in missing.output
+
+
+def test_without_pods_the_log_that_is_kept_is_read_only_on_request(run: Run, server: FakeApiServer) -> None:
+    server.put("finetunejobs", job(status={**RUNNING, "phase": "Restarting", "attempt": 2}), "others")
+    said = run("logs", "news", "-n", "others").output
+    assert "to see what is kept of its last log: kubectl finetune logs news --attempt 2 --namespace others" in said
+    run("why", "news", "-n", "others")
+    assert server.list_names("pods") == []
 
 
 def test_a_job_without_pods_says_why(run: Run, server: FakeApiServer) -> None:
@@ -233,8 +257,6 @@ def test_kubectl_commands_and_hints_name_the_namespace(run: Run, server: FakeApi
     server.put("finetunejobs", job(status=queued), "others")
     server.put("pods", pod(attempt=2, state={"waiting": {"reason": "ContainerCreating"}}), "others")
     assert "kubectl describe pod news-2-0-abcde --namespace others" in run("why", "news", "-n", "others").output
-    gone = run("logs", "news", "--attempt", 1, "-n", "others").output
-    assert "`kubectl finetune why news --namespace others` shows" in gone
     server.put("finetunejobs", job(status=FAILED), "others")
     failed = run("why", "news", "-n", "others").output
     assert "kubectl finetune logs news --rank 1 --namespace others" in failed

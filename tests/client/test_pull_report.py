@@ -11,7 +11,7 @@ import pytest
 
 from client.builders import FAILED, RUNNING, SUCCEEDED, Manifest, ended, job, pod
 from client.fake_api_server import FakeApiServer
-from finetune_client import FineTune, PullError, pull
+from finetune_client import FineTune, PullError, artifacts
 from finetune_trainer import report
 from finetune_trainer.report import read
 
@@ -58,7 +58,7 @@ def test_the_training_record_of_a_successful_job_has_the_report_and_no_model(
         (output / name).parent.mkdir(exist_ok=True)
         (output / name).write_text("{}")
     assert cluster.job("news").pull(tmp_path / "record", report=True) == tmp_path / "record"
-    assert contents(tmp_path / "record") == {name: (output / name).read_bytes() for name in pull.TRAINING_RECORD.files}
+    assert contents(tmp_path / "record") == {name: (output / name).read_bytes() for name in artifacts.TRAINING_RECORD.files}
 
 
 @pytest.mark.usefixtures("failed")
@@ -76,7 +76,7 @@ def test_a_corrupt_file_of_the_training_record_is_downloaded_again_and_then_refu
 def test_every_file_that_a_report_reads_is_downloaded() -> None:
     files = re.findall(r'output / "([\w.]+)"', inspect.getsource(read))
     assert "run.json" in files, "this test no longer sees what finetune_trainer.report.read reads"
-    assert set(pull.TRAINING_RECORD.files) == {*files, report.NAME}
+    assert set(artifacts.TRAINING_RECORD.files) == {*files, report.NAME}
 
 
 def test_a_job_that_never_trained_or_is_unfinished_has_no_training_record(

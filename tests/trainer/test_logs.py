@@ -30,7 +30,9 @@ def pod_log(runner: Runner, log_format: str, processes: int) -> list[str]:
     command = [sys.executable, "-c", LAUNCH.format(port=free_port())]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert ended.returncode == 0, ended.stderr
-    return (ended.stdout + ended.stderr).splitlines()
+    lines = (ended.stdout + ended.stderr).splitlines()
+    assert (output / "logs" / "news-1-0.log").read_text().splitlines() == lines, "the output keeps the log of the pod"
+    return lines
 
 
 # The pod's port may be taken on this machine.

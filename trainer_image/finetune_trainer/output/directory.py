@@ -28,7 +28,7 @@ _MAX_DIFFERENCES = 8  # fields that an error names
 _RUN_FILES = frozenset(
     {
         *("run.json", "data.json", "history.jsonl", "starts.jsonl", "evaluation.json", "skipped.json", "best"),
-        *("trackers.json", "tensorboard", "wandb", "report.html"),
+        *("trackers.json", "tensorboard", "wandb", "report.html", "logs"),
     }
 )
 
@@ -44,7 +44,8 @@ class OutputDirectory:
     run.json: the owner, the spec and its digest, resolved commits, the directories of claims. data.json: what each data set
     contained. starts.jsonl: one object per start. report.json: exists when the training is finished; from then on, model/ has
     the model. history.jsonl: one object per logged step, and per evaluation. evaluation.json: all metrics. best/: the models that
-    a checkpoint, or the training, names as the best so far. owner.json: see fence.py. skipped.json: see skipped_batches.py.
+    a checkpoint, or the training, names as the best so far. logs/: see pod/log_tail.py. owner.json: see fence.py.
+    skipped.json: see skipped_batches.py.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
@@ -55,6 +56,7 @@ class OutputDirectory:
         self.starts = directory / "starts.jsonl"
         self.evaluation = directory / "evaluation.json"
         self.report = directory / "report.json"
+        self.logs = directory / "logs"
         self._run = directory / "run.json"
         self._data = directory / "data.json"
 
@@ -93,6 +95,16 @@ class OutputDirectory:
             f"the output directory {self.directory} holds the work of {run['name']!r}, which trains another model: {shown}; "
             f"{remedy}, or remove that work",
         )
+
+    def accepts(self, config: RunConfig) -> bool:
+        """Return whether no other work is in the directory, so that this run may write to it."""
+        try:
+            run = json.loads(self._run.read_text())
+        except OSError:
+            return True
+        except ValueError:
+            return False
+        return self._belongs_to(config) if config.adopted else run.get("digest") == training_digest(config.spec)
 
     def has_unfinished_run_of_other_job(self, config: RunConfig) -> bool:
         """Return whether the directory belongs to another job and has checkpoints."""

@@ -24,6 +24,7 @@ from finetune_trainer.hub.cache import use_shared_cache
 from finetune_trainer.output.directory import OutputDirectory
 from finetune_trainer.pod import processes
 from finetune_trainer.pod.interruption import Interruption
+from finetune_trainer.pod.log_tail import keep_log
 from finetune_trainer.pod.memory_kills import MemoryKills, memory_failure
 from finetune_trainer.pod.server import PushMetrics, build_registry, serve
 from finetune_trainer.pod.stall import Watchdog, diagnose_stall
@@ -261,21 +262,27 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: launcher.request_stop())
     serve(names.PORT_TELEMETRY, launcher.registry, launcher.report)
-    log.info("%s, attempt %d, pod %d of %d", config.name, config.attempt, launcher.pod.index, config.nodes)
-    try:
-        report = launcher.run()
-    except Exception as error:  # the final report must be written after any error
-        log.exception("the launcher itself failed")
-        message = f"the launcher failed: {type(error).__name__}: {error}"[:1000]
-        failure = Failure(reason=Reason.CODE_ERROR, message=message, hint=REASONS[Reason.CODE_ERROR].hint)
-        report = Report(attempt=config.attempt, phase="Failed", message=message, failure=failure)
-    if report.failure:
-        log.error("%s: %s", report.failure.reason, report.failure.message)
-    with contextlib.suppress(OSError):  # the file does not exist outside of a cluster
-        pathlib.Path(names.TERMINATION_LOG).write_text(termination_message(report))
+    with keep_log(config, launcher.pod.index):
+        log.info("%s, attempt %d, pod %d of %d", config.name, config.attempt, launcher.pod.index, config.nodes)
+        report = _run(launcher)
+        if report.failure:
+            log.error("%s: %s", report.failure.reason, report.failure.message)
+        with contextlib.suppress(OSError):  # the file does not exist outside of a cluster
+            pathlib.Path(names.TERMINATION_LOG).write_text(termination_message(report))
     if launcher.push_abandoned:
         exit_immediately(exit_code(report))
     return exit_code(report)
+
+
+def _run(launcher: Launcher) -> Report:
+    """Return the final report, which must be written after any error."""
+    try:
+        return launcher.run()
+    except Exception as error:
+        log.exception("the launcher itself failed")
+        message = f"the launcher failed: {type(error).__name__}: {error}"[:1000]
+        failure = Failure(reason=Reason.CODE_ERROR, message=message, hint=REASONS[Reason.CODE_ERROR].hint)
+        return Report(attempt=launcher.config.attempt, phase="Failed", message=message, failure=failure)
 
 
 if __name__ == "__main__":
