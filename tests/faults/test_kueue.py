@@ -10,7 +10,7 @@ from cluster.kube import kubectl
 from faults.environment import Environment, job_manifest
 
 pytestmark = pytest.mark.cluster
-API = "kueue.x-k8s.io/v1beta1"
+API = "kueue.x-k8s.io/v1beta2"
 QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 
 
