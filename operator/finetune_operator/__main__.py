@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry
 
 from finetune_api import __version__, names
+from finetune_operator import logs
 from finetune_operator.child_watch import ChildWatch
 from finetune_operator.cluster.api import Api
 from finetune_operator.cluster.events import EventRecorder
@@ -53,8 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return names.EXIT_REFUSED
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("kopf").setLevel(logging.WARNING)
+    logs.configure(options.log_format, options.log_level)
     try:
         asyncio.run(_run(options, defaults, tls))
     except LeaseLostError as lost:
@@ -76,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     image = os.environ.get(ENV_TRAINER_IMAGE) or DEFAULT_TRAINER_IMAGE
     run.add_argument("--trainer-image", default=image, help=f"image of jobs that name none; ${ENV_TRAINER_IMAGE}")
     run.add_argument("--site-file", type=pathlib.Path, help="operator defaults for all jobs (docs/operations.md)")
+    run.add_argument("--log-format", choices=logs.FORMATS, default="Text", help="lines of text, or one JSON object per line")
+    run.add_argument("--log-level", choices=logs.LEVELS, default="INFO", help="least important lines of the log")
     return parser
 
 

@@ -118,7 +118,7 @@ def test_the_values_for_the_operator_s_pod_are_in_its_template() -> None:
             "--set", "priorityClassName=high", "--set", "podAnnotations.a=b", "--set", "podLabels.team=ml",
             "--set", "podLabels.app\\.kubernetes\\.io/name=mine", "--set-json", 'env=[{"name":"TZ","value":"UTC"}]',
             "--set", "nodeSelector.pool=system", "--set-json", 'affinity={"nodeAffinity":{}}',
-            "--set-json", 'tolerations=[{"key":"system","operator":"Exists"}]',
+            "--set-json", 'tolerations=[{"key":"system","operator":"Exists"}]', "--set", "log.format=JSON,log.level=DEBUG",
         ),
         "Deployment",
     )["spec"]["template"]  # fmt: skip
@@ -129,6 +129,7 @@ def test_the_values_for_the_operator_s_pod_are_in_its_template() -> None:
     )
     pod = template["spec"]
     assert pod["containers"][0]["env"][-1] == {"name": "TZ", "value": "UTC"}
+    assert {"--log-format=JSON", "--log-level=DEBUG"} <= set(pod["containers"][0]["args"])
     assert (pod["priorityClassName"], pod["nodeSelector"]) == ("high", {"pool": "system"})
     assert (pod["affinity"], pod["tolerations"]) == ({"nodeAffinity": {}}, [{"key": "system", "operator": "Exists"}])
 

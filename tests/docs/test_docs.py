@@ -131,6 +131,12 @@ def test_every_named_field_exists(page: pathlib.Path) -> None:
 
 
 @each_page
+def test_every_upgrade_keeps_the_values_and_knows_new_defaults(page: pathlib.Path) -> None:
+    for line in page.read_text(encoding="utf-8").splitlines():
+        assert not line.startswith("helm upgrade") or "--reset-then-reuse-values" in line, f"{name_of(page)}: {line}"
+
+
+@each_page
 def test_every_chart_value_that_a_command_sets_exists(page: pathlib.Path) -> None:
     values = chart_values()
     for block in blocks(page):
