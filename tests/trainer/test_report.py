@@ -93,6 +93,15 @@ def test_the_page_says_why_the_training_stopped_early_and_marks_the_best_step(tm
     assert page.count("<path") == without.count("<path") + page.count("<svg"), "one line more in each chart"
 
 
+def test_the_page_says_for_what_the_labels_were_taken(tmp_path: pathlib.Path) -> None:
+    output = write_output(tmp_path / "out")
+    line = {"fromStep": 0, "data": [f"2 classes in column 'label': {HOSTILE} 3, b 4"]}
+    (output / "starts.jsonl").write_text(json.dumps(START | line) + "\n")
+    assert "<h2>Data</h2>" in (page := render(read_training(output)))
+    assert "2 classes in column &#39;label&#39;: " in page
+    assert HOSTILE not in page
+
+
 def test_hostile_names_and_samples_are_shown_as_text(tmp_path: pathlib.Path) -> None:
     page = render(read_training(write_output(tmp_path / "out")))
     assert "<script" not in page

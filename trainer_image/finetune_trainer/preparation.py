@@ -6,6 +6,7 @@ from finetune_api.wire import RunConfig
 from finetune_trainer.commands.arguments import find_model
 from finetune_trainer.data.batches import BatchPlan
 from finetune_trainer.data.prepare import Prepared, prepare
+from finetune_trainer.data.report import DataReport
 from finetune_trainer.data.rows import RowDataset
 from finetune_trainer.data.stream import Stream, StreamDataset
 from finetune_trainer.hub.client import resolve_revisions
@@ -22,8 +23,11 @@ from finetune_trainer.tasks.base import Task
 
 def load_data(
     config: RunConfig, location: ModelLocation, resolved: Resolved, coordinator: Coordinator, output: OutputDirectory
-) -> tuple[Task, RowDataset | StreamDataset, RowDataset]:
-    """Return the task, its training rows and its evaluation rows. Rank 0 tokenises them for all ranks, except streamed rows."""
+) -> tuple[Task, RowDataset | StreamDataset, RowDataset, DataReport]:
+    """Return the task, its training rows, its evaluation rows, and the report on the data.
+
+    Rank 0 tokenises the rows for all ranks, except streamed rows.
+    """
     spec = config.spec
     tokenizer, model_config, task_type = load_tokenizer(location), load_config(location), task_class(spec.task)
     revisions = list(resolved.dataset_revisions or [])
@@ -39,8 +43,8 @@ def load_data(
     seed = spec.training.seed
     rows, eval_rows = RowDataset(train_split, task, seed, augmented=True), RowDataset(eval_split, task, seed, augmented=False)
     if spec.streaming:
-        return task, StreamDataset(Stream(config, revisions, prepared.info), rows, task), eval_rows
-    return task, rows, eval_rows
+        return task, StreamDataset(Stream(config, revisions, prepared.info), rows, task), eval_rows, prepared.report
+    return task, rows, eval_rows, prepared.report
 
 
 def plan_batches(

@@ -65,7 +65,7 @@ def train(config: RunConfig, coordinator: Coordinator, state: RunState, reporter
     resolved = coordinator.broadcast_from_rank0(lambda: resolve(config, output, fence))
     location = locate_model(config, resolved)
     reporter.update(message="loading the data", resolved=resolved, in_place_elsewhere=_restarts_of_other_pods(coordinator, state))
-    task, rows, eval_rows = load_data(config, location, resolved, coordinator, output)
+    task, rows, eval_rows, data = load_data(config, location, resolved, coordinator, output)
 
     plan, checkpointing = plan_batches(task, rows, coordinator, config, state)
     total_steps = plan.total_steps(spec.training.epochs or DEFAULT_EPOCHS, spec.training.max_steps)
@@ -78,7 +78,7 @@ def train(config: RunConfig, coordinator: Coordinator, state: RunState, reporter
     checkpoint_directory = CheckpointDirectory(output.checkpoints, fence, spec.checkpoint.keep)
     resume_point = coordinator.broadcast_from_rank0(lambda: find_resume_point(checkpoint_directory, output))
     if world.rank == 0:
-        record_start(output.starts, config, resume_point.step, total_steps)
+        record_start(output.starts, config, resume_point.step, total_steps, list(data.lines()))
     args = training_arguments(spec, plan, total_steps, output.directory)
     precision = resolve_precision(spec.training.precision)
     metrics = WorkerMetrics(config.namespace, config.name, world.rank)

@@ -6,6 +6,7 @@ import logging
 import pathlib
 import platform
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -19,8 +20,11 @@ log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "peft", "trl")
 
 
-def record_start(path: pathlib.Path, config: RunConfig, step: int, total_steps: int) -> None:
-    """Append a line for this start (an attempt, or a restart within one), which begins after ``step`` optimizer steps."""
+def record_start(path: pathlib.Path, config: RunConfig, step: int, total_steps: int, data: Sequence[str]) -> None:
+    """Append a line for this start (an attempt, or a restart within one), which begins after ``step`` optimizer steps.
+
+    data: what was read, and for what its labels were taken, in sentences.
+    """
     start = {
         "time": timestamp(time.time()),
         "attempt": config.attempt,
@@ -30,6 +34,7 @@ def record_start(path: pathlib.Path, config: RunConfig, step: int, total_steps: 
         "processes": config.nodes * config.processes_per_node,
         "device": device.device_name(),
         "versions": versions(),
+        "data": list(data),
     }
     try:
         with path.open("a") as stream:

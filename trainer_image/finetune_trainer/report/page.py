@@ -50,6 +50,7 @@ def render(training: Training) -> str:
         configuration=_configuration(training.spec),
         resolved=list(_resolved(training)),
         starts=training.starts[-_MAX_ROWS:],
+        data=[str(line) for line in training.starts[-1].get("data") or ()] if training.starts else [],
         versions=(training.starts[-1].get("versions") or {}) if training.starts else {},
         generator=__version__,
     )
