@@ -29,10 +29,11 @@ JSON_SCHEMA := crds/finetune.dev_finetunejobs.schema.json
 CRD_TEMPLATE := charts/finetune-operator/templates/crd.yaml
 API_DOCS := docs/api.md
 REASONS_DOCS := docs/reasons.md
+FINDINGS_DOCS := docs/findings.md
 METRICS_DOCS := docs/metrics.md
 DASHBOARD_NAMES := fleet job operator
 DASHBOARDS := $(DASHBOARD_NAMES:%=charts/finetune-operator/dashboards/%.json)
-GENERATED := $(CRD) $(JSON_SCHEMA) $(CRD_TEMPLATE) $(API_DOCS) $(REASONS_DOCS) $(METRICS_DOCS) $(DASHBOARDS)
+GENERATED := $(CRD) $(JSON_SCHEMA) $(CRD_TEMPLATE) $(API_DOCS) $(REASONS_DOCS) $(FINDINGS_DOCS) $(METRICS_DOCS) $(DASHBOARDS)
 
 .PHONY: help demo quick test docs lint format generate generated verify images fake-trainer clean
 
@@ -111,6 +112,7 @@ generated: $(VENV)/.installed-dev
 	@$(SOURCES) $(BIN)/python charts/generate.py > $(OUT)/$(CRD_TEMPLATE)
 	@$(SOURCES) $(BIN)/python -m finetune_api.docs > $(OUT)/$(API_DOCS)
 	@$(SOURCES) $(BIN)/python -m finetune_api.reasons_page > $(OUT)/$(REASONS_DOCS)
+	@$(SOURCES) $(BIN)/python -m finetune_api.findings_page > $(OUT)/$(FINDINGS_DOCS)
 	@$(SOURCES) $(BIN)/python -m finetune_api.metrics_page > $(OUT)/$(METRICS_DOCS)
 	@for name in $(DASHBOARD_NAMES); do \
 	  PYTHONPATH=charts $(BIN)/python -m dashboards.$$name > $(OUT)/charts/finetune-operator/dashboards/$$name.json; done

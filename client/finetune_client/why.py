@@ -34,6 +34,7 @@ def build_view(
     parts: list[RenderableType] = [Text.assemble((f"{job.name}  ", "bold"), (format_state(job), "bold"))]
     parts += [Text(f"  {line}") for line in _details(job)]
     parts += _section("Conditions", [Text(f"  {line}") for line in _conditions(job)])
+    parts += _section("Findings", [Text(f"  {line}") for line in _findings(job)])
     parts += _section("Attempts", _attempts(job, now))
     parts += _section("Pods", _pods(pods))
     parts += _section("Events", [Text(f"  {format_event(event)}") for event in events[-_EVENTS:]])
@@ -125,6 +126,10 @@ def _details(job: JobRecord) -> list[str]:
 
 def _conditions(job: JobRecord) -> list[str]:
     return [printable(f"{item.type} ({item.reason}): {item.message}") for item in find_problems(job.status)]
+
+
+def _findings(job: JobRecord) -> list[str]:
+    return [printable(f"{finding.type}: {finding.message}") for finding in job.status.findings or ()]
 
 
 def _section(title: str, body: Sequence[RenderableType]) -> list[RenderableType]:

@@ -214,6 +214,13 @@ JOB_FAILURE: Final = Metric(
     (*_JOB, "reason"),
     only="for a failed job",
 )
+JOB_FINDING: Final = Metric(
+    "finetune_job_finding",
+    "gauge",
+    "1 for each finding of the job. The label type is a finding of docs/findings.md.",
+    (*_JOB, "type"),
+    only="for a job with findings",
+)
 JOB_CONDITION: Final = Metric(
     "finetune_job_condition",
     "gauge",
@@ -270,6 +277,7 @@ JOB_METRICS: Final = (
     JOB_FINAL_LOSS,
     JOB_RESTARTS,
     JOB_FAILURE,
+    JOB_FINDING,
     JOB_CONDITION,
     JOB_GOODPUT,
     JOB_TIME,

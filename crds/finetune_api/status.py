@@ -89,6 +89,16 @@ class Evaluation(Model):
 
     step: int = Field(description="Optimizer step of the evaluation.")
     metrics: Mapping[str, float] = Field(description="Metrics by name, for example accuracy, macroF1, loss.")
+    baseline: Mapping[str, float] | None = Field(
+        default=None, description="The same metrics of the best constant answer, for example always the most frequent class."
+    )
+
+
+class Finding(Model):
+    """What the record of the training says went wrong, or is likely to. docs/findings.md lists all of them."""
+
+    type: str = Field(description="Type from a closed list, for example NoBetterThanConstant.")
+    message: str = Field(description="What was found, with its figures, and what to try.")
 
 
 class Guess(Model):
@@ -274,6 +284,9 @@ class FineTuneJobStatus(Model):
     best: Evaluation | None = Field(default=None, description="Metrics of the best evaluation so far, if evaluation.best is set.")
     stopped_early: str | None = Field(
         default=None, description="Why evaluation.earlyStopping ended the training, and which step had the best model."
+    )
+    findings: Sequence[Finding] | None = Field(
+        default=None, description="What went wrong in the training although it succeeds, at most five, the worst first."
     )
     samples: Sequence[SampleAnswer] | None = Field(
         default=None, description="Predictions of the finished model for spec.samples."

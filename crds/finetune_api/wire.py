@@ -14,7 +14,7 @@ from pydantic import Field
 
 from finetune_api.model import Model
 from finetune_api.spec import Classification, DirectPreference, FineTuneJobSpec, MaskedLM, SupervisedFineTuning
-from finetune_api.status import CheckpointStatus, Evaluation, Failure, Published, Resolved, SampleAnswer, Time
+from finetune_api.status import CheckpointStatus, Evaluation, Failure, Finding, Published, Resolved, SampleAnswer, Time
 
 
 class RunConfig(Model):
@@ -70,6 +70,7 @@ class Report(Model):
     failed, until a save succeeds. skipped_checkpoints: names of the checkpoints that were damaged when the training started.
     from_step: step of the checkpoint from which the first processes of this attempt started, 0 without one.
     stopped_early: why the training ended before its last step.
+    findings: the worst first; None until the data is read.
     """
 
     attempt: int
@@ -87,6 +88,7 @@ class Report(Model):
     evaluation: Evaluation | None = None
     best: Evaluation | None = None
     stopped_early: str | None = None
+    findings: Sequence[Finding] | None = None
     samples: Sequence[SampleAnswer] | None = None
     checkpoint: CheckpointStatus | None = None
     resolved: Resolved | None = None

@@ -115,6 +115,7 @@ def _series(job: JobRecord) -> Iterator[tuple[Metric, _Series]]:
     yield declared.JOB_RESTARTS, {(kind,): float(getattr(restarts, kind)) for kind in _RESTART_KINDS}
     true_conditions = {condition.type for condition in status.conditions or () if condition.status == "True"}
     yield declared.JOB_CONDITION, {(name,): float(name in true_conditions) for name in PROBLEMS}
+    yield declared.JOB_FINDING, {(finding.type,): 1.0 for finding in status.findings or ()}
     if status.failure is not None:
         yield declared.JOB_FAILURE, {(status.failure.reason,): 1.0}
     if goodput is not None:

@@ -279,3 +279,9 @@ def test_a_failure_without_a_rank_uses_the_log_of_a_failed_pod() -> None:
     for item in pods:
         item["metadata"]["creationTimestamp"] = NOW
     assert why.failed_rank(failed, [read_pod(item) for item in pods]) == 2
+
+
+def test_why_shows_the_findings(run: Run, server: FakeApiServer) -> None:
+    finding = {"type": "NoBetterThanConstant", "message": "accuracy 0.2 against 0.2; lower the rate"}
+    server.put("finetunejobs", job(status={**SUCCEEDED, "findings": [finding]}))
+    assert "Findings\n  NoBetterThanConstant: accuracy 0.2 against 0.2; lower the rate" in run("why", "news").output

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Generated from the code; other tests cover them.
-GENERATED = {"api.md", "metrics.md", "reasons.md"}
+GENERATED = {"api.md", "findings.md", "metrics.md", "reasons.md"}
 FENCE = re.compile(
     r"^(?P<indent> *)(?P<mark>```+)(?P<language>[\w-]*)[^\n]*\n(?P<text>.*?)^(?P=indent)(?P=mark)[ ]*$", re.MULTILINE | re.DOTALL
 )

@@ -172,6 +172,10 @@ CASES = [
     Case("an attempt failed, the job continues", "JobFailed",
          [job("phase", "0x60", ',phase="Failed"'), job("failure_info", "1x60", ',reason="WorkerDied"')], 5),
 
+    Case("a training went wrong", "JobFinding", [job("finding", "1x60", ',type="NoBetterThanConstant"')], 5,
+         {**OF_JOB, "type": "NoBetterThanConstant"}),
+    Case("its finding is gone", "JobFinding", [job("finding", "1x5 _x60", ',type="NoBetterThanConstant"')], 20),
+
     Case("no operator responds", "OperatorDown", [(f"finetune_operator_leader{{{OPERATOR}}}", "1x5 _x60")], 20,
          {"namespace": "finetune-system"}),
     Case("it starts again", "OperatorDown", [(f"finetune_operator_leader{{{OPERATOR}}}", "1x5 _x7 0x60")], 20),

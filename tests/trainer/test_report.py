@@ -51,10 +51,17 @@ def write_output(directory: pathlib.Path, steps: int = 200, finished: bool = Tru
         named = [HOSTILE, *(f"class {number}" for number in range(1, classes))]
         matrix = [[10 if row == column else row for column in range(classes)] for row in range(classes)]
         per_class = {name: {"precision": 0.5, "recall": 0.25, "support": 4} for name in named}
-        evaluation = {"step": 200, "metrics": {"loss": 0.5, "accuracy": 0.987}, "classes": named, "confusion": matrix}
+        evaluation = {
+            "step": 200,
+            "metrics": {"loss": 0.5, "accuracy": 0.987},
+            "baseline": {"accuracy": 0.333},
+            "classes": named,
+            "confusion": matrix,
+        }
         (directory / "evaluation.json").write_text(json.dumps(evaluation | {"perClass": per_class}))
         samples = [{"text": HOSTILE, "label": HOSTILE, "score": 0.75}]
-        last = {"attempt": 2, "phase": "Succeeded", "step": 200, "samples": samples}
+        findings = [{"type": "RareClass", "message": HOSTILE}]
+        last = {"attempt": 2, "phase": "Succeeded", "step": 200, "samples": samples, "findings": findings}
         (directory / "report.json").write_text(json.dumps(last))
         (directory / "model").mkdir()
     return directory
@@ -73,6 +80,8 @@ def test_the_page_is_complete_and_loads_nothing_from_elsewhere(tmp_path: pathlib
         "2.13.0",
         "maxSteps: 200",
         "class 2",
+        "<b>RareClass</b>",
+        "accuracy (constant answer: 0.333)",
     ):
         assert shown in page
     assert "1m40s" in page, "200 steps of half a second"

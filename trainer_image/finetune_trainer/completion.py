@@ -9,6 +9,7 @@ from finetune_api.status import SampleAnswer
 from finetune_api.wire import RunConfig
 from finetune_trainer.loops import Loop
 from finetune_trainer.loops.checkpointer import Checkpointer
+from finetune_trainer.loops.diagnosis import Diagnosis
 from finetune_trainer.loops.evaluation import Evaluator
 from finetune_trainer.models.adapters import merge_adapters
 from finetune_trainer.models.load import save_model
@@ -32,24 +33,29 @@ def finish(
     loop: Loop,
     evaluator: Evaluator,
     step: int,
-    baseline: list[SampleAnswer],
+    answers_before: list[SampleAnswer],
     output: OutputDirectory,
     reporter: Reporter,
     coordinator: Coordinator,
     fence: Fence,
     checkpointer: Checkpointer,
+    diagnosis: Diagnosis | None,
 ) -> None:
     """Choose the best model, answer the samples, save the model, and write the report that marks the training as finished."""
     reporter.update(message="evaluating on the held-out data", remaining_seconds=0.0)
     step, metrics = _choose_model(task, loop, evaluator, output, step)
-    reporter.update(message="saving the model", evaluation=evaluation_status(EvaluationResult(step, metrics)))
+    chosen, baseline = EvaluationResult(step, metrics), diagnosis.baseline if diagnosis is not None else {}
+    if diagnosis is not None:
+        diagnosis.conclude(chosen, evaluator.details)
+    reporter.update(message="saving the model", evaluation=evaluation_status(chosen, baseline))
     task.model.eval()
-    reporter.update(samples=_answers(task, config.spec, baseline))
+    reporter.update(samples=_answers(task, config.spec, answers_before))
     checkpointer.close()
     heartbeat.beat(heartbeat.WRITING)
     if coordinator.world.rank == 0:
         fence.check()
-        write_atomically(output.evaluation, json.dumps({"step": step, "metrics": metrics, **evaluator.details}, indent=1))
+        evaluation = {"step": step, "metrics": metrics, **({"baseline": baseline} if baseline else {}), **evaluator.details}
+        write_atomically(output.evaluation, json.dumps(evaluation, indent=1))
         written = output.directory / ".model"
         shutil.rmtree(written, ignore_errors=True)
         merge = config.spec.publish is not None and config.spec.publish.merge_adapter

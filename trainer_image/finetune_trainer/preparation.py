@@ -23,10 +23,10 @@ from finetune_trainer.tasks.base import Task
 
 def load_data(
     config: RunConfig, location: ModelLocation, resolved: Resolved, coordinator: Coordinator, output: OutputDirectory
-) -> tuple[Task, RowDataset | StreamDataset, RowDataset, DataReport]:
-    """Return the task, its training rows, its evaluation rows, and the report on the data.
+) -> tuple[Task, RowDataset | StreamDataset, RowDataset, DataReport, dict[str, float]]:
+    """Return the task, its training rows, its evaluation rows, the report on the data, and the metrics of the constant answer.
 
-    Rank 0 tokenises the rows for all ranks, except streamed rows.
+    Rank 0 tokenises the rows for all ranks, except streamed rows. Only rank 0 has the metrics of the constant answer.
     """
     spec = config.spec
     tokenizer, model_config, task_type = load_tokenizer(location), load_config(location), task_class(spec.task)
@@ -41,10 +41,11 @@ def load_data(
     task = task_type(spec, tokenizer, model_config, prepared.info)
     train_split, eval_split = prepared.open()
     seed = spec.training.seed
+    baseline = task.baseline(train_split.data.table, eval_split.data.table) if coordinator.world.rank == 0 else {}
     rows, eval_rows = RowDataset(train_split, task, seed, augmented=True), RowDataset(eval_split, task, seed, augmented=False)
     if spec.streaming:
-        return task, StreamDataset(Stream(config, revisions, prepared.info), rows, task), eval_rows, prepared.report
-    return task, rows, eval_rows, prepared.report
+        return task, StreamDataset(Stream(config, revisions, prepared.info), rows, task), eval_rows, prepared.report, baseline
+    return task, rows, eval_rows, prepared.report, baseline
 
 
 def plan_batches(

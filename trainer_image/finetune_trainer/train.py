@@ -19,6 +19,7 @@ from finetune_trainer.checkpoints.directory import CheckpointDirectory
 from finetune_trainer.completion import baseline_answers, finish
 from finetune_trainer.loops.arguments import COLLECTIVE_TIMEOUT_SECONDS, check_arguments, training_arguments
 from finetune_trainer.loops.checkpointer import Checkpointer, find_resume_point
+from finetune_trainer.loops.diagnosis import Diagnosis
 from finetune_trainer.loops.evaluation import Evaluator
 from finetune_trainer.loops.loss_guard import LossGuard
 from finetune_trainer.loops.monitor import TrainingMonitor
@@ -65,7 +66,7 @@ def train(config: RunConfig, coordinator: Coordinator, state: RunState, reporter
     resolved = coordinator.broadcast_from_rank0(lambda: resolve(config, output, fence))
     location = locate_model(config, resolved)
     reporter.update(message="loading the data", resolved=resolved, in_place_elsewhere=_restarts_of_other_pods(coordinator, state))
-    task, rows, eval_rows, data = load_data(config, location, resolved, coordinator, output)
+    task, rows, eval_rows, data, baseline = load_data(config, location, resolved, coordinator, output)
 
     plan, checkpointing = plan_batches(task, rows, coordinator, config, state)
     total_steps = plan.total_steps(spec.training.epochs or DEFAULT_EPOCHS, spec.training.max_steps)
@@ -104,6 +105,9 @@ def train(config: RunConfig, coordinator: Coordinator, state: RunState, reporter
         on_improved=push_best if pusher else None,
     )  # fmt: skip
 
+    if world.rank == 0:
+        history = output.truncate_history(resume_point.step)
+        monitor.diagnosis = Diagnosis(task, data, baseline, args, history, evaluator.history, reporter)
     guard = LossGuard(spec.recovery, coordinator, output, metrics, loss_scaling=args.fp16)
     checkpointer = Checkpointer(
         checkpoint_directory, output, resume_point, coordinator, monitor, guard, evaluator, spec.checkpoint.steps
@@ -116,7 +120,7 @@ def train(config: RunConfig, coordinator: Coordinator, state: RunState, reporter
     )  # fmt: skip
     if warning := useless_early_stopping(spec.evaluation, total_steps, plan.steps_per_epoch):
         log.warning("%s", warning)
-    baseline = baseline_answers(task, spec)
+    answers_before = baseline_answers(task, spec)
     try:
         step = loop.run()
     except Exception:
@@ -133,7 +137,10 @@ def train(config: RunConfig, coordinator: Coordinator, state: RunState, reporter
         if reason := evaluator.early_stop(step, total_steps):
             log.info("%s", reason)
             reporter.update(stopped_early=reason)
-        finish(config, task, loop, evaluator, step, baseline, output, reporter, coordinator, fence, checkpointer)
+        finish(
+            config, task, loop, evaluator, step, answers_before, output, reporter, coordinator, fence, checkpointer,
+            monitor.diagnosis,
+        )  # fmt: skip
     if pusher:
         pusher.close(0.0 if monitor.interrupted else _FINAL_PUSH_TIMEOUT_SECONDS)
 

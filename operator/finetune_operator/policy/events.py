@@ -72,7 +72,7 @@ def _attempt_events(before: FineTuneJobStatus, after: FineTuneJobStatus, attempt
 
 
 def _model_events(before: FineTuneJobStatus, after: FineTuneJobStatus, attempt: int) -> Iterator[Event]:
-    """Yield the events about checkpoints (the first, and one per quarter of the training), the best model and the push."""
+    """Yield the events about checkpoints (the first, and one per quarter of the steps), the best model, findings and the push."""
     if after.checkpoint is not None and _quarters_saved(after) > max(_quarters_saved(before), _quarters_at_start(after)):
         step, total = after.checkpoint.step, after.progress.total_steps if after.progress is not None else None
         message = f"The checkpoint of step {step}{f' of {total}' if total else ''} is complete."
@@ -81,6 +81,10 @@ def _model_events(before: FineTuneJobStatus, after: FineTuneJobStatus, attempt: 
         metrics = ", ".join(f"{name} {value:g}" for name, value in after.best.metrics.items())
         message = f"The model of step {after.best.step} is the best so far: {metrics}."
         yield Event("Normal", "BestModel", message, attempt, occurrence=after.best.step)
+    known = {finding.type for finding in before.findings or ()}
+    for finding in after.findings or ():
+        if finding.type not in known:  # attempt 0: once for the whole job, also if the finding goes and comes again
+            yield Event("Warning", finding.type, finding.message, 0)
     if after.published is not None and before.published != after.published:
         yield Event("Normal", "Published", f"Pushed to {after.published.url}, commit {after.published.commit[:12]}.", attempt)
 

@@ -2,14 +2,16 @@
 
 import datetime
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_api.durations import format_duration
+from finetune_api.findings import MAX_FINDINGS, FindingType
 from finetune_api.status import (
     CheckpointStatus,
     Entity,
     Evaluation,
+    Finding,
     FineTuneJobStatus,
     Guess,
     LabelScore,
@@ -24,7 +26,7 @@ from finetune_operator.observed import read_time, write_time
 _MAX_REMAINING_SECONDS = 10 * 365 * 86_400
 MAX_COUNT = 2**53  # many readers of JSON do not keep larger integers exactly
 _MAX_METRICS = 64
-_TEXT_LIMIT, _ANSWER_LIMIT = 200, 400
+_TEXT_LIMIT, _ANSWER_LIMIT, _FINDING_LIMIT = 200, 400, 500
 _MAX_ENTITIES, _MAX_GUESSES = 32, 5
 
 
@@ -47,6 +49,8 @@ def merge_report(status: FineTuneJobStatus, report: Report, now: datetime.dateti
         update["best"] = _round_evaluation(report.best)
     if report.stopped_early is not None:
         update["stopped_early"] = report.stopped_early[:_ANSWER_LIMIT]
+    if report.findings is not None:
+        update["findings"] = _select_findings(report.findings) or None
     if report.samples is not None:
         update["samples"] = [_truncate_sample(sample) for sample in report.samples[:16]]
     if report.checkpoint is not None and (moment := read_time(report.checkpoint.time)):
@@ -112,8 +116,18 @@ def _merge_resolved(known: Resolved, reported: Resolved) -> Resolved:
 
 
 def _round_evaluation(evaluation: Evaluation) -> Evaluation:
-    metrics = sorted(evaluation.metrics.items())[:_MAX_METRICS]
-    return Evaluation(step=evaluation.step, metrics={name[:63]: round_significant(value, 4) for name, value in metrics})
+    baseline = _round_metrics(evaluation.baseline or {}) or None
+    return Evaluation(step=evaluation.step, metrics=_round_metrics(evaluation.metrics), baseline=baseline)
+
+
+def _round_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name[:63]: round_significant(value, 4) for name, value in sorted(metrics.items())[:_MAX_METRICS]}
+
+
+def _select_findings(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the findings of known types, one of each: they become events and labels of a metric."""
+    by_type = {finding.type: finding for finding in findings if finding.type in set(FindingType)}
+    return [Finding(type=kind, message=finding.message[:_FINDING_LIMIT]) for kind, finding in by_type.items()][:MAX_FINDINGS]
 
 
 def _truncate_sample(sample: SampleAnswer) -> SampleAnswer:

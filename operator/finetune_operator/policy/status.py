@@ -26,7 +26,7 @@ from finetune_operator.policy.waiting import NORMAL_START_REASONS
 # The operator writes progress at most once per interval. With a thousand jobs that is a hundred writes per second.
 PROGRESS_INTERVAL = datetime.timedelta(seconds=10)
 START_INTERVAL = datetime.timedelta(seconds=30)
-_PROGRESS_FIELDS = frozenset({"progress", "evaluation", "best", "checkpoint", "message", "samples"})
+_PROGRESS_FIELDS = frozenset({"progress", "evaluation", "best", "checkpoint", "findings", "message", "samples"})
 # In a normal start the reason changes every second or two, unless the cluster is busy. So a new reason can wait.
 _START_FIELDS = _PROGRESS_FIELDS | {"reason"}
 # In the other phases progress is written at once: there may be no further report, because the pods are about to end.

@@ -70,3 +70,15 @@ def test_checkpoints_have_an_event_per_quarter_and_each_better_model_has_one(
     before: FineTuneJobStatus, after: FineTuneJobStatus, expected: list[str]
 ) -> None:
     assert [event.message for event in build_events(before, after)] == expected
+
+
+def test_each_finding_is_a_warning_once_in_the_whole_job() -> None:
+    def found(*kinds: str, attempt: int = 1) -> FineTuneJobStatus:
+        findings = [{"type": kind, "message": f"about {kind}"} for kind in kinds]
+        return FineTuneJobStatus.model_validate({"phase": "Running", "attempt": attempt, "findings": findings})
+
+    [event] = build_events(found("RowsCut"), found("Overfitting", "RowsCut"))
+    assert (event.type, event.reason, event.message) == ("Warning", "Overfitting", "about Overfitting")
+    assert build_events(found("RowsCut"), found()) == []
+    first, again = (build_events(found(attempt=attempt), found("RowsCut", attempt=attempt)) for attempt in (1, 2))
+    assert first == again, "the name of an event follows from its content, so the second one is the first one"

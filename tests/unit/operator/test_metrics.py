@@ -6,6 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from finetune_api.findings import MAX_FINDINGS, FindingType
 from finetune_api.metrics import JOB_METRICS, OPERATOR_METRICS, SERIES_RETENTION_SECONDS
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.status import (
@@ -13,6 +14,7 @@ from finetune_api.status import (
     CheckpointStatus,
     Condition,
     Failure,
+    Finding,
     FineTuneJobStatus,
     Goodput,
     Phase,
@@ -44,6 +46,7 @@ RUNNING = FineTuneJobStatus(
     start_time="2026-01-02T03:02:05Z",
     attempts=[Attempt(number=4, start_time="2026-01-02T03:03:05Z", nodes=3)],
     failure=Failure(reason="WorkerDied", message="gone"),
+    findings=[Finding(type=kind, message="m") for kind in list(FindingType)[:MAX_FINDINGS]],
     conditions=[
         Condition(
             type="TrainingStalled",
@@ -181,3 +184,9 @@ def test_only_the_leader_exports_series_of_jobs(scraped: Scraped) -> None:
     scraped.metrics.set_leading(True)
     assert scraped.series() > 0
     assert {metric.labels[:2] for metric in JOB_METRICS} == {("namespace", "finetunejob")}
+
+
+def test_each_finding_of_a_job_has_a_series(scraped: Scraped) -> None:
+    scraped.metrics.track(build_record(ENDED))
+    found = [scraped.value("finding", type=kind) for kind in FindingType]
+    assert found == [1.0] * MAX_FINDINGS + [None] * (len(FindingType) - MAX_FINDINGS)

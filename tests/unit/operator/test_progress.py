@@ -3,10 +3,12 @@
 import pytest
 
 from finetune_api.durations import format_duration
+from finetune_api.findings import FindingType
 from finetune_api.status import (
     CheckpointStatus,
     Entity,
     Evaluation,
+    Finding,
     FineTuneJobStatus,
     Guess,
     Progress,
@@ -158,3 +160,31 @@ def test_answers_to_samples_are_bounded_for_every_task() -> None:
         guesses=[Guess(token=long[:200], score=0.1235)] * 5,
         answer=long[:400],
     )
+
+
+def finding(kind: str, message: str = "m") -> Finding:
+    return Finding(type=kind, message=message)
+
+
+def test_findings_are_those_of_the_last_report_that_has_any_say_about_them() -> None:
+    raised = Report(attempt=1, phase="Running", findings=[finding("RowsCut")])
+    status = merge_report(FineTuneJobStatus(), raised, NOW)
+    assert status.findings == [finding("RowsCut")]
+    loading = Report(attempt=2, phase="Initializing")
+    assert merge_report(status, loading, NOW).findings == [finding("RowsCut")], "the data is not read yet"
+    assert merge_report(status, raised.model_copy(update={"findings": []}), NOW).findings is None
+
+
+def test_findings_of_a_pod_are_few_known_and_short() -> None:
+    kinds = [*FindingType]
+    reported = [finding("Unheard"), finding("RowsCut"), *(finding(kind, "m" * 2000) for kind in kinds)]
+    status = merge_report(FineTuneJobStatus(), Report(attempt=1, phase="Running", findings=reported), NOW)
+    assert status.findings is not None
+    assert [item.type for item in status.findings] == ["RowsCut", *(kind for kind in kinds if kind != "RowsCut")][:5]
+    assert max(len(item.message) for item in status.findings) == 500
+
+
+def test_the_constant_answer_is_rounded_like_the_metrics_beside_it() -> None:
+    evaluation = Evaluation(step=1, metrics={"loss": 0.123456}, baseline={"loss": 1.609437})
+    status = merge_report(FineTuneJobStatus(), Report(attempt=1, phase="Running", evaluation=evaluation), NOW)
+    assert status.evaluation == Evaluation(step=1, metrics={"loss": 0.1235}, baseline={"loss": 1.609})

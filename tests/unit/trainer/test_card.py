@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from finetune_api import resource
-from finetune_api.status import Entity, Evaluation, Guess, Resolved, SampleAnswer
+from finetune_api.status import Entity, Evaluation, Finding, Guess, Resolved, SampleAnswer
 from finetune_api.wire import Report, RunConfig
 from finetune_trainer.publish.card import PIPELINES, escape, write_model_card
 
@@ -179,3 +179,11 @@ def test_a_sample_that_looks_like_yaml_does_not_change_the_header(tmp_path: path
 def test_escaping_changes_only_markup() -> None:
     assert escape("Plain text, with (brackets): 3 + 4 = 7!") == "Plain text, with (brackets): 3 + 4 = 7!"
     assert escape("a | b\n<i>") == "a \\| b &lt;i&gt;"
+
+
+def test_findings_and_the_constant_answer_are_shown_as_text(tmp_path: pathlib.Path) -> None:
+    evaluation = Evaluation(step=12, metrics={"loss": 0.25, "pearson": 0.5}, baseline={"loss": 0.5})
+    text = card(tmp_path, config(), evaluation=evaluation, findings=[Finding(type="RareClass", message="<b> has 1")])
+    assert "## Findings\n\n- **RareClass**: &lt;b&gt; has 1\n" in text
+    assert text.index("## Findings") < text.index("## How to use it")
+    assert "| metric | value | constant answer |\n|---|---|---|\n| loss | 0.2500 | 0.5000 |\n| pearson | 0.5000 |  |\n" in text

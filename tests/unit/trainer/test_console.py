@@ -6,7 +6,7 @@ import pathlib
 
 from rich.console import Console
 
-from finetune_api.status import SampleAnswer
+from finetune_api.status import Finding, SampleAnswer
 from finetune_api.wire import Report
 from finetune_trainer.commands.console import ProgressView, print_error, show_result
 from finetune_trainer.output.directory import OutputDirectory
@@ -48,3 +48,13 @@ def test_without_a_terminal_each_stage_and_each_logged_step_is_one_plain_line() 
     assert stream.getvalue() == (
         "Initializing: loading the model\nRunning: step 3/4 (75%)  loss 0.5000  10.0 samples/s  1m10s left\n"
     )
+
+
+def test_the_result_has_the_constant_answer_and_the_findings(tmp_path: pathlib.Path) -> None:
+    output = OutputDirectory(tmp_path)
+    output.evaluation.write_text(json.dumps({"metrics": {"accuracy": 0.5}, "baseline": {"accuracy": 0.25}}))
+    report = Report(attempt=1, phase="Succeeded", findings=[Finding(type="RareClass", message="[b] has 1")])
+    stream = io.StringIO()
+    show_result(Console(file=stream, width=80), report, output, build_spec("text-classification"))
+    assert "Held-out data: accuracy 0.5000\nConstant answer: accuracy 0.2500\n" in stream.getvalue()
+    assert "\nFindings\n  RareClass: [b] has 1\n" in stream.getvalue()

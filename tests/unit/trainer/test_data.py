@@ -473,3 +473,29 @@ def test_chats_without_an_answer_are_left_out(tmp_path: pathlib.Path) -> None:
     write_lines(tmp_path, "d.jsonl", [question] * 4)
     with pytest.raises(FineTuneError, match="can be used: column 'messages' has no message of the role assistant"):
         load(tmp_path, task="sft")
+
+
+# --- what the report counts for the findings --------------------------------------------------------------------------------
+
+
+def test_rows_that_are_left_out_and_labels_that_disagree_are_counted(tmp_path: pathlib.Path) -> None:
+    rows = [{"text": f"text {number}", "label": "ab"[number % 2]} for number in range(20)]
+    rows += [{"text": "text 0", "label": "b"}, {"text": "text 1", "label": "b"}, {"text": "", "label": "a"}]
+    write_lines(tmp_path, "train.jsonl", rows)
+    write_lines(tmp_path, "eval.jsonl", rows[:4])
+    report = load(tmp_path, {"claim": {"path": "train.jsonl", "evalPath": "eval.jsonl"}}).report
+    assert (report.read, sum(report.skipped.values())) == (27, 1)
+    assert report.disagreeing == 2, "text 0 is a and b; text 1 is b twice"
+    assert report.shared == 4
+
+
+def test_tags_that_disagree_on_the_same_words_are_counted(tmp_path: pathlib.Path) -> None:
+    rows = [
+        {"tokens": ["a", "b"], "tags": ["O", "X"]},
+        {"tokens": ["a", "b"], "tags": ["X", "O"]},
+        {"tokens": ["c"], "tags": ["O"]},
+    ]
+    write_lines(tmp_path, "train.jsonl", rows * 2)
+    write_lines(tmp_path, "eval.jsonl", rows)
+    data = load(tmp_path, {"claim": {"path": "train.jsonl", "evalPath": "eval.jsonl"}}, task="token-classification")
+    assert data.report.disagreeing == 4

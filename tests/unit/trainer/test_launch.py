@@ -14,7 +14,7 @@ import torch
 from finetune_api import names, resource
 from finetune_api.reasons import FineTuneError
 from finetune_api.spec.pod import RESERVED_VARIABLES
-from finetune_api.status import Failure, Guess, Resolved, SampleAnswer
+from finetune_api.status import Failure, Finding, Guess, Resolved, SampleAnswer
 from finetune_api.wire import Report, RunConfig
 from finetune_trainer.output.directory import OutputDirectory
 from finetune_trainer.pod.launch import Launcher
@@ -251,3 +251,16 @@ def test_the_finished_model_of_an_earlier_job_of_the_same_spec_ends_the_job(tmp_
     output.report.write_text(Report(attempt=1, phase="Succeeded", step=3, total_steps=3).model_dump_json(by_alias=True))
     report = adopting(tmp_path / "output").run()
     assert (report.phase, report.attempt, report.step) == ("Succeeded", 2, 3)
+
+
+def test_the_termination_message_has_the_findings_before_the_samples() -> None:
+    findings = [Finding(type="RowsCut", message="m" * 350)] * 5
+    samples = [SampleAnswer(text="t" * 200, answer="é" * 400)] * 16
+    text = termination_message(Report(attempt=1, phase="Succeeded", step=9, samples=samples, findings=findings))
+    assert len(text.encode()) <= names.TERMINATION_LOG_LIMIT_BYTES
+    parsed = Report.model_validate_json(text)
+    assert parsed.findings == findings
+    assert parsed.samples
+    long = [Finding(type="RowsCut", message="語" * 400)] * 5
+    shortened = Report.model_validate_json(termination_message(Report(attempt=1, phase="Succeeded", step=9, findings=long)))
+    assert shortened.findings == long[:1]

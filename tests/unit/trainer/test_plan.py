@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from finetune_api import resource
 from finetune_api.cli import main
 from finetune_api.quantities import GIB, format_bytes, parse_quantity
+from finetune_api.status import Finding
 from finetune_trainer.plan.build import Facts, Plan, build_plan
 from finetune_trainer.plan.gpus import Gpu, find_gpu
 from finetune_trainer.plan.memory import Architecture
@@ -151,6 +152,11 @@ def test_processes_without_work_are_warned_about() -> None:
     assert plan(training={"globalBatchSize": 4}, distributed={"gpusPerNode": 8}).warnings == (
         "a batch of 4 rows leaves 4 of 8 processes without work in every step",
     )
+
+
+def test_findings_about_the_rows_are_warnings() -> None:
+    found = RowCounts(100, 10, exact=True, findings=(Finding(type="RareClass", message="bad has 1"),))
+    assert "RareClass: bad has 1" in plan(found).warnings
 
 
 def test_unknown_facts_are_listed_with_their_reason() -> None:

@@ -83,6 +83,7 @@ def test_a_truncated_row_is_marked_as_cut(tmp_path: pathlib.Path, model: pathlib
     assert code == 0, output
     assert "Row 1: 8 tokens, cut" in output
     assert "9 (50.0%) are cut at 8" in output
+    assert "RowsCut: 9 of 18 training rows (50%) are cut at 8 tokens; raise spec.training.maxTokens" in output
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from finetune_api.durations import format_duration
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import SampleAnswer, describe_tags
+from finetune_api.status import Finding, SampleAnswer, describe_tags
 from finetune_api.try_command import predict_command
 from finetune_api.wire import Report
 from finetune_trainer.output.directory import OutputDirectory
@@ -85,8 +86,9 @@ def show_result(console: Console, report: Report, output: OutputDirectory, spec:
     """Print metrics, confusion matrix, answers to the samples, the path of the model, and the command that tries it."""
     evaluation = json.loads(output.evaluation.read_text())
     console.print()
-    metrics = "   ".join(f"{name} {value:.4f}" for name, value in evaluation["metrics"].items())
-    console.print(f"[bold]Held-out data:[/bold] {metrics}", soft_wrap=True)
+    for title, key in (("Held-out data:", "metrics"), ("Constant answer:", "baseline")):
+        if metrics := "   ".join(f"{name} {value:.4f}" for name, value in evaluation.get(key, {}).items()):
+            console.print(f"[bold]{title}[/bold] {metrics}", soft_wrap=True)
     if "confusion" in evaluation:
         console.print(_confusion(evaluation["classes"], evaluation["confusion"]))
     if report.stopped_early:
@@ -94,10 +96,19 @@ def show_result(console: Console, report: Report, output: OutputDirectory, spec:
     for sample in report.samples or []:
         text = sample.text if len(sample.text) <= 90 else sample.text[:89] + "…"
         console.print(f"{_answer(sample)}  {escape(' '.join(text.split()))}", highlight=False, soft_wrap=True)
+    print_findings(console, report.findings or ())
     if report.published:
         console.print(f"Published: {report.published.url} (commit {report.published.commit[:12]})")
     console.print(f"\nThe model: {output.model}", markup=False, soft_wrap=True)
     console.print(f"  {predict_command(str(output.directory), spec)}", markup=False, soft_wrap=True)
+
+
+def print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """Print the findings about a training or its data, the worst first."""
+    for number, finding in enumerate(findings):
+        if number == 0:
+            console.print("\n[bold yellow]Findings[/bold yellow]")
+        console.print(f"  [bold]{escape(finding.type)}[/bold]: {escape(finding.message)}", soft_wrap=True)
 
 
 def _confusion(classes: list[str], confusion: list[list[int]]) -> Table:

@@ -55,7 +55,9 @@ def _preview(name: str, spec: FineTuneJobSpec, claims: dict[str, str], rows: int
 
     from rich.console import Console
 
+    from finetune_trainer.commands.console import print_findings
     from finetune_trainer.data.prepare import prepare
+    from finetune_trainer.findings import find_in_data
     from finetune_trainer.models.load import load_config, load_tokenizer
     from finetune_trainer.tasks import task_class
 
@@ -71,6 +73,7 @@ def _preview(name: str, spec: FineTuneJobSpec, claims: dict[str, str], rows: int
             _show_row(console, task, index, train[index])
     for line in prepared.report.lines():
         console.print(line, markup=False, soft_wrap=True)
+    print_findings(console, find_in_data(spec.task, prepared.report))
 
 
 def _locate(spec: FineTuneJobSpec, claims: dict[str, str], model_dir: str | None) -> "tuple[ModelLocation, list[str]]":

@@ -1,5 +1,6 @@
 """Loads ``spec.datasets`` into one training set and one evaluation set with the columns of the task. Does not import torch."""
 
+import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -15,7 +16,7 @@ from finetune_trainer.data.columns import ColumnMapping, Format, Layout, choose_
 from finetune_trainer.data.labels import describe_labels
 from finetune_trainer.data.normalise import normalise
 from finetune_trainer.data.readers import Chunk
-from finetune_trainer.data.report import DataReport, overlap
+from finetune_trainer.data.report import DataReport, count_disagreeing, overlap
 from finetune_trainer.data.sources import Source, open_source, open_sources
 
 # For streamed data: rows of the training sample, evaluation rows, and how many rows are read to draw the evaluation rows from.
@@ -89,6 +90,8 @@ def _report(
     column = next((mapping.columns[name] for name in ("label", "labels", "tags") if name in mapping.columns), "")
     inferred = spec.classification is None or (spec.classification.problem_type is None and spec.classification.labels is None)
     in_cells = any(isinstance(cell, str) for cell in sources[0].head.columns.get(column, ()))
+    skipped = sum((source.read_counts.skipped for source in sources), collections.Counter[str]())
+    labelled = LABEL_COLUMNS.get(layout.kind)
     labels = describe_labels(layout.kind, column, mapping.separator if in_cells else None, inferred, train, counts)
     return DataReport(
         [source.read_counts.line() for source in sources],
@@ -100,6 +103,9 @@ def _report(
         streaming=spec.streaming,
         labels=labels.what if labels else "",
         hints=labels.hints if labels else (),
+        read=sum(source.read_counts.read.total() for source in sources),
+        skipped=dict(skipped),
+        disagreeing=count_disagreeing(train, labelled) if labelled is not None else 0,
     )
 
 

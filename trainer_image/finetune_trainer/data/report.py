@@ -59,7 +59,9 @@ class DataReport:
 
     duplicates: training rows that repeat an earlier row. shared: held-out rows that are also in the training data. classes:
     training rows (or words) by class or tag. lengths: set when the rows are tokenised. streaming: whether the training rows are
-    only the first of a stream. labels: for what the labels were taken. hints: for what else they could be taken.
+    only the first of a stream. labels: for what the labels were taken. hints: for what else they could be taken. read: rows of
+    all splits that were read. skipped: those left out, by reason. disagreeing: training rows with the inputs of another row, and
+    another label.
     """
 
     sources: Sequence[str]
@@ -72,12 +74,16 @@ class DataReport:
     streaming: bool = False
     labels: str = ""
     hints: Sequence[str] = ()
+    read: int = 0
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    disagreeing: int = 0
 
     def lines(self) -> Iterator[str]:
         """Yield a few lines for people."""
         yield from self.sources
         odd = [f"{self.duplicates:,} of them duplicates"] if self.duplicates else []
         odd += [f"{self.shared:,} evaluation rows are also in the training data"] if self.shared else []
+        odd += [f"{self.disagreeing:,} training rows disagree with another one on the label"] if self.disagreeing else []
         if self.streaming:
             yield "training rows are streamed; these counts cover the first rows only"
         yield "; ".join([f"{self.train_rows:,} training rows, {self.evaluation_rows:,} held out", *odd])
@@ -105,6 +111,14 @@ def overlap(train: pa.Table, evaluation: pa.Table) -> tuple[int, int]:
     """Return the number of duplicate training rows, and of held-out rows that are also in the training data."""
     trained, held_out = _hashes(train), _hashes(evaluation)
     return len(trained) - len(np.unique(trained)), int(np.isin(held_out, trained).sum())
+
+
+def count_disagreeing(train: pa.Table, column: str) -> int:
+    """Return the number of training rows whose inputs another row has with another label. column: that of the labels."""
+    inputs, labels = _hashes(train.drop_columns([column])), _hashes(train.select([column]))
+    pairs = np.unique(np.stack([inputs, labels], axis=1), axis=0)
+    found, labels_of_each = np.unique(pairs[:, 0], return_counts=True)
+    return int(np.isin(inputs, found[labels_of_each > 1]).sum())
 
 
 def _hashes(table: pa.Table) -> np.ndarray:

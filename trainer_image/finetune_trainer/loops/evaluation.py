@@ -100,7 +100,7 @@ class Evaluator:
         started = time.monotonic()
         result = EvaluationResult(step, self.compute_metrics(context))
         self._results.append(result)
-        self._monitor.log_evaluation(result)
+        self._monitor.log_evaluation(result, self.details)
         best = self.best_evaluation
         if best is not None and best.step == step and step > 0:
             self._monitor.record_best(result)

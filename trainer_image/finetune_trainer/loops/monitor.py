@@ -4,13 +4,14 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from finetune_api import metrics as declared
 from finetune_api.status import CheckpointStatus
 from finetune_api.wire import Problem, Timing
+from finetune_trainer.loops.diagnosis import Diagnosis
 from finetune_trainer.loops.throughput import Throughput
 from finetune_trainer.monitoring.evaluation import EvaluationResult, evaluation_status
 from finetune_trainer.monitoring.metrics import WorkerMetrics
@@ -55,6 +56,7 @@ class TrainingMonitor:
         self._total_steps = self._tokens = 0
         self._unwritten_lines: list[str] = []
         self.timing = Timing()
+        self.diagnosis: Diagnosis | None = None  # only on rank 0
         self.interrupted = self.should_save = False
 
     def start(self, step: int, total_steps: int) -> None:
@@ -70,6 +72,8 @@ class TrainingMonitor:
         started = time.monotonic()
         taken = list(islice(batches, count))
         self._metrics.add_data_wait(time.monotonic() - started)
+        if self.diagnosis is not None:
+            self.diagnosis.add_time(0.0, time.monotonic() - started)
         return taken
 
     def add_tokens(self, count: int, global_count: int) -> None:
@@ -84,6 +88,8 @@ class TrainingMonitor:
         self._metrics.observe_step(now - self._step_started, time.time())
         self._metrics.inc(declared.TRAINING_SAMPLES, self._global_batch)
         self._throughput.add_step(now - self._step_started)
+        if self.diagnosis is not None:
+            self.diagnosis.add_time(now - self._step_started, 0.0)
         self.timing = self.timing.model_copy(update={"steps": self.timing.steps + now - self._step_started})
         self._step_started = now
         heartbeat.beat("training")
@@ -119,19 +125,27 @@ class TrainingMonitor:
         self._metrics.set(declared.TRAINING_GRADIENT_NORM, gradient_norm or 0.0)
         self._metrics.set_device_stats()
         self._reporter.update(loss=loss, learning_rate=learning_rate)
+        if self.diagnosis is not None:
+            self.diagnosis.add_step(entry)
 
-    def log_evaluation(self, result: EvaluationResult) -> None:
+    def log_evaluation(self, result: EvaluationResult, details: Mapping[str, Any]) -> None:
         """Log and report an evaluation."""
         entry = {"step": result.step, "evaluation": dict(result.metrics)}
         shown = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
         log.info("evaluation after step %d: %s", result.step, shown, extra={"metrics": entry})
         self._append_history(entry)
         self._metrics.set_evaluation(result.metrics)
-        self._reporter.update(evaluation=evaluation_status(result))
+        self._reporter.update(evaluation=evaluation_status(result, self._baseline))
+        if self.diagnosis is not None:
+            self.diagnosis.add_evaluation(details)
 
     def record_best(self, best: EvaluationResult) -> None:
         """Report the best evaluation so far."""
-        self._reporter.update(best=evaluation_status(best))
+        self._reporter.update(best=evaluation_status(best, self._baseline))
+
+    @property
+    def _baseline(self) -> Mapping[str, float]:
+        return self.diagnosis.baseline if self.diagnosis is not None else {}
 
     def resume_from(self, saved: CheckpointStatus | None, timing: Timing, skipped: Sequence[str]) -> None:
         """Report the resume point: the checkpoint, the use of time until then, and the damaged checkpoints."""

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import safetensors
@@ -81,6 +81,7 @@ def load_model(task: Task, location: ModelLocation, spec: FineTuneJobSpec) -> An
     source = spec.model
     with _explain_errors(location, f"no model for {spec.task} can be made of it"):
         model, new_modules = _load(task, location, source)
+    task.missing_layers = _missing_layers(task, model.base_model_prefix, new_modules)
     if spec.training.activation_checkpointing and not model.supports_gradient_checkpointing:
         raise FineTuneError(
             Reason.CONFIGURATION_ERROR,
@@ -123,6 +124,16 @@ def _load(task: Task, location: ModelLocation, source: ModelSource) -> tuple[Any
         model.name_or_path, model.config._commit_hash = location.name_or_path, location.revision
     keys = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
     return model, sorted({key.rpartition(".")[0] for key in keys})
+
+
+def _missing_layers(task: Task, base: str, new_modules: Sequence[str]) -> list[str]:
+    """Return the new modules that should not be new. base: name of the model without its head.
+
+    The head of a classifier is new. Many encoders were trained without the pooler in front of it.
+    """
+    if not task.has_new_head:
+        return list(new_modules)
+    return [name for name in new_modules if name.startswith(f"{base}.") and "pooler" not in name]
 
 
 def _base_location(location: ModelLocation) -> ModelLocation:

@@ -14,6 +14,10 @@ class EvaluationResult:
     metrics: Mapping[str, float]
 
 
-def evaluation_status(result: EvaluationResult) -> Evaluation:
-    """Return the evaluation for the status, with rounded metrics."""
-    return Evaluation(step=result.step, metrics={name: round(value, 6) for name, value in result.metrics.items()})
+def evaluation_status(result: EvaluationResult, baseline: Mapping[str, float]) -> Evaluation:
+    """Return the evaluation for the status, with rounded metrics. baseline: metrics of the constant answer; may be empty."""
+    return Evaluation(step=result.step, metrics=_rounded(result.metrics), baseline=_rounded(baseline) or None)
+
+
+def _rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in metrics.items()}

@@ -224,6 +224,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
     if batch.global_batch < batch.world_size:
         idle = batch.world_size - batch.global_batch
         yield f"a batch of {batch.global_batch} rows leaves {idle} of {batch.world_size} processes without work in every step"
+    yield from (f"{finding.type}: {finding.message}" for finding in plan.facts.rows.findings)
     gpu = plan.facts.gpu
     if plan.spec.training.precision == "bf16" and gpu is not None and gpu.bf16 is False:
         yield f"spec.training.precision: {gpu.name} only emulates bf16, slowly: write auto or fp16"

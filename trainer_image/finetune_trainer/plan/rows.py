@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from finetune_api.spec import Dataset, FineTuneJobSpec, Task
+from finetune_api.status import Finding
 from finetune_api.wire import RunConfig
 
 
@@ -12,7 +13,8 @@ class RowCounts:
     """Row counts of a job.
 
     train, evaluation: number of rows; None if not known, for the given reason. exact: whether the trainer gets the same numbers.
-    classes: names of the classes, if all data is local. hints: what else the labels may be, if all data is local.
+    classes, hints, findings: names of the classes, what else the labels may be, and what the rows say already, if all data is
+    local.
     """
 
     train: int | None = None
@@ -21,6 +23,7 @@ class RowCounts:
     reason: str | None = None
     classes: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 # In these tasks, each row of the data becomes one training row. Other tasks leave out rows that have nothing to learn.
@@ -57,12 +60,18 @@ def _uncountable(spec: FineTuneJobSpec) -> str | None:
 def _read_all(spec: FineTuneJobSpec, claims: Mapping[str, str]) -> RowCounts:
     """Load local data as the training does, so that the plan reports the same errors."""
     from finetune_trainer.data.load import load_data
+    from finetune_trainer.findings import find_in_data
 
     config = RunConfig(name="plan", namespace="default", spec=spec, nodes=1, processes_per_node=1, claims=dict(claims), output="")
     data = load_data(config, [""] * len(spec.datasets))
     train = None if spec.streaming else len(data.train)
     return RowCounts(
-        train, len(data.evaluation), exact=spec.task in _ONE_TO_ONE, classes=tuple(data.classes), hints=tuple(data.report.hints)
+        train,
+        len(data.evaluation),
+        exact=spec.task in _ONE_TO_ONE,
+        classes=tuple(data.classes),
+        hints=tuple(data.report.hints),
+        findings=tuple(find_in_data(spec.task, data.report)),
     )
 
 

@@ -26,7 +26,7 @@ def termination_message(report: Report) -> str:
 
 
 def _shortened(report: Report) -> Iterator[Report]:
-    """Yield the report, then shorter ones: with short samples, with fewer samples, without a traceback, with the outcome only."""
+    """Yield the report, then shorter ones: with short samples, fewer samples, one finding, no traceback, the outcome only."""
     yield report
     short = [
         sample.model_copy(
@@ -37,6 +37,8 @@ def _shortened(report: Report) -> Iterator[Report]:
     for count in range(len(short), 0, -1):
         yield report.model_copy(update={"samples": short[:count]})
     report = report.model_copy(update={"samples": None})
+    yield report
+    report = report.model_copy(update={"findings": report.findings and report.findings[:1]})
     yield report
     failure = report.failure and report.failure.model_copy(update={"traceback": None})
     yield report.model_copy(update={"failure": failure})

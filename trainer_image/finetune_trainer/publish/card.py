@@ -88,6 +88,9 @@ def _body(config: RunConfig, report: Report, details: Mapping[str, Any], adapter
     kind = "A LoRA adapter" if adapter else "A model with a merged LoRA adapter" if spec.model.lora else "A model"
     base = _source(spec.model, resolved.model_revision if resolved else None)
     yield f"\n{kind} for {spec.task}, fine-tuned from {base}."
+    if report.findings:
+        yield "\n## Findings\n"
+        yield from (f"- **{escape(finding.type)}**: {escape(finding.message)}" for finding in report.findings)
     yield "\n## How to use it\n"
     yield usage(spec, repository, adapter, chat)
     yield "\n## Evaluation\n"
@@ -111,7 +114,7 @@ def _evaluation(report: Report, details: Mapping[str, Any]) -> Iterable[str]:
         yield "The model was not evaluated."
         return
     yield f"On held-out data, after {report.evaluation.step} steps:\n"
-    yield from _table(("metric", "value"), [(escape(name), f"{value:.4f}") for name, value in report.evaluation.metrics.items()])
+    yield from _metrics(report.evaluation.metrics, report.evaluation.baseline or {})
     per_class: Mapping[str, Mapping[str, float]] = details.get("perClass") or {}
     if 0 < len(per_class) <= _MAX_TABLE_CLASSES:
         metrics = list(next(iter(per_class.values())))
@@ -124,6 +127,15 @@ def _evaluation(report: Report, details: Mapping[str, Any]) -> Iterable[str]:
         yield "\nRows are the true classes, columns the predicted ones:\n"
         rows = [(escape(name), *map(str, row)) for name, row in zip(classes, confusion, strict=True)]
         yield from _table(("", *map(escape, classes)), rows)
+
+
+def _metrics(metrics: Mapping[str, float], baseline: Mapping[str, float]) -> Iterable[str]:
+    """Yield a table of the metrics, with those of the constant answer if there is one."""
+    if not baseline:
+        return _table(("metric", "value"), [(escape(name), _number(value)) for name, value in metrics.items()])
+    constant = {name: _number(baseline[name]) if name in baseline else "" for name in metrics}
+    rows = [(escape(name), _number(value), constant[name]) for name, value in metrics.items()]
+    return _table(("metric", "value", "constant answer"), rows)
 
 
 def _hyperparameters(spec: FineTuneJobSpec, report: Report) -> list[tuple[str, str]]:

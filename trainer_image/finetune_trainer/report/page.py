@@ -41,6 +41,7 @@ def render(training: Training) -> str:
     ).render(
         training=training,
         state=_state(training),
+        findings=(training.report and training.report.findings) or (),
         tiles=_tiles(training),
         best=training.report.best if training.report else None,
         charts=[(title, Markup(svg)) for title, svg in _charts(training)],  # noqa: S704 - our own SVG, with escaped texts
@@ -93,17 +94,28 @@ def _state(training: Training) -> tuple[str, str]:
     return "Not finished", f"the last record is {done}, at {when}: the training is running, or was interrupted there"
 
 
-def _tiles(training: Training) -> list[tuple[str, str]]:
-    """Return the tiles at the top. The metrics are of the finished model, else of the newest evaluation."""
+def _tiles(training: Training) -> list[tuple[str, str, str]]:
+    """Return the tiles at the top: name, value, and the value of the constant answer or nothing.
+
+    The metrics are of the finished model, else of the newest evaluation.
+    """
     metrics = training.evaluation.get("metrics") or (training.evaluations[-1]["evaluation"] if training.evaluations else {})
-    tiles = [("held-out loss" if name == "loss" else name, format_number(value)) for name, value in metrics.items()][:6]
+    baseline = training.evaluation.get("baseline") or {}
+    tiles = [
+        (
+            "held-out loss" if name == "loss" else name,
+            format_number(value),
+            format_number(baseline[name]) if name in baseline else "",
+        )
+        for name, value in metrics.items()
+    ][:6]
     if training.steps:
-        tiles.append(("training loss", format_number(training.steps[-1].get("loss"))))
-        tiles.append(("epochs", format_number(round(float(training.steps[-1].get("epoch") or 0), 2))))
+        tiles.append(("training loss", format_number(training.steps[-1].get("loss")), ""))
+        tiles.append(("epochs", format_number(round(float(training.steps[-1].get("epoch") or 0), 2)), ""))
     if seconds := _seconds(training.steps):
-        tiles.append(("time in training steps", format_duration(seconds)))
+        tiles.append(("time in training steps", format_duration(seconds), ""))
     if training.starts:
-        tiles.append(("restarts", str(len(training.starts) - 1)))
+        tiles.append(("restarts", str(len(training.starts) - 1), ""))
     return tiles
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from finetune_api.spec import FineTuneJobSpec, ProblemType, Sample
@@ -56,6 +57,8 @@ class Task(abc.ABC):
     auto_model: ClassVar[str]
     # Whether the model's own dropout is on in the training.
     uses_dropout: ClassVar[bool] = True
+    # Whether the model gets a head with random weights. Otherwise its files must have all layers.
+    has_new_head: ClassVar[bool] = False
     # Increment this when the results of encode() change, so that older cache entries are not used.
     encoding_version: ClassVar[int] = 1
 
@@ -65,6 +68,7 @@ class Task(abc.ABC):
         pad = getattr(config, "pad_token_id", None)
         self.max_tokens = min(spec.training.max_tokens, max_input_length(config.model_type, positions, pad))
         self.model: Any = None
+        self.missing_layers: Sequence[str] = ()  # layers with random weights that the model's files should have
 
     # --- before the model ------------------------------------------------------------------------------------------------
 
@@ -128,6 +132,13 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def compute_metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
         """Return the metrics of an evaluation by name, including ``loss``, and details for the model card as JSON values."""
+
+    def baseline(self, train: pa.Table, evaluation: pa.Table) -> dict[str, float]:
+        """Return the metrics, by the same names, of the best answer that ignores its input; empty if there is no such answer.
+
+        train, evaluation: encoded rows. If the data is streamed, ``train`` is a sample.
+        """
+        return {}
 
     def predictions(self, scores: Scores) -> list[dict[str, Any]] | None:
         """Return one object per evaluated row, in order; None for tasks without predictions per row."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from finetune_api.reasons import FineTuneError, Reason
@@ -116,6 +117,10 @@ class DirectPreference(LanguageModel):
         if not len(margins):
             return {}, {}
         return metrics.drop_non_finite({name: float(np.mean(values)) for name, values in means.items()}), {"pairs": len(margins)}
+
+    def baseline(self, train: pa.Table, evaluation: pa.Table) -> dict[str, float]:
+        """Return no metrics: an answer that ignores the prompt has no reward. The evaluation before the training compares."""
+        return {}
 
     def _losses(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the loss of each pair (pairs,), and log-probability and reward of each answer (2 × pairs,)."""

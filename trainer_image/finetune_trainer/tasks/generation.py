@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 import transformers
 from transformers.models.auto import modeling_auto
@@ -15,7 +16,7 @@ from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, Sample
 from finetune_api.status import SampleAnswer
 from finetune_trainer.runtime import device, heartbeat
-from finetune_trainer.tasks import chat, metrics
+from finetune_trainer.tasks import chat, constant, metrics
 from finetune_trainer.tasks.base import IGNORE_INDEX, TENSOR_CORE_MULTIPLE, Batch, DataInfo, Row, Scores, Task
 from finetune_trainer.tasks.lengths import max_input_length
 
@@ -116,6 +117,12 @@ class LanguageModel(Task):
         perplexity = math.exp(min(loss, _MAX_EXPONENT))
         found = {"loss": loss, "perplexity": perplexity, "tokenAccuracy": scores["correct"].sum() / count}
         return metrics.drop_non_finite(found), {"tokens": count}
+
+    def baseline(self, train: pa.Table, evaluation: pa.Table) -> dict[str, float]:
+        """Return the metrics of a unigram model: each token as likely as it is frequent, whatever stands before it."""
+        learned, targets = (constant.tokens(table, "labels", np.array([IGNORE_INDEX])) for table in (train, evaluation))
+        losses, most = constant.unigram_losses(learned, targets, len(self.tokenizer))
+        return self.compute_metrics({"loss": losses, "count": np.ones(len(targets)), "correct": targets == most})[0]
 
     def logits_and_targets(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits in float32 (rows, positions, vocabulary) and the target tokens (rows, positions)."""

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, MaskedLM, Sample
 from finetune_api.status import Guess, SampleAnswer
-from finetune_trainer.tasks import metrics
+from finetune_trainer.tasks import constant, metrics
 from finetune_trainer.tasks.base import IGNORE_INDEX, Batch, DataInfo, Row, Scores
 from finetune_trainer.tasks.padded import PaddedTask
 
@@ -156,6 +157,12 @@ class MaskedLanguageModeling(PaddedTask):
         perplexity = math.exp(loss) if loss < 700 else math.inf  # a larger result does not fit a float
         found = {"loss": loss, "perplexity": perplexity, "accuracy": scores["correct"].mean()}
         return metrics.drop_non_finite(found), {"tokens": count}
+
+    def baseline(self, train: pa.Table, evaluation: pa.Table) -> dict[str, float]:
+        """Return the metrics of a unigram model on all ordinary tokens, of which the hidden ones are a random sample."""
+        learned, targets = (constant.tokens(table, "input_ids", self._special) for table in (train, evaluation))
+        losses, most = constant.unigram_losses(learned, targets, len(self.tokenizer))
+        return self.compute_metrics({"loss": losses, "correct": targets == most})[0]
 
     # --- samples ---------------------------------------------------------------------------------------------------------
 

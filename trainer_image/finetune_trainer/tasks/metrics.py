@@ -60,6 +60,12 @@ class ClassCounts:
             "f1": 2 * true_positives / (predicted + actual),
         }
 
+    def most_predicted(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the class that is predicted most often: how often it is predicted and actual, and the number of all rows."""
+        most = int(self.predicted.argmax())
+        counts = {"predicted": self.predicted[most], "actual": self.actual[most], "all": self.actual.sum()}
+        return {"class": names[most], **{name: int(count) for name, count in counts.items()}}
+
     def per_class(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
         """Return precision, recall, f1 and support (number of actual rows) of each class by name."""
         precision, recall = self.true_positives / np.maximum(self.predicted, 1), self.true_positives / np.maximum(self.actual, 1)

@@ -53,6 +53,15 @@ class Problem(abc.ABC):
         """
 
     @abc.abstractmethod
+    def constant_logits(self, labels: np.ndarray) -> np.ndarray:
+        """Return the logits of the best constant answer: float32 (outputs,). labels: of the training rows, as encode() does."""
+
+    def weighted(self, logits: np.ndarray) -> np.ndarray:
+        """Return the logits of the constant answer with the lowest loss, which differs if the classes have weights."""
+        weights = self._weights.to(torch.device("cpu"))
+        return logits if weights is None else logits + np.log(np.maximum(weights.numpy(), np.finfo(np.float32).tiny))
+
+    @abc.abstractmethod
     def compute_metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
         """Return metrics and details from ``loss`` (rows,), ``logits`` and ``labels``: no padding rows, at least one row."""
 
@@ -94,10 +103,18 @@ class SingleLabel(Problem):
             label_smoothing=smoothing,
         )
 
+    def constant_logits(self, labels: np.ndarray) -> np.ndarray:
+        """Return the logarithm of the shares of the classes. One more row of each class keeps them finite."""
+        counts = np.bincount(labels, minlength=len(self.class_names)) + 1
+        return np.log(counts / counts.sum()).astype(np.float32)
+
     def compute_metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
         actual, predicted = scores["labels"], scores["logits"].argmax(axis=1)
         counts = ClassCounts.from_class_ids(actual, predicted, len(self.class_names))
-        details = metrics.class_details(self.class_names, counts)
+        details = {
+            **metrics.class_details(self.class_names, counts),
+            "mostPredicted": counts.most_predicted(self.class_names),
+        }
         if len(self.class_names) <= _MAX_CONFUSION_CLASSES:
             details["confusion"] = metrics.confusion_matrix(actual, predicted, len(self.class_names)).tolist()
         loss = scores["loss"].sum(dtype=np.float64) / len(actual)
@@ -140,6 +157,11 @@ class MultiLabel(Problem):
             logits, wanted, pos_weight=self._weights.to(logits.device), reduction="none"
         )
         return (losses * mask).sum(dim=1)
+
+    def constant_logits(self, labels: np.ndarray) -> np.ndarray:
+        """Return the logits of the shares of the classes. A row with and one without each class keep them finite."""
+        counts = labels.sum(axis=0) + 1
+        return np.log(counts / (len(labels) + 2 - counts)).astype(np.float32)
 
     def compute_metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
         actual, predicted = scores["labels"] == 1, scores["logits"] > 0
@@ -194,6 +216,9 @@ class Regression(Problem):
     def losses(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
         assert not smoothing, "a number has no classes to spread it over"
         return ((logits.squeeze(1) - labels.nan_to_num()) * self.label_mask(labels)) ** 2
+
+    def constant_logits(self, labels: np.ndarray) -> np.ndarray:
+        return np.array([labels.mean()], dtype=np.float32)
 
     def compute_metrics(self, scores: Scores) -> tuple[dict[str, float], dict[str, Any]]:
         found = metrics.regression_metrics(scores["labels"], scores["logits"][:, 0])

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, Sample
 from finetune_api.status import SampleAnswer
-from finetune_trainer.tasks import metrics
+from finetune_trainer.tasks import constant, metrics
 from finetune_trainer.tasks.base import Batch, DataInfo, Row, Scores
 from finetune_trainer.tasks.padded import PaddedTask
 from finetune_trainer.tasks.problems import PROBLEMS
@@ -20,6 +21,7 @@ class TextClassification(PaddedTask):
     """A new head on an encoder, or on the last token of a decoder. problems.py defines labels and losses."""
 
     auto_model = "AutoModelForSequenceClassification"
+    has_new_head = True
 
     def __init__(self, spec: FineTuneJobSpec, tokenizer: Any, config: Any, info: DataInfo) -> None:
         super().__init__(spec, tokenizer, config, info)
@@ -87,6 +89,17 @@ class TextClassification(PaddedTask):
             return {}, {}
         found, details = self._problem.compute_metrics(scores)
         return metrics.drop_non_finite(found), details
+
+    def baseline(self, train: pa.Table, evaluation: pa.Table) -> dict[str, float]:
+        """Return the metrics of always answering the most frequent class, or the mean. The loss is that of their shares."""
+        logits = self._problem.constant_logits(constant.column(train, "labels"))
+        labels = constant.column(evaluation, "labels")
+        losses = self._problem.losses(
+            torch.from_numpy(self._problem.weighted(logits)).expand(len(labels), -1),
+            torch.tensor(labels, dtype=self._problem.dtype),
+        )
+        scores = {"loss": losses.numpy(), "logits": np.broadcast_to(logits, (len(labels), len(logits))), "labels": labels}
+        return self.compute_metrics(scores)[0]
 
     def predictions(self, scores: Scores) -> list[dict[str, Any]]:
         """Return label and score; multi-label: labels, scores of all classes; regression: score. expected: label in the data."""

@@ -5,14 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec, Sample
 from finetune_api.status import Entity, SampleAnswer
-from finetune_trainer.tasks import metrics
+from finetune_trainer.tasks import constant, metrics
 from finetune_trainer.tasks.base import IGNORE_INDEX, Batch, DataInfo, Row, Scores
 from finetune_trainer.tasks.class_weights import ClassWeights
+from finetune_trainer.tasks.metrics import ClassCounts
 from finetune_trainer.tasks.padded import PaddedTask
 
 
@@ -23,6 +25,7 @@ class TokenClassification(PaddedTask):
     """
 
     auto_model = "AutoModelForTokenClassification"
+    has_new_head = True
 
     def __init__(self, spec: FineTuneJobSpec, tokenizer: Any, config: Any, info: DataInfo) -> None:
         super().__init__(spec, tokenizer, config, info)
@@ -134,7 +137,23 @@ class TokenClassification(PaddedTask):
             **counts.micro(),
         }
         words = int(scores["words"].sum())
-        return metrics.drop_non_finite(found), {**metrics.class_details(types, counts), "words": words, "wordsCut": words - count}
+        tags = ClassCounts.from_class_ids(scores["actual"], scores["predicted"], len(self.info.classes))
+        details = {"words": words, "wordsCut": words - count, "mostPredicted": tags.most_predicted(self.info.classes)}
+        return metrics.drop_non_finite(found), {**metrics.class_details(types, counts), **details}
+
+    def baseline(self, train: pa.Table, evaluation: pa.Table) -> dict[str, float]:
+        """Return the metrics of always answering the most frequent tag. The loss is that of the tags' shares."""
+        counts = np.array(self.info.counts) + 1
+        labels = evaluation["labels"].to_pylist()
+        seen = [sum(label != IGNORE_INDEX for label in row) for row in labels]
+        actual = np.array([label for row in labels for label in row if label != IGNORE_INDEX], dtype=np.int64)
+        weights = self._weights.to(torch.device("cpu"))
+        logits = torch.log(torch.tensor(counts, dtype=torch.float32) * (1 if weights is None else weights))
+        losses = self._losses(logits.expand(1, len(actual), -1), torch.from_numpy(actual), "none")
+        predicted = np.full(len(actual), counts.argmax())
+        words = constant.column(evaluation, "words")
+        scores = {"words": words, "seen": np.array(seen), "loss": losses.numpy(), "actual": actual, "predicted": predicted}
+        return self.compute_metrics(scores)[0]
 
     def predictions(self, scores: Scores) -> list[dict[str, Any]]:
         """Return the tags of the words that were not cut, the tags in the data, and the number of words that were cut."""
