@@ -96,6 +96,7 @@ class Reconciler:
         started, read = self._clock(), "cache"
         try:
             if (known := await self._decide_from_cache(key)) is not None:
+                read = "live" if known[0].refusal_checked else read
                 return await self._act_from_cache(*known)
             read = "live"
             return await self._reconcile_live(key)
@@ -117,7 +118,7 @@ class Reconciler:
         if observation is None:
             return None
         if _is_missing_pods(observation) and self._is_refusal_check_due(key):
-            observation = dataclasses.replace(await observe_refusal(self._api, observation), refusal_checked=True)
+            observation = dataclasses.replace(await observe_refusal(self._children, observation), refusal_checked=True)
         decision = self._decide(observation)
         if decision.create_attempt is not None and self._store.can_start(observation.job):
             return observation, decision

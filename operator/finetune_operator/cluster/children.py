@@ -1,4 +1,4 @@
-"""Lists Jobs and pods of many FineTuneJobs at once, because each list makes the API server scan all objects."""
+"""Lists Jobs, pods and refusals of many FineTuneJobs at once, because each list makes the API server scan all objects."""
 
 import asyncio
 from collections import defaultdict
@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
 from finetune_api import names
-from finetune_operator.cluster.api import Api
+from finetune_operator.cluster.api import Api, ApiError
 from finetune_operator.observed import ChildJob, Key, Manifest, PodState
 from finetune_operator.parsing import read_child_job, read_child_key, read_pod
 
@@ -24,6 +24,9 @@ class ChildrenReader:
         self._api = api
         self._pending: dict[str, dict[Key, asyncio.Future[Children]]] = defaultdict(dict)
         self._readers: dict[str, asyncio.Task[None]] = {}
+        # Lists of refusals by namespace: the one in progress, and the one that begins after it.
+        self._refusals: dict[str, asyncio.Task[Mapping[str, str]]] = {}
+        self._next_refusals: dict[str, asyncio.Task[Mapping[str, str]]] = {}
 
     async def read(self, key: Key) -> Children:
         """Return the children by label, from a list that starts after this call. Raise the ApiError of the list."""
@@ -34,6 +37,29 @@ class ChildrenReader:
         if key.namespace not in self._readers:
             self._readers[key.namespace] = asyncio.create_task(self._read_all(key.namespace))
         return await asyncio.shield(future)  # other callers may wait for the same future
+
+    async def read_refusals(self, namespace: str) -> Mapping[str, str]:
+        """Return why Jobs can't create pods, by the uid of the Job, from a list that starts after this call.
+
+        Only events say that. The API server reads all events of the namespace for each list of them.
+        """
+        if namespace not in self._next_refusals:
+            reading = self._list_refusals(namespace, self._refusals.get(namespace))
+            self._next_refusals[namespace] = asyncio.create_task(reading)
+        return await asyncio.shield(self._next_refusals[namespace])
+
+    async def _list_refusals(self, namespace: str, before: asyncio.Task[Mapping[str, str]] | None) -> Mapping[str, str]:
+        if before is not None:
+            await asyncio.wait([before])
+        self._refusals[namespace] = self._next_refusals.pop(namespace)
+        try:
+            selector = "involvedObject.kind=Job,reason=FailedCreate"
+            events = await self._api.list_all("Event", namespace, fieldSelector=selector)
+        except ApiError as error:
+            if error.code not in (403, 404):  # events only improve messages
+                raise
+            events = []
+        return {event["involvedObject"].get("uid", ""): str(event.get("message", "")) for event in events}
 
     async def _read_all(self, namespace: str) -> None:
         """List until no call is pending."""

@@ -23,10 +23,10 @@ async def observe_job(api: Api, children: ChildrenReader, key: Key) -> Observati
     job = read_job(manifest)
     if job.deleting:
         return None
-    return await _observe_details(api, Observation(job, *await children.read(key)))
+    return await _observe_details(api, children, Observation(job, *await children.read(key)))
 
 
-async def _observe_details(api: Api, observation: Observation) -> Observation:
+async def _observe_details(api: Api, children: ChildrenReader, observation: Observation) -> Observation:
     """Add details that only some states need: the output claim, or the refusal."""
     job = observation.job
     if job.status.phase in FINAL_PHASES:
@@ -35,7 +35,7 @@ async def _observe_details(api: Api, observation: Observation) -> Observation:
         return observation
     observation = dataclasses.replace(observation, pods=[await _with_probe_failure(api, job, pod) for pod in observation.pods])
     if _job_missing_pods(observation.jobs, observation.pods):
-        return await observe_refusal(api, observation)
+        return await observe_refusal(children, observation)
     return observation
 
 
@@ -68,14 +68,13 @@ def _job_missing_pods(children: Sequence[ChildJob], pods: Sequence[PodState]) ->
     return None
 
 
-async def observe_refusal(api: Api, observation: Observation) -> Observation:
+async def observe_refusal(children: ChildrenReader, observation: Observation) -> Observation:
     """Add the reason why the Job controller can't create pods (quota, Pod Security, …). It reports that only in events."""
     job_uid = _job_missing_pods(observation.jobs, observation.pods)
     if job_uid is None:
         return observation
-    selector = f"involvedObject.uid={job_uid},reason=FailedCreate"
-    events = await _list_if_allowed(api, "Event", observation.job.key.namespace, fieldSelector=selector)
-    return dataclasses.replace(observation, refusal=str(events[-1].get("message", "")) if events else None)
+    refusals = await children.read_refusals(observation.job.key.namespace)
+    return dataclasses.replace(observation, refusal=refusals.get(job_uid))
 
 
 async def _list_if_allowed(api: Api, kind: str, namespace: str, **query: str) -> list[Manifest]:

@@ -1,6 +1,7 @@
 """Concurrent reads of children share list requests, and each caller gets the children of its own job."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -68,3 +69,45 @@ async def test_a_cancelled_caller_does_not_affect_the_others(server: FakeServer)
     await asyncio.sleep(0)
     cancelled.cancel()
     assert len((await waiting)[0]) == 1
+
+
+async def test_jobs_that_wait_for_pods_share_the_lists_of_refusals(server: FakeServer) -> None:
+    metadata = {"namespace": "team", "name": "event"}
+    event = {
+        "metadata": metadata,
+        "involvedObject": {"kind": "Job", "uid": "job-1"},
+        "reason": "FailedCreate",
+        "message": "quota",
+    }
+    server.put("events", event)
+    reader = ChildrenReader(server.api())
+    found = await asyncio.gather(*(reader.read_refusals("team") for _ in range(100)))
+    assert [dict(refusals) for refusals in found] == [{"job-1": "quota"}] * 100
+    assert server.requests == ["GET events"]
+    del server.objects["events", "team", "event"]
+    assert await reader.read_refusals("team") == {}, "a list that starts after the call"
+    server.answers["GET events"] = refusal(403, "Forbidden")
+    assert await reader.read_refusals("team") == {}
+    server.answers["GET events"] = refusal(500, "Broken")
+    with pytest.raises(ApiError):
+        await reader.read_refusals("team")
+
+
+async def test_a_list_of_refusals_in_progress_is_followed_by_one_for_all_who_ask_meanwhile(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, answer = asyncio.Event(), server.call_api
+
+    async def wait_and_answer(*request: Any, **options: Any) -> Any:
+        await gate.wait()
+        return await answer(*request, **options)
+
+    monkeypatch.setattr(server, "call_api", wait_and_answer)
+    reader = ChildrenReader(server.api())
+    readers = [asyncio.create_task(reader.read_refusals("team"))]
+    await asyncio.sleep(0.01)
+    readers += [asyncio.create_task(reader.read_refusals("team")) for _ in range(10)]
+    await asyncio.sleep(0.01)
+    gate.set()
+    await asyncio.gather(*readers)
+    assert server.requests == ["GET events"] * 2

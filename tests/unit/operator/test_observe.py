@@ -26,7 +26,8 @@ async def observe(server: FakeServer) -> Observation | None:
 
 
 def event(name: str, message: str, uid: str = "job-1", reason: str = "FailedCreate") -> dict[str, Any]:
-    return {"metadata": {"namespace": "team", "name": name}, "involvedObject": {"uid": uid}, "reason": reason, "message": message}
+    involved = {"kind": "Job", "uid": uid}
+    return {"metadata": {"namespace": "team", "name": name}, "involvedObject": involved, "reason": reason, "message": message}
 
 
 async def test_a_complete_attempt_costs_three_requests(server: FakeServer) -> None:
