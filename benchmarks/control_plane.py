@@ -341,8 +341,8 @@ def finished_children(name: str, uid: str) -> Iterator[tuple[str, Object]]:
 def create_finished(scope: str, name: str) -> None:
     """Create a finished FineTuneJob with its children."""
     path = f"/apis/finetune.dev/v1alpha1/{scope}/finetunejobs"
-    status = {"phase": "Succeeded", "reason": "Completed", "attempt": 1, "startTime": "2026-01-01T00:00:00Z"}
-    patch = {"status": {**status, "completionTime": "2026-01-01T01:00:00Z", "message": "trained 100 steps"}}
+    status = {"observedGeneration": 1, "phase": "Succeeded", "reason": "Completed", "message": "trained 100 steps", "attempt": 1}
+    patch = {"status": {**status, "startTime": "2026-01-01T00:00:00Z", "completionTime": "2026-01-01T01:00:00Z"}}
     uid = call("POST", path, finetune_job(name))["metadata"]["uid"]
     call("PATCH", f"{path}/{name}/status", patch, "application/merge-patch+json")
     job_uid = ""
