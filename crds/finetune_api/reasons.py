@@ -34,6 +34,7 @@ class Reason(enum.StrEnum):
     RENDEZVOUS_TAMPERED = "RendezvousTampered"
     STALLED = "Stalled"
     WORKER_DIED = "WorkerDied"
+    INIT_CONTAINER_FAILED = "InitContainerFailed"
     EVICTED = "Evicted"
     NODE_LOST = "NodeLost"
     POD_LOST = "PodLost"
@@ -192,6 +193,11 @@ REASONS: dict[Reason, ReasonInfo] = {
         True,
         "A process ended without a report, for example by a signal.",
         "Read the pod's log; if memory ran out, raise spec.pod.resources.limits.memory.",
+    ),
+    Reason.INIT_CONTAINER_FAILED: ReasonInfo(
+        True,
+        "An init container of the job failed, so the training did not start.",
+        "Read the log of the container that the message names, with kubectl logs and its option -c, and correct the container.",
     ),
     Reason.EVICTED: ReasonInfo(
         True,

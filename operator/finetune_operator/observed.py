@@ -88,12 +88,16 @@ class ChildJob:
 
 @dataclasses.dataclass(frozen=True)
 class Terminated:
-    """How a pod's trainer container ended. exit_code: None if the pod failed before the container ran."""
+    """How a pod's trainer container ended. exit_code: None if the pod failed before the container ran.
+
+    init_container: the container that failed, if the trainer did not start for that reason. exit_code and reason are its own.
+    """
 
     exit_code: int | None
     reason: str
     message: str
     at: datetime.datetime
+    init_container: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +111,8 @@ class PodState:
     disruption: why the cluster removed it: a reason in one word, a colon, and a message.
     evicted: the message of the kubelet, if the kubelet ended it because the node ran short of a resource.
     probe_failure: the message of the kubelet, if its probe failed. Read only for pods that were killed without a report.
-    node_unreachable: its container is ready but the pod is not. The node controller sets this if a node does not answer.
-    sidecar_running: its trainer has ended, but a container that something else injected still runs.
+    node_unreachable: its containers are ready but the pod is not. The node controller sets this if a node does not answer.
+    sidecar_running: its trainer has ended, but another container still runs.
     memory_limit: of its trainer container, as it is written in the pod; a LimitRange may have set it.
     """
 

@@ -1,7 +1,7 @@
 """Parses the API server's objects. The rest of the operator uses only the parsed values."""
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_api import names
@@ -117,6 +117,7 @@ def read_pod(manifest: Manifest) -> PodState:
     labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})
     containers = [item for item in status.get("containerStatuses", ()) if item["name"] == names.TRAINER_CONTAINER]
     state = containers[0].get("state", {}) if containers else {}
+    init_containers = status.get("initContainerStatuses", ())
     conditions = {item["type"]: item for item in status.get("conditions", ())}
     disruption = conditions.get("DisruptionTarget", {})
     deletion_timestamp = read_time(metadata.get("deletionTimestamp"))  # the end of the grace period
@@ -132,13 +133,15 @@ def read_pod(manifest: Manifest) -> PodState:
         node=manifest.get("spec", {}).get("nodeName"),
         address=status.get("podIP"),
         started="running" in state or "terminated" in state,
-        waiting=_waiting(state, conditions),
+        waiting=_waiting(state, init_containers, conditions),
         terminated=_terminated(metadata, status, state, conditions),
         deletion_requested_at=deletion_timestamp - grace if deletion_timestamp is not None else None,
         deletion_timestamp=deletion_timestamp,
         evicted=status.get("message", "") if status.get("reason") == "Evicted" else None,
         node_unreachable=bool(containers)
         and containers[0].get("ready", False)
+        # A sidecar that is not ready makes the pod not ready, too. The kubelet then reports it here.
+        and conditions.get("ContainersReady", {}).get("status") != "False"
         and conditions.get("Ready", {}).get("status") == "False",
         sidecar_running="terminated" in state and status.get("phase") not in ("Succeeded", "Failed"),
         started_at=_started_at(state),
@@ -179,12 +182,28 @@ def _started_at(state: Mapping[str, Any]) -> datetime.datetime | None:
     return read_time(state.get("running", state.get("terminated", {})).get("startedAt"))
 
 
-def _waiting(state: Mapping[str, Any], conditions: Mapping[str, Any]) -> tuple[str, str] | None:
+def _waiting(
+    state: Mapping[str, Any], init_containers: Sequence[Mapping[str, Any]], conditions: Mapping[str, Any]
+) -> tuple[str, str] | None:
+    if state.get("waiting", {}).get("reason") == "PodInitializing" and (found := _waiting_for(init_containers)) is not None:
+        return found
     if "waiting" in state:
         return state["waiting"].get("reason", "Waiting"), state["waiting"].get("message", "")
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") == "False":
         return scheduled.get("reason", "Unschedulable"), scheduled.get("message", "")
+    return None
+
+
+def _waiting_for(init_containers: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
+    """Return reason and message of the init container for which the others wait."""
+    for item in init_containers:
+        state, container = item.get("state", {}), f"container {item['name']}"
+        if "waiting" in state and state["waiting"].get("reason") != "PodInitializing":
+            reason = state["waiting"].get("reason", "Waiting")
+            return reason, f"{container}: {state['waiting'].get('message') or reason}"
+        if "running" in state and not item.get("started"):  # a sidecar has started when it runs
+            return "PodInitializing", f"{container} runs before the trainer"
     return None
 
 
@@ -194,6 +213,11 @@ def _terminated(
     if end := state.get("terminated"):
         at = read_time(end.get("finishedAt")) or _require_time(metadata["creationTimestamp"])
         return Terminated(end["exitCode"], end.get("reason", ""), end.get("message", ""), at)
+    for item in status.get("initContainerStatuses", ()):
+        end = item.get("state", {}).get("terminated")
+        if status.get("phase") == "Failed" and status.get("reason") is None and end and end["exitCode"] != 0:
+            at = read_time(end.get("finishedAt")) or _require_time(metadata["creationTimestamp"])
+            return Terminated(end["exitCode"], end.get("reason", ""), "", at, init_container=item["name"])
     if status.get("phase") == "Failed":  # evicted or refused by its kubelet: the container has no state "terminated"
         at = read_time(conditions.get("DisruptionTarget", {}).get("lastTransitionTime")) or _require_time(
             metadata["creationTimestamp"]

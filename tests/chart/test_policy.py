@@ -30,6 +30,9 @@ VALUES = (
     "policy.allowedHubEndpoints={https://hub.example.com}",
     "policy.allowedVisibilities={Private}",
     "policy.allowedClaims={team-*}",
+    "policy.allowedServiceAccounts={train-*}",
+    "policy.allowedVolumeTypes={claim,configMap,csi,emptyDir,image,projected}",
+    "policy.allowInitContainers=true",
     "trainerImage.repository=example.com/site-trainer,trainerImage.tag=v2",
 )
 # The API server usually needs a second or two to compile a new policy.
@@ -158,7 +161,13 @@ def test_the_api_server_finds_no_type_error_in_the_rules(environment: Environmen
                 "annotations": {"team.example.com/cost-center": "7"},
                 "schedulerName": "volcano",
                 "runtimeClassName": "nvidia",
-                "volumes": [{"mountPath": "/mnt/x", "claim": {"claimName": "team-x"}}],
+                "volumes": [
+                    {"mountPath": "/mnt/x", "claim": {"claimName": "team-x"}},
+                    {"mountPath": "/mnt/y", "emptyDir": {}},
+                    {"mountPath": "/mnt/z", "image": {"reference": "registry.example.com/ml/words:1"}},
+                ],
+                "serviceAccountName": "train-a",
+                "initContainers": [{"name": "a", "image": "registry.example.com/ml:2", "resources": {"limits": {"cpu": 1}}}],
             },
         ),
     ],
@@ -179,7 +188,7 @@ def test_an_allowed_job_is_accepted(environment: Environment, manifest: Object) 
 )
 def test_another_image_is_refused(environment: Environment, name: str) -> None:
     message = rejection(environment.plain, image(name))
-    assert f"spec.pod.image: {name} is not allowed here; remove it to use the default image, or write one" in message
+    assert f"spec.pod: the image {name} is not allowed here; remove it to use the default image, or write one" in message
     assert (
         "registry.example.com/ml, ghcr.io/team/trainer:1, example.com/site-trainer:v2. The limit is policy.allowedImages"
         in message
@@ -239,6 +248,13 @@ REFUSED = [
     ({"output": CLAIM}, "claimName: other is", "allowedClaims"),
     ({"cache": {"claimName": "other"}}, "claimName: other is", "allowedClaims"),
     ({"pod": {"volumes": [{"mountPath": "/mnt/x", **CLAIM}]}}, "claimName: other is", "allowedClaims"),
+    ({"pod": {"serviceAccountName": "admin"}}, "spec.pod.serviceAccountName: admin is", "allowedServiceAccounts"),
+    ({"pod": {"volumes": [{"mountPath": "/mnt/x", "secret": {"name": "a"}}]}}, "volumes: secret is", "allowedVolumeTypes"),
+    (
+        {"pod": {"volumes": [{"mountPath": "/mnt/x", "projected": {"sources": [{"secret": {"name": "a"}}]}}]}},
+        "spec.pod.volumes: secret is",
+        "allowedVolumeTypes",
+    ),
 ]  # fmt: skip
 
 
@@ -248,6 +264,71 @@ def test_what_is_not_in_a_list_is_refused_and_the_message_names_the_list(environ
         refused = rejection(environment.plain, job(**spec))
         assert f"{message} not allowed here; remove it, or write one of: " in refused, spec
         assert f"The limit is policy.{value} of the Helm release" in refused, spec
+
+
+TOKEN = {"sources": [{"serviceAccountToken": {"audience": "vault", "path": "token"}}]}
+# What the policy refuses unless its values allow it. The limit is in the message.
+CLOSED = [
+    (
+        {"resourceClaims": [{"name": "a", "resourceClaimTemplateName": "b"}]},
+        "resourceClaims: b is not allowed here; remove it. ",
+        "allowedResourceClaims",
+    ),
+    (
+        {"volumes": [{"mountPath": "/mnt/x", "csi": {"driver": "d.io"}}]},
+        "csi.driver: d.io is not allowed here; remove it. ",
+        "allowedCSIDrivers",
+    ),
+    (
+        {"automountServiceAccountToken": True},
+        "a token of a ServiceAccount may not be mounted here; remove",
+        "allowServiceAccountTokens",
+    ),
+    (
+        {"volumes": [{"mountPath": "/mnt/x", "projected": TOKEN}]},
+        "a token of a ServiceAccount may not be mounted here",
+        "allowServiceAccountTokens",
+    ),
+]
+
+
+@on_a_cluster
+@pytest.mark.parametrize(("pod", "message", "value"), CLOSED)
+def test_what_reaches_further_is_refused_unless_it_is_allowed(
+    environment: Environment, pod: Object, message: str, value: str
+) -> None:
+    refused = rejection(environment.plain, job(pod=pod))
+    assert message in refused
+    assert f"The limit is policy.{value} of the Helm release" in refused
+
+
+@on_a_cluster
+@pytest.mark.parametrize(
+    "pod",
+    [
+        {"initContainers": [{"name": "a", "image": "evil.com/x"}]},
+        {"volumes": [{"mountPath": "/mnt/x", "image": {"reference": "evil.com/x"}}]},
+    ],
+)
+def test_images_of_other_containers_and_volumes_are_limited_as_the_trainer_s(environment: Environment, pod: Object) -> None:
+    assert "spec.pod: the image evil.com/x is not allowed here" in rejection(environment.plain, job(pod=pod))
+
+
+@on_a_cluster
+def test_gpus_of_init_containers_are_refused(environment: Environment) -> None:
+    container = {"name": "a", "resources": {"limits": {"nvidia.com/gpu": 8}}}
+    assert "spec.pod.resources: nvidia.com/gpu is not allowed" in rejection(
+        environment.plain, job(pod={"initContainers": [container]})
+    )
+
+
+def test_init_containers_are_refused_unless_the_values_allow_them() -> None:
+    def rules(*values: str) -> str:
+        options = [f"--set={value}" for value in ("policy.enabled=true", *values)]
+        return helm("template", "x", str(CHART), "--show-only", "templates/policy.yaml", *options).stdout
+
+    assert "The limit is policy.allowInitContainers" in rules()
+    assert "newContainers" not in rules("policy.allowInitContainers=true")
 
 
 @on_a_cluster

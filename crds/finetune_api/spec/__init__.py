@@ -1,10 +1,11 @@
 """``FineTuneJob.spec``: what a user asks for. `kubectl explain` shows the descriptions of the fields."""
 
 from finetune_api.spec.common import Claim
+from finetune_api.spec.containers import EnvironmentVariable, InitContainer, Resources
 from finetune_api.spec.job import FineTuneJobSpec
 from finetune_api.spec.logging import LogFormat, Logging, Tracker
 from finetune_api.spec.output import Cache, Hub, Message, Output, OutputVolume, Publish, Retention, Sample, SecretKey
-from finetune_api.spec.pod import EnvironmentVariable, Pod, PodSecurity, PodVolume, Resources, Toleration
+from finetune_api.spec.pod import Pod, PodSecurity, Toleration
 from finetune_api.spec.sources import ClaimDataset, Columns, Dataset, HubDataset, HubModel, LoRA, ModelSource
 from finetune_api.spec.tasks import (
     NATIVE_TASKS,
@@ -28,6 +29,7 @@ from finetune_api.spec.training import (
     Recovery,
     Training,
 )
+from finetune_api.spec.volumes import PodVolume
 
 __all__ = [
     "DEFAULT_EPOCHS",
@@ -52,6 +54,7 @@ __all__ = [
     "Hub",
     "HubDataset",
     "HubModel",
+    "InitContainer",
     "LoRA",
     "LogFormat",
     "Logging",

@@ -8,15 +8,13 @@ import pydantic
 from pydantic import Field
 
 from finetune_api.model import Model, cel, validations
-from finetune_api.spec.common import Claim, Name, ObjectName, require_exactly_one
+from finetune_api.spec.common import Claim, Name, ObjectName, Size, require_exactly_one
 
 
 class OutputVolume(Model):
     """A PersistentVolumeClaim that the operator creates for this job, named <name>-output."""
 
-    size: Annotated[str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$")] = Field(
-        default="10Gi", description="Size of the volume, for example 50Gi."
-    )
+    size: Size = Field(default="10Gi", description="Size of the volume, for example 50Gi.")
     storage_class_name: ObjectName | None = Field(
         default=None, description="StorageClass of the volume. If left out: the cluster's default.", examples=["fast"]
     )

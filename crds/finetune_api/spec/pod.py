@@ -2,26 +2,17 @@
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
 from finetune_api.model import Model, cel, validations
 from finetune_api.spec.affinity import Affinity
-from finetune_api.spec.common import Claim, LocalObjectReference, Name, ObjectName, require_exactly_one
+from finetune_api.spec.common import IMAGE, Label, LocalObjectReference, Name, ObjectName, exactly_one_of, require_exactly_one
+from finetune_api.spec.containers import EnvironmentVariable, InitContainer, Resources
+from finetune_api.spec.volumes import PodVolume
 
-# Variables that the operator sets, or that change which program runs in the pods. CEL and Python both use the pattern.
-RESERVED_VARIABLES = (
-    "^(LD_|PYTHON|PET_|MASTER_|FINETUNE_|TORCHELASTIC_|JOB_COMPLETION_|KUBERNETES_|NVIDIA_)"
-    "|^(PATH|HOME|RANK|LOCAL_RANK|GROUP_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|HF_ENDPOINT|HF_TOKEN|HF_HOME|HF_HUB_CACHE|POD_IP|NODE_NAME"
-    "|HUGGING_FACE_HUB_TOKEN|SSL_CERT_FILE|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|TORCH_DISABLE_SHARE_RDZV_TCP_STORE|PROMETHEUS_MULTIPROC_DIR"
-    "|HTTP_PROXY|HTTPS_PROXY|NO_PROXY|http_proxy|https_proxy|no_proxy)$"
-)
-RESERVED_VARIABLES_MESSAGE = (
-    "the operator sets this variable, or it changes which program runs: use spec.hub.endpoint and spec.hub.tokenSecretRef for "
-    "the Hub, and spec.distributed for processes and nodes"
-)
 # Keys by which controllers and this operator select pods. A job must not make its pods look like other pods.
 RESERVED_KEYS = r"(^|[.])(finetune[.]dev|kubernetes[.]io|k8s[.]io|kueue[.]x-k8s[.]io)/|^(job-name|controller-uid)$"
 RESERVED_KEYS_MESSAGE = (
@@ -29,15 +20,8 @@ RESERVED_KEYS_MESSAGE = (
     "(write Kueue's labels and annotations into the metadata of the FineTuneJob)"
 )
 
-
-# The grammar of image references: [host[:port]/]path[:tag][@digest]. Without "..", no prefix of a path leads out of it.
-_COMPONENT = "[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*"
-IMAGE = (
-    f"^(([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\\[[0-9A-Fa-f:]+\\])(:[0-9]{{1,5}})?/)?{_COMPONENT}(/{_COMPONENT})*"
-    "(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@[a-z0-9]+:[0-9a-f]{32,128})?$"
-)
-
 MAX_OBJECT_BYTES = 65_536
+_QUALIFIED_NAME = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 
 
 class Toleration(Model):
@@ -48,20 +32,6 @@ class Toleration(Model):
     value: str | None = Field(default=None, description="Taint value.", examples=["true"])
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(default=None, description="Taint effect.")
     toleration_seconds: int | None = Field(default=None, description="For NoExecute: seconds that the pod stays.", examples=[30])
-
-
-Quantity = Annotated[int | str, Field(json_schema_extra={"x-kubernetes-int-or-string": True})]
-
-
-class Resources(Model):
-    """Resources of the trainer container, as in a pod. distributed.gpusPerNode requests the GPUs."""
-
-    requests: Annotated[dict[str, Quantity], Field(max_length=32)] | None = Field(
-        default=None, description="Resources that the scheduler reserves."
-    )
-    limits: Annotated[dict[str, Quantity], Field(max_length=32)] | None = Field(
-        default=None, description="Resources that the pod may use at most."
-    )
 
 
 class SpreadConstraint(Model):
@@ -92,77 +62,33 @@ class PodSecurity(Model):
     )
 
 
-class KeyReference(Model):
-    """A key of a Secret or a ConfigMap in the namespace of the job."""
-
-    name: ObjectName = Field(description="Name of the Secret or the ConfigMap.", examples=["wandb"])
-    key: Name = Field(description="Key in it.", examples=["api-key"])
-
-
-class EnvironmentSource(Model):
-    """Where the value of a variable comes from: exactly one of secretKeyRef, configMapKeyRef."""
+class PodResourceClaim(Model):
+    """Devices of dynamic resource allocation: exactly one of resourceClaimName, resourceClaimTemplateName."""
 
     model_config = pydantic.ConfigDict(
-        json_schema_extra=validations(
-            cel("has(self.secretKeyRef) != has(self.configMapKeyRef)", "write exactly one of secretKeyRef and configMapKeyRef")
-        )
+        json_schema_extra=validations(exactly_one_of("resource_claim_name", "resource_claim_template_name"))
     )
 
-    secret_key_ref: KeyReference | None = Field(default=None, description="A key of a Secret. Only the pod reads it.")
-    config_map_key_ref: KeyReference | None = Field(default=None, description="A key of a ConfigMap.")
+    name: Label = Field(description="Name of the claim in this job.", examples=["gpus"])
+    resource_claim_name: ObjectName | None = Field(
+        default=None, description="ResourceClaim that all pods share.", examples=["shared-gpus"]
+    )
+    resource_claim_template_name: ObjectName | None = Field(
+        default=None, description="ResourceClaimTemplate from which each pod gets a claim of its own.", examples=["eight-gpus"]
+    )
 
     @pydantic.model_validator(mode="after")
-    def _union(self) -> "EnvironmentSource":
-        require_exactly_one(self, "secret_key_ref", "config_map_key_ref")
+    def _union(self) -> "PodResourceClaim":
+        require_exactly_one(self, "resource_claim_name", "resource_claim_template_name")
         return self
 
 
-class EnvironmentVariable(Model):
-    """A variable of the trainer container, as in a pod: exactly one of value, valueFrom."""
+class SchedulingGate(Model):
+    """A scheduling gate, as in a pod."""
 
-    model_config = pydantic.ConfigDict(
-        json_schema_extra=validations(
-            cel("has(self.value) != has(self.valueFrom)", "write exactly one of value and valueFrom"),
-            cel(f"!self.name.matches('{RESERVED_VARIABLES}')", RESERVED_VARIABLES_MESSAGE),
-        )
+    name: Annotated[str, Field(min_length=1, max_length=316, pattern=_QUALIFIED_NAME)] = Field(
+        description="Name of the gate.", examples=["example.com/approved"]
     )
-
-    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
-        description="Name of the variable.", examples=["WANDB_PROJECT"]
-    )
-    value: Annotated[str, Field(max_length=4096)] | None = Field(
-        default=None,
-        description="Value of the variable. Everyone who can read the job can read it, so do not write a password here.",
-        examples=["news"],
-    )
-    value_from: EnvironmentSource | None = Field(default=None, description="Source of the value.")
-
-    @pydantic.model_validator(mode="after")
-    def _alternatives(self) -> "EnvironmentVariable":
-        require_exactly_one(self, "value", "value_from")
-        if re.search(RESERVED_VARIABLES, self.name):
-            raise ValueError(RESERVED_VARIABLES_MESSAGE)
-        return self
-
-
-class PodVolume(Model):
-    """An additional volume of the trainer container: exactly one of claim, configMap."""
-
-    model_config = pydantic.ConfigDict(
-        json_schema_extra=validations(cel("has(self.claim) != has(self.configMap)", "write exactly one of claim and configMap"))
-    )
-
-    mount_path: Annotated[str, Field(max_length=512, pattern=r"^/mnt(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+$")] = Field(
-        description="Mount path, below /mnt.", examples=["/mnt/reference"]
-    )
-    claim: Claim | None = Field(default=None, description="A claim, or a directory of it.")
-    config_map: LocalObjectReference | None = Field(default=None, description="A ConfigMap, mounted with one file per key.")
-    read_only: bool = Field(default=True, description="Whether the volume is mounted read-only.")
-
-    @pydantic.model_validator(mode="after")
-    def _union(self) -> "PodVolume":
-        require_exactly_one(self, "claim", "config_map")
-        return self
 
 
 LabelKey = Annotated[str, Field(max_length=317)]
@@ -182,10 +108,37 @@ def _limit_size(value: Affinity) -> Affinity:
 
 
 _NO_RESERVED_KEYS = validations(cel(f"self.all(key, !key.matches('{RESERVED_KEYS}'))", RESERVED_KEYS_MESSAGE))
+_UNIQUE_NAMES = "names must be unique: rename one of them"
+_KNOWN_MOUNTS = (
+    "initContainers: a name in volumeMounts must be the name of one of the volumes: correct it, or add name to the volume"
+)
+
+
+def _have_unique_names(items: Sequence[Any]) -> Sequence[Any]:
+    names = [item.name for item in items if item.name is not None]
+    if len(names) != len(set(names)):
+        raise ValueError(_UNIQUE_NAMES)
+    return items
+
+
+# Two lists: of objects that all have a name, and of objects that may have one.
+_NAMED = validations(cel("self.all(a, self.exists_one(b, b.name == a.name))", _UNIQUE_NAMES))
+_SOME_NAMED = validations(cel("self.all(a, !has(a.name) || self.exists_one(b, has(b.name) && b.name == a.name))", _UNIQUE_NAMES))
+_unique_names = pydantic.AfterValidator(_have_unique_names)
 
 
 class Pod(Model):
     """How the training pods run on the cluster. `finetune run` ignores it."""
+
+    model_config = pydantic.ConfigDict(
+        json_schema_extra=validations(
+            cel(
+                "!has(self.initContainers) || self.initContainers.all(c, !has(c.volumeMounts) || c.volumeMounts.all(m, "
+                "has(self.volumes) && self.volumes.exists(v, has(v.name) && v.name == m.name)))",
+                _KNOWN_MOUNTS,
+            )
+        )
+    )
 
     image: Annotated[str, Field(min_length=1, max_length=1024, pattern=IMAGE)] | None = Field(
         default=None,
@@ -195,7 +148,26 @@ class Pod(Model):
     image_pull_secrets: Annotated[Sequence[LocalObjectReference], Field(max_length=16)] | None = Field(
         default=None, description="Secrets to pull the image with."
     )
-    resources: Resources | None = Field(default=None, description="CPU and memory of each pod.")
+    service_account_name: ObjectName | None = Field(
+        default=None,
+        description="ServiceAccount of the pods, for example for access to a cloud's storage. If left out: default.",
+        examples=["trainer"],
+    )
+    automount_service_account_token: bool = Field(
+        default=False,
+        description="Mount the token of the ServiceAccount, with which the pods can call the Kubernetes API. Access to a cloud "
+        "usually does not need it.",
+    )
+    resources: Resources | None = Field(
+        default=None, description="CPU and memory of the trainer container. distributed.gpusPerNode requests the GPUs."
+    )
+    resource_claims: (
+        Annotated[Sequence[PodResourceClaim], Field(max_length=8, json_schema_extra=_NAMED), _unique_names] | None
+    ) = Field(
+        default=None,
+        description="Devices of dynamic resource allocation for the trainer container. distributed.gpuResourceClaim says which "
+        "entry has the GPUs.",
+    )
     node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] | None = Field(
         default=None, description="Labels that the nodes of the pods must have."
     )
@@ -226,8 +198,22 @@ class Pod(Model):
     env: Annotated[Sequence[EnvironmentVariable], Field(max_length=64)] | None = Field(
         default=None, description="Additional variables of the trainer container, for example keys of tracking services."
     )
-    volumes: Annotated[Sequence[PodVolume], Field(max_length=16)] | None = Field(
-        default=None, description="Additional volumes of the trainer container: only claims and ConfigMaps."
+    volumes: Annotated[Sequence[PodVolume], Field(max_length=16, json_schema_extra=_SOME_NAMED), _unique_names] | None = Field(
+        default=None, description="Additional volumes, for the trainer container and initContainers."
+    )
+    init_containers: Annotated[Sequence[InitContainer], Field(max_length=8, json_schema_extra=_NAMED), _unique_names] | None = (
+        Field(
+            default=None,
+            description="Containers that run before the trainer, one after the other, and sidecars (restartPolicy: Always). "
+            "They have the same restrictions as the trainer.",
+        )
+    )
+    scheduling_gates: Annotated[Sequence[SchedulingGate], Field(max_length=8, json_schema_extra=_NAMED), _unique_names] | None = (
+        Field(
+            default=None,
+            description="Gates that another controller must remove from each pod before it is scheduled. This time counts as "
+            "waiting for a node.",
+        )
     )
     labels: (
         Annotated[
@@ -245,3 +231,11 @@ class Pod(Model):
         ]
         | None
     ) = Field(default=None, description="Additional annotations of the pods.", examples=[{"sidecar.istio.io/inject": "false"}])
+
+    @pydantic.model_validator(mode="after")
+    def _check_mounts(self) -> "Pod":
+        known = {volume.name for volume in self.volumes or ()}
+        mounts = [mount for container in self.init_containers or () for mount in container.volume_mounts or ()]
+        if any(mount.name not in known for mount in mounts):
+            raise ValueError(_KNOWN_MOUNTS)
+        return self

@@ -83,6 +83,11 @@ def _volume_is_shared(spec: "FineTuneJobSpec") -> bool:
     return spec.distributed.nodes < 2 or volume is None or volume.access_mode in (None, "ReadWriteMany")
 
 
+def _gpu_claim_exists(spec: "FineTuneJobSpec") -> bool:
+    claim = spec.distributed.gpu_resource_claim
+    return claim is None or claim in {item.name for item in spec.pod.resource_claims or ()}
+
+
 def _samples_fit_task(spec: "FineTuneJobSpec") -> bool:
     return all(
         (sample.text_pair is None or spec.task == "text-classification") and (sample.messages is None or spec.task in _CHAT_TASKS)
@@ -208,5 +213,11 @@ RULES = (
         " || !has(self.output.volume.accessMode) || self.output.volume.accessMode == 'ReadWriteMany'",
         message="with distributed.nodes > 1 all pods write to the output volume: output.volume.accessMode must be ReadWriteMany",
         holds=_volume_is_shared,
+    ),
+    Rule(
+        cel="!has(self.distributed) || !has(self.distributed.gpuResourceClaim) || (has(self.pod) && has(self.pod.resourceClaims)"
+        " && self.pod.resourceClaims.exists(c, c.name == self.distributed.gpuResourceClaim))",
+        message="distributed.gpuResourceClaim must be the name of an entry of pod.resourceClaims: correct it, or add the entry",
+        holds=_gpu_claim_exists,
     ),
 )

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from finetune_api.model import Model, cel, validations
 from finetune_api.spec.arguments import reject_reserved_arguments
-from finetune_api.spec.common import Name
+from finetune_api.spec.common import Label, Name
 
 DEFAULT_EPOCHS = 3.0
 DEFAULT_WARMUP_RATIO = 0.06
@@ -131,6 +131,7 @@ class Training(Model):
 
 _MIN_NODES = "minNodes must not be larger than nodes"
 _EVERY_STEPS_OR_SECONDS = "write everySteps or everySeconds, not both"
+_GPUS_OF_CLAIM = "gpuResourceClaim needs gpusPerNode: write how many GPUs the claim of a pod has"
 DEFAULT_CHECKPOINT_STEPS = 500
 
 
@@ -195,7 +196,10 @@ class Distributed(Model):
     """Number of pods, GPUs and processes."""
 
     model_config = pydantic.ConfigDict(
-        json_schema_extra=validations(cel("!has(self.minNodes) || self.minNodes <= self.nodes", _MIN_NODES))
+        json_schema_extra=validations(
+            cel("!has(self.minNodes) || self.minNodes <= self.nodes", _MIN_NODES),
+            cel("!has(self.gpuResourceClaim) || self.gpusPerNode > 0", _GPUS_OF_CLAIM),
+        )
     )
 
     nodes: Annotated[int, Field(ge=1, le=1000)] = Field(
@@ -214,6 +218,12 @@ class Distributed(Model):
     gpu_resource_name: Name = Field(
         default="nvidia.com/gpu", description="Name of the extended resource for GPUs, for example amd.com/gpu."
     )
+    gpu_resource_claim: Label | None = Field(
+        default=None,
+        description="Entry of pod.resourceClaims that has the GPUs of a pod (dynamic resource allocation), instead of "
+        "gpuResourceName. gpusPerNode says how many they are.",
+        examples=["gpus"],
+    )
     processes_per_node: Annotated[int, Field(ge=1, le=64)] | None = Field(
         default=None, description="Training processes in each pod. If left out: one per GPU, or one on the CPU.", examples=[8]
     )
@@ -222,6 +232,12 @@ class Distributed(Model):
     def _check_min_nodes(self) -> "Distributed":
         if self.min_nodes is not None and self.min_nodes > self.nodes:
             raise ValueError(_MIN_NODES)
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _check_gpus_of_claim(self) -> "Distributed":
+        if self.gpu_resource_claim is not None and self.gpus_per_node == 0:
+            raise ValueError(_GPUS_OF_CLAIM)
         return self
 
 
@@ -267,8 +283,8 @@ class Recovery(Model):
     )
     start_timeout_seconds: Annotated[int, Field(ge=0, le=31_536_000)] = Field(
         default=3600,
-        description="Seconds that an attempt's pods have to start (images, volumes, Secrets) before the job fails. 0 waits "
-        "without a limit. Time in a queue, or without a free node, does not count.",
+        description="Seconds that an attempt's pods have to start (images, volumes, Secrets, initContainers) before the "
+        "job fails. 0 waits without a limit. Time in a queue, or without a free node, does not count.",
     )
     schedule_timeout_seconds: Annotated[int, Field(ge=0, le=31_536_000)] = Field(
         default=0,

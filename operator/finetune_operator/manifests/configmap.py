@@ -13,14 +13,18 @@ from finetune_operator.observed import Manifest
 
 
 def build_run_config(plan: Plan) -> RunConfig:
-    """Return what the launcher reads: the spec without spec.pod, which it does not need, and where the claims are mounted."""
+    """Return what the launcher reads: the spec, and where the claims are mounted.
+
+    It does not need spec.pod, nor the name of one of its resourceClaims.
+    """
+    distributed = plan.spec.distributed.model_copy(update={"gpu_resource_claim": None})
     claim = plan.spec.output.claim
     path = claim.path if claim is not None else None
     return RunConfig(
         name=plan.name,
         namespace=plan.namespace,
         attempt=plan.attempt,
-        spec=plan.spec.model_copy(update={"pod": Pod()}),
+        spec=plan.spec.model_copy(update={"pod": Pod(), "distributed": distributed}),
         nodes=plan.nodes,
         processes_per_node=plan.spec.processes_per_node,
         claims={name: f"{names.CLAIMS_DIR}/{name}" for name in plan.spec.claim_names()},

@@ -16,7 +16,7 @@ _MIN_PROBE_SECONDS = 300
 
 
 def build_container(plan: Plan) -> Manifest:
-    """Return the container, with the least privileges."""
+    """Return the container."""
     return {
         "name": names.TRAINER_CONTAINER,
         "image": plan.image,
@@ -30,12 +30,17 @@ def build_container(plan: Plan) -> Manifest:
         ],
         **_liveness_probe(plan),
         "resources": _resources(plan),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
+        "securityContext": build_container_security(),
         "volumeMounts": build_mounts(plan),
+    }
+
+
+def build_container_security() -> Manifest:
+    """Return the security context of every container, with the least privileges."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
     }
 
 
@@ -78,7 +83,7 @@ def _environment(plan: Plan) -> list[Manifest]:
     return [
         *environment,
         *_hub_environment(plan),
-        *_proxy_and_ca_environment(plan),
+        *build_network_environment(plan),
         *(item.to_wire() for item in plan.spec.pod.env or ()),
     ]
 
@@ -93,7 +98,8 @@ def _hub_environment(plan: Plan) -> list[Manifest]:
     return environment
 
 
-def _proxy_and_ca_environment(plan: Plan) -> list[Manifest]:
+def build_network_environment(plan: Plan) -> list[Manifest]:
+    """Return the variables with the site's proxy and certificates."""
     proxy, bundle = plan.defaults.proxy, f"{names.CONFIG_DIR}/{names.CA_FILE_NAME}"
     proxies = {"HTTP_PROXY": "httpProxy", "HTTPS_PROXY": "httpsProxy", "NO_PROXY": "noProxy"}
     from_secret = [
@@ -111,12 +117,16 @@ def _proxy_and_ca_environment(plan: Plan) -> list[Manifest]:
 
 
 def _resources(plan: Plan) -> Manifest:
-    """Return spec.pod.resources and the GPUs. The request of an extended resource must equal its limit."""
+    """Return spec.pod.resources, spec.pod.resourceClaims and the GPUs.
+
+    The request of an extended resource must equal its limit.
+    """
     requested = plan.spec.pod.resources
     requests = dict((requested.requests or {}) if requested is not None else _DEFAULT_REQUESTS)
     limits = dict(requested.limits or {}) if requested is not None else {}
     distributed = plan.spec.distributed
-    if distributed.gpus_per_node > 0:
+    if distributed.gpus_per_node > 0 and distributed.gpu_resource_claim is None:
         requests[distributed.gpu_resource_name] = distributed.gpus_per_node
         limits[distributed.gpu_resource_name] = distributed.gpus_per_node
-    return {name: value for name, value in (("requests", requests), ("limits", limits)) if value}
+    claims = [{"name": claim.name} for claim in plan.spec.pod.resource_claims or ()]
+    return {name: value for name, value in (("requests", requests), ("limits", limits), ("claims", claims)) if value}

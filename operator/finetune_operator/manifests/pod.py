@@ -1,9 +1,10 @@
-"""Builds the training pod. It passes Pod Security "restricted" and has no credentials of the cluster."""
+"""Builds the training pod. It passes Pod Security "restricted", and has no credentials of the cluster unless the job asks."""
 
 from typing import Any
 
 from finetune_api import names
 from finetune_operator.manifests.container import build_container
+from finetune_operator.manifests.init_container import build_init_container
 from finetune_operator.manifests.plan import Plan
 from finetune_operator.manifests.volumes import build_volumes
 from finetune_operator.observed import Manifest
@@ -21,7 +22,8 @@ def build_pod_spec(plan: Plan, labels: dict[str, str]) -> Manifest:
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "subdomain": names.service_name(plan.name),
-        "automountServiceAccountToken": False,
+        "serviceAccountName": pod.service_account_name,
+        "automountServiceAccountToken": pod.automount_service_account_token,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": pod.termination_grace_period_seconds,
         "securityContext": _security_context(plan),
@@ -33,6 +35,9 @@ def build_pod_spec(plan: Plan, labels: dict[str, str]) -> Manifest:
         "priorityClassName": pod.priority_class_name,
         "schedulerName": pod.scheduler_name,
         "runtimeClassName": pod.runtime_class_name,
+        "schedulingGates": [gate.to_wire() for gate in pod.scheduling_gates or ()] or None,
+        "resourceClaims": [claim.to_wire() for claim in pod.resource_claims or ()] or None,
+        "initContainers": [build_init_container(plan, container) for container in pod.init_containers or ()] or None,
         "containers": [build_container(plan)],
         "volumes": build_volumes(plan),
     }

@@ -1,8 +1,13 @@
-"""Builds the volumes of a training pod: its configuration, scratch space, claims and ConfigMaps, but no paths of the host."""
+"""Builds the volumes of a training pod: its configuration, scratch space, and what the job names, but no paths of the host."""
 
 from finetune_api import names
+from finetune_api.spec import PodVolume
+from finetune_api.spec.volumes import EphemeralVolume, KeyFiles
 from finetune_operator.manifests.plan import Plan
 from finetune_operator.observed import Manifest
+
+# Each init container has a directory of this volume as its own /tmp, because its root file system is read-only.
+SCRATCH = "scratch"
 
 
 def _claim_volumes(plan: Plan) -> dict[str, str]:
@@ -34,14 +39,23 @@ def build_mounts(plan: Plan) -> list[Manifest]:
     ]
     if plan.cache_claim is not None:
         mounts.append({"name": volumes[plan.cache_claim], "mountPath": names.CACHE_DIR})
-    for index, volume in enumerate(plan.spec.pod.volumes or ()):
-        mount: Manifest = {"name": f"extra-{index}", "mountPath": volume.mount_path, "readOnly": volume.read_only}
-        if volume.claim is not None:
-            mount["name"] = volumes[volume.claim.claim_name]
-            if volume.claim.path:
-                mount["subPath"] = volume.claim.path
-        mounts.append(mount)
-    return mounts
+    return mounts + [
+        build_mount(plan, volume, volume.mount_path, volume.mounted_read_only)
+        for volume in plan.spec.pod.volumes or ()
+        if volume.mount_path is not None
+    ]
+
+
+def build_mount(plan: Plan, volume: PodVolume, path: str, read_only: bool) -> Manifest:
+    """Return the mount of a volume of spec.pod.volumes."""
+    if volume.claim is None:
+        return {"name": _extra_name(plan, volume), "mountPath": path, "readOnly": read_only}
+    mount = {"name": _claim_volumes(plan)[volume.claim.claim_name], "mountPath": path, "readOnly": read_only}
+    return {**mount, "subPath": volume.claim.path} if volume.claim.path else mount
+
+
+def _extra_name(plan: Plan, volume: PodVolume) -> str:
+    return f"extra-{list(plan.spec.pod.volumes or ()).index(volume)}"
 
 
 def _config_volume(plan: Plan) -> Manifest:
@@ -54,12 +68,42 @@ def _config_volume(plan: Plan) -> Manifest:
 
 def build_volumes(plan: Plan) -> list[Manifest]:
     """Return the volumes for these mounts."""
-    extra = enumerate(plan.spec.pod.volumes or ())
+    pod = plan.spec.pod
     return [
         _config_volume(plan),
         {"name": "tmp", "emptyDir": {}},
         # The container runtime's default /dev/shm has 64 MiB, which is too little for data loaders and NCCL.
         {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
+        *([{"name": SCRATCH, "emptyDir": {}}] if pod.init_containers else []),
         *({"name": volume, "persistentVolumeClaim": {"claimName": claim}} for claim, volume in _claim_volumes(plan).items()),
-        *({"name": f"extra-{index}", "configMap": item.config_map.to_wire()} for index, item in extra if item.config_map),
+        *({"name": _extra_name(plan, volume), **_source(volume)} for volume in pod.volumes or () if volume.claim is None),
     ]
+
+
+def _source(volume: PodVolume) -> Manifest:
+    """Return the source of a volume that is not a claim, as in a pod."""
+    if volume.secret is not None:
+        return {"secret": _secret(volume.secret)}
+    if volume.ephemeral is not None:
+        return {"ephemeral": {"volumeClaimTemplate": {"spec": _claim_spec(volume.ephemeral)}}}
+    if volume.projected is not None:
+        return {"projected": volume.projected.to_wire()}
+    if volume.csi is not None:
+        return {"csi": {**volume.csi.to_wire(), "readOnly": volume.mounted_read_only}}
+    sources = {"configMap": volume.config_map, "emptyDir": volume.empty_dir, "image": volume.image}
+    return {kind: source.to_wire() for kind, source in sources.items() if source is not None}
+
+
+def _secret(files: KeyFiles) -> Manifest:
+    """Return the source. A volume of a Secret has another name for the name than all others."""
+    fields = files.to_wire()
+    return {"secretName": fields.pop("name"), **fields}
+
+
+def _claim_spec(volume: EphemeralVolume) -> Manifest:
+    storage_class = {"storageClassName": volume.storage_class_name} if volume.storage_class_name is not None else {}
+    return {
+        "accessModes": [volume.access_mode or "ReadWriteOnce"],
+        "resources": {"requests": {"storage": volume.size}},
+        **storage_class,
+    }

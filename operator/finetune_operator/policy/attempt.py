@@ -41,6 +41,7 @@ from finetune_operator.policy.status import (
 from finetune_operator.policy.waiting import (
     QUOTA_REASONS,
     REFUSAL_REASONS,
+    SCHEDULING_GATED,
     START_FAILURE_REASONS,
     UNSCHEDULABLE,
     explain_waiting,
@@ -259,8 +260,9 @@ def _enforce_limits(
     unschedulable = status.reason == UNSCHEDULABLE
     if unschedulable and _is_half_placed(pods, nodes_of_attempt(spec, status), now):
         return Decision(withdrawn(status, now), requeue_after_seconds=_SOON_SECONDS)
-    field = "scheduleTimeoutSeconds" if unschedulable else "startTimeoutSeconds"
-    allowed = spec.recovery.schedule_timeout_seconds if unschedulable else spec.recovery.start_timeout_seconds
+    waits_for_node = unschedulable or status.reason == SCHEDULING_GATED
+    field = "scheduleTimeoutSeconds" if waits_for_node else "startTimeoutSeconds"
+    allowed = spec.recovery.schedule_timeout_seconds if waits_for_node else spec.recovery.start_timeout_seconds
     if not allowed or waited.total_seconds() < allowed:
         return None
     reason = Reason(status.reason) if status.reason in START_FAILURE_REASONS else Reason.START_TIMEOUT

@@ -11,8 +11,9 @@ from finetune_operator.policy.conditions import with_condition, without_conditio
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.force_delete import pods_to_force_delete, seconds_to_next_force_delete
 
-# If a pod fails, the Job controller stops the other pods. It can't if a pod never ends, because its node is gone or a sidecar
-# still runs. Then the pods would keep their GPUs. So the operator deletes the Job after this time, with its pods and their logs.
+# If a pod fails, the Job controller stops the other pods. It can't if a pod never ends, because its node is gone or a container
+# that something injected still runs (the kubelet ends those of spec.pod.initContainers). Then the pods would keep their GPUs. So
+# the operator deletes the Job after this time, with its pods and their logs.
 STOP_AFTER = datetime.timedelta(seconds=60)
 # For these reasons the operator ends the job while pods may run. It stops them at once: their logs are not worth waiting for.
 _ENDED_BY_OPERATOR = frozenset(

@@ -172,7 +172,7 @@ def _reported_cause(pod: PodState, end: Terminated, report: Report | None) -> _C
             return _Cause(kind, end.at, pod.index, _with_pod_details(report.failure, reason, pod, end))
     hint = None
     # The container runtime sets OOMKilled if any process of the container was killed, also long before a pod saved and stopped.
-    if end.reason == "OOMKilled" and end.exit_code != names.EXIT_INTERRUPTED:
+    if end.reason == "OOMKilled" and end.exit_code != names.EXIT_INTERRUPTED and end.init_container is None:
         reason, message, hint = _out_of_memory(pod)
     elif pod.evicted is not None:
         own = _OWN_STORAGE_LIMIT.search(pod.evicted) is not None
@@ -181,7 +181,7 @@ def _reported_cause(pod: PodState, end: Terminated, report: Report | None) -> _C
     elif pod.probe_failure is not None:
         reason = Reason.POD_UNRESPONSIVE
         message = f"the kubelet of {pod.node} ended pod {pod.name}, which no longer answered: {pod.probe_failure}"
-    elif end.exit_code == names.EXIT_REFUSED:
+    elif end.exit_code == names.EXIT_REFUSED and end.init_container is None:
         reason = Reason.CONFIGURATION_ERROR
         message = f"pod {pod.name} refused its configuration but did not report why: read its log"
     else:
@@ -216,6 +216,10 @@ def _disruption_cause(pod: PodState) -> _Cause | None:
 
 
 def _unexplained_failure(pod: PodState, end: Terminated, report: Report | None) -> Failure:
+    if end.init_container is not None:
+        container = f"container {end.init_container} of pod {pod.name}"
+        message = f"{container} ended with exit code {end.exit_code} ({end.reason}), so the training did not start"
+        return build_failure(Reason.INIT_CONTAINER_FAILED, message, pod, end.exit_code)
     if end.exit_code == names.EXIT_INTERRUPTED or (report is not None and report.phase == "Interrupted"):
         return build_failure(Reason.INTERRUPTED, f"pod {pod.name} was asked to stop", pod, end.exit_code)
     if end.exit_code is None:

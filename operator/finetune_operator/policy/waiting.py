@@ -14,6 +14,8 @@ NORMAL_START_REASONS = frozenset({"ContainerCreating", "PodInitializing", "PodsP
 QUOTA_REASONS = frozenset({"QuotaExceeded"})
 # The scheduler's reason if no node has room for a pod.
 UNSCHEDULABLE = "Unschedulable"
+# Its reason for a pod with a gate that another controller has not removed yet.
+SCHEDULING_GATED = "SchedulingGated"
 # Reasons for which an attempt is withdrawn if only some of its pods got a place.
 WITHDRAWAL_REASONS = QUOTA_REASONS | {UNSCHEDULABLE}
 # Reasons for which the API server refuses pods of the Job controller.

@@ -73,7 +73,13 @@ FULL: dict[str, Any] = {
         "classWeights": {"bad": 5},
         "balanced": True,
     },
-    "distributed": {"nodes": 2, "gpusPerNode": 1, "gpuResourceName": "amd.com/gpu", "processesPerNode": 1},
+    "distributed": {
+        "nodes": 2,
+        "gpusPerNode": 1,
+        "gpuResourceName": "amd.com/gpu",
+        "gpuResourceClaim": "gpus",
+        "processesPerNode": 1,
+    },
     "checkpoint": {"everySteps": 100, "keep": 3},
     "output": {
         "volume": {"size": "1.5Gi", "storageClassName": "fast", "accessMode": "ReadWriteMany"},
@@ -107,8 +113,54 @@ FULL: dict[str, Any] = {
         ],
         "volumes": [
             {"mountPath": "/mnt/reference", "claim": {"claimName": "reference", "path": "v1"}, "readOnly": False},
-            {"mountPath": "/mnt/words/en", "configMap": {"name": "words"}},
+            {"mountPath": "/mnt/words/en", "configMap": {"name": "words", "items": [{"key": "en", "path": "words/en"}]}},
+            {"name": "downloads", "mountPath": "/mnt/downloads", "emptyDir": {"sizeLimit": "10Gi", "medium": "Memory"}},
+            {
+                "name": "scratch",
+                "ephemeral": {"size": "200Gi", "storageClassName": "fast", "accessMode": "ReadWriteOncePod"},
+                "readOnly": True,
+            },
+            {"mountPath": "/mnt/keys", "secret": {"name": "keys"}},
+            {
+                "mountPath": "/mnt/identity",
+                "projected": {
+                    "sources": [
+                        {"serviceAccountToken": {"audience": "vault", "expirationSeconds": 600, "path": "token"}},
+                        {"secret": {"name": "keys"}},
+                        {"configMap": {"name": "words"}},
+                    ]
+                },
+            },
+            {"mountPath": "/mnt/model", "image": {"reference": "example.com/models/minilm:1", "pullPolicy": "Always"}},
+            {
+                "mountPath": "/mnt/vault",
+                "csi": {
+                    "driver": "secrets-store.csi.k8s.io",
+                    "fsType": "ext4",
+                    "volumeAttributes": {"secretProviderClass": "trainer"},
+                    "nodePublishSecretRef": {"name": "vault"},
+                },
+            },
         ],
+        "initContainers": [
+            {
+                "name": "download",
+                "image": "example.com/rclone:1",
+                "command": ["rclone"],
+                "args": ["copy", "bucket:", "/downloads"],
+                "env": [{"name": "HTTPS_PROXY", "value": "http://proxy"}],
+                "resources": {"requests": {"cpu": 1}},
+                "volumeMounts": [{"name": "downloads", "mountPath": "/downloads", "readOnly": False}],
+            },
+            {"name": "sync", "restartPolicy": "Always", "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}]},
+        ],
+        "serviceAccountName": "trainer",
+        "automountServiceAccountToken": True,
+        "resourceClaims": [
+            {"name": "gpus", "resourceClaimTemplateName": "one-gpu"},
+            {"name": "network", "resourceClaimName": "network"},
+        ],
+        "schedulingGates": [{"name": "example.com/approved"}],
         "labels": {"team": "search", "example.com/cost-centre": "42"},
         "annotations": {"sidecar.istio.io/inject": "false"},
     },

@@ -4,10 +4,11 @@ A rejected case has the field that the error must name. If a CEL rule rejects it
 message of the rule.
 """
 
+from finetune_api.spec.containers import RESERVED_VARIABLES_MESSAGE
 from finetune_api.spec.output import CREDENTIALS_MESSAGE
-from finetune_api.spec.pod import RESERVED_KEYS_MESSAGE, RESERVED_VARIABLES_MESSAGE
+from finetune_api.spec.pod import RESERVED_KEYS_MESSAGE
 from finetune_api.spec.tasks import UNKNOWN_TASK
-from unit.api import stream_cases, task_cases
+from unit.api import pod_cases, stream_cases, task_cases
 from unit.api.cases import FULL, LEFT_OUT, MINIMAL, Case, changed
 
 ACCEPTED = [
@@ -35,6 +36,7 @@ ACCEPTED = [
     Case(
         "log lines as JSON, and trackers", changed("logging", {"format": "JSON", "reportTo": ["tensorboard", "wandb", "mlflow"]})
     ),
+    *pod_cases.ACCEPTED,
     *task_cases.ACCEPTED,
     *stream_cases.ACCEPTED,
 ]
@@ -191,12 +193,7 @@ REFUSED = [
     Case("unknown tracker", changed("logging.reportTo", ["mlflow", "comet"]), "spec.logging.reportTo[1]"),
     Case("no tracker in the list", changed("logging.reportTo", []), "spec.logging.reportTo"),
     Case("variable with an invalid name", changed("pod.env", [{"name": "A-B", "value": "x"}]), "spec.pod.env[0].name"),
-    Case(
-        "volume without a source",
-        changed("pod.volumes", [{"mountPath": "/mnt/a"}]),
-        "spec.pod.volumes[0]",
-        "write exactly one of claim and configMap",
-    ),
+    *pod_cases.REFUSED,
     Case("hostPath volume", changed("pod.volumes", [{"mountPath": "/mnt/a", "hostPath": {"path": "/"}}]), "hostPath"),
     *(
         Case(
@@ -224,7 +221,6 @@ REFUSED = [
     Case("label value with a space", changed("pod.labels", {"team": "a b"}), "spec.pod.labels.team"),
     Case("root user", changed("pod.securityContext", {"runAsUser": 0}), "spec.pod.securityContext.runAsUser"),
     Case("privileged", changed("pod.securityContext", {"privileged": True}), "spec.pod.securityContext.privileged"),
-    Case("another service account", changed("pod.serviceAccountName", "admin"), "spec.pod.serviceAccountName"),
     Case("host network", changed("pod.hostNetwork", True), "spec.pod.hostNetwork"),
     Case("a million nodes", changed("distributed.nodes", 1_000_000), "spec.distributed.nodes"),
     Case("claim with a control character", changed("cache", {"claimName": "a\u0007"}), "spec.cache.claimName"),

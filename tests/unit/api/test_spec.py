@@ -135,7 +135,9 @@ def objects(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str 
             yield from objects(child, (*path, part))
 
 
-MAPS = ("arguments", "requests", "limits", "nodeSelector", "labels", "annotations", "matchLabels", "classWeights")
+MAPS = (
+    "arguments", "requests", "limits", "nodeSelector", "labels", "annotations", "matchLabels", "classWeights", "volumeAttributes",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("path", list(objects(spec_cases.FULL)), ids=lambda path: ".".join(map(str, path)))

@@ -70,12 +70,12 @@ def hostile_specs() -> Iterator[Hostile]:
     yield _pod("no seccomp", {"securityContext": {"seccompProfile": {"type": "Unconfined"}}}, "seccompProfile")
     yield _pod("root", {"securityContext": {"runAsUser": 0}}, "runAsUser")
     yield _pod("root group", {"securityContext": {"runAsGroup": 0}}, "runAsGroup")
-    for field in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace", "automountServiceAccountToken"):
+    for field in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"):
         yield _pod(field, {field: True}, field)
-    yield _pod("another service account", {"serviceAccountName": "admin"}, "serviceAccountName")
+    yield _pod("a service account of another namespace", {"serviceAccountName": "kube-system/admin"}, "serviceAccountName")
     yield _pod("a chosen node", {"nodeName": "control-plane"}, "nodeName")
     yield _pod("another container", {"containers": [{"name": "x", "image": "x"}]}, "containers")
-    yield _pod("an init container", {"initContainers": [{"name": "x", "image": "x"}]}, "initContainers")
+    yield from _containers()
     yield _pod("another command", {"command": ["sh"]}, "command")
     yield _pod("additional host aliases", {"hostAliases": [{"ip": "10.0.0.1", "hostnames": ["huggingface.co"]}]}, "hostAliases")
     yield from _volumes()
@@ -97,8 +97,8 @@ def _volumes() -> Iterator[Hostile]:
     for kind, value in (
         ("hostPath", {"path": "/"}),
         ("secret", {"secretName": "of-somebody"}),
-        ("projected", {"sources": [{"serviceAccountToken": {"path": "token"}}]}),
-        ("csi", {"driver": "x"}),
+        ("projected", {"sources": [{"downwardAPI": {}}]}),
+        ("csi", {"driver": "x\n"}),
         ("nfs", {"server": "10.0.0.1", "path": "/"}),
     ):
         yield _pod(f"volume of type {kind}", {"volumes": [{"mountPath": "/mnt/x", kind: value}]}, kind)
@@ -106,6 +106,26 @@ def _volumes() -> Iterator[Hostile]:
         yield _pod(f"volume at {path}", {"volumes": [{"mountPath": path, "configMap": {"name": "x"}}]}, "mountPath")
     climbing = {"mountPath": "/mnt/x", "claim": {"claimName": "x", "path": "../.."}}
     yield _pod("a path that leaves the claim", {"volumes": [climbing]}, "path")
+
+
+def _containers() -> Iterator[Hostile]:
+    for field, value in (
+        ("securityContext", {"privileged": True}),
+        ("ports", [{"containerPort": 80, "hostPort": 80}]),
+        ("volumeDevices", [{"name": "x", "devicePath": "/dev/sda"}]),
+        ("lifecycle", {"postStart": {"exec": {"command": ["sh"]}}}),
+        ("envFrom", [{"secretRef": {"name": "of-somebody"}}]),
+    ):
+        yield _pod(f"an init container with {field}", {"initContainers": [{"name": "x", field: value}]}, field)
+    yield _pod(
+        "an init container named like the trainer", {"initContainers": [{"name": "trainer"}]}, "the operator's own container"
+    )
+    for volume in ("output", "config", "tmp", "scratch"):
+        mount = {"name": volume, "mountPath": "/x"}
+        says = "the name of one of the volumes"
+        yield _pod(f"the operator's volume {volume}", {"initContainers": [{"name": "x", "volumeMounts": [mount]}]}, says)
+    sidecar = {"name": "x", "restartPolicy": "Always", "command": ["sleep", "infinity"], "env": [{"name": "PATH", "value": "/x"}]}
+    yield _pod("a sidecar", {"initContainers": [sidecar]}, None)
 
 
 def _excessive_values() -> Iterator[Hostile]:

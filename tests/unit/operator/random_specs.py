@@ -14,8 +14,9 @@ from finetune_api.crd import custom_resource_definition
 from finetune_api.spec import TASKS, FineTuneJobSpec
 
 Object = dict[str, Any]
-# The two forms of CEL rules in the CRD that relate two fields of one object.
+# The three forms of CEL rules in the CRD that relate two fields of one object.
 _EXACTLY_ONE = re.compile(r"has\(self\.(\w+)\) != has\(self\.(\w+)\)")
+_ONE_OF = re.compile(r"\[(has\(self\.\w+\)(?:, has\(self\.\w+\))*)\]\.exists_one\(given, given\)")
 _NOT_BOTH = re.compile(r"!\(has\(self\.(\w+)\) && has\(self\.(\w+)\)\)")
 _QUANTITIES = st.sampled_from([1, 2, "1", "500m", "64Mi", "1Gi", "0.5", "2k"])
 _SIZES = st.sampled_from([1000, "64Mi", "1Gi", "2k"])
@@ -26,7 +27,7 @@ _LABEL = r"[a-z]([a-z0-9-]{0,8}[a-z0-9])?"
 _KEYS = st.from_regex(rf"({_LABEL}\.(com|dev|io)/)?{_LABEL}", fullmatch=True)
 _VALUES = st.from_regex(_LABEL, fullmatch=True)
 # These fields are always drawn, because the tests are about them.
-_ALWAYS = {"pod", "output", "env", "volumes", "labels", "annotations", "securityContext"}
+_ALWAYS = {"pod", "output", "env", "volumes", "volumeMounts", "initContainers", "labels", "annotations", "securityContext"}
 _PATHS = st.from_regex(r"(\.?[A-Za-z0-9][A-Za-z0-9._ -]{0,8})(/\.?[A-Za-z0-9][a-z0-9._-]{0,8}){0,2}", fullmatch=True)
 _TOLERATIONS = st.sampled_from(
     [
@@ -114,15 +115,42 @@ def _satisfy_cross_field_rules(spec: Object) -> None:
             dataset.pop(name, None)
         for name in ("evalPath", "format"):
             dataset.get("claim", {}).pop(name, None)
-    pod = spec.get("pod", {})
+    _satisfy_rules_of_pods(spec.get("pod", {}), spec.get("distributed", {}))
+
+
+def _satisfy_rules_of_pods(pod: Object, distributed: Object) -> None:
     pod["env"] = list({item["name"]: item for item in pod.get("env", ())}.values())
-    pod["volumes"] = list({item["mountPath"]: item for item in pod.get("volumes", ())}.values())
+    _satisfy_rules_of_volumes(pod)
     pod["topologySpreadConstraints"] = list(
         {item["topologyKey"]: item for item in pod.get("topologySpreadConstraints", ())}.values()
     )
-    for field in ("env", "volumes", "topologySpreadConstraints"):
+    for field in ("resourceClaims", "schedulingGates"):
+        pod[field] = list({item["name"]: item for item in pod.get(field, ())}.values())
+    if distributed.get("gpusPerNode") and pod["resourceClaims"] and "gpuResourceClaim" in distributed:
+        distributed["gpuResourceClaim"] = pod["resourceClaims"][0]["name"]
+    else:
+        distributed.pop("gpuResourceClaim", None)
+    for field in ("env", "volumes", "initContainers", "topologySpreadConstraints", "resourceClaims", "schedulingGates"):
         if not pod[field]:
             del pod[field]
+
+
+def _satisfy_rules_of_volumes(pod: Object) -> None:
+    """Give the volumes and init containers unique names, and let each container mount volumes that exist, at different paths."""
+    volumes = list({item.get("mountPath", index): item for index, item in enumerate(pod.get("volumes", ()))}.values())
+    for index, volume in enumerate(volumes):
+        if "name" in volume or "mountPath" not in volume:
+            volume["name"] = f"volume-{index}"
+    named = [volume["name"] for volume in volumes if "name" in volume]
+    containers = pod.get("initContainers", [])
+    for index, container in enumerate(containers):
+        container["name"] = f"container-{index}"
+        mounts = {mount["mountPath"]: mount for mount in container.get("volumeMounts", ())} if named else {}
+        container["volumeMounts"] = list(mounts.values())
+        for number, mount in enumerate(mounts.values()):
+            mount["name"] = named[number % len(named)]
+        container["env"] = list({item["name"]: item for item in container.get("env", ())}.values())
+    pod["volumes"], pod["initContainers"] = volumes, containers
 
 
 def _strategy_for(schema: Object, name: str = "") -> st.SearchStrategy[Any]:
@@ -162,20 +190,22 @@ def _object(schema: Object) -> st.SearchStrategy[Object]:
         return st.dictionaries(_KEYS, _strategy_for(schema["additionalProperties"]), max_size=3)
     required = set(schema.get("required", ()))
     rules = [rule["rule"] for rule in schema.get("x-kubernetes-validations", ())]
-    unions = [found.groups() for rule in rules if (found := _EXACTLY_ONE.fullmatch(rule))]
+    unions = [list(found.groups()) for rule in rules if (found := _EXACTLY_ONE.fullmatch(rule))]
+    unions += [re.findall(r"has\(self\.(\w+)\)", found[1]) for rule in rules if (found := _ONE_OF.fullmatch(rule))]
     exclusive = [found.groups() for rule in rules if (found := _NOT_BOTH.fullmatch(rule))]
 
-    def choose(drawn: tuple[Object, list[bool]]) -> Object:
-        values, coins = {key: value for key, value in drawn[0].items() if value is not None}, drawn[1]
-        for (one, other), coin in zip(unions, coins, strict=False):
-            values.pop(one if coin else other, None)
+    def choose(drawn: tuple[Object, tuple[str, ...]]) -> Object:
+        values, chosen = {key: value for key, value in drawn[0].items() if value is not None}, drawn[1]
+        for union, kept in zip(unions, chosen, strict=True):
+            for name in set(union) - {kept}:
+                values.pop(name, None)
         for one, other in exclusive:
             if one in values and other in values:
                 del values[other]
         return values
 
-    always = required | _ALWAYS | {name for pair in unions for name in pair}
+    always = required | _ALWAYS | {name for union in unions for name in union}
     needed = {name: _strategy_for(field, name) for name, field in fields.items() if name in always}
     free = {name: _strategy_for(field, name) for name, field in fields.items() if name not in needed}
-    coins = st.lists(st.booleans(), min_size=len(unions), max_size=len(unions))
-    return st.tuples(st.fixed_dictionaries(needed, optional=free), coins).map(choose)
+    chosen = st.tuples(*map(st.sampled_from, unions))
+    return st.tuples(st.fixed_dictionaries(needed, optional=free), chosen).map(choose)

@@ -7,6 +7,7 @@ import pytest
 
 from finetune_api import names
 from finetune_api.reasons import REASONS, Reason
+from finetune_operator.observed import Terminated
 from finetune_operator.policy.failure import find_cause
 from unit.operator.builders import NOW, ago, build_child, build_pod, end, failed_with
 
@@ -14,6 +15,10 @@ DRAIN = "EvictionByEvictionAPI: Eviction API: evicting"
 LOW = "The node was low on resource: ephemeral-storage."
 OWN_LIMIT = "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. "
 RUNNING: dict[str, Any] = {}
+
+
+def failed_init_container(seconds_ago: float, exit_code: int = 1) -> Terminated:
+    return dataclasses.replace(end(exit_code, seconds_ago), init_container="fetch")
 
 
 @pytest.mark.parametrize(
@@ -193,6 +198,34 @@ RUNNING: dict[str, Any] = {}
         ),
         pytest.param(
             RUNNING, {"terminated": end(None, 9, reason="OutOfcpu")}, True, "PodLost", "node-1", id="rejected by its kubelet"
+        ),
+        pytest.param(
+            RUNNING,
+            {"terminated": failed_init_container(9)},
+            True,
+            "InitContainerFailed",
+            "node-1",
+            id="an init container failed",
+        ),
+        pytest.param(
+            {
+                "terminated": failed_init_container(3, exit_code=143),
+                "deletion_requested_at": ago(4),
+                "disruption": "EvictionByEvictionAPI: x",
+            },
+            {"deletion_requested_at": ago(1)},
+            True,
+            "NodeLost",
+            "node-0",
+            id="drained while an init container ran",
+        ),
+        pytest.param(
+            RUNNING,
+            {"terminated": failed_init_container(9, exit_code=64)},
+            True,
+            "InitContainerFailed",
+            "node-1",
+            id="an init container failed with an exit code of the trainer's",
         ),
         pytest.param({"terminated": end(0)}, RUNNING, False, None, None, id="the first pod has succeeded"),
         pytest.param(

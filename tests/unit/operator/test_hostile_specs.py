@@ -16,7 +16,7 @@ def test_a_hostile_spec_is_refused_with_a_sentence_or_is_harmless(case: Hostile)
     if case.says is None:
         template = template_of(children_of(case.spec, DEFAULTS))
         assert violations(template) == []
-        check_isolation(template)
+        check_isolation(template, case.spec)
         check_identity(template, DEFAULTS)
         return
     with pytest.raises(FineTuneError) as refusal:

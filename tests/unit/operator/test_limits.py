@@ -106,6 +106,12 @@ def test_a_job_waits_for_free_nodes_without_a_timeout_unless_its_user_sets_one()
     assert (late.message or "").startswith("not started within 10m00s (recovery.scheduleTimeoutSeconds): pod news-1-0-x")
 
 
+def test_a_job_waits_for_its_scheduling_gates_as_it_waits_for_nodes() -> None:
+    pods = [waiting(index, ("SchedulingGated", "Scheduling is blocked")) for index in range(2)]
+    decision = decide(observe(*pods, job=build_record(pending(10**6))), None, NOW)
+    assert (decision.status.phase, decision.status.reason) == ("Pending", "SchedulingGated")
+
+
 def test_a_half_placed_attempt_releases_its_nodes_after_ten_minutes() -> None:
     def decided(placed_seconds: float) -> FineTuneJobStatus:
         placed = build_pod(0, started_at=ago(placed_seconds), created=ago(5000))

@@ -170,3 +170,50 @@ def test_schedulers_with_pod_groups_get_theirs_for_several_pods(
     assert metadata["annotations"].get("scheduling.k8s.io/group-name") == annotation
     if group:
         assert [owner["uid"] for owner in group["metadata"]["ownerReferences"]] == [UID]
+
+
+def pod_of(spec: dict[str, Any], **changes: Any) -> Manifest:
+    template: Manifest = build(spec=build_spec(**spec), **changes)["Job"]["spec"]["template"]["spec"]
+    return template
+
+
+def test_gpus_of_a_resource_claim_are_not_requested_a_second_time_and_the_pods_do_not_read_its_name() -> None:
+    distributed = {"gpusPerNode": 8, "gpuResourceName": "amd.com/gpu"}
+    [container] = pod_of({"distributed": distributed})["containers"]
+    assert container["resources"]["limits"] == {"amd.com/gpu": 8}
+    spec = {
+        "distributed": {**distributed, "gpuResourceClaim": "gpus"},
+        "pod": {"resourceClaims": [{"name": "gpus", "resourceClaimTemplateName": "eight"}]},
+    }
+    [container] = pod_of(spec)["containers"]
+    assert "amd.com/gpu" not in str(container)
+    assert container["resources"]["claims"] == [{"name": "gpus"}]
+    config = run_config(build(spec=build_spec(**spec)))
+    assert (config.spec.distributed.gpus_per_node, config.spec.distributed.gpu_resource_claim) == (8, None)
+
+
+def test_init_containers_reach_the_network_as_the_trainer_does_unless_the_job_says_otherwise() -> None:
+    defaults = OperatorDefaults(proxy=Proxy(http_proxy="http://site", https_proxy="http://site"), ca_bundle="PEM")
+    variables = [{"name": "HTTP_PROXY", "value": "http://own"}, {"name": "HOME", "value": "/data"}]
+    [container] = pod_of({"pod": {"initContainers": [{"name": "a", "env": variables}]}}, defaults=defaults)["initContainers"]
+    values = {item["name"]: item["value"] for item in container["env"]}
+    assert len(values) == len(container["env"])
+    assert (values["HOME"], values["HTTP_PROXY"], values["HTTPS_PROXY"]) == ("/data", "http://own", "http://site")
+    [certificates, scratch] = container["volumeMounts"]
+    assert (values["SSL_CERT_FILE"], scratch["mountPath"]) == (certificates["mountPath"], "/tmp")
+
+
+def test_a_directory_of_the_job_replaces_an_init_container_s_own_tmp() -> None:
+    volume = {"name": "tmp", "emptyDir": {}}
+    container = {"name": "a", "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}]}
+    [built] = pod_of({"pod": {"volumes": [volume], "initContainers": [container]}})["initContainers"]
+    assert [(mount["name"], mount["readOnly"]) for mount in built["volumeMounts"]] == [("extra-0", False)]
+
+
+def test_a_claim_that_the_training_uses_too_has_one_volume_in_the_pod() -> None:
+    volume = {"name": "output", "claim": {"claimName": "mine", "path": "run"}, "readOnly": False}
+    sidecar = {"name": "a", "restartPolicy": "Always", "volumeMounts": [{"name": "output", "mountPath": "/out"}]}
+    pod = pod_of({"output": {"claim": {"claimName": "mine"}}, "pod": {"volumes": [volume], "initContainers": [sidecar]}})
+    assert [item["name"] for item in pod["volumes"] if item.get("persistentVolumeClaim") == {"claimName": "mine"}] == ["output"]
+    mount = pod["initContainers"][0]["volumeMounts"][0]
+    assert mount == {"name": "output", "mountPath": "/out", "readOnly": False, "subPath": "run"}

@@ -103,6 +103,54 @@ def test_the_memory_limit_is_that_of_the_trainer_container() -> None:
     assert read_pod(manifest).memory_limit is None
 
 
+RUNNING = {"running": {"startedAt": TIME}}
+DONE = {"terminated": {"exitCode": 0, "reason": "Completed", "finishedAt": TIME}}
+FAILED = {"terminated": {"exitCode": 3, "reason": "Error", "finishedAt": TIME}}
+INITIALIZING = {"waiting": {"reason": "PodInitializing"}}
+PULLING = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+
+
+@pytest.mark.parametrize(
+    ("states", "waiting"),
+    [
+        ([{"state": INITIALIZING}], ("PodInitializing", "")),
+        ([{"state": PULLING}, {"state": INITIALIZING}], ("ImagePullBackOff", "container c0: no such image")),
+        ([{"state": DONE}, {"state": RUNNING}], ("PodInitializing", "container c1 runs before the trainer")),
+        ([{"state": RUNNING, "started": True}, {"state": PULLING}], ("ImagePullBackOff", "container c1: no such image")),
+        ([{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}], ("CrashLoopBackOff", "container c0: CrashLoopBackOff")),
+        ([{"state": RUNNING, "started": True}], ("PodInitializing", "")),
+    ],
+)
+def test_a_pod_names_the_init_container_that_its_trainer_waits_for(states: list[Manifest], waiting: tuple[str, str]) -> None:
+    init_containers = [{"name": f"c{number}", **state} for number, state in enumerate(states)]
+    status = {**container(**INITIALIZING), "initContainerStatuses": init_containers}
+    assert read_pod(build_pod_manifest(status)).waiting == waiting
+
+
+@pytest.mark.parametrize(
+    ("status", "ended"),
+    [
+        ({"phase": "Failed"}, (3, "Error", "fetch")),
+        ({"phase": "Pending"}, None),
+        ({"phase": "Failed", "reason": "Evicted", "message": "low on memory"}, (None, "Evicted", None)),
+    ],
+)
+def test_a_pod_whose_init_container_failed_has_ended_with_its_exit_code(status: Manifest, ended: tuple[Any, ...] | None) -> None:
+    containers = [{"name": "first", "state": DONE}, {"name": "fetch", "state": FAILED}]
+    pod = read_pod(build_pod_manifest({**container(**INITIALIZING), "initContainerStatuses": containers, **status}))
+    end = pod.terminated
+    assert (None if end is None else (end.exit_code, end.reason, end.init_container)) == ended
+    assert not pod.started
+
+
+@pytest.mark.parametrize(("containers_ready", "unreachable"), [("True", True), ("False", False)])
+def test_a_sidecar_that_is_not_ready_does_not_make_the_node_unreachable(containers_ready: str, unreachable: bool) -> None:
+    conditions = [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": containers_ready}]
+    trainer = {"name": names.TRAINER_CONTAINER, "state": RUNNING, "ready": True}
+    pod = read_pod(build_pod_manifest({"containerStatuses": [trainer], "conditions": conditions}))
+    assert pod.node_unreachable is unreachable
+
+
 def test_an_evicted_pod_has_ended_without_an_exit_code() -> None:
     condition = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet", "message": "low on memory"}
     status = {"phase": "Failed", "reason": "Evicted", "conditions": [condition | {"lastTransitionTime": TIME}]}

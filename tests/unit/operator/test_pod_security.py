@@ -49,34 +49,51 @@ def test_pods_of_any_valid_spec_pass_pod_security_and_keep_the_fields_of_the_ope
 ) -> None:
     template = template_of(children_of(spec, defaults))
     assert violations(template) == []
-    check_isolation(template)
+    check_isolation(template, spec)
     check_identity(template, defaults)
 
 
-def check_isolation(template: Manifest) -> None:
-    """Check more than "restricted" does: no credentials of the cluster, and only volumes that a training needs."""
-    spec = template["spec"]
-    assert spec["automountServiceAccountToken"] is False
-    assert "serviceAccountName" not in spec
+def check_isolation(template: Manifest, job: dict[str, Any]) -> None:
+    """Check more than "restricted" does: only the credentials and volumes that the spec of the job names."""
+    spec, pod = template["spec"], job.get("pod", {})
+    assert spec["automountServiceAccountToken"] is pod.get("automountServiceAccountToken", False)
+    assert spec.get("serviceAccountName") == pod.get("serviceAccountName")
     assert spec["enableServiceLinks"] is False
     assert "hostAliases" not in spec
     assert "nodeName" not in spec
     [container] = spec["containers"]
-    assert "initContainers" not in spec
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "readOnlyRootFilesystem": True,
-    }
     assert not {"command", "args", "envFrom", "lifecycle"} & set(container)
-    assert {kind for volume in spec["volumes"] for kind in volume} - {"name"} <= {
-        "configMap",
-        "emptyDir",
-        "persistentVolumeClaim",
-        "projected",
-    }
-    projected = [source for volume in spec["volumes"] for source in volume.get("projected", {}).get("sources", ())]
-    assert {kind for source in projected for kind in source} <= {"configMap"}
+    init_containers = spec.get("initContainers", [])
+    assert [item["name"] for item in init_containers] == [item["name"] for item in pod.get("initContainers", ())]
+    for item in (container, *init_containers):
+        assert item["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        }
+        assert not {"envFrom", "lifecycle", "ports", "volumeDevices"} & (set(item) if item is not container else set())
+    check_volumes(spec["volumes"], init_containers, pod.get("volumes", []))
+
+
+def check_volumes(volumes: list[Manifest], init_containers: list[Manifest], requested: list[Manifest]) -> None:
+    """Check that a pod has the volumes that its job names, and init containers none of the operator's own."""
+    own = {"persistentVolumeClaim", "configMap", "emptyDir", "projected"}
+    kinds = {kind for volume in volumes for kind in volume} - {"name"}
+    assert kinds - own <= {kind for volume in requested for kind in volume}
+    projected = [source for volume in volumes for source in volume.get("projected", {}).get("sources", ())]
+    named = [source for volume in requested for source in volume.get("projected", {}).get("sources", ())]
+    assert [source for source in projected if "configMap" not in source] == [
+        source for source in named if "configMap" not in source
+    ]
+    shared = {volume["name"] for volume in volumes if not volume["name"].startswith("extra-")}
+    claims = {item["claim"]["claimName"] for item in requested if "claim" in item}
+    shared -= {item["name"] for item in volumes if item.get("persistentVolumeClaim", {}).get("claimName") in claims}
+    for container in init_containers:
+        own_mounts = [mount for mount in container["volumeMounts"] if mount["name"] in shared]
+        assert {(mount["name"], mount["subPath"]) for mount in own_mounts} <= {
+            ("scratch", container["name"]),
+            ("config", names.CA_FILE_NAME),
+        }
 
 
 def check_identity(template: Manifest, defaults: OperatorDefaults) -> None:
@@ -98,6 +115,11 @@ def check_identity(template: Manifest, defaults: OperatorDefaults) -> None:
     assert values[names.ENV_RUN_FILE] == f"{names.CONFIG_DIR}/{names.RUN_FILE_NAME}"
     assert values[names.ENV_RENDEZVOUS_HOST] == "news-3-0.news-gang.team.svc"
     assert values["HOME"] == "/tmp"
-    paths = [mount["mountPath"] for mount in container["volumeMounts"]]
-    assert len(paths) == len(set(paths))
-    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in template["spec"]["volumes"]}
+    containers = [container, *template["spec"].get("initContainers", ())]
+    mounted = {mount["name"] for item in containers for mount in item["volumeMounts"]}
+    volumes = [volume["name"] for volume in template["spec"]["volumes"]]
+    assert len(volumes) == len(set(volumes))
+    assert mounted <= set(volumes)
+    for item in containers:
+        paths = [mount["mountPath"] for mount in item["volumeMounts"]]
+        assert len(paths) == len(set(paths))
