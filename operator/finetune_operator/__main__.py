@@ -28,7 +28,7 @@ from finetune_operator.handlers import Handlers
 from finetune_operator.health import Health
 from finetune_operator.metrics import Metrics
 from finetune_operator.observed import Key
-from finetune_operator.poller import Poller
+from finetune_operator.poller import INTERVAL_SECONDS, Poller
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.render import DEFAULT_TRAINER_IMAGE, ENV_TRAINER_IMAGE
@@ -78,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--site-file", type=pathlib.Path, help="operator defaults for all jobs (docs/operations.md)")
     run.add_argument("--log-format", choices=logs.FORMATS, default="Text", help="lines of text, or one JSON object per line")
     run.add_argument("--log-level", choices=logs.LEVELS, default="INFO", help="least important lines of the log")
+    run.add_argument("--workers", type=int, default=_WORKERS, help="reconciles at a time (default: %(default)s)")
+    run.add_argument(
+        "--poll-seconds", type=float, default=INTERVAL_SECONDS, help="time between two polls of a job (default: %(default)s)"
+    )
     return parser
 
 
@@ -97,7 +101,7 @@ async def _run(options: argparse.Namespace, defaults: OperatorDefaults, tls: ssl
     api.set_write_check(leader_election.check)
     health = Health(lambda: queue.stuck_seconds() if leader_election.is_leading() else 0.0)
     progress_client = ProgressClient.open()
-    poller = Poller(store, progress_client, queue.add)
+    poller = Poller(store, progress_client, queue.add, interval_seconds=options.poll_seconds)
     events = EventRecorder(api)
     reconciler = Reconciler(api, store, poller, events, metrics, defaults, _now, has_backlog=lambda: bool(store.new_jobs))
     resync = Resync(api, store, queue, metrics, health, options.namespace, _now, leader_election.is_leading)
@@ -108,7 +112,7 @@ async def _run(options: argparse.Namespace, defaults: OperatorDefaults, tls: ssl
 
     async def run_as_leader() -> None:
         await leader_election.elected.wait()
-        await asyncio.gather(queue.run(reconciler.reconcile, _WORKERS), poller.run(), events.run())
+        await asyncio.gather(queue.run(reconciler.reconcile, options.workers), poller.run(), events.run())
 
     # Each replica serves metrics, so the reviews of tokens don't need the Lease.
     secure = SecureMetrics(options.metrics_port, tls, MetricsAccess(api.without_write_check())) if tls else None

@@ -32,7 +32,8 @@ class _Polled:
 class Poller:
     """Polls the pod with index 0 of each job given to ``start_polling``, until that pod no longer runs.
 
-    on_change: called at each report, and when a pod becomes silent. clock: monotonic seconds.
+    on_change: called at each report, and when a pod becomes silent. clock: monotonic seconds. interval_seconds: between two polls of a
+    job.
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class Poller:
         client: ProgressClient,
         on_change: Callable[[Key], None],
         clock: Callable[[], float] = time.monotonic,
+        interval_seconds: float = INTERVAL_SECONDS,
     ) -> None:
         self._store = store
         self._client = client
         self._on_change = on_change
         self._clock = clock
+        self._interval_seconds = interval_seconds
         self._queue: WorkQueue[Key] = WorkQueue()
         self._polled: dict[Key, _Polled] = {}
 
@@ -78,7 +81,7 @@ class Poller:
             return None
         if self._polled[key].pod != pod.name:
             self._polled[key] = _Polled(pod.name)
-        interval = max(INTERVAL_SECONDS, len(self._polled) / _MAX_POLLS_PER_SECOND)
+        interval = max(self._interval_seconds, len(self._polled) / _MAX_POLLS_PER_SECOND)
         report = await self._client.pull(pod.address)
         if report is None:
             return self._note_silence(key, interval)

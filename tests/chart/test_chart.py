@@ -10,6 +10,7 @@ import yaml
 import finetune_api
 from chart.rendering import CHART, NAMESPACE, ROOT, defaults_text, helm, installed, only, pod_of, render
 from finetune_api import crd, names
+from finetune_operator.__main__ import _parser as operator_parser
 from finetune_operator.defaults import OperatorDefaults, read_defaults
 
 RESTRICTED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
@@ -58,12 +59,12 @@ def test_values_delete_its_crd_at_an_uninstall_or_leave_it_out() -> None:
 def test_every_pod_passes_pod_security_restricted() -> None:
     pods = [pod_of(render()), only(render(), "Pod")["spec"]]
     for pod in pods:
-        assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+        assert {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}.items() <= pod["securityContext"].items()
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
         assert {kind for volume in pod["volumes"] for kind in volume} == {"name", "configMap", "emptyDir"}
         for container in pod["containers"]:
             assert container["securityContext"] == RESTRICTED
-            assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+            assert {"cpu", "memory"} <= set(container["resources"]["requests"])
 
 
 def test_only_pods_that_need_a_token_have_one() -> None:
@@ -132,6 +133,73 @@ def test_the_values_for_the_operator_s_pod_are_in_its_template() -> None:
     assert {"--log-format=JSON", "--log-level=DEBUG"} <= set(pod["containers"][0]["args"])
     assert (pod["priorityClassName"], pod["nodeSelector"]) == ("high", {"pool": "system"})
     assert (pod["affinity"], pod["tolerations"]) == ({"nodeAffinity": {}}, [{"key": "system", "operator": "Exists"}])
+
+
+def test_the_operator_has_an_id_above_10000_and_limits_its_files_unless_a_value_says_otherwise() -> None:
+    pod = pod_of(render())
+    assert min(pod["securityContext"]["runAsUser"], pod["securityContext"]["runAsGroup"]) > 10_000
+    assert {"requests", "limits"} == {
+        kind for kind, amounts in pod["containers"][0]["resources"].items() if "ephemeral-storage" in amounts
+    }
+    ids = ("--set", "podSecurityContext.runAsUser=null", "--set", "podSecurityContext.runAsGroup=null")
+    assert set(pod_of(render(*ids))["securityContext"]) == {"runAsNonRoot", "seccompProfile"}
+
+
+def test_values_set_the_operator_s_options_and_probes() -> None:
+    values = "workers=64,pollSeconds=10,extraArgs={--namespace=x},livenessProbe.failureThreshold=9,readinessProbe.periodSeconds=7"
+    [container] = pod_of(render("--set", values))["containers"]
+    assert container["args"][-3:] == ["--workers=64", "--poll-seconds=10", "--namespace=x"]
+    options = operator_parser().parse_args(container["args"])
+    assert (options.workers, options.poll_seconds, options.namespace) == (64, 10.0, ["x"])
+    assert container["livenessProbe"] == {
+        "httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 9,
+    }  # fmt: skip
+    assert container["readinessProbe"]["periodSeconds"] == 7
+
+
+def test_its_annotations_name_its_images_and_its_resource() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    images = yaml.safe_load(chart["annotations"]["artifacthub.io/images"])
+    values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+    assert [image["image"] for image in images] == [
+        f"{values[name]['repository']}:{chart['appVersion']}" for name in ("image", "trainerImage")
+    ]
+    [resource] = yaml.safe_load(chart["annotations"]["artifacthub.io/crds"])
+    definition = crd.custom_resource_definition()
+    assert (resource["name"], resource["kind"]) == (definition["metadata"]["name"], definition["spec"]["names"]["kind"])
+    assert resource["version"] == definition["spec"]["versions"][0]["name"]
+    assert yaml.safe_load(chart["annotations"]["artifacthub.io/changes"])
+
+
+def test_common_labels_are_on_every_object_and_replace_none_of_the_chart_s_own() -> None:
+    own = {"app.kubernetes.io/name": "finetune-operator"}
+    values = (
+        "--set",
+        "commonLabels.team=ml,replicas=2,commonLabels.app\\.kubernetes\\.io/name=mine,policy.enabled=true,podMonitors.enabled=true",
+    )
+    objects = installed(*values)
+    assert {document["metadata"]["labels"]["team"] for document in objects} == {"ml"}
+    assert all(own.items() <= document["metadata"]["labels"].items() for document in objects)
+    assert only(objects, "Deployment")["spec"]["template"]["metadata"]["labels"]["team"] == "ml"
+
+
+def test_values_change_the_disruption_budget() -> None:
+    values = ["--set", "replicas=3,podDisruptionBudget.maxUnavailable=50%"]
+    budget = only(installed(*values), "PodDisruptionBudget")["spec"]
+    assert (budget["maxUnavailable"], "minAvailable" in budget) == ("50%", False)
+    assert "PodDisruptionBudget" not in kinds("--set", "replicas=3,podDisruptionBudget.enabled=false")
+
+
+def test_a_service_monitor_finds_the_port_of_the_service() -> None:
+    objects = installed("--set", "metrics.serviceMonitor.enabled=true,metrics.service.annotations.a=b")
+    service, monitor = only(objects, "Service"), only(objects, "ServiceMonitor")
+    [port], [endpoint] = service["spec"]["ports"], monitor["spec"]["endpoints"]
+    assert (endpoint["port"], port["targetPort"], service["metadata"]["annotations"]) == (port["name"], "http", {"a": "b"})
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    [container] = pod_of(objects)["containers"]
+    assert {"name": "http", "containerPort": port["port"]} in container["ports"]
+    assert "PodMonitor" not in [document["kind"] for document in objects]
+    assert kinds("--set", "metrics.service.enabled=true").count("Service") == 1
 
 
 def test_its_images_have_its_version_unless_a_value_overrides_it() -> None:

@@ -14,7 +14,10 @@ VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text(encodi
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
 README = (CHART / "README.md").read_text(encoding="utf-8")
 # Values that the chart copies to the pod. The schema does not list each of their keys.
-COPIED = {"resources", "test.resources"}
+COPIED = {
+    "resources", "test.resources", "livenessProbe", "readinessProbe", "startupProbe", "podSecurityContext",
+    "containerSecurityContext",
+}  # fmt: skip
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -71,7 +74,7 @@ def test_the_schema_refuses_unknown_keys_except_in_kubernetes_types() -> None:
     kubernetes = {
         ".affinity.nodeAffinity", ".affinity.podAffinity", ".affinity.podAntiAffinity", ".env[].valueFrom",
         ".networkPolicy.metricsFrom[].ipBlock", ".site.networkPolicy.metricsFrom[].ipBlock", ".topologySpreadConstraints[]",
-        ".resources.claims[]", ".test.resources.claims[]",
+        ".resources.claims[]", ".test.resources.claims[]", ".podSecurityContext", ".containerSecurityContext",
     }  # fmt: skip
     matched = {path for path in open_maps if path.endswith("matchExpressions[]")}
     assert open_maps - matched == {".global", *kubernetes}
@@ -107,6 +110,10 @@ def test_the_schema_refuses_unknown_keys_except_in_kubernetes_types() -> None:
         ("policy.failurePolicy=Maybe", "at '/policy/failurePolicy': value must be one of 'Fail', 'Ignore'"),
         ("policy.allowedImages={a*}", "at '/policy/allowedImages/0': 'a*' does not match pattern"),
         ("test.timeoutSeconds=5", "at '/test/timeoutSeconds': minimum: got 5, want 30"),
+        ("livenessProbe.path=/x", "at '/livenessProbe': additional properties 'path' not allowed"),
+        ("podDisruptionBudget.minAvailable=half", "at '/podDisruptionBudget/minAvailable'"),
+        ("extraArgs={run}", "at '/extraArgs/0': 'run' does not match pattern '^--'"),
+        ("workers=0", "at '/workers': minimum: got 0, want 1"),
         ("resources.request.cpu=1", "at '/resources': additional properties 'request' not allowed"),
     ],
 )
