@@ -24,6 +24,7 @@ from finetune_operator.cluster.events import EventRecorder
 from finetune_operator.cluster.lease import LeaderElection, LeaseLostError, NoLeaderElection
 from finetune_operator.cluster.progress import ProgressClient
 from finetune_operator.defaults import OperatorDefaults, read_defaults
+from finetune_operator.definition import OldDefinitionError, check_definition
 from finetune_operator.handlers import Handlers
 from finetune_operator.health import Health
 from finetune_operator.metrics import Metrics
@@ -60,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LeaseLostError as lost:
         logger.error("%s: the process exits", lost)
         return 1
+    except OldDefinitionError as old:
+        logger.error("%s", old)
+        return names.EXIT_REFUSED
     return 0
 
 
@@ -97,6 +101,11 @@ async def _run(options: argparse.Namespace, defaults: OperatorDefaults, tls: ssl
     registry = CollectorRegistry()
     metrics, store = Metrics(registry), Store()
     api = await Api.connect(count=metrics.count_request)
+    try:
+        await check_definition(api)
+    except OldDefinitionError:
+        await api.close()
+        raise
     leader_election = _build_leader_election(options, api)
     api.set_write_check(leader_election.check)
     health = Health(lambda: queue.stuck_seconds() if leader_election.is_leading() else 0.0)

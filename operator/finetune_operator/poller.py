@@ -32,8 +32,8 @@ class _Polled:
 class Poller:
     """Polls the pod with index 0 of each job given to ``start_polling``, until that pod no longer runs.
 
-    on_change: called at each report, and when a pod becomes silent. clock: monotonic seconds. interval_seconds: between two polls of a
-    job.
+    on_change: called at each report, and when a pod becomes silent. clock: monotonic seconds. interval_seconds: the time between
+    two polls of a job.
     """
 
     def __init__(

@@ -392,7 +392,7 @@ def test_other_fields_of_a_job_from_before_the_rules_can_still_be_changed(enviro
     assert patched({"suspend": True}).returncode == 0
     assert patched({"distributed": {"nodes": 2}}).returncode == 0, "fewer GPUs than before"
     assert "40 GPUs" in patched({"distributed": {"nodes": 5}}).stderr
-    assert "spec.pod.image" in patched({"pod": {"image": "elsewhere.example.com/y"}}).stderr
+    assert "spec.pod: the image elsewhere" in patched({"pod": {"image": "elsewhere.example.com/y"}}).stderr
 
 
 def policy(*values: str) -> list[Object]:

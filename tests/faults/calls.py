@@ -63,9 +63,9 @@ class Record:
 
 
 def read_call(method: str, path: str, query: Mapping[str, str], body: bytes = b"") -> Call:
-    """Parse a request to /api/v1/… or /apis/GROUP/VERSION/…, with or without a namespace."""
+    """Parse a request to /api/v1/… or /apis/GROUP/VERSION/…, with or without a namespace. Other paths name no resource."""
     parts = path.strip("/").split("/")
-    group, rest = "", parts[2:]
+    group, rest = "", parts[2:] if parts[0] == "api" else []
     if parts[0] == "apis":
         group, rest = (parts[1] if len(parts) > 1 else ""), parts[3:]
     namespace = ""

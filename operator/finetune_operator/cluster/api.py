@@ -36,6 +36,7 @@ _PATHS = {
     "WorkloadV1beta1": "/apis/kueue.x-k8s.io/v1beta1/namespaces/{}/workloads",  # Kueue before 0.15
     "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
     "TokenReview": "/apis/authentication.k8s.io/v1/tokenreviews",
+    "Schema": f"/openapi/v3/apis/{names.GROUP}",
     "SubjectAccessReview": "/apis/authorization.k8s.io/v1/subjectaccessreviews",
 }
 # HTTP method → verb in RBAC.
@@ -149,6 +150,17 @@ class Api:
     async def create(self, kind: str, manifest: Manifest) -> Manifest:
         """Create an object. Raise ApiError with reason AlreadyExists if the name is taken."""
         return await self._request("POST", kind, manifest["metadata"]["namespace"], body=manifest)
+
+    async def published_schema(self) -> Manifest | None:
+        """Return the schema of a FineTuneJob that the API server publishes, or None if it knows no FineTuneJob."""
+        try:
+            document = await self._request("GET", "Schema", None, names.VERSION)
+        except ApiError as error:
+            if error.code == 404:
+                return None
+            raise
+        schemas: Manifest = document["components"]["schemas"]
+        return next((schema for name, schema in schemas.items() if name.endswith(f".{names.VERSION}.{names.KIND}")), None)
 
     async def review(self, manifest: Manifest) -> Manifest:
         """Return the status that the API server gives a review: it answers at once and stores nothing."""
