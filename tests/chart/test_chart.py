@@ -79,6 +79,8 @@ def test_it_passes_the_operator_its_lease_its_defaults_file_and_its_pod() -> Non
         "run",
         "--lease=finetune-operator",
         "--site-file=/etc/finetune-operator/site.yaml",
+        "--log-format=Text",
+        "--log-level=INFO",
         "--namespace=team-a",
         "--namespace=team-b",
     ]
