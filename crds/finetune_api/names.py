@@ -28,6 +28,9 @@ ANNOTATION_GENERATION: Final = f"{GROUP}/generation"  # on Jobs and output claim
 # Kueue: the operator copies labels and annotations with this prefix from the FineTuneJob to its Jobs and pods.
 KUEUE_PREFIX: Final = "kueue.x-k8s.io/"
 LABEL_KUEUE_QUEUE: Final = f"{KUEUE_PREFIX}queue-name"
+# The Job that holds the place in the queue has this spec.managedBy, so Kubernetes creates no pods for it.
+QUEUE_JOB_MANAGER: Final = f"{GROUP}/operator"
+ANNOTATION_REQUIREMENTS: Final = f"{GROUP}/requirements"  # on that Job: a digest of what it asks for
 
 # Environment variables of a training pod. The operator sets them, the launcher reads them.
 ENV_RUN_FILE: Final = "FINETUNE_RUN_FILE"  # path of the JSON file with the wire.RunConfig
@@ -74,6 +77,11 @@ MAX_NAME_LENGTH: Final = 52
 def attempt_name(job: str, attempt: int) -> str:
     """Return the name of the Job and the ConfigMap of an attempt."""
     return f"{job}-{attempt}"
+
+
+def queue_job_name(job: str) -> str:
+    """Return the name of the Job that holds the place in Kueue's queue for all attempts."""
+    return f"{job}-queue"
 
 
 def service_name(job: str) -> str:

@@ -69,6 +69,8 @@ class ChildJob:
     completions: the number of its pods. complete: all pods succeeded. failing: it has failed, and the Job controller deletes
     its other pods. failed: the message of its Failed condition, or None. suspended: something, usually Kueue, suspends it.
     started_at: when it started or was last resumed. job_uid: uid of the FineTuneJob that it was created for.
+    queue_job: uid of the Job that holds the place in the queue, if this one belongs to it.
+    active, requirements: of that Job, which has the attempt 0: the number of pods that it reports, a digest of what it asks for.
     """
 
     name: str
@@ -83,6 +85,9 @@ class ChildJob:
     suspended: bool = False
     started_at: datetime.datetime | None = None
     job_uid: str | None = None
+    queue_job: str | None = None
+    active: int = 0
+    requirements: str | None = None
     version: int = 0
 
 
@@ -222,7 +227,14 @@ class Observation:
         return next((child for child in self.own_jobs() if child.attempt == attempt), None)
 
     def own_jobs(self) -> list[ChildJob]:
-        """Return the Jobs that this FineTuneJob owns, but not those of an earlier one with the same name."""
+        """Return the attempts' Jobs that this FineTuneJob owns, but not those of an earlier one with the same name."""
+        return [child for child in self._owned() if child.attempt]
+
+    def queue_job(self) -> ChildJob | None:
+        """Return the Job that holds the place in the queue."""
+        return next((child for child in self._owned() if not child.attempt), None)
+
+    def _owned(self) -> list[ChildJob]:
         return [child for child in self.jobs if child.owner is not None and child.owner.uid == self.job.uid]
 
     def own_pods(self) -> list[PodState]:

@@ -71,11 +71,23 @@ def select_kueue_keys(mapping: Mapping[str, str] | None) -> Mapping[str, str]:
 
 
 def read_owner(manifest: Manifest) -> Owner | None:
-    """Return the controller of an object, or None if it has none."""
-    for reference in manifest["metadata"].get("ownerReferences", ()):
-        if reference.get("controller"):
+    """Return the FineTuneJob that owns an object, or else the controller of the object, or None if it has none.
+
+    The Job of an attempt in a queue has both: its controller is the Job that holds the place in the queue.
+    """
+    references = manifest["metadata"].get("ownerReferences", ())
+    for reference in sorted(references, key=lambda reference: reference["kind"] != names.KIND):
+        if reference.get("controller") or reference["kind"] == names.KIND:
             return Owner(reference["kind"], reference["name"], reference["uid"])
     return None
+
+
+def _controlling_job(manifest: Manifest) -> str | None:
+    """Return the uid of the Job that controls an object, or None."""
+    references = manifest["metadata"].get("ownerReferences", ())
+    return next(
+        (reference["uid"] for reference in references if reference.get("controller") and reference["kind"] == "Job"), None
+    )
 
 
 def _parse_int(value: Any) -> int:
@@ -101,6 +113,9 @@ def read_child_job(manifest: Manifest) -> ChildJob:
         # A resumed Job counts as suspended until the Job controller has observed the change.
         suspended=bool(manifest["spec"].get("suspend")) or "Suspended" in true_conditions,
         started_at=read_time(manifest.get("status", {}).get("startTime")),
+        queue_job=_controlling_job(manifest),
+        active=manifest.get("status", {}).get("active", 0),
+        requirements=metadata.get("annotations", {}).get(names.ANNOTATION_REQUIREMENTS),
         job_uid=_pod_annotations(manifest).get(names.ANNOTATION_OWNER_UID),
         version=read_version(manifest),
     )
@@ -160,10 +175,17 @@ def _memory_limit(manifest: Manifest) -> str | None:
 
 
 def read_workload_key(manifest: Manifest) -> Key | None:
-    """Return the FineTuneJob whose Job owns a Workload of Kueue, or None. The name of the Job ends with the attempt."""
+    """Return the FineTuneJob whose Job owns a Workload of Kueue, or None.
+
+    It is the Job that holds the place in the queue, or that of an attempt which Kueue put into a queue by itself.
+    """
     owner = read_owner(manifest)
     name, _, attempt = owner.name.rpartition("-") if owner is not None and owner.kind == "Job" else ("", "", "")
-    return Key(manifest["metadata"]["namespace"], name) if attempt.isdecimal() and name else None
+    return (
+        Key(manifest["metadata"]["namespace"], name)
+        if name and (attempt.isdecimal() or names.queue_job_name(name) == f"{name}-{attempt}")
+        else None
+    )
 
 
 def read_workload(manifest: Manifest) -> Workload:

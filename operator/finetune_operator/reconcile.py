@@ -14,7 +14,7 @@ from finetune_api import names
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FINAL_PHASES, FineTuneJobStatus, Phase
 from finetune_operator.cluster.api import Api, ApiError
-from finetune_operator.cluster.apply import Blocked, Created, Refused, create_children
+from finetune_operator.cluster.apply import Blocked, Created, Refused, create_children, create_queue_job
 from finetune_operator.cluster.children import ChildrenReader
 from finetune_operator.cluster.events import EventRecorder
 from finetune_operator.cluster.lease import NotLeadingError
@@ -22,9 +22,9 @@ from finetune_operator.cluster.observe import observe_job, observe_refusal
 from finetune_operator.cluster.status import apply_status
 from finetune_operator.creations import Creations
 from finetune_operator.defaults import OperatorDefaults
-from finetune_operator.manifests import Plan, build_children
+from finetune_operator.manifests import Plan, QueuePlace, build_children, build_queue_job
 from finetune_operator.metrics import Metrics
-from finetune_operator.observed import CreatedAttempt, JobRecord, Key, Manifest, Observation
+from finetune_operator.observed import ChildJob, CreatedAttempt, JobRecord, Key, Manifest, Observation
 from finetune_operator.policy.attempt import choose_image, decide, pod_to_poll
 from finetune_operator.policy.conditions import complete_conditions, without_conditions
 from finetune_operator.policy.decision import Decision
@@ -38,6 +38,7 @@ from finetune_operator.policy.status import (
     blocked,
     in_phase,
     is_write_due,
+    queued,
     refused,
 )
 from finetune_operator.poller import Poller
@@ -162,6 +163,10 @@ class Reconciler:
         if decision.delete_claim is not None:
             claim = names.output_claim_name(key.name)
             await self._api.delete("PersistentVolumeClaim", key.namespace, claim, decision.delete_claim)
+        if decision.release_quota is not None:
+            await self._report_pods(key, decision.release_quota, 0)
+        if decision.create_queue_job:
+            return await self._create_queue_job(observation, decision)
         if decision.create_attempt is None:
             return decision
         if not self._creations.begin(key):
@@ -202,34 +207,71 @@ class Reconciler:
 
     async def _create_attempt(self, observation: Observation, attempt: int) -> Decision:
         """Create the children of the attempt. If that is not possible, return a status that says why."""
-        job, spec, now = observation.job, observation.job.spec, self._now()
+        job, spec = observation.job, observation.job.spec
         assert isinstance(spec, FineTuneJobSpec)
+        place, queue = observation.queue_job(), None
+        if place is not None:
+            found = await self._api.get("Job", job.key.namespace, place.name)
+            if found is None or found["spec"].get("suspend"):
+                return Decision(job.status, requeue_after_seconds=_SOON_SECONDS)
+            queue = QueuePlace(place.uid, found["spec"]["template"])
+            await self._report_pods(job.key, place, choose_nodes(spec, job.status))
         image = choose_image(spec, job.status, self._defaults.trainer_image or "")
-        before = job.status.model_copy(update={"observed_generation": job.generation})
 
         def build(adopted: bool) -> Sequence[Manifest]:
             plan = plan_attempt(job, spec, attempt, image, self._defaults, adopted)
             # If the ConfigMap exists already, it stays as it is, with its key.
-            return build_children(dataclasses.replace(plan, rendezvous_key=secrets.token_hex(32)))
+            return build_children(dataclasses.replace(plan, rendezvous_key=secrets.token_hex(32), queue=queue))
 
         started = job.status.attempt is not None
-        match await create_children(self._api, job.key.namespace, job.key.name, job.uid, build, job.generation, started):
-            case Created(created_at, child):
-                self._creations.forget(job.key)
-                self._store.put_child(job.key, child)
-                created = CreatedAttempt(job.uid, job.generation, attempt, created_at, image, child.completions)
-                self._store.put_created_attempt(job.key, created)
-                return Decision(attempt_created(before, spec, created), requeue_after_seconds=_SOON_SECONDS)
-            case Blocked(reason, message, needs_user_action, retry_soon):
-                phase: Phase = "Restarting" if before.phase == "Restarting" else "Pending"
-                if needs_user_action:
-                    status = blocked(before, job, phase, reason, message, now)
-                else:
-                    status = in_phase(without_conditions(before, "Blocked"), phase, reason, message)
-                return Decision(status, requeue_after_seconds=_SOON_SECONDS if retry_soon else self._creations.blocked(job.key))
-            case Refused(reason, message):
-                self._creations.forget(job.key)
-                return Decision(refused(before, reason, message, job, now))
+        result = await create_children(self._api, job.key.namespace, job.key.name, job.uid, build, job.generation, started)
+        if not isinstance(result, Created):
+            return self._explain_refusal(job, result)
+        self._creations.forget(job.key)
+        self._store.put_child(job.key, result.job)
+        created = CreatedAttempt(job.uid, job.generation, attempt, result.created_at, image, result.job.completions)
+        self._store.put_created_attempt(job.key, created)
+        before = job.status.model_copy(update={"observed_generation": job.generation})
+        return Decision(attempt_created(before, spec, created), requeue_after_seconds=_SOON_SECONDS)
+
+    async def _create_queue_job(self, observation: Observation, decision: Decision) -> Decision:
+        """Create the Job that holds the place in the queue. If that is not possible, return a status that says why."""
+        job, spec = observation.job, observation.job.spec
+        assert isinstance(spec, FineTuneJobSpec)
+        image = choose_image(spec, job.status, self._defaults.trainer_image or "")
+        plan = plan_attempt(job, spec, (job.status.attempt or 0) + 1, image, self._defaults, adopted=False)
+        result = await create_queue_job(self._api, build_queue_job(plan), job.uid)
+        if not isinstance(result, ChildJob):
+            return self._explain_refusal(job, result)
+        self._creations.forget(job.key)
+        self._store.put_child(job.key, result)
+        return Decision(queued(decision.status, job, None, self._now()), requeue_after_seconds=_SOON_SECONDS)
+
+    def _explain_refusal(self, job: JobRecord, result: Blocked | Refused) -> Decision:
+        """Return a status that says why children can't be created."""
+        before, now = job.status.model_copy(update={"observed_generation": job.generation}), self._now()
+        if isinstance(result, Refused):
+            self._creations.forget(job.key)
+            return Decision(refused(before, result.reason, result.message, job, now))
+        phase: Phase = "Restarting" if before.phase == "Restarting" else "Pending"
+        if result.needs_user_action:
+            status = blocked(before, job, phase, result.reason, result.message, now)
+        else:
+            status = in_phase(without_conditions(before, "Blocked"), phase, result.reason, result.message)
+        pause = _SOON_SECONDS if result.retry_soon else self._creations.blocked(job.key)
+        return Decision(status, requeue_after_seconds=pause)
+
+    async def _report_pods(self, key: Key, place: ChildJob, pods: int) -> None:
+        """Tell Kueue how many pods use the quota. It does not give the quota to another job before there are none."""
+        await self._api.apply_status(
+            "Job",
+            {
+                "apiVersion": "batch/v1",
+                "kind": "Job",
+                "metadata": {"namespace": key.namespace, "name": place.name, "uid": place.uid},
+                "status": {"active": pods, "ready": pods},
+            },
+        )
 
     async def _write_status(self, observation: Observation, decision: Decision) -> float | None:
         """Write the status if that is due. Record events only after the write. Return the seconds until the next reconcile."""

@@ -9,12 +9,13 @@ from typing import Any
 import click
 import yaml
 
-from finetune_api import __version__
+from finetune_api import __version__, names
 from finetune_api.cli import refuse
 from finetune_api.files import read_jobs
 from finetune_api.reasons import FineTuneError
 from finetune_operator.defaults import OperatorDefaults, read_defaults
-from finetune_operator.manifests import Plan, build_children
+from finetune_operator.manifests import Plan, QueuePlace, build_children, build_queue_job
+from finetune_operator.manifests.plan import UID_OF_JOB
 from finetune_operator.observed import Manifest
 from finetune_operator.parsing import select_kueue_keys
 
@@ -49,7 +50,11 @@ def render_objects(path: pathlib.Path, defaults: OperatorDefaults) -> list[Manif
         nodes, restarts = job.spec.distributed.nodes, job.spec.recovery.max_restarts
         plan = Plan(metadata.namespace, metadata.name, PLACEHOLDER_UID, 1, job.spec, nodes, image, restarts, defaults=defaults)
         labels, annotations = select_kueue_keys(metadata.labels), select_kueue_keys(metadata.annotations)
-        objects += build_children(dataclasses.replace(plan, kueue_labels=labels, kueue_annotations=annotations))
+        plan = dataclasses.replace(plan, kueue_labels=labels, kueue_annotations=annotations)
+        if names.LABEL_KUEUE_QUEUE in labels:
+            objects.append(build_queue_job(plan))
+            plan = dataclasses.replace(plan, queue=QueuePlace(UID_OF_JOB))
+        objects += build_children(plan)
     return objects
 
 

@@ -172,7 +172,9 @@ class Store:
         ended = {
             pod.name: pod for pod in (*self.pods.by_job(key), *self.terminated_pods.by_job(key)) if pod.terminated is not None
         }
-        suspended = {child.uid for child in observation.own_jobs() if child.suspended and not child.deleting}
+        place = observation.queue_job()
+        queueing_jobs = [*observation.own_jobs(), *([place] if place is not None else [])]
+        suspended = {child.uid for child in queueing_jobs if child.suspended and not child.deleting}
         waiting = [workload.waiting for workload in self.workloads.by_job(key) if workload.job_uid in suspended]
         return dataclasses.replace(
             observation,

@@ -31,6 +31,7 @@ EVERYTHING = {
     ("", "persistentvolumeclaims"): {"get", "create", "delete"},
     ("", "events"): {"list", "create"},
     ("kueue.x-k8s.io", "workloads"): {"list", "watch"},
+    ("batch", "jobs/status"): {"patch"},
     ("networking.k8s.io", "networkpolicies"): {"get", "create"},
     ("scheduling.x-k8s.io", "podgroups"): {"get", "create", "delete"},
     ("scheduling.volcano.sh", "podgroups"): {"get", "create", "delete"},

@@ -42,6 +42,7 @@ _GROUPS = {
     "jobs": "/apis/batch/v1",
     "leases": "/apis/coordination.k8s.io/v1",
     "networkpolicies": "/apis/networking.k8s.io/v1",
+    "workloads": "/apis/kueue.x-k8s.io/v1beta1",
     "poddisruptionbudgets": "/apis/policy/v1",
     **dict.fromkeys(("roles", "rolebindings"), "/apis/rbac.authorization.k8s.io/v1"),
 }

@@ -1,4 +1,4 @@
-"""Kueue: a job in a queue shows Kueue's message. An evicted job saves a checkpoint and continues as the same Job."""
+"""Kueue: a job in a queue shows Kueue's message, keeps its admission in a restart, and continues after an eviction."""
 
 import json
 from collections.abc import Iterator
@@ -50,16 +50,21 @@ def submit(env: Environment, name: str, labels: dict[str, str], plan: str = "", 
     env.apply(manifest)
 
 
-def test_a_job_waits_for_quota_and_an_evicted_job_continues_as_the_same_job(env_with_queue: Environment) -> None:
+def test_a_job_waits_for_quota_keeps_it_in_a_restart_and_continues_after_an_eviction(env_with_queue: Environment) -> None:
     env = env_with_queue
     submit(env, "first", {QUEUE: "gpus"}, "save 1", training={"maxSteps": 400})
     env.wait_phase("first", "Running")
     submit(env, "second", {QUEUE: "gpus"})
     waiting = env.wait("Kueue's reason", lambda: "quota" in env.status("second").get("message", "") and env.status("second"), 40)
-    assert (waiting["phase"], waiting["attempt"]) == ("Queued", 1)
-    [queued] = [job for job in env.objects("jobs") if job["metadata"]["name"] == "second-1"]
-    uid = next(job["metadata"]["uid"] for job in env.objects("jobs") if job["metadata"]["name"] == "first-1")
-    assert queued["spec"]["suspend"] is True
+    assert (waiting["phase"], waiting.get("attempt")) == ("Queued", None)
+    assert workload_of(env, "first")["status"]["conditions"]
+    admission = workload_of(env, "first")["metadata"]["uid"]
+
+    env.kubectl("delete", "pod", "--selector", "finetune.dev/finetunejob=first", "--wait=false")
+    env.wait("its next attempt", lambda: env.status("first").get("attempt") == 2 and env.status("first"), 60)
+    env.wait_phase("first", "Running")
+    assert env.status("second")["phase"] == "Queued", "a restarted job was overtaken"
+    assert workload_of(env, "first")["metadata"]["uid"] == admission
 
     submit(env, "urgent", {QUEUE: "gpus", PRIORITY: env.name})
     evicted = env.wait_phase("first", "Queued", timeout=30)
@@ -68,11 +73,17 @@ def test_a_job_waits_for_quota_and_an_evicted_job_continues_as_the_same_job(env_
     env.wait_phase("first", "Succeeded", timeout=90)
     env.wait_phase("second", "Succeeded", timeout=90)
     status = env.status("first")
-    assert (status["attempt"], status["restarts"]["failures"]) == (1, 0)
+    assert (status["attempt"], status["restarts"]["failures"], status["restarts"]["preemptions"]) == (3, 0, 1)
     assert status["checkpoint"]["step"] > 0
-    assert uid in [job["metadata"]["uid"] for job in env.objects("jobs")]
     events = [event["reason"] for event in env.objects("events") if event["involvedObject"]["name"] == "first"]
     assert "Evicted" in events
+    env.wait("the quota is given back", lambda: not env.objects("workloads"), 30)
+
+
+def workload_of(env: Environment, job: str) -> Any:
+    """Return the Workload of the Job that holds the place of a FineTuneJob."""
+    [found] = [item for item in env.objects("workloads") if item["metadata"]["ownerReferences"][0]["name"] == f"{job}-queue"]
+    return found
 
 
 def test_a_queue_that_does_not_exist_sets_the_condition_blocked(env_with_queue: Environment) -> None:

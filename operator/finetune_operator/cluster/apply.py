@@ -96,6 +96,18 @@ async def _create_at_once(api: Api, manifests: Sequence[Manifest], uid: str) -> 
     return next((result for result in results if isinstance(result, Blocked | Refused)), None)
 
 
+async def create_queue_job(api: Api, manifest: Manifest, uid: str) -> ChildJob | Blocked | Refused:
+    """Create the Job that holds the place in the queue. A cluster without spec.managedBy would run it."""
+    created = await _create(api, manifest, uid)
+    if isinstance(created, Blocked | Refused):
+        return created
+    if "managedBy" in created["spec"]:
+        return read_child_job(created)
+    await api.delete("Job", manifest["metadata"]["namespace"], manifest["metadata"]["name"], created["metadata"]["uid"])
+    message = "a queue needs Kubernetes 1.32 or later, whose Jobs have spec.managedBy: remove the label of the queue, or upgrade"
+    return Blocked("UnsupportedQueue", message, needs_user_action=True)
+
+
 async def _check_claim(
     api: Api, claim: Manifest, children: Sequence[Manifest], uid: str, generation: int, started: bool
 ) -> Blocked | Refused | None:

@@ -61,7 +61,7 @@ async def _with_probe_failure(api: Api, job: JobRecord, pod: PodState) -> PodSta
 
 def _job_missing_pods(children: Sequence[ChildJob], pods: Sequence[PodState]) -> str | None:
     """Return the uid of a running Job that has fewer pods than it should, or None."""
-    for child in children:
+    for child in (child for child in children if child.attempt):
         pod_count = sum(pod.owner is not None and pod.owner.uid == child.uid for pod in pods)
         if pod_count < child.completions and not (child.deleting or child.complete or child.failing or child.suspended):
             return child.uid

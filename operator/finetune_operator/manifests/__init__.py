@@ -3,13 +3,14 @@
 from finetune_operator.manifests.configmap import build_ca_bundle, build_config_map
 from finetune_operator.manifests.job import build_job
 from finetune_operator.manifests.networkpolicy import build_network_policy
-from finetune_operator.manifests.plan import Plan
+from finetune_operator.manifests.plan import Plan, QueuePlace
 from finetune_operator.manifests.podgroup import build_pod_group
+from finetune_operator.manifests.queue import build_queue_job
 from finetune_operator.manifests.service import build_service
 from finetune_operator.manifests.storage import build_output_claim
 from finetune_operator.observed import Manifest
 
-__all__ = ["Plan", "build_children"]
+__all__ = ["Plan", "QueuePlace", "build_children", "build_queue_job"]
 
 
 def build_children(plan: Plan) -> list[Manifest]:

@@ -15,6 +15,14 @@ UID_OF_JOB = "uid of the Job"
 
 
 @dataclasses.dataclass(frozen=True)
+class QueuePlace:
+    """The Job that holds the place in the queue. template: its pod template, to which Kueue adds where the pods may run."""
+
+    uid: str
+    template: Manifest = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """One attempt at a FineTuneJob.
 
@@ -23,7 +31,8 @@ class Plan:
     to. adopted: an earlier FineTuneJob of this name left the output claim, so the pods may use only a finished model in it.
     rendezvous_key: with it the pods sign what they exchange. The text here stands in rendered manifests; each attempt that is
     created gets a random one.
-    kueue_labels, kueue_annotations: those of the FineTuneJob. generation: its version of the spec.
+    kueue_labels, kueue_annotations: those of the FineTuneJob. generation: its version of the spec. queue: its place in the queue,
+    if it names one.
     """
 
     namespace: str
@@ -41,6 +50,7 @@ class Plan:
     kueue_labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     kueue_annotations: Mapping[str, str] = dataclasses.field(default_factory=dict)
     generation: int = 1
+    queue: QueuePlace | None = None
 
     @property
     def attempt_name(self) -> str:

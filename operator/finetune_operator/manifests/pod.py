@@ -17,7 +17,7 @@ _TOLERATION_SECONDS = {"node.kubernetes.io/not-ready": 30, "node.kubernetes.io/u
 
 def build_pod_spec(plan: Plan, labels: dict[str, str]) -> Manifest:
     """Return the spec of the pod template, without fields that are None. labels: those of the attempt's pods."""
-    pod, defaults = plan.spec.pod, plan.defaults
+    pod, defaults, place = plan.spec.pod, plan.defaults, _placed_by_queue(plan)
     secrets = {secret.name: None for secret in (*(pod.image_pull_secrets or ()), *defaults.image_pull_secrets)}
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
@@ -28,14 +28,14 @@ def build_pod_spec(plan: Plan, labels: dict[str, str]) -> Manifest:
         "terminationGracePeriodSeconds": pod.termination_grace_period_seconds,
         "securityContext": _security_context(plan),
         "imagePullSecrets": [{"name": name} for name in secrets] or None,
-        "nodeSelector": {**(pod.node_selector or {}), **defaults.node_selector} or None,
-        "tolerations": _tolerations(plan),
+        "nodeSelector": {**(pod.node_selector or {}), **defaults.node_selector, **place.get("nodeSelector", {})} or None,
+        "tolerations": _tolerations(plan, place.get("tolerations", [])),
         "affinity": pod.affinity.to_wire() or None if pod.affinity else None,
         "topologySpreadConstraints": _topology_spread(plan, labels) or None,
         "priorityClassName": pod.priority_class_name,
         "schedulerName": pod.scheduler_name,
         "runtimeClassName": pod.runtime_class_name,
-        "schedulingGates": [gate.to_wire() for gate in pod.scheduling_gates or ()] or None,
+        "schedulingGates": place.get("schedulingGates") or [gate.to_wire() for gate in pod.scheduling_gates or ()] or None,
         "resourceClaims": [claim.to_wire() for claim in pod.resource_claims or ()] or None,
         "initContainers": [build_init_container(plan, container) for container in pod.init_containers or ()] or None,
         "containers": [build_container(plan)],
@@ -54,15 +54,22 @@ def _security_context(plan: Plan) -> Manifest:
     return {"runAsNonRoot": True, **context, **group, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
-def _tolerations(plan: Plan) -> list[Manifest]:
+def _placed_by_queue(plan: Plan) -> Manifest:
+    """Return the pod spec into which Kueue wrote the node selector, tolerations and gates of the flavor that it chose."""
+    spec: Manifest = plan.queue.template.get("spec", {}) if plan.queue is not None else {}
+    return spec
+
+
+def _tolerations(plan: Plan, of_flavor: list[Manifest]) -> list[Manifest]:
     requested = [*(plan.spec.pod.tolerations or ()), *plan.defaults.tolerations]
     tolerations = [toleration.to_wire() for toleration in requested]
     tolerated_taints = {toleration.get("key") for toleration in tolerations}
-    return tolerations + [
+    tolerations += [
         {"key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}
         for taint, seconds in _TOLERATION_SECONDS.items()
         if taint not in tolerated_taints
     ]
+    return tolerations + [toleration for toleration in of_flavor if toleration not in tolerations]
 
 
 def _topology_spread(plan: Plan, labels: dict[str, str]) -> list[Manifest]:

@@ -20,6 +20,7 @@ from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.elastic import nodes_of_attempt, scaled_down
 from finetune_operator.policy.failure import build_failure, final_report, find_cause
 from finetune_operator.policy.leftovers import wait_for_leftovers
+from finetune_operator.policy.queue import wait_for_admission, wait_in_queue
 from finetune_operator.policy.report import apply_report
 from finetune_operator.policy.restart import has_attempt_ended, start_next_attempt, stopping_message, with_final_reports
 from finetune_operator.policy.restart_budget import attempt_failed, with_in_place_restarts
@@ -30,7 +31,6 @@ from finetune_operator.policy.status import (
     in_phase,
     pluralize,
     progress_unknown,
-    queued,
     refused,
     running_seconds,
     succeeded,
@@ -131,8 +131,17 @@ def _start_first_attempt(
 ) -> Decision:
     if spec.suspend:
         stopping = stopping_message(observation.own_pods())
-        return Decision(suspended(status, stopping, now), requeue_after_seconds=_SOON_SECONDS if stopping else None)
-    return wait_for_leftovers(observation, status) or Decision(status, create_attempt=1)
+        place = observation.queue_job()
+        return Decision(
+            suspended(status, stopping, now),
+            delete_child_job=place if place is not None and not place.deleting else None,
+            requeue_after_seconds=_SOON_SECONDS if stopping else None,
+        )
+    return (
+        wait_for_leftovers(observation, status)
+        or wait_for_admission(observation, spec, status, now)
+        or Decision(status, create_attempt=1)
+    )
 
 
 def _check_attempt(
@@ -160,11 +169,8 @@ def _check_attempt(
     if spec.suspend:
         message = "stopping: the pods save a checkpoint"
         return Decision(suspended(status, message, now), requeue_after_seconds=_SOON_SECONDS)
-    if child is not None and child.suspended and child.failed is None and not child.deleting:
-        if status.phase == "Queued" and observation.queueing is None:
-            return Decision(status, check_after_seconds=_CHECK_SECONDS)  # what Kueue said last is better than nothing
-        check_after = _PENDING_SECONDS if observation.queueing is None else _CHECK_SECONDS
-        return Decision(queued(status, observation.job, observation.queueing, now), check_after_seconds=check_after)
+    if held_back := wait_in_queue(observation, child, status, now):
+        return held_back
     status = admitted(status, observation.job, now)
     failure = find_cause(child, pods, nodes, now)
     ended = any(pod.terminated is not None for pod in pods)

@@ -46,6 +46,9 @@ def clean_up_finished_job(observation: Observation, now: datetime.datetime) -> D
         force_delete = pods_to_force_delete(terminating, None, now)
         requeue_after = seconds_to_next_force_delete(terminating, None, now, at_most=_CHECK_SECONDS)
         return Decision(status, force_delete=force_delete, requeue_after_seconds=requeue_after)
+    place = observation.queue_job()
+    if place is not None and not place.deleting:  # gives the quota back
+        return Decision(status, delete_child_job=place, requeue_after_seconds=_SOON_SECONDS)
     if not isinstance(job.spec, FineTuneJobSpec):
         return Decision(status)
     if observation.output_claim is not None and job.should_delete_output_claim():

@@ -15,6 +15,8 @@ class Decision:
     """The status to write, and at most one action before that.
 
     create_attempt: number of the attempt whose children to create.
+    create_queue_job: whether to create the Job that holds the place in the queue.
+    release_quota: that Job, to report that no pod uses its quota any more.
     delete_child_job: the Job to delete.
     force_delete: pods to delete by force.
     delete_claim: uid of the output claim to delete.
@@ -27,6 +29,8 @@ class Decision:
 
     status: FineTuneJobStatus
     create_attempt: int | None = None
+    create_queue_job: bool = False
+    release_quota: ChildJob | None = None
     delete_child_job: ChildJob | None = None
     force_delete: Sequence[PodState] = ()
     delete_claim: str | None = None
@@ -42,6 +46,8 @@ class Decision:
             self.final_reports_missing
             or self.pods_missing
             or self.create_attempt is not None
+            or self.create_queue_job
+            or self.release_quota is not None
             or self.delete_child_job is not None
             or self.force_delete
             or self.delete_claim is not None

@@ -12,6 +12,7 @@ from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.failure import final_report
 from finetune_operator.policy.force_delete import pods_to_force_delete, seconds_to_next_force_delete
 from finetune_operator.policy.progress import furthest_step
+from finetune_operator.policy.queue import EVICTED_BY_QUEUE, wait_for_admission
 from finetune_operator.policy.report import apply_report
 from finetune_operator.policy.restart_budget import backoff_before_next_attempt, with_in_place_restarts
 from finetune_operator.policy.status import in_phase, suspended
@@ -49,14 +50,19 @@ def start_next_attempt(
     requeue_after = seconds_to_next_force_delete(remaining, ended_at, now, at_most=_CHECK_SECONDS)
     force_delete = pods_to_force_delete(remaining, ended_at, now)
     if spec.suspend:
-        status = suspended(status, stopping_message(remaining), now)
-        return Decision(status, force_delete=force_delete, requeue_after_seconds=requeue_after if remaining else None)
+        status, place = suspended(status, stopping_message(remaining), now), observation.queue_job()
+        unused = place if place is not None and not place.deleting and not remaining else None
+        return Decision(
+            status, delete_child_job=unused, force_delete=force_delete, requeue_after_seconds=requeue_after if remaining else None
+        )
     if remaining or observation.own_jobs():
         return Decision(
             _waiting_for_pods(observation, status, remaining, attempt, now),
             force_delete=force_delete,
             requeue_after_seconds=requeue_after,
         )
+    if waiting := wait_for_admission(observation, spec, status, now):
+        return waiting
     delay = (
         _delay_after_withdrawal(status, observation.job.uid) if status.phase == "Queued" else backoff_before_next_attempt(status)
     )
@@ -67,7 +73,12 @@ def start_next_attempt(
 
 
 def _delay_after_withdrawal(status: FineTuneJobStatus, uid: str) -> datetime.timedelta:
-    """Return the pause. It differs by up to a half between jobs, so that two that took each other's nodes do not meet again."""
+    """Return the pause. It differs by up to a half between jobs, so that two that took each other's nodes do not meet again.
+
+    There is none after an eviction: the queue has admitted the job again.
+    """
+    if status.attempts and status.attempts[-1].reason == EVICTED_BY_QUEUE:
+        return datetime.timedelta(0)
     count = len(list(itertools.takewhile(lambda item: item.reason in WITHDRAWAL_REASONS, reversed(status.attempts or ()))))
     delay: datetime.timedelta = WITHDRAWAL_DELAY * 2 ** min(max(0, count - 1), 10)
     return min(delay, MAX_WITHDRAWAL_DELAY) * (1 + zlib.crc32(f"{uid}-{count}".encode()) % 1000 / 2000)

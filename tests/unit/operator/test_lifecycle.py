@@ -14,6 +14,7 @@ from unit.operator.builders import KEY, job_manifest, pod_manifest, spec_fields
 from unit.operator.fake_server import Killed
 from unit.operator.harness import Harness
 
+PLACE = names.queue_job_name(KEY.name)
 PUBLISHED = {"url": "https://hub/a/b", "commit": "c"}
 # What the rest of the cluster does to a Job whose pods run or which is suspended.
 Scenario = Callable[[Harness, Manifest, str], None]
@@ -81,16 +82,17 @@ def set_suspend(harness: Harness, value: bool) -> None:
 
 
 def admit_evict_and_admit(harness: Harness, job: Manifest, phase: str) -> None:
-    """Act as Kueue does: resume the Job, suspend it once, and resume it again."""
+    """Act as Kueue does: resume the Job that holds the place, suspend it once, and resume it again when no pod is left."""
     suspended, evicted = job["spec"].get("suspend"), "evicted" in job
-    if suspended and phase == "Queued":
-        job["spec"]["suspend"], job["status"]["startTime"] = False, write_time(harness.now)
+    if job["metadata"]["name"] != PLACE:
+        if job["metadata"]["name"] != "news-1":
+            succeed(harness, job, phase)
+    elif suspended and phase == "Queued" and not job["status"].get("active"):
+        job["spec"]["suspend"] = False
+        harness.server.put("jobs", job)
     elif phase == "Initializing" and not suspended and not evicted:
         job["spec"]["suspend"] = job["evicted"] = True
-        for name in harness.server.names_of("pods"):
-            del harness.server.objects["pods", KEY.namespace, name]
-    elif not suspended:
-        succeed(harness, job, phase)
+        harness.server.put("jobs", job)
 
 
 def step_cluster(harness: Harness, scenario: Scenario) -> None:
@@ -104,8 +106,8 @@ def step_cluster(harness: Harness, scenario: Scenario) -> None:
     phase = server.take("finetunejobs", KEY.name).get("status", {}).get("phase", "")
     for uid, job in jobs.items():
         job.setdefault("status", {})
-        attempt = int(job["metadata"]["labels"][names.LABEL_ATTEMPT])
-        if not job["spec"].get("suspend") and f"news-{attempt}-0-x" not in server.names_of("pods"):
+        attempt = int(job["metadata"]["labels"].get(names.LABEL_ATTEMPT, 0))
+        if attempt and f"news-{attempt}-0-x" not in server.names_of("pods"):
             for index in (0, 1):
                 pod = pod_manifest(index, attempt)
                 pod["metadata"] |= {"creationTimestamp": write_time(harness.now)}
@@ -148,7 +150,7 @@ SCENARIOS: dict[Scenario, tuple[int, int, list[str]]] = {
     lose_first_attempt: (1, 0, ["WorkerDied", "Completed"]),
     lose_node_of_first_attempt: (0, 1, ["NodeLost", "Completed"]),
     suspend_first_attempt: (0, 0, ["Suspended", "Completed"]),
-    admit_evict_and_admit: (0, 0, ["Completed"]),
+    admit_evict_and_admit: (0, 0, ["EvictedByQueue", "Completed"]),
 }
 
 
@@ -160,7 +162,7 @@ def check_outcome(harness: Harness, scenario: Scenario) -> None:
     assert [item["reason"] for item in status["attempts"]] == reasons
     assert status["published"] == PUBLISHED
     assert [item["type"] for item in status["conditions"] if item["status"] == "True"] == ["Complete", "Ready"]
-    created = [request for request in harness.server.done if request.startswith("POST jobs")]
+    created = [request for request in harness.server.done if request.startswith("POST jobs") and PLACE not in request]
     assert created == [f"POST jobs news-{number}" for number in range(1, len(reasons) + 1)]
     assert harness.server.names_of("jobs") == [f"news-{len(reasons)}"]
 

@@ -66,15 +66,6 @@ def test_a_volume_is_deleted_with_its_job_only_if_the_spec_says_so() -> None:
     assert kept["annotations"][names.ANNOTATION_OWNER_UID] == UID
 
 
-def test_a_job_is_created_suspended_only_for_a_queue() -> None:
-    labels = {names.LABEL_KUEUE_QUEUE: "gpus", f"{names.KUEUE_PREFIX}priority-class": "high"}
-    assert build(spec=build_spec(), kueue_labels=labels)["Job"]["spec"]["suspend"]
-    del labels[names.LABEL_KUEUE_QUEUE]
-    job = build(spec=build_spec(), kueue_labels=labels)["Job"]
-    assert "suspend" not in job["spec"]
-    assert job["metadata"]["labels"][f"{names.KUEUE_PREFIX}priority-class"] == "high"
-
-
 def test_labels_of_kueue_do_not_replace_labels_of_the_operator() -> None:
     labels = {names.LABEL_JOB: "another", names.LABEL_KUEUE_QUEUE: "gpus"}
     assert build(spec=build_spec(), kueue_labels=labels)["Job"]["metadata"]["labels"][names.LABEL_JOB] == "news"

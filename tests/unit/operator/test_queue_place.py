@@ -1,0 +1,166 @@
+"""The place in Kueue's queue: one Job without pods holds it, and the quota, for all attempts of a job."""
+
+from typing import Any
+
+import pytest
+
+from finetune_api import names
+from finetune_api.status import Attempt, FineTuneJobStatus
+from finetune_operator.observed import Manifest, write_time
+from finetune_operator.parsing import read_child_job, read_job
+from unit.operator.builders import KEY, UID, ago, job_manifest, pod_manifest, running, spec_fields
+from unit.operator.fake_server import Answer
+from unit.operator.harness import Harness
+
+PLACE = names.queue_job_name(KEY.name)
+LABELS = {names.LABEL_KUEUE_QUEUE: "gpus"}
+SPEC: dict[str, Any] = {"output": {"claim": {"claimName": "mine"}}}
+
+
+async def queue(status: FineTuneJobStatus | None = None, **spec: Any) -> Harness:
+    """Return a cluster with a job in a queue, whose place exists."""
+    harness = Harness()
+    harness.add_objects(job_manifest(spec=spec_fields(**SPEC, **spec), status=status, labels=LABELS), [], [])
+    await harness.reconcile()
+    return harness
+
+
+async def step(harness: Harness, times: int = 1) -> None:
+    """Reconcile with what the watches report."""
+    for _ in range(times):
+        for name in harness.server.names_of("jobs"):
+            harness.store.put_child(KEY, read_child_job(harness.server.take("jobs", name)))
+        await harness.reconcile()
+
+
+def set_suspend(harness: Harness, value: bool, **template: Any) -> None:
+    """Suspend or resume the Job that holds the place, as Kueue does."""
+    place = harness.server.take("jobs", PLACE)
+    place["spec"]["suspend"] = value
+    place["spec"]["template"]["spec"] |= template
+    harness.server.put("jobs", place)
+
+
+async def start(**template: Any) -> Harness:
+    harness = await queue()
+    set_suspend(harness, False, **template)
+    await step(harness)
+    return harness
+
+
+def change_spec(harness: Harness, **spec: Any) -> None:
+    job = harness.server.take("finetunejobs", KEY.name)
+    job["spec"] |= spec
+    job["metadata"]["generation"] += 1
+    harness.store.put_job(read_job(harness.server.put("finetunejobs", job)))
+
+
+def place_uid(harness: Harness) -> str:
+    return str(harness.server.take("jobs", PLACE)["metadata"]["uid"])
+
+
+async def test_a_job_in_a_queue_has_a_place_and_no_pods_until_it_is_admitted() -> None:
+    harness = await queue()
+    place = harness.server.take("jobs", PLACE)
+    assert harness.server.names_of("jobs") == [PLACE]
+    assert (place["spec"]["managedBy"], place["spec"]["suspend"]) == ("finetune.dev/operator", True)
+    assert place["metadata"]["labels"][names.LABEL_KUEUE_QUEUE] == "gpus"
+    assert (harness.status["phase"], harness.status.get("attempt")) == ("Queued", None)
+    await step(harness, 3)
+    assert (harness.server.names_of("jobs"), harness.server.writes()) == ([PLACE], [])
+
+
+async def test_an_attempt_belongs_to_the_place_and_runs_where_kueue_says() -> None:
+    toleration = {"key": "spot", "operator": "Exists"}
+    harness = await start(nodeSelector={"flavor": "spot"}, tolerations=[toleration], schedulingGates=[{"name": "kueue"}])
+    job = harness.server.take("jobs", "news-1")
+    owners = {owner["kind"]: (owner["uid"], owner["controller"]) for owner in job["metadata"]["ownerReferences"]}
+    assert owners == {"Job": (place_uid(harness), True), names.KIND: (UID, False)}
+    assert "suspend" not in job["spec"]
+    assert names.LABEL_KUEUE_QUEUE not in job["metadata"]["labels"]
+    pod = job["spec"]["template"]["spec"]
+    assert (pod["nodeSelector"], pod["schedulingGates"]) == ({"flavor": "spot"}, [{"name": "kueue"}])
+    assert toleration in pod["tolerations"]
+    assert harness.server.take("jobs", PLACE)["status"] == {"active": 2, "ready": 2}
+    assert (harness.status["phase"], harness.status["attempt"]) == ("Pending", 1)
+
+
+async def test_a_restart_keeps_the_place() -> None:
+    harness = await start()
+    before = place_uid(harness)
+    deleted = harness.server.objects.pop(("jobs", KEY.namespace, "news-1"))
+    harness.store.children.forget(KEY)
+    for _ in range(8):
+        harness.advance(10)
+        await step(harness)
+    assert deleted["metadata"]["name"] == "news-1"
+    assert harness.server.names_of("jobs") == ["news-2", PLACE]
+    assert place_uid(harness) == before
+    assert harness.server.take("jobs", PLACE)["status"]["active"] == 2
+
+
+async def test_an_evicted_job_gives_the_quota_back_when_its_pods_have_ended_and_queues_with_its_place() -> None:
+    harness = await start()
+    pod = pod_manifest(0)
+    pod["metadata"]["ownerReferences"][0]["uid"] = harness.server.take("jobs", "news-1")["metadata"]["uid"]
+    harness.server.put("pods", pod)
+    before = place_uid(harness)
+    set_suspend(harness, True)
+    await step(harness, 3)
+    assert harness.server.names_of("jobs") == [PLACE]
+    assert harness.status["phase"] == "Queued"
+    assert harness.server.take("jobs", PLACE)["status"]["active"] == 2, "a pod still saves its checkpoint"
+    del harness.server.objects["pods", KEY.namespace, pod["metadata"]["name"]]
+    harness.store.pods.forget(KEY)
+    await step(harness, 2)
+    assert harness.server.take("jobs", PLACE)["status"]["active"] == 0
+    set_suspend(harness, False)
+    await step(harness)
+    assert (harness.server.names_of("jobs"), place_uid(harness)) == (["news-2", PLACE], before)
+    assert harness.status["attempts"][0]["reason"] == "EvictedByQueue"
+    assert harness.status["restarts"]["total"] == 0
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Suspended"])
+async def test_a_job_that_is_finished_or_suspended_leaves_the_queue(phase: Any) -> None:
+    ended = Attempt(number=1, start_time=write_time(ago(90)), completion_time=write_time(ago(2)), nodes=2, reason="Completed")
+    harness = await start()
+    harness.server.objects.pop(("jobs", KEY.namespace, "news-1"))
+    status = running(phase=phase, reason=phase, completion_time=write_time(ago(1)), attempts=[ended])
+    suspend = {"suspend": True} if phase == "Suspended" else {}
+    harness.server.put("finetunejobs", job_manifest(spec=spec_fields(**SPEC, **suspend), status=status, labels=LABELS))
+    harness.start()
+    for _ in range(2):
+        await harness.reconcile()
+    assert harness.server.names_of("jobs") == []
+
+
+async def test_a_queued_job_keeps_its_place_unless_it_asks_for_something_else() -> None:
+    harness = await queue()
+    before = place_uid(harness)
+    change_spec(harness, ttlSecondsAfterFinished=60)
+    await step(harness, 3)
+    assert place_uid(harness) == before
+    change_spec(harness, distributed={"nodes": 3})
+    await step(harness, 3)
+    assert place_uid(harness) != before
+    assert harness.server.take("jobs", PLACE)["spec"]["completions"] == 3
+
+
+async def test_a_cluster_that_would_run_the_place_as_a_job_gets_none() -> None:
+    harness = Harness()
+    created: Manifest = {"metadata": {"uid": "place", "name": PLACE, "namespace": KEY.namespace}, "spec": {"suspend": True}}
+    harness.server.answers["POST jobs"] = Answer(201, created)
+    harness.add_objects(job_manifest(spec=spec_fields(**SPEC), labels=LABELS), [], [])
+    await harness.reconcile()
+    assert f"DELETE jobs {PLACE}" in harness.server.requests
+    assert (harness.status["phase"], harness.status["reason"]) == ("Pending", "UnsupportedQueue")
+
+
+async def test_a_queued_job_that_leaves_its_queue_starts() -> None:
+    harness = await queue()
+    job = harness.server.take("finetunejobs", KEY.name)
+    job["metadata"]["labels"] = {}
+    harness.store.put_job(read_job(harness.server.put("finetunejobs", job)))
+    await step(harness, 3)
+    assert harness.server.names_of("jobs") == ["news-1"]
