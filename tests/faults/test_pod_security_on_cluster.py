@@ -47,7 +47,7 @@ def random_templates(defaults: OperatorDefaults) -> list[Object]:
     @given(spec=specs())
     def draw(spec: dict[str, Any]) -> None:
         pod = spec.get("pod", {})
-        for field in ("priorityClassName", "runtimeClassName"):
+        for field in ("priorityClassName", "runtimeClassName", "serviceAccountName"):
             pod.pop(field, None)  # a random name does not exist in the cluster
         found.append(template_of(children_of(spec, defaults)))
 
