@@ -67,6 +67,8 @@ _KNOWN: dict[str, st.SearchStrategy[Any]] = {
     "mountPath": st.from_regex(r"/mnt(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,5}){1,3}", fullmatch=True),
     "path": _PATHS,
     "requests": st.fixed_dictionaries({}, optional=_REQUESTS),
+    "size": st.sampled_from(["64Mi", "1Gi", "1.5Gi"]),
+    "sizeLimit": st.sampled_from(["64Mi", "1Gi"]),
     "task": st.sampled_from(TASKS),
     "tolerations": st.lists(_TOLERATIONS, max_size=3),
     "topologyKey": st.sampled_from(["zone", "kubernetes.io/hostname", "example.com/rack"]),
