@@ -63,7 +63,7 @@ def _liveness_probe(plan: Plan) -> Manifest:
 
 
 def _environment(plan: Plan) -> list[Manifest]:
-    """Return our variables, then those of the job, which can't have the same names (spec.pod.RESERVED_VARIABLES)."""
+    """Return our variables, then those of the job, which can't have the same names (spec.containers.RESERVED_VARIABLES)."""
     rendezvous = f"{names.pod_host_name(plan.name, plan.attempt, 0)}.{plan.service_domain}"
     environment: list[Manifest] = [
         {"name": names.ENV_RUN_FILE, "value": f"{names.CONFIG_DIR}/{names.RUN_FILE_NAME}"},

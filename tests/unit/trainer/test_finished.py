@@ -53,7 +53,7 @@ def test_adapters_are_merged_before_the_push_if_the_merge_is_requested_after_the
     config, task = train_adapters(tmp_path, {"repository": "team/news", "mergeAdapter": True})
     pushed: list[pathlib.Path] = []
 
-    def push(directory: pathlib.Path, *_: object) -> Published:
+    def push(directory: pathlib.Path, *_: object, **__: object) -> Published:
         pushed.append(directory)
         return Published(url="https://hub.example.com/team/news", commit="c0ffee")
 

@@ -13,7 +13,7 @@ import torch
 
 from finetune_api import names, resource
 from finetune_api.reasons import FineTuneError
-from finetune_api.spec.pod import RESERVED_VARIABLES
+from finetune_api.spec.containers import RESERVED_VARIABLES
 from finetune_api.status import Failure, Finding, Guess, Resolved, SampleAnswer
 from finetune_api.wire import Report, RunConfig
 from finetune_trainer.output.directory import OutputDirectory
