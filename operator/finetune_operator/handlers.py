@@ -100,6 +100,8 @@ class Handlers:
                 return
             self._store.drop_job(key, read_version(manifest))
         else:
+            if event["type"] == "ADDED":  # None in the list with which a watch begins
+                self._store.announced.add(key)
             self._store.put_job(read_job(manifest))
         self._queue.add(key)
 

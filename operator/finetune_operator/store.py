@@ -70,6 +70,7 @@ class Store:
 
     listed_as_leader: whether this process has listed all objects since it became the leader. So no other process has created
     children that it does not know.
+    announced: jobs whose creation a watch reported. A list may be outdated, so a job in a list may have children, or be finished.
     used_names: names that an earlier FineTuneJob had. Children of it may exist, perhaps without being in the store.
     new_jobs: jobs without a status whose children this process has not created yet.
     requires_live_read: jobs to read live at the next reconcile, because a list differed from the store or a write met a conflict.
@@ -81,6 +82,7 @@ class Store:
 
     def __init__(self) -> None:
         self.listed_as_leader = False
+        self.announced: set[Key] = set()
         self.used_names: set[Key] = set()
         self.new_jobs: set[Key] = set()
         self.requires_live_read: set[Key] = set()
@@ -110,6 +112,7 @@ class Store:
             del self.jobs[key]
             self.used_names.add(key)
         if key not in self.jobs:
+            self.announced.discard(key)
             self.new_jobs.discard(key)
             self.last_reports.pop(key, None)
             self.last_refusal_check.pop(key, None)
@@ -133,10 +136,11 @@ class Store:
     def can_start(self, job: JobRecord) -> bool:
         """Return whether the children of this new job can be created without a live read.
 
-        That is so if no FineTuneJob of its name is known that could have left children. The name of a child that exists all the
-        same is taken.
+        That is so if a watch reported its creation, and no FineTuneJob of its name is known that could have left children. The
+        name of a child that exists all the same is taken.
         """
-        return self.listed_as_leader and job.status.phase is None and job.key not in self.used_names
+        is_new = job.status.phase is None and job.key in self.announced and job.key not in self.used_names
+        return self.listed_as_leader and is_new
 
     def put_child(self, key: Key, child: ChildJob) -> None:
         """Store a Job of an unfinished FineTuneJob."""

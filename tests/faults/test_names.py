@@ -65,10 +65,11 @@ def test_a_finished_job_restored_without_its_status_does_not_train_again(env: En
 
 
 def test_a_job_that_was_deleted_without_its_children_takes_the_model_when_it_is_applied_again(env: Environment) -> None:
-    env.submit("job")
+    long_enough = {"maxSteps": 150}  # to be seen in Running
+    env.submit("job", training=long_enough)
     env.wait_phase("job", "Running")
     env.kubectl("delete", "finetunejob", "job", "--cascade=orphan", "--wait=true")
-    new = env.submit("job")
+    new = env.submit("job", training=long_enough)
     env.wait_phase("job", "Succeeded")
     [job] = env.objects("jobs", f"{LABEL}=job")
     assert [owner["uid"] for owner in job["metadata"]["ownerReferences"]] == [new]

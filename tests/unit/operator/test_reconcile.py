@@ -347,8 +347,9 @@ OWN_CLAIM = {"output": {"claim": {"claimName": "shared"}}}
 
 @pytest.fixture
 def synced(harness: Harness) -> Harness:
-    """Return the harness of a leader that has listed everything."""
+    """Return the harness of a leader that has listed everything, and whose watch has reported the creation of the job."""
     harness.store.listed_as_leader = True
+    harness.store.announced.add(KEY)
     return harness
 
 
@@ -360,14 +361,17 @@ async def test_a_new_job_costs_one_request_for_each_child_its_status_and_its_eve
     assert synced.status["attempt"] == 1
 
 
-@pytest.mark.parametrize("reason", ["not listed as the leader", "the name was used", "a conflict", "no new job"])
+@pytest.mark.parametrize("reason", ["not listed as the leader", "only listed", "the name was used", "a conflict", "no new job"])
 async def test_the_children_of_other_jobs_are_created_after_a_live_read(synced: Harness, reason: str) -> None:
     status = {"phase": "Pending", "reason": "QuotaExceeded", "message": "m"} if reason == "no new job" else None
     synced.add_objects(job_manifest(spec=spec_fields(**OWN_CLAIM), status=status), [], [])
     if reason == "not listed as the leader":
         synced.store.listed_as_leader = False
+    elif reason == "only listed":
+        synced.store.announced.clear()
     elif reason == "the name was used":
         synced.store.drop_job(KEY)
+        synced.store.announced.add(KEY)
         synced.store.put_job(read_job(synced.server.take("finetunejobs", KEY.name)))
     elif reason == "a conflict":
         synced.store.requires_live_read.add(KEY)
