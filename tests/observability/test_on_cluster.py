@@ -95,7 +95,7 @@ def test_the_alerts_are_loaded_and_none_has_an_error(prometheus: Prometheus, sys
             if rule["name"].startswith("FineTune")
         }
 
-    system.wait_for("thirteen alerts", lambda: len(loaded()) == 13 and "unknown" not in loaded().values(), 180)
+    system.wait_for("all alerts", lambda: len(loaded()) == 14 and "unknown" not in loaded().values(), 180)
     assert set(loaded().values()) == {"ok"}
 
 
