@@ -70,7 +70,7 @@ def test_a_job_that_was_deleted_without_its_children_takes_the_model_when_it_is_
     env.wait_phase("job", "Running")
     env.kubectl("delete", "finetunejob", "job", "--cascade=orphan", "--wait=true")
     new = env.submit("job", training=long_enough)
-    env.wait_phase("job", "Succeeded")
+    env.wait_phase("job", "Succeeded", timeout=180)
     [job] = env.objects("jobs", f"{LABEL}=job")
     assert [owner["uid"] for owner in job["metadata"]["ownerReferences"]] == [new]
 
