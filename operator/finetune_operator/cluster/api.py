@@ -143,7 +143,7 @@ class Api:
                     raise _build_error(event["object"].get("code", 0), json.dumps(event["object"]).encode(), {})
                 yield event
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:  # ValueError: a line that was cut off
-            raise ApiError(0, "Unreachable", f"{type(error).__name__}: {error}", 0.0) from error
+            raise _unreachable(error) from error
         finally:
             response.response.close()
 
@@ -240,7 +240,7 @@ class Api:
             response = await self._client.call_api(method, url, headers, body, _request_timeout=time_limit)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             self._count(verb, kind, 0)
-            raise ApiError(0, "Unreachable", f"{type(error).__name__}: {error}", 0.0) from error
+            raise _unreachable(error) from error
         self._count(verb, kind, response.status)
         return response
 
@@ -249,8 +249,13 @@ async def _read(response: Any) -> bytes:
     try:
         text: bytes = await response.read()
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise ApiError(0, "Unreachable", f"{type(error).__name__}: {error}", 0.0) from error
+        raise _unreachable(error) from error
     return text
+
+
+def _unreachable(error: Exception) -> ApiError:
+    """Return the error for a connection that could not be made, or that was lost."""
+    return ApiError(0, "Unreachable", f"{type(error).__name__}: {error}", 0.0)
 
 
 def _build_error(code: int, text: bytes, headers: Mapping[str, str]) -> ApiError:

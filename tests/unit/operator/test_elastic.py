@@ -6,12 +6,12 @@ import pytest
 
 from finetune_api.status import Attempt, FineTuneJobStatus
 from finetune_operator.defaults import OperatorDefaults
+from finetune_operator.execute import plan_attempt
 from finetune_operator.manifests import build_children
 from finetune_operator.observed import CreatedAttempt, write_time
 from finetune_operator.policy.attempt import decide
 from finetune_operator.policy.elastic import choose_nodes
 from finetune_operator.policy.status import attempt_created
-from finetune_operator.reconcile import plan_attempt
 from unit.operator.builders import IMAGE, NOW, UID, ago, build_child, build_pod, build_record, build_spec, end, observe, running
 
 ELASTIC = build_spec(distributed={"nodes": 3, "minNodes": 2})

@@ -17,8 +17,9 @@ from finetune_trainer.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
-# Besides after each evaluation, findings are computed once in this many log lines, because they read the whole history.
-_LINES = 20
+# Besides after each evaluation, findings are computed when the history has grown by this many lines and by this share, because
+# they read all of it. So a long training spends no more time on them than a short one, per line.
+_LINES, _GROWTH = 20, 1.1
 
 
 class Diagnosis:
@@ -36,6 +37,7 @@ class Diagnosis:
     ) -> None:
         self._reporter, self._logged = reporter, frozenset[str]()
         self._steps = [entry for entry in history if "loss" in entry]
+        self._next_update = len(self._steps) + _LINES
         self._step_seconds = self._data_wait_seconds = 0.0
         self._accumulation = args.gradient_accumulation_steps
         self._record = Record(
@@ -60,7 +62,8 @@ class Diagnosis:
     def add_step(self, entry: Mapping[str, Any]) -> None:
         """Add a logged step."""
         self._steps.append(entry)
-        if len(self._steps) % _LINES == 0:
+        if len(self._steps) >= self._next_update:
+            self._next_update = max(len(self._steps) + _LINES, int(_GROWTH * len(self._steps)))
             self._update()
 
     def add_evaluation(self, details: Mapping[str, Any]) -> None:
