@@ -68,8 +68,8 @@ SOURCES: dict[str, tuple[str, str]] = {
     ),
 }
 _THRESHOLDS = """
-The sources say what to look at; most of them leave the threshold to the reader. The thresholds here are chosen so that the
-examples and the clean trainings of the tests raise nothing. For example, the gradients of most fine-tunings are clipped a
+The sources say what to look at; most of them leave the threshold to the reader. The thresholds here are chosen so that the news
+example and the small clean trainings of the tests raise nothing. For example, the gradients of most fine-tunings are clipped a
 little in most steps, so only far larger norms count.
 """
 
