@@ -20,7 +20,7 @@ CONDITIONS = {
     "CheckpointFailing": "checkpoints can't be saved, the training continues",
     "Complete": "the job succeeded",
     "Failed": "the job failed",
-    "ProgressUnknown": "the pods run but do not answer the operator, the training continues",
+    "ProgressUnknown": "pods run but do not answer the operator, the training continues",
     "Published": "the model was pushed",
     "QuotaReserved": "the queue admitted the job",
     "Ready": "the job does what its spec asks for: it trains, has succeeded, or is suspended",

@@ -150,6 +150,11 @@ class PodState:
         return self.disruption.partition(":")[0] if self.disruption is not None else None
 
     @property
+    def can_answer(self) -> bool:
+        """Return whether it runs and has an address, so that its launcher should answer."""
+        return self.started and self.terminated is None and self.deletion_requested_at is None and bool(self.address)
+
+    @property
     def kubelet_unreachable(self) -> bool:
         """Return whether no kubelet can end it. Its node does not answer, or became unreachable before the pod started."""
         return self.node_unreachable or (self.disruption_reason == "DeletionByTaintManager" and not self.started)
@@ -206,7 +211,7 @@ class Observation:
     queueing: reason and message of Kueue for a Job that it suspends, if a watch reported them.
     output_claim: uid of the job's own output claim, if the operator looked for it.
     created_attempt: the newest attempt of which this process created all children.
-    silent: whether the operator has got no report from the pod with index 0 for some time.
+    silent: names of the pods that have not answered the operator for some time.
     terminated_pods: the last state of pods that are gone. An operator that has just started knows none.
     """
 
@@ -219,7 +224,7 @@ class Observation:
     queueing: tuple[str, str] | None = None
     output_claim: str | None = None
     created_attempt: CreatedAttempt | None = None
-    silent: bool = False
+    silent: frozenset[str] = frozenset()
     terminated_pods: Sequence[PodState] = ()
 
     def job_of(self, attempt: int) -> ChildJob | None:

@@ -1,12 +1,15 @@
 """Polls the progress of running pods outside of the reconciles, so that a pod that does not answer delays no reconcile."""
 
+import asyncio
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
+from finetune_api.wire import Report
 from finetune_operator.cluster.progress import ProgressClient
-from finetune_operator.observed import Key
-from finetune_operator.policy.attempt import pod_to_poll
+from finetune_operator.observed import Key, PodState
+from finetune_operator.policy.attempt import pods_to_poll
 from finetune_operator.queue import WorkQueue
 from finetune_operator.store import LastReport, Store
 
@@ -21,19 +24,29 @@ SILENT_AFTER_SECONDS, _SILENT_AFTER_POLLS = 30.0, 4
 
 
 @dataclasses.dataclass
-class _Polled:
-    """A polled job. pod: the pod that was asked last. unanswered: polls without an answer in a row, the first one at since."""
+class _Asked:
+    """A pod that is asked.
 
-    pod: str = ""
+    number: of its last poll, counted over all pods. unanswered: polls without an answer in a row. since: monotonic seconds of the
+    first of them.
+    """
+
+    number: int = 0
     unanswered: int = 0
     since: float = 0.0
 
+    def is_silent(self, now: float) -> bool:
+        return self.unanswered >= _SILENT_AFTER_POLLS and now - self.since >= SILENT_AFTER_SECONDS
+
 
 class Poller:
-    """Polls the pod with index 0 of each job given to ``start_polling``, until that pod no longer runs.
+    """Polls the pods of each job given to ``start_polling``, until the pod with index 0 no longer runs.
 
-    on_change: called at each report, and when a pod becomes silent. clock: monotonic seconds. interval_seconds: the time between
-    two polls of a job.
+    Each poll asks the pod with index 0, which knows step and loss, and in turn one of the others, only to learn whether it
+    answers. So a job of many pods costs at most twice as much as one of a single pod.
+
+    on_change: called at each report, and when a pod becomes silent or answers again. clock: monotonic seconds. interval_seconds:
+    the time between two polls of a job.
     """
 
     def __init__(
@@ -50,24 +63,23 @@ class Poller:
         self._clock = clock
         self._interval_seconds = interval_seconds
         self._queue: WorkQueue[Key] = WorkQueue()
-        self._polled: dict[Key, _Polled] = {}
+        self._asked: dict[Key, dict[str, _Asked]] = {}
+        self._numbers = itertools.count(1)
 
     def start_polling(self, key: Key) -> None:
         """Poll this job from now on."""
-        if key not in self._polled:
-            self._polled[key] = _Polled()
+        if key not in self._asked:
+            self._asked[key] = {}
             self._queue.add(key)
 
     def polled_jobs(self) -> int:
         """Return the number of jobs that are polled."""
-        return len(self._polled)
+        return len(self._asked)
 
-    def is_silent(self, key: Key) -> bool:
-        """Return whether the job's pod has not answered for long. This says nothing about the pod: the network may be down."""
-        polled = self._polled.get(key)
-        if polled is None or polled.unanswered < _SILENT_AFTER_POLLS:
-            return False
-        return self._clock() - polled.since >= SILENT_AFTER_SECONDS
+    def silent_pods(self, key: Key) -> frozenset[str]:
+        """Return the pods that have not answered for long. This says nothing about the pods: the network may be down."""
+        now = self._clock()
+        return frozenset(name for name, asked in self._asked.get(key, {}).items() if asked.is_silent(now))
 
     async def run(self) -> None:
         """Poll until cancelled."""
@@ -75,26 +87,35 @@ class Poller:
 
     async def _poll(self, key: Key) -> float | None:
         observation = self._store.observation(key)
-        pod = pod_to_poll(observation) if observation is not None else None
-        if pod is None or pod.address is None:
-            del self._polled[key]
+        pods = pods_to_poll(observation) if observation is not None else []
+        if not pods:
+            del self._asked[key]
             return None
-        if self._polled[key].pod != pod.name:
-            self._polled[key] = _Polled(pod.name)
-        interval = max(self._interval_seconds, len(self._polled) / _MAX_POLLS_PER_SECOND)
-        report = await self._client.pull(pod.address)
-        if report is None:
-            return self._note_silence(key, interval)
-        self._polled[key] = _Polled(pod.name)
-        self._store.last_reports[key] = LastReport(pod.name, report)
-        self._on_change(key)
-        return interval
-
-    def _note_silence(self, key: Key, interval: float) -> float:
-        """Count a poll without an answer, and return the seconds until the next one."""
-        polled, was_silent = self._polled[key], self.is_silent(key)
-        polled.since = polled.since if polled.unanswered else self._clock()
-        polled.unanswered += 1
-        if self.is_silent(key) and not was_silent:
+        known = self._asked[key]
+        asked = self._asked[key] = {pod.name: known.get(pod.name) or _Asked() for pod in pods}
+        first, *others = pods
+        silent_before = self.silent_pods(key)
+        report, *_ = await asyncio.gather(*(self._ask(pod, asked[pod.name]) for pod in (first, *self._next(others, asked))))
+        if report is not None:
+            self._store.last_reports[key] = LastReport(first.name, report)
+        if report is not None or self.silent_pods(key) != silent_before:
             self._on_change(key)
-        return min(2 * interval, _FIRST_RETRY_SECONDS * 2.0 ** min(polled.unanswered, 10))
+        interval = max(self._interval_seconds, len(self._asked) / _MAX_POLLS_PER_SECOND)
+        unanswered = asked[first.name].unanswered
+        return min(2 * interval, _FIRST_RETRY_SECONDS * 2.0 ** min(unanswered, 10)) if unanswered else interval
+
+    def _next(self, pods: Sequence[PodState], asked: Mapping[str, _Asked]) -> list[PodState]:
+        """Return the pod whose turn it is, if there is any. First come those that missed a poll, until they count as silent."""
+        now = self._clock()
+        suspects = [pod for pod in pods if asked[pod.name].unanswered and not asked[pod.name].is_silent(now)]
+        return sorted(suspects or pods, key=lambda pod: asked[pod.name].number)[:1]
+
+    async def _ask(self, pod: PodState, asked: _Asked) -> Report | None:
+        """Ask a pod for its report, and note whether it answers."""
+        assert pod.address
+        report = await self._client.pull(pod.address)
+        asked.number = next(self._numbers)
+        if report is None:
+            asked.since = asked.since if asked.unanswered else self._clock()
+        asked.unanswered = 0 if report is not None else asked.unanswered + 1
+        return report

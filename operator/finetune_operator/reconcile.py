@@ -23,7 +23,7 @@ from finetune_operator.defaults import OperatorDefaults
 from finetune_operator.execute import SOON_SECONDS, Executor
 from finetune_operator.metrics import Metrics
 from finetune_operator.observed import JobRecord, Key, Observation
-from finetune_operator.policy.attempt import decide, pod_to_poll
+from finetune_operator.policy.attempt import decide, pods_to_poll
 from finetune_operator.policy.conditions import complete_conditions
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.elastic import nodes_of_attempt
@@ -158,14 +158,14 @@ class Reconciler:
         return due
 
     def _decide(self, observation: Observation) -> Decision:
-        """Return the decision, based on the last report of the pod with index 0. Start to poll that pod if it runs."""
-        pod, key = pod_to_poll(observation), observation.job.key
-        if pod is None:
+        """Return the decision, based on the last report of the pod with index 0. Start to poll if it runs."""
+        pods, key = pods_to_poll(observation), observation.job.key
+        if not pods:
             return decide(observation, None, self._now())
         self._poller.start_polling(key)
         last_report = self._store.last_reports.get(key)
-        report = last_report.report if last_report is not None and last_report.pod == pod.name else None
-        return decide(dataclasses.replace(observation, silent=self._poller.is_silent(key)), report, self._now())
+        report = last_report.report if last_report is not None and last_report.pod == pods[0].name else None
+        return decide(dataclasses.replace(observation, silent=self._poller.silent_pods(key)), report, self._now())
 
     def _forget(self, key: Key) -> None:
         self._store.drop_job(key)

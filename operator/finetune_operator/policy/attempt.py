@@ -58,15 +58,13 @@ PARTIAL_GANG_TIMEOUT = datetime.timedelta(seconds=30)
 HALF_PLACED_TIMEOUT = datetime.timedelta(minutes=10)
 
 
-def pod_to_poll(observation: Observation) -> PodState | None:
-    """Return the pod whose /progress the operator polls: the one with index 0, while it runs."""
+def pods_to_poll(observation: Observation) -> list[PodState]:
+    """Return the pods that the operator asks for /progress, first the one with index 0; none unless that one runs."""
     attempt = current_attempt(observation)
     if attempt is None or observation.job.status.phase in FINAL_PHASES or has_attempt_ended(observation.job.status):
-        return None
-    for pod in observation.pods_of(attempt):
-        if pod.index == 0 and pod.started and pod.terminated is None and pod.deletion_requested_at is None and pod.address:
-            return pod
-    return None
+        return []
+    pods = [pod for pod in observation.pods_of(attempt) if pod.can_answer]
+    return pods if pods and pods[0].index == 0 else []
 
 
 def current_attempt(observation: Observation) -> int | None:
@@ -180,8 +178,9 @@ def _check_attempt(
     if status.phase == "Running" and any(pod.terminated is not None and pod.terminated.exit_code for pod in pods):
         message = "a pod has failed: waiting for the reports of the other pods to find the cause"
         status = status.model_copy(update={"message": message})
-    elif observation.silent and not ended and not pods[0].node_unreachable and status.phase in _PHASES_WITH_PODS:
-        status = progress_unknown(status, observation.job, pods[0], now)
+    elif not ended and status.phase in _PHASES_WITH_PODS:
+        silent = [pod for pod in pods if pod.name in observation.silent and pod.can_answer and not pod.node_unreachable]
+        status = progress_unknown(status, observation.job, silent, nodes, now)
     return _enforce_limits(observation, spec, status, pods, now) or Decision(
         status,
         requeue_after_seconds=_SOON_SECONDS if ended else _seconds_to_deadline(spec, status, now),

@@ -32,6 +32,8 @@ _START_FIELDS = _PROGRESS_FIELDS | {"reason"}
 # In the other phases progress is written at once: there may be no further report, because the pods are about to end.
 _THROTTLED_PHASES = frozenset({"Queued", "Pending", "Initializing", "Running", "Publishing"})
 _MAX_ATTEMPTS = 10
+# How many silent pods a message names.
+_PODS_NAMED = 3
 # status.failure and status.lastFailure have the whole message.
 _ATTEMPT_MESSAGE_LIMIT = 300
 
@@ -115,15 +117,26 @@ def admitted(status: FineTuneJobStatus, job: JobRecord, now: datetime.datetime) 
     return status.model_copy(update={"conditions": conditions})
 
 
-def progress_unknown(status: FineTuneJobStatus, job: JobRecord, pod: PodState, now: datetime.datetime) -> FineTuneJobStatus:
-    """Return the status of a job whose first pod runs but does not answer the operator.
+def progress_unknown(
+    status: FineTuneJobStatus, job: JobRecord, silent: Sequence[PodState], nodes: int, now: datetime.datetime
+) -> FineTuneJobStatus:
+    """Return the status of a job of which these pods run but do not answer the operator.
 
-    Only the kubelet can tell whether the pod works: its probe ends a pod that does not. So the phase is Running by its word.
+    Step and loss come from the first pod. If it is silent, only the kubelet can tell whether it works: its probe ends a pod that
+    does not. So the phase is Running by its word.
     """
-    message = (
-        f"pod {pod.name} runs, but does not answer the operator at {pod.address}:{names.PORT_TELEMETRY}, so step and loss are "
-        "not known until it ends: does a NetworkPolicy or a service mesh keep the operator out?"
-    )
+    if not silent:
+        return status
+    who = "the pod does" if nodes == 1 else f"{len(silent)} of {nodes} pods {'does' if len(silent) == 1 else 'do'}"
+    addresses = [f"{pod.name} ({pod.address}:{names.PORT_TELEMETRY})" for pod in silent[:_PODS_NAMED]]
+    more = f" and {len(silent) - _PODS_NAMED} more" if len(silent) > _PODS_NAMED else ""
+    silence = f"{who} not answer the operator: {', '.join(addresses)}{more}"
+    question = "does a NetworkPolicy or a service mesh keep the operator out?"
+    if silent[0].index != 0:
+        message = f"{silence}; step and loss are those of the first pod: {question}"
+        conditions = with_condition(status, job, now, "ProgressUnknown", "True", "SomePodsSilent", message)
+        return status.model_copy(update={"conditions": conditions})
+    message = f"{silence}; step and loss are not known until the end: {question}"
     phase: Phase = "Publishing" if status.phase == "Publishing" else "Running"
     status = in_phase(status, phase, "ProgressUnknown", message)
     conditions = with_condition(status, job, now, "ProgressUnknown", "True", "NoReport", message)

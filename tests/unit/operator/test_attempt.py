@@ -8,7 +8,7 @@ from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.status import Attempt, FineTuneJobStatus, Progress, Resolved, Restarts
 from finetune_api.wire import Report
 from finetune_operator.observed import CreatedAttempt, Observation, write_time
-from finetune_operator.policy.attempt import choose_image, decide, pod_to_poll
+from finetune_operator.policy.attempt import choose_image, decide, pods_to_poll
 from finetune_operator.policy.status import attempt_created, is_write_due
 from unit.operator.builders import (
     IMAGE,
@@ -263,10 +263,14 @@ def test_later_attempts_keep_the_image_unless_the_spec_names_another() -> None:
         (FineTuneJobStatus(phase="Failed", attempt=1), {}, False),
     ],
 )
-def test_only_the_running_first_pod_of_the_job_itself_is_polled(
-    status: FineTuneJobStatus, pod: dict[str, Any], polled: bool
-) -> None:
-    assert (pod_to_poll(observe(build_pod(0, **pod), build_pod(1), status=status)) is not None) == polled
+def test_only_jobs_whose_own_first_pod_runs_are_polled(status: FineTuneJobStatus, pod: dict[str, Any], polled: bool) -> None:
+    found = pods_to_poll(observe(build_pod(0, **pod), build_pod(1), status=status))
+    assert [pod.index for pod in found] == ([0, 1] if polled else [])
+
+
+@pytest.mark.parametrize("pod", [{"started": False}, {"terminated": end(0)}, {"address": None}])
+def test_only_other_pods_that_run_are_polled(pod: dict[str, Any]) -> None:
+    assert [pod.index for pod in pods_to_poll(observe(build_pod(0), build_pod(1, **pod), build_pod(2), status=RUNNING))] == [0, 2]
 
 
 def test_a_stable_job_costs_no_write() -> None:

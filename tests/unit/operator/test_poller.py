@@ -12,15 +12,16 @@ REPORT = Report(attempt=1, phase="Running", step=3, total_steps=10)
 
 
 class FakeProgressClient:
-    """Simulates pods: returns the same answer for each address."""
+    """Simulates pods: returns the same answer for each address, but none for those that are cut off."""
 
-    def __init__(self, **answers: Report | None) -> None:
+    def __init__(self) -> None:
         self.polled: list[str] = []
         self.answer: Report | None = REPORT
+        self.cut_off: set[str] = set()
 
     async def pull(self, address: str) -> Report | None:
         self.polled.append(address)
-        return self.answer
+        return None if address in self.cut_off else self.answer
 
 
 class Harness:
@@ -29,12 +30,11 @@ class Harness:
         self.seconds = 0.0
         self.poller = Poller(self.store, self.client, self.reported.append, lambda: self.seconds)  # type: ignore[arg-type]
 
-    def start_polling(self, *keys: Key) -> None:
+    def start_polling(self, *keys: Key, nodes: int = 1) -> None:
         for key in keys:
             self.store.put_job(build_record(running(), key=key))
-            self.store.put_observation(
-                Observation(self.store.jobs[key], [build_child()], [build_pod(0), build_pod(1)]), read_at=0
-            )
+            pods = [build_pod(index) for index in range(nodes)]
+            self.store.put_observation(Observation(self.store.jobs[key], [build_child()], pods), read_at=0)
             self.poller.start_polling(key)
 
     async def poll(self, key: Key = KEY) -> float | None:
@@ -80,14 +80,14 @@ async def test_no_pod_is_polled_if_none_runs(harness: Harness, change: dict[str,
     harness.start_polling(KEY)
     harness.store.put_pod(KEY, build_pod(0, version=1, **change))
     assert await harness.poll() is None
-    assert (harness.client.polled, harness.poller._polled) == ([], {})
+    assert (harness.client.polled, harness.poller._asked) == ([], {})
 
 
 async def test_a_deleted_job_is_dropped_and_may_be_added_again(harness: Harness) -> None:
     harness.start_polling(KEY)
     harness.store.drop_job(KEY)
     assert await harness.poll() is None
-    assert harness.poller._polled == {}
+    assert harness.poller._asked == {}
     harness.start_polling(KEY)
     assert await harness.poll() == INTERVAL_SECONDS
 
@@ -98,11 +98,45 @@ async def test_a_pod_is_silent_after_thirty_seconds_without_an_answer(harness: H
     for seconds, silent in ((0, False), (10, False), (19, False), (31, True), (40, True)):
         harness.seconds = seconds
         await harness.poll()
-        assert harness.poller.is_silent(KEY) == silent
+        assert harness.poller.silent_pods(KEY) == ({"news-1-0-x"} if silent else set())
     assert harness.reported == [KEY], "the job is reconciled when its pod becomes silent, not at each poll"
     harness.client.answer = REPORT
     await harness.poll()
-    assert not harness.poller.is_silent(KEY)
+    assert not harness.poller.silent_pods(KEY)
+
+
+async def test_the_other_pods_are_asked_in_turn_one_with_each_poll(harness: Harness) -> None:
+    harness.start_polling(KEY, nodes=4)
+    for _ in range(4):
+        assert await harness.poll() == INTERVAL_SECONDS
+    assert harness.client.polled[::2] == ["10.0.0.1"] * 4
+    assert harness.client.polled[1::2] == ["10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.2"]
+
+
+async def test_one_of_64_pods_is_silent_within_a_round_and_thirty_seconds_and_holds_up_nothing(harness: Harness) -> None:
+    harness.start_polling(KEY, nodes=64)
+    harness.client.cut_off = {"10.0.0.64"}
+    polls = 0
+    while not harness.poller.silent_pods(KEY):
+        assert await harness.poll() == INTERVAL_SECONDS, "the first pod answers"
+        polls += 1
+        harness.seconds += INTERVAL_SECONDS
+    assert harness.poller.silent_pods(KEY) == {"news-1-63-x"}
+    assert polls * INTERVAL_SECONDS <= 63 * INTERVAL_SECONDS + 30 + INTERVAL_SECONDS
+    harness.client.cut_off = set()
+    for _ in range(64):
+        await harness.poll()
+    assert not harness.poller.silent_pods(KEY)
+
+
+async def test_a_job_is_reconciled_when_another_pod_becomes_silent_although_the_first_one_is(harness: Harness) -> None:
+    harness.start_polling(KEY, nodes=2)
+    harness.client.answer = None
+    for seconds in (0, 10, 20, 31, 40):
+        harness.seconds = seconds
+        await harness.poll()
+    assert harness.poller.silent_pods(KEY) == {"news-1-0-x", "news-1-1-x"}
+    assert harness.reported == [KEY], "both at the same poll"
 
 
 async def test_a_delay_of_the_operator_makes_no_pod_silent(harness: Harness) -> None:
@@ -111,7 +145,7 @@ async def test_a_delay_of_the_operator_makes_no_pod_silent(harness: Harness) -> 
     for seconds in (0, 1000, 2000):
         harness.seconds = seconds
         await harness.poll()
-    assert not harness.poller.is_silent(KEY)
+    assert not harness.poller.silent_pods(KEY)
 
 
 async def test_the_pod_of_the_next_attempt_is_not_silent_from_the_start(harness: Harness) -> None:
@@ -120,11 +154,11 @@ async def test_the_pod_of_the_next_attempt_is_not_silent_from_the_start(harness:
     for seconds in (0, 10, 20, 31):
         harness.seconds = seconds
         await harness.poll()
-    assert harness.poller.is_silent(KEY)
+    assert harness.poller.silent_pods(KEY)
     harness.store.drop_pod(KEY, build_pod(0, version=9))
     harness.store.put_pod(KEY, build_pod(0, version=9, name="news-1-0-y"))
     await harness.poll()
-    assert not harness.poller.is_silent(KEY)
+    assert not harness.poller.silent_pods(KEY)
 
 
 async def test_each_of_many_jobs_is_polled_less_often(harness: Harness) -> None:
