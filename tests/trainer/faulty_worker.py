@@ -2,8 +2,8 @@
 
 seconds: delay of each forward pass after the first ``after`` ones. rows: a forward pass with more rows runs out of memory.
 step: the forward pass that raises ``error``, or sends ``signal`` to its own process. rank: the only rank on which ``rows`` and
-``step`` apply; 0 by default. stage: "tokenising" or "saving", which takes ``stage_seconds`` longer. A save stops its delay as
-soon as it is waited for.
+``step`` apply; 0 by default. stage: "tokenising", "checking" (of the weights before a save, by rank 0, for which others wait) or
+"saving", which takes ``stage_seconds`` longer. A save stops its delay as soon as it is waited for.
 """
 
 import json
@@ -16,6 +16,7 @@ import torch
 
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_trainer import preparation, train
+from finetune_trainer.checkpoints import content
 from finetune_trainer.checkpoints.writer import Writer
 from finetune_trainer.tasks.text_classification import TextClassification
 
@@ -59,6 +60,8 @@ TextClassification.loss = loss  # type: ignore[method-assign]
 train.require_gpu = lambda: None  # jobs that ask for GPUs run these tests on the CPU
 if FAULT.get("stage") == "tokenising":
     preparation.prepare = slow(preparation.prepare)
+if FAULT.get("stage") == "checking":
+    content.is_finite = slow(content.is_finite)
 
 if FAULT.get("stage") == "saving":
     Writer.throttle = lambda self: self._full_speed.wait(FAULT["stage_seconds"])  # type: ignore[method-assign,assignment,return-value]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from finetune_api import names
+from finetune_trainer.runtime import heartbeat
 from trainer.pod_processes import PodGroup
 
 SLOW = {"seconds": 0.2}
@@ -121,11 +122,26 @@ def test_a_stopped_process_is_the_cause_of_the_stall_and_the_stacks_are_in_the_l
     report = pod.final_report()
     assert report.failure is not None
     assert (report.failure.reason, report.failure.rank) == ("Stalled", 1)
-    assert "rank 1 does not answer (stopped?)" in report.failure.message
+    assert "rank 1 does not answer, because a signal stopped it" in report.failure.message
     assert "rank 0: " in report.failure.message
     assert "most recent call first" in pod.log.read_text()
     assert pod.process.returncode == names.EXIT_FAILED
     assert [pid for pid in pod.state.pids().values() if (pathlib.Path("/proc") / str(pid)).exists()] == []
+
+
+def test_a_process_that_is_stopped_while_it_waits_for_rank_0_is_named_and_not_rank_0(pod_group: PodGroup) -> None:
+    config = pod_group.config("out", nodes=2, recovery={"stallTimeoutSeconds": 6})
+    pods = [pod_group.start(config, index, {"stage": "checking", "stage_seconds": 4}) for index in (0, 1)]
+    pods[0].wait_for_step(1)
+    pods[1].wait_for(lambda _: pods[1].state.last_heartbeat()[1] == heartbeat.WAITING)
+    pods[1].signal_worker(1, signal.SIGSTOP)
+    report = pods[1].final_report()
+    assert report.failure is not None
+    assert (report.failure.reason, report.failure.rank) == ("Stalled", 1)
+    assert "(waiting for rank 0): rank 1 does not answer, because a signal stopped it" in report.failure.message
+    pods[0].final_report()
+    ended = [(pod.state.directory / "final-report.json").stat().st_mtime for pod in pods]
+    assert ended[1] <= ended[0], "the pod of rank 0 waits, so that the operator takes the first report as the cause"
 
 
 def test_a_stop_of_one_pod_ends_all_pods_with_a_checkpoint(pod_group: PodGroup) -> None:

@@ -97,6 +97,28 @@ def test_a_process_that_waits_for_rank_0_is_not_stalled(harness: WatchdogHarness
     assert not harness.watchdog.is_stalled(RUNNING)
 
 
+def test_a_process_that_is_stopped_while_it_waits_for_rank_0_is_stalled(harness: WatchdogHarness) -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    harness.state.record_generation({1: process.pid})
+    harness.beat(heartbeat.WAITING)
+    try:
+        harness.pass_time(10_000)
+        process.send_signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        harness.pass_time(59)
+        assert not harness.watchdog.is_stalled(RUNNING), "the time before it was stopped does not count"
+        assert (harness.watchdog.warning(RUNNING) or "").startswith("no sign of progress for 30 s (waiting for rank 0)")
+        harness.pass_time(2)
+        assert harness.watchdog.is_stalled(RUNNING)
+        process.send_signal(signal.SIGCONT)
+        os.waitpid(process.pid, os.WCONTINUED)
+        harness.pass_time(1)
+        assert not harness.watchdog.is_stalled(RUNNING)
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.parametrize(("rank", "local_rank", "waits"), [(0, 0, False), (1, 1, False), (2, 0, True), (3, 1, True)])
 def test_only_other_pods_are_marked_as_waiting_for_rank_0_and_only_while_they_wait(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, rank: int, local_rank: int, waits: bool
@@ -168,7 +190,9 @@ def test_a_rank_that_does_not_answer_is_named_first_and_the_stacks_are_in_the_lo
             process.kill()
             process.communicate()
     assert (failure.reason, failure.rank) == ("Stalled", 1)
-    assert failure.message.startswith("no step ended for 600 s (training): rank 1 does not answer (stopped?); rank 0: <module>")
+    assert failure.message.startswith(
+        "no step ended for 600 s (training): rank 1 does not answer, because a signal stopped it; rank 0: <module>"
+    )
     assert "most recent call first" in (tmp_path / "log").read_text()
 
 

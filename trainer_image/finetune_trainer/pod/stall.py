@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import IO
 
+import psutil
+
 from finetune_api.reasons import REASONS, Reason
 from finetune_api.status import Failure
 from finetune_api.wire import Report
@@ -47,6 +49,7 @@ class Watchdog:
         self._polled_at = clock()
         self.idle_seconds = 0.0
         self._exited_seconds = 0.0
+        self._stopped_seconds = 0.0
 
     @property
     def stage(self) -> str:
@@ -63,6 +66,8 @@ class Watchdog:
         exited = bool(self._state.pids()) and not self._state.live_pids()
         self._exited_seconds = self._exited_seconds + min(passed, _MAX_POLL_SECONDS) if exited else 0.0
         self._beat = beat
+        stopped = self.stage == WAITING and bool(stopped_ranks(self._state))
+        self._stopped_seconds = self._stopped_seconds + min(passed, _MAX_POLL_SECONDS) if stopped else 0.0
 
     def all_exited(self) -> bool:
         """Return whether the processes have ended. The next ones wait for the other pods, and have nothing to save."""
@@ -70,7 +75,7 @@ class Watchdog:
 
     def stall_timeout(self, report: Report) -> float | None:
         """Return how many seconds the processes may be without a heartbeat; None without a limit."""
-        if not self._timeout or self.stage == WAITING:  # the pod of rank 0 detects a stall of rank 0
+        if not self._timeout:
             return None
         floor = _MIN_SLOW_STAGE_SECONDS if report.phase == "Initializing" or self.stage == WRITING else 0.0
         return max(self._timeout, floor, _TIMEOUT_STEPS * mean_step_seconds(report))
@@ -78,15 +83,33 @@ class Watchdog:
     def is_stalled(self, report: Report) -> bool:
         """Return whether the processes have been without a heartbeat for too long."""
         limit = self.stall_timeout(report)
-        return limit is not None and self.idle_seconds >= limit
+        return limit is not None and self._stalled_seconds >= limit
+
+    @property
+    def _stalled_seconds(self) -> float:
+        """The time without a heartbeat that counts. The pod of rank 0 detects a stall of rank 0, for which others wait.
+
+        But a stopped process never goes on, and the pod of rank 0 can't see which one it is.
+        """
+        return self._stopped_seconds if self.stage == WAITING else self.idle_seconds
 
     def warning(self, report: Report) -> str | None:
         """Return a warning if half of the limit is over, else None."""
         limit = self.stall_timeout(report)
-        if limit is None or self.idle_seconds < limit / 2:
+        if limit is None or self._stalled_seconds < limit / 2:
             return None
         what = f"no sign of progress for {limit / 2:.0f} s ({self.stage})"
         return f"{what}; after {limit:.0f} s the job goes back to its last checkpoint"
+
+
+def stopped_ranks(state: RunState) -> set[int]:
+    """Return the ranks of this pod whose processes are stopped (SIGSTOP)."""
+    found = set()
+    for rank, pid in state.pids().items():
+        with contextlib.suppress(psutil.Error):
+            if psutil.Process(pid).status() == psutil.STATUS_STOPPED:
+                found.add(rank)
+    return found
 
 
 def diagnose_stall(state: RunState, idle_seconds: float, stage: str, pods: int, output: IO[bytes] | None) -> Failure:
@@ -96,6 +119,7 @@ def diagnose_stall(state: RunState, idle_seconds: float, stage: str, pods: int, 
     """
     pids = state.pids()
     before = {rank: _size(state.stacks(rank)) for rank in pids}
+    stopped = stopped_ranks(state)
     for pid in pids.values():
         with contextlib.suppress(ProcessLookupError):
             # Before train.main() has set its handler, the signal ends the process. It is about to be ended anyway.
@@ -106,7 +130,7 @@ def diagnose_stall(state: RunState, idle_seconds: float, stage: str, pods: int, 
         stacks = _text(state.stacks(rank), before[rank])
         if not stacks:
             silent.append(rank)
-            findings.append(f"rank {rank} does not answer (stopped?)")
+            findings.append(f"rank {rank} does not answer" + (", because a signal stopped it" if rank in stopped else ""))
             continue
         _write_stacks(f"stacks of rank {rank}, which has made no progress for {idle_seconds:.0f} s:\n{stacks}\n", output)
         findings.append(f"rank {rank}: {summarise_stacks(stacks)}")
