@@ -81,7 +81,9 @@ class Executor:
         def build(adopted: bool) -> Sequence[Manifest]:
             plan = plan_attempt(job, spec, attempt, image, self._defaults, adopted)
             # If the ConfigMap exists already, it stays as it is, with its key.
-            return build_children(dataclasses.replace(plan, rendezvous_key=secrets.token_hex(32), queue=queue))
+            groups = self._store.scheduling_groups and queue is None  # a queue decides where its pods run
+            plan = dataclasses.replace(plan, rendezvous_key=secrets.token_hex(32), queue=queue, scheduling_groups=groups)
+            return build_children(plan)
 
         started = job.status.attempt is not None
         result = await create_children(self._api, job.key.namespace, job.key.name, job.uid, build, job.generation, started)

@@ -114,11 +114,22 @@ class Resync:
     async def list_active(self) -> None:
         """Put every job that is not finished into the queue, and correct what the watches missed."""
         began_as_leader = self._is_leading()
+        await self.discover()
         await self._in_each_namespace(self._list_active_in)
         self._store.listed_as_leader = began_as_leader
         for key in self._store.jobs:
             self._queue.add(key)
         self._metrics.watch_last_event.set(self._now().timestamp())
+
+    async def discover(self) -> None:
+        """Ask what the API server serves. That changes when somebody upgrades it, or turns a feature gate on or off.
+
+        If it does not answer, its last answer holds.
+        """
+        try:
+            self._store.scheduling_groups = await self._api.has_pod_groups()
+        except ApiError as error:
+            logger.info("the API server does not say whether it has PodGroups: %s", error)
 
     async def _in_each_namespace(self, list_in: Callable[[str | None], Awaitable[None]]) -> None:
         """List each namespace. A namespace that is gone or forbidden must not delay the jobs of the others."""

@@ -70,6 +70,7 @@ class Store:
 
     listed_as_leader: whether this process has listed all objects since it became the leader. So no other process has created
     children that it does not know.
+    scheduling_groups: whether Kubernetes itself places pods in groups.
     announced: jobs whose creation a watch reported. A list may be outdated, so a job in a list may have children, or be finished.
     used_names: names that an earlier FineTuneJob had. Children of it may exist, perhaps without being in the store.
     new_jobs: jobs without a status whose children this process has not created yet.
@@ -82,6 +83,7 @@ class Store:
 
     def __init__(self) -> None:
         self.listed_as_leader = False
+        self.scheduling_groups = False
         self.announced: set[Key] = set()
         self.used_names: set[Key] = set()
         self.new_jobs: set[Key] = set()

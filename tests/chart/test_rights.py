@@ -35,6 +35,7 @@ EVERYTHING = {
     ("networking.k8s.io", "networkpolicies"): {"get", "create"},
     ("scheduling.x-k8s.io", "podgroups"): {"get", "create", "delete"},
     ("scheduling.volcano.sh", "podgroups"): {"get", "create", "delete"},
+    ("scheduling.k8s.io", "podgroups"): {"get", "create"},
 }
 
 

@@ -121,6 +121,14 @@ def test_both_pods_train_one_model_on_two_nodes(jobs: Namespace, trained: Watche
     assert status["progress"]["step"] == status["progress"]["totalSteps"] == 40
 
 
+def test_the_pods_were_placed_as_one_group(jobs: Namespace, trained: Watcher) -> None:
+    if "podgroups" not in jobs.kubectl("api-resources", "--api-group=scheduling.k8s.io", "--output=name", check=False).stdout:
+        pytest.skip("needs PodGroups of Kubernetes: version 1.36 with the feature gates GenericWorkload and GangScheduling")
+    [group] = jobs.objects("podgroups.scheduling.k8s.io", f"{names.LABEL_JOB}={JOB}")
+    assert {pod["spec"]["schedulingGroup"]["podGroupName"] for pod in jobs.pods(JOB)} == {group["metadata"]["name"]}
+    assert ("PodGroupScheduled", "True") in {(item["type"], item["status"]) for item in group["status"]["conditions"]}
+
+
 def test_kubectl_get_shows_the_progress_while_the_job_runs(trained: Watcher) -> None:
     running = [row for row in trained.rows if row["PHASE"] == "Running"]
     assert running, trained.rows

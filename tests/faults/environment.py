@@ -84,7 +84,8 @@ class Environment(Namespace):
         site = self.folder / "site.yaml"
         # As in the chart, but the operator is a process outside of the cluster.
         peer = {"ipBlock": {"cidr": "0.0.0.0/0"}}
-        site.write_text(json.dumps({"networkPolicy": {"enabled": True, "operatorPeer": peer}}), encoding="utf-8")
+        defaults = {"networkPolicy": {"enabled": True, "operatorPeer": peer}, "podGroups": False}
+        site.write_text(json.dumps(defaults), encoding="utf-8")
         common = [f"--namespace={self.name}", f"--trainer-image={FAKE_TRAINER_IMAGE}", f"--site-file={site}"]
         variables = {"KUBECONFIG": str(kubeconfig), "POD_NAMESPACE": self.name, "POD_NAME": f"operator-{number}"}
         operator = Operator([*common, *arguments], variables, self.folder / f"operator-{self.name}-{number}.log")

@@ -227,6 +227,12 @@ class Distributed(Model):
     processes_per_node: Annotated[int, Field(ge=1, le=64)] | None = Field(
         default=None, description="Training processes in each pod. If left out: one per GPU, or one on the CPU.", examples=[8]
     )
+    gang_scheduling: Literal["Auto", "None"] = Field(
+        default="Auto",
+        description="Auto: the scheduler places all pods of an attempt or none of them (with minNodes: at least that many), if "
+        "it can. Volcano, schedulers with the coscheduling plugin, and Kubernetes with its PodGroups (scheduling.k8s.io) can. A "
+        "queue of Kueue decides itself. None: it places each pod on its own.",
+    )
 
     @pydantic.model_validator(mode="after")
     def _check_min_nodes(self) -> "Distributed":

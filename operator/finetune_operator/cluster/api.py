@@ -21,6 +21,9 @@ _PAGE_SIZE = 500
 # An event of a watch is one line with a whole object, up to 1.5 MiB. aiohttp refuses lines of more than twice its buffer.
 _LARGEST_OBJECT_BYTES = 1024**2
 
+# Kubernetes' own PodGroups. Before 1.36 this version does not exist, and without its feature gate it is not served.
+_POD_GROUPS = "scheduling.k8s.io/v1alpha2"
+
 _PATHS = {
     "FineTuneJob": f"/apis/{names.GROUP}/{names.VERSION}/namespaces/{{}}/{names.PLURAL}",
     "Job": "/apis/batch/v1/namespaces/{}/jobs",
@@ -30,12 +33,14 @@ _PATHS = {
     "PersistentVolumeClaim": "/api/v1/namespaces/{}/persistentvolumeclaims",
     "Event": "/api/v1/namespaces/{}/events",
     "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
-    "PodGroup": "/apis/scheduling.x-k8s.io/v1alpha1/namespaces/{}/podgroups",
+    "PodGroup": f"/apis/{_POD_GROUPS}/namespaces/{{}}/podgroups",
+    "CoschedulingPodGroup": "/apis/scheduling.x-k8s.io/v1alpha1/namespaces/{}/podgroups",
     "VolcanoPodGroup": "/apis/scheduling.volcano.sh/v1beta1/namespaces/{}/podgroups",
     "Workload": "/apis/kueue.x-k8s.io/v1beta2/namespaces/{}/workloads",
     "WorkloadV1beta1": "/apis/kueue.x-k8s.io/v1beta1/namespaces/{}/workloads",  # Kueue before 0.15
     "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
     "TokenReview": "/apis/authentication.k8s.io/v1/tokenreviews",
+    "Discovery": "/apis",
     "Schema": f"/openapi/v3/apis/{names.GROUP}",
     "SubjectAccessReview": "/apis/authorization.k8s.io/v1/subjectaccessreviews",
 }
@@ -161,6 +166,16 @@ class Api:
             raise
         schemas: Manifest = document["components"]["schemas"]
         return next((schema for name, schema in schemas.items() if name.endswith(f".{names.VERSION}.{names.KIND}")), None)
+
+    async def has_pod_groups(self) -> bool:
+        """Return whether the API server serves PodGroups of its own. Everybody who has a token may ask this."""
+        try:
+            served = await self._request("GET", "Discovery", None, _POD_GROUPS)
+        except ApiError as error:
+            if error.code in (403, 404):
+                return False
+            raise
+        return any(resource["name"] == "podgroups" for resource in served["resources"])
 
     async def review(self, manifest: Manifest) -> Manifest:
         """Return the status that the API server gives a review: it answers at once and stores nothing."""

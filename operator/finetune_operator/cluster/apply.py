@@ -162,7 +162,7 @@ async def _renew_pod_group(api: Api, manifest: Manifest, uid: str) -> Blocked | 
 
     Attempts never overlap, so no pod belongs to the earlier group any more. Its size may differ.
     """
-    kind = "VolcanoPodGroup" if "volcano" in manifest["apiVersion"] else "PodGroup"
+    kind = "VolcanoPodGroup" if "volcano" in manifest["apiVersion"] else "CoschedulingPodGroup"
     metadata = manifest["metadata"]
     existing = await api.get(kind, metadata["namespace"], metadata["name"])
     if existing is not None:

@@ -15,9 +15,9 @@ from finetune_operator.observed import Manifest
 def build_run_config(plan: Plan) -> RunConfig:
     """Return what the launcher reads: the spec, and where the claims are mounted.
 
-    It does not need spec.pod, nor the name of one of its resourceClaims.
+    It does not need spec.pod, nor the name of one of its resourceClaims, nor how its pods are placed.
     """
-    distributed = plan.spec.distributed.model_copy(update={"gpu_resource_claim": None})
+    distributed = plan.spec.distributed.model_copy(update={"gpu_resource_claim": None, "gang_scheduling": "Auto"})
     claim = plan.spec.output.claim
     path = claim.path if claim is not None else None
     return RunConfig(
@@ -49,7 +49,7 @@ def build_config_map(plan: Plan) -> Manifest:
 
     It is immutable: an attempt never changes, and kubelets need not watch it.
     """
-    metadata = build_metadata(plan, plan.run_file_name, build_attempt_labels(plan))
+    metadata = build_metadata(plan, plan.unique_name, build_attempt_labels(plan))
     metadata["ownerReferences"] = [build_owner("batch/v1", "Job", plan.attempt_name, UID_OF_JOB)]
     return {
         "apiVersion": "v1",

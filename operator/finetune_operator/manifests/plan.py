@@ -32,7 +32,7 @@ class Plan:
     rendezvous_key: with it the pods sign what they exchange. The text here stands in rendered manifests; each attempt that is
     created gets a random one.
     kueue_labels, kueue_annotations: those of the FineTuneJob. generation: its version of the spec. queue: its place in the queue,
-    if it names one.
+    if it has one. scheduling_groups: whether Kubernetes itself places pods in groups, and no queue decides about them.
     """
 
     namespace: str
@@ -51,6 +51,7 @@ class Plan:
     kueue_annotations: Mapping[str, str] = dataclasses.field(default_factory=dict)
     generation: int = 1
     queue: QueuePlace | None = None
+    scheduling_groups: bool = False
 
     @property
     def attempt_name(self) -> str:
@@ -58,8 +59,8 @@ class Plan:
         return names.attempt_name(self.name, self.attempt)
 
     @property
-    def run_file_name(self) -> str:
-        """Name of the attempt's ConfigMap.
+    def unique_name(self) -> str:
+        """Name of the attempt's ConfigMap, and of its PodGroup.
 
         The uid avoids a conflict with an earlier job of this name that is not yet deleted. With the generation, no pod can read
         the file of an earlier version of the spec.

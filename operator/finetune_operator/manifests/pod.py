@@ -6,6 +6,7 @@ from finetune_api import names
 from finetune_operator.manifests.container import build_container
 from finetune_operator.manifests.init_container import build_init_container
 from finetune_operator.manifests.plan import Plan
+from finetune_operator.manifests.podgroup import build_group_reference
 from finetune_operator.manifests.volumes import build_volumes
 from finetune_operator.observed import Manifest
 
@@ -36,6 +37,7 @@ def build_pod_spec(plan: Plan, labels: dict[str, str]) -> Manifest:
         "schedulerName": pod.scheduler_name,
         "runtimeClassName": pod.runtime_class_name,
         "schedulingGates": place.get("schedulingGates") or [gate.to_wire() for gate in pod.scheduling_gates or ()] or None,
+        "schedulingGroup": build_group_reference(plan),
         "resourceClaims": [claim.to_wire() for claim in pod.resource_claims or ()] or None,
         "initContainers": [build_init_container(plan, container) for container in pod.init_containers or ()] or None,
         "containers": [build_container(plan)],

@@ -61,8 +61,8 @@ def _extra_name(plan: Plan, volume: PodVolume) -> str:
 def _config_volume(plan: Plan) -> Manifest:
     """Return the volume with the files of the attempt's ConfigMap and, if there are any, the CA certificates."""
     if plan.ca_bundle_name is None:
-        return {"name": "config", "configMap": {"name": plan.run_file_name}}
-    sources = [{"configMap": {"name": name}} for name in (plan.run_file_name, plan.ca_bundle_name)]
+        return {"name": "config", "configMap": {"name": plan.unique_name}}
+    sources = [{"configMap": {"name": name}} for name in (plan.unique_name, plan.ca_bundle_name)]
     return {"name": "config", "projected": {"sources": sources}}
 
 

@@ -63,8 +63,9 @@ class FakeServer:
     """Holds objects by plural, namespace and name. requests: every request, as "METHOD plural name". bodies: their bodies.
 
     watches: the responses of the next watches by plural; later ones send nothing. watched: the queries of all watches.
-    answers: fixed answers by method and plural, as "POST jobs" or "GET pods in team". done: all successful writes. kill_after:
-    number of successful writes after which the client is killed before it reads the answer.
+    answers: fixed answers by method and plural, as "POST jobs" or "GET pods in team". served: what discovery says.
+    done: all successful writes. kill_after: number of successful writes after which the client is killed before it reads the
+    answer.
     """
 
     def __init__(self, now: Callable[[], datetime.datetime] = lambda: NOW) -> None:
@@ -77,6 +78,7 @@ class FakeServer:
         self.kill_after: int | None = None
         self.done: list[str] = []
         self.version = 100
+        self.served: list[Manifest] = []
         self._now = now
 
     def api(self, **options: Any) -> Api:
@@ -113,8 +115,8 @@ class FakeServer:
         path, query = url
         parts = path.strip("/").split("/")
         parts = parts[2:] if parts[0] == "api" else parts[3:]
-        namespace = parts[1] if parts[0] == "namespaces" else None
-        plural, name, subresource = [*(parts[2:] if namespace else parts), "", ""][:3]
+        namespace = parts[1] if parts[:1] == ["namespaces"] else None
+        plural, name, subresource = [*(parts[2:] if namespace else parts), "", "", ""][:3]
         if "watch" in query:
             self.watched.append((plural, query))
             if not self.watches[plural]:
@@ -134,6 +136,8 @@ class FakeServer:
 
     def _answer(self, method: str, key: ObjectKey, query: dict[str, str], body: Any) -> Answer:
         plural, namespace, name = key
+        if not plural and method == "GET":
+            return Answer(200, {"resources": self.served})
         if method == "GET" and not name:
             return Answer(200, {"metadata": {"resourceVersion": str(self.version)}, "items": list(self._select(key, query))})
         if method == "POST":

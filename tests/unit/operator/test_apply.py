@@ -34,6 +34,7 @@ async def create(
     adoptions: list[bool] | None = None,
     defaults: OperatorDefaults | None = None,
     attempt: int = 1,
+    scheduling_groups: bool = False,
     **spec: Any,
 ) -> Created | Blocked | Refused:
     """Create the children of an attempt. adoptions: receives the last argument that the builder got."""
@@ -42,7 +43,9 @@ async def create(
         if adoptions is not None:
             adoptions[:] = [adopted]
         plan = Plan(KEY.namespace, KEY.name, UID, attempt, build_spec(**spec), 2, IMAGE, 3, adopted=adopted)
-        return build_children(dataclasses.replace(plan, defaults=defaults or OperatorDefaults()))
+        return build_children(
+            dataclasses.replace(plan, defaults=defaults or OperatorDefaults(), scheduling_groups=scheduling_groups)
+        )
 
     return await create_children(server.api(), KEY.namespace, KEY.name, UID, build, 1, started=attempt > 1)
 
@@ -364,6 +367,17 @@ async def test_no_pod_starts_without_the_pod_group_that_its_scheduler_waits_for(
     answer = await create(server, **GANG)
     assert isinstance(answer, Blocked)
     assert (answer.reason, server.names_of("jobs")) == (reason, [])
+
+
+async def test_a_pod_group_of_kubernetes_belongs_to_the_job_of_its_attempt(server: FakeServer) -> None:
+    assert isinstance(await create(server, scheduling_groups=True), Created)
+    assert server.writes()[1:4] == ["POST jobs", "POST podgroups", "POST configmaps"]
+    [group] = server.names_of("podgroups")
+    [owner] = server.take("podgroups", group)["metadata"]["ownerReferences"]
+    assert (owner["name"], owner["uid"]) == ("news-1", server.take("jobs", "news-1")["metadata"]["uid"])
+    server.forget_requests()
+    assert isinstance(await create(server, scheduling_groups=True), Created)  # another try changes nothing
+    assert (server.names_of("podgroups"), server.writes().count("DELETE podgroups")) == ([group], 0)
 
 
 WITH_POLICY = OperatorDefaults(network_policy=NetworkPolicy(enabled=True))

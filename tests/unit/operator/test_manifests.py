@@ -163,6 +163,45 @@ def test_schedulers_with_pod_groups_get_theirs_for_several_pods(
         assert [owner["uid"] for owner in group["metadata"]["ownerReferences"]] == [UID]
 
 
+@pytest.mark.parametrize("pod", [{}, {"schedulerName": "default-scheduler", "priorityClassName": "low"}])
+def test_pods_of_the_default_scheduler_get_a_pod_group_of_kubernetes_if_it_has_them(pod: dict[str, Any]) -> None:
+    children = build(spec=build_spec(pod=pod), scheduling_groups=True)
+    group = children["PodGroup"]
+    assert (group["apiVersion"], group["spec"]) == (
+        "scheduling.k8s.io/v1alpha2",
+        {"schedulingPolicy": {"gang": {"minCount": 2}}},
+    )
+    assert group["metadata"]["name"] == "news-1-11111111-1"
+    template = children["Job"]["spec"]["template"]
+    assert template["spec"]["schedulingGroup"] == {"podGroupName": group["metadata"]["name"]}
+    assert group["metadata"]["ownerReferences"] == children["ConfigMap"]["metadata"]["ownerReferences"]
+    assert list(children).index("Job") < list(children).index("PodGroup") < list(children).index("ConfigMap")
+    fewer = build_spec(distributed={"nodes": 4, "minNodes": 3})
+    assert build(spec=fewer, scheduling_groups=True)["PodGroup"]["spec"]["schedulingPolicy"]["gang"] == {"minCount": 3}
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes"),
+    [
+        ({}, {"scheduling_groups": False}),
+        ({}, {"defaults": OperatorDefaults(pod_groups=False)}),
+        ({"distributed": {"nodes": 1}}, {}),
+        ({"distributed": {"nodes": 2, "gangScheduling": "None"}}, {}),
+        ({"distributed": {"nodes": 2, "gangScheduling": "None"}, "pod": {"schedulerName": "volcano"}}, {}),
+    ],
+)
+def test_other_pods_get_no_pod_group(spec: dict[str, Any], changes: dict[str, Any]) -> None:
+    children = build(spec=build_spec(**spec), **{"scheduling_groups": True, **changes})
+    template = children["Job"]["spec"]["template"]
+    assert ("PodGroup" in children, "schedulingGroup" in template["spec"]) == (False, False)
+    assert "scheduling.k8s.io/group-name" not in template["metadata"]["annotations"]
+
+
+def test_the_pods_do_not_read_how_they_are_placed() -> None:
+    spec = build_spec(distributed={"nodes": 2, "gangScheduling": "None"})
+    assert "gangScheduling" not in build(spec=spec)["ConfigMap"]["data"][names.RUN_FILE_NAME]
+
+
 def pod_of(spec: dict[str, Any], **changes: Any) -> Manifest:
     template: Manifest = build(spec=build_spec(**spec), **changes)["Job"]["spec"]["template"]["spec"]
     return template

@@ -164,3 +164,19 @@ async def test_a_queued_job_that_leaves_its_queue_starts() -> None:
     harness.store.put_job(read_job(harness.server.put("finetunejobs", job)))
     await step(harness, 3)
     assert harness.server.names_of("jobs") == ["news-1"]
+
+
+@pytest.mark.parametrize("labels", [LABELS, {}])
+async def test_a_queue_decides_itself_where_pods_run_so_they_get_no_pod_group_of_kubernetes(labels: dict[str, str]) -> None:
+    harness = Harness()
+    harness.store.scheduling_groups = True
+    harness.add_objects(job_manifest(spec=spec_fields(**SPEC), labels=labels), [], [])
+    await harness.reconcile()
+    for place in harness.server.names_of("jobs") if labels else ():
+        assert "schedulingGroup" not in harness.server.take("jobs", place)["spec"]["template"]["spec"]
+        set_suspend(harness, False)
+        await step(harness)
+    pod = harness.server.take("jobs", "news-1")["spec"]["template"]["spec"]
+    groups = harness.server.names_of("podgroups")
+    assert groups == ([] if labels else [pod["schedulingGroup"]["podGroupName"]])
+    assert ("schedulingGroup" in pod) == bool(groups)

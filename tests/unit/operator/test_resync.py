@@ -250,3 +250,19 @@ async def test_an_earlier_version_of_kueue_is_listed_if_there_is_no_other(harnes
     del harness.server.answers["GET workloads"]
     await harness.resync.list_children("Workload", None)
     assert harness.resync.watch_query("Workload")[0] == "Workload"
+
+
+async def test_the_operator_notices_when_the_api_server_begins_or_ceases_to_serve_pod_groups() -> None:
+    harness = Harness()
+    harness.server.served = [{"name": "workloads"}]
+    await harness.resync.list_active()
+    assert not harness.store.scheduling_groups
+    harness.server.served = [{"name": "workloads"}, {"name": "podgroups"}]
+    await harness.resync.list_active()
+    assert harness.store.scheduling_groups
+    harness.server.answers["GET "] = refusal(503, "ServiceUnavailable")
+    await harness.resync.list_active()
+    assert harness.store.scheduling_groups, "no answer says nothing"
+    harness.server.answers["GET "] = refusal(404, "NotFound")
+    await harness.resync.list_active()
+    assert not harness.store.scheduling_groups
