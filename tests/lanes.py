@@ -21,17 +21,15 @@ import pytest
 HERE = pathlib.Path(__file__).parent
 # All names here are beginnings of paths below tests/.
 AUDIT = "faults/test_verbs_audit.py"  # it counts what the other fault tests used
-OPERATOR = (
-    *(AUDIT, "chart/test_install.py", "chart/test_policy.py", "chart/test_apply.py", "observability/test_on_cluster.py"),
-    "cluster/",
-)
+OPERATOR = (AUDIT, "chart/test_install.py", "chart/test_policy.py", "chart/test_apply.py", "cluster/")
+PROMETHEUS = "observability/test_on_cluster.py"  # its operator acts in one namespace, as those of the fault tests
 PUBLISH = ("trainer/test_publish.py", "trainer/test_publish_faults.py")  # they inject faults into the Hub
-BEFORE = {**dict.fromkeys(OPERATOR, ("faults/",)), "cluster/": ("faults/", *PUBLISH)}
+BEFORE = {**dict.fromkeys(OPERATOR, ("faults/", PROMETHEUS)), "cluster/": ("faults/", PROMETHEUS, *PUBLISH)}
 # Their pods are processes of this machine, and the first one of each job listens on the same port.
 RENDEZVOUS = ("trainer/test_launcher.py", "trainer/test_strangers.py")
 # Long files come before short ones, so that none of them starts last and keeps everybody waiting.
 ORDER = (
-    *("faults/test_kills.py", "faults/test_lost_and_stale.py", "faults/test_endings.py", "faults/"),
+    *("faults/test_kills.py", "faults/test_lost_and_stale.py", PROMETHEUS, "faults/test_endings.py", "faults/"),
     *OPERATOR,
     *(*PUBLISH, "trainer/test_run.py", "trainer/test_recovery.py", *RENDEZVOUS, "trainer/", ""),
 )

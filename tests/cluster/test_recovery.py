@@ -21,6 +21,7 @@ pytestmark = pytest.mark.cluster
 # Six faults, and the run without faults, take up to ten minutes on two cores. RECOVERY_TROUBLES=20 injects each kind
 # at least once.
 FAULTS = int(os.environ.get("RECOVERY_TROUBLES", "6"))
+STEPS = 60 + 15 * FAULTS
 SEED = 20261121
 # Much longer than a recovery takes, because everything that ran on a failed node restarts at the same time.
 RECOVERY_SECONDS = 240.0
@@ -64,7 +65,7 @@ def _kueue() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make_run(make_job: Any) -> Callable[..., Object]:
     """Return ``make_run(name, steps, **fields of spec)``: a job of two pods and ``steps`` steps that saves every second step."""
 
@@ -79,6 +80,15 @@ def make_run(make_job: Any) -> Callable[..., Object]:
         return dict(make_job(name, **{**fields, **spec}))
 
     return make
+
+
+@pytest.fixture(scope="module")
+def reference(jobs: Namespace, make_run: Any) -> Iterator[str]:
+    """Start the run without faults, and return its name. It trains while the first tests wait."""
+    # Checkpoints do not change the weights, so this run saves fewer of them.
+    jobs.apply(make_run("without-faults", STEPS, checkpoint={"everySteps": 50}))
+    yield "without-faults"
+    remove(jobs, "without-faults")
 
 
 def wait_for_step(jobs: Namespace, job: str, step: int, timeout: float = RECOVERY_SECONDS) -> Object:
@@ -106,59 +116,10 @@ def remove(jobs: Namespace, *names: str) -> None:
     jobs.kubectl("delete", "persistentvolumeclaims", *(f"{name}-output" for name in names), "--wait=false")
 
 
-def test_a_run_with_faults_ends_with_the_same_weights_as_a_run_without(
-    system: Namespace, jobs: Namespace, make_run: Any, reader: Any
-) -> None:
-    require_commands("NODE_KILL", "NODE_START", "NODE_CUT", "NODE_HEAL", "API_SERVER_RESTART")
-    steps = 60 + 15 * FAULTS
-    faults = FaultInjector(system, jobs, "with-faults")
-    jobs.apply(make_run("with-faults", steps))
-    rng = random.Random(SEED)
-    for number, fault in enumerate(choose_faults(faults, rng)):
-        before = jobs.status("with-faults").get("progress", {}).get("step", 0)
-        status = wait_for_step(jobs, "with-faults", before + 1)
-        assert status["phase"] == "Running", f"it succeeded before fault {number}: increase its number of steps"
-        time.sleep(rng.uniform(0, 2))
-        print(f"{number}: {fault} at step {status['progress']['step']} of attempt {status['attempt']}, {status['restarts']}")
-        fault()
-    with_faults = jobs.wait_for_phase("with-faults", "Succeeded", timeout=300 + 3 * steps)
-    # Checkpoints do not change the weights, so this run saves fewer of them.
-    jobs.apply(make_run("without-faults", steps, checkpoint={"everySteps": 50}))
-    without = jobs.wait_for_phase("without-faults", "Succeeded", timeout=100 + 3 * steps)
-    print(with_faults["restarts"], with_faults["goodput"], without["goodput"])
-    assert with_faults["progress"]["step"] == without["progress"]["step"] == steps
-    assert with_faults["evaluation"] == without["evaluation"]
-    assert without["restarts"].get("failures", 0) + without["restarts"].get("preemptions", 0) == 0
-    assert same_weights(reader, "with-faults", "without-faults")
-    remove(jobs, "with-faults", "without-faults")
-
-
-class Fault:
-    """A fault, and the index of the pod that it affects."""
-
-    def __init__(self, act: Callable[..., None], *arguments: int) -> None:
-        self._act, self._arguments = act, arguments
-
-    def __call__(self) -> None:
-        self._act(*self._arguments)
-
-    def __str__(self) -> str:
-        return f"{self._act.__name__}{self._arguments or ''}"
-
-
-def choose_faults(faults: FaultInjector, rng: random.Random) -> list[Fault]:
-    """Choose faults: each kind at least once if there are seven or more, and short faults most often."""
-    to_pods = [faults.kill_process, faults.delete_pod, faults.force_delete_pod, faults.kill_node, faults.cut_node]
-    kinds: list[Callable[..., None]] = [*to_pods, faults.kill_operator, faults.restart_api_server]
-    short = [faults.kill_process, faults.delete_pod, faults.force_delete_pod, faults.kill_operator]
-    chosen = rng.sample(kinds, min(FAULTS, len(kinds))) + rng.choices(short, k=max(0, FAULTS - len(kinds)))
-    rng.shuffle(chosen)
-    return [Fault(kind, rng.randrange(2)) if kind in to_pods else Fault(kind) for kind in chosen]
-
-
 def test_a_stopped_process_is_detected_its_stacks_are_in_the_log_and_the_job_continues(
-    system: Namespace, jobs: Namespace, make_run: Any, tmp_path: pathlib.Path
+    system: Namespace, jobs: Namespace, make_run: Any, tmp_path: pathlib.Path, reference: str
 ) -> None:
+    """The reference trains meanwhile, because nothing else does for most of this test."""
     faults = FaultInjector(system, jobs, "stalls")
     # Without checkpoints: a process that stops while it waits for rank 0 to save is not named in the message.
     never = {"everySteps": 1000}
@@ -320,6 +281,53 @@ def test_what_happens_while_the_operator_is_down_is_processed_afterwards(
 def _all_ended(jobs: Namespace, job: str) -> bool:
     """Return whether all pods have ended. When one pod has failed, the controller of the Job may delete the other one."""
     return all(pod["status"]["phase"] in ("Succeeded", "Failed") for pod in jobs.pods(job))
+
+
+def test_a_run_with_faults_ends_with_the_same_weights_as_a_run_without(
+    system: Namespace, jobs: Namespace, make_run: Any, reader: Any, reference: str
+) -> None:
+    require_commands("NODE_KILL", "NODE_START", "NODE_CUT", "NODE_HEAL", "API_SERVER_RESTART")
+    without = jobs.wait_for_phase(reference, "Succeeded", timeout=100 + 3 * STEPS)
+    faults = FaultInjector(system, jobs, "with-faults")
+    jobs.apply(make_run("with-faults", STEPS))
+    rng = random.Random(SEED)
+    for number, fault in enumerate(choose_faults(faults, rng)):
+        before = jobs.status("with-faults").get("progress", {}).get("step", 0)
+        status = wait_for_step(jobs, "with-faults", before + 1)
+        assert status["phase"] == "Running", f"it succeeded before fault {number}: increase its number of steps"
+        time.sleep(rng.uniform(0, 2))
+        print(f"{number}: {fault} at step {status['progress']['step']} of attempt {status['attempt']}, {status['restarts']}")
+        fault()
+    with_faults = jobs.wait_for_phase("with-faults", "Succeeded", timeout=300 + 3 * STEPS)
+    print(with_faults["restarts"], with_faults["goodput"], without["goodput"])
+    assert with_faults["progress"]["step"] == without["progress"]["step"] == STEPS
+    assert with_faults["evaluation"] == without["evaluation"]
+    assert without["restarts"].get("failures", 0) + without["restarts"].get("preemptions", 0) == 0
+    assert same_weights(reader, "with-faults", reference)
+    remove(jobs, "with-faults")
+
+
+class Fault:
+    """A fault, and the index of the pod that it affects."""
+
+    def __init__(self, act: Callable[..., None], *arguments: int) -> None:
+        self._act, self._arguments = act, arguments
+
+    def __call__(self) -> None:
+        self._act(*self._arguments)
+
+    def __str__(self) -> str:
+        return f"{self._act.__name__}{self._arguments or ''}"
+
+
+def choose_faults(faults: FaultInjector, rng: random.Random) -> list[Fault]:
+    """Choose faults: each kind at least once if there are seven or more, and short faults most often."""
+    to_pods = [faults.kill_process, faults.delete_pod, faults.force_delete_pod, faults.kill_node, faults.cut_node]
+    kinds: list[Callable[..., None]] = [*to_pods, faults.kill_operator, faults.restart_api_server]
+    short = [faults.kill_process, faults.delete_pod, faults.force_delete_pod, faults.kill_operator]
+    chosen = rng.sample(kinds, min(FAULTS, len(kinds))) + rng.choices(short, k=max(0, FAULTS - len(kinds)))
+    rng.shuffle(chosen)
+    return [Fault(kind, rng.randrange(2)) if kind in to_pods else Fault(kind) for kind in chosen]
 
 
 def test_a_dead_node_costs_a_minute_at_most(system: Namespace, jobs: Namespace, make_run: Any) -> None:

@@ -34,14 +34,25 @@ def prometheus() -> Prometheus:
 
 
 @pytest.fixture(scope="module")
-def system(prometheus: Prometheus, crd_of_the_chart: None) -> Iterator[Namespace]:
-    """Install the chart with monitors, alerts and dashboards. Yield the operator's namespace."""
-    namespace = make_namespace(f"finetune-seen-{secrets.token_hex(3)}")
+def jobs(prometheus: Prometheus) -> Iterator[Namespace]:
+    """Yield the namespace of the FineTuneJobs."""
+    namespace = make_namespace(f"finetune-seen-{secrets.token_hex(3)}-jobs")
+    yield namespace
+    kubectl("delete", "namespace", namespace.name, "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def system(jobs: Namespace, custom_resource_definition: None) -> Iterator[Namespace]:
+    """Install the chart with monitors, alerts and dashboards, for one namespace. Yield the operator's namespace."""
+    namespace = make_namespace(jobs.name.removesuffix("-jobs"))
     images = {
         "image": os.environ.get("OPERATOR_IMAGE", "localhost/finetune-operator:dev"),
         "trainerImage": os.environ.get("TRAINER_IMAGE", "localhost/finetune-trainer:dev"),
     }
     values: dict[str, Any] = {
+        # Tests in other processes have operators and jobs of their own, and have installed the CRD.
+        "watchNamespaces": [jobs.name],
+        "crds": {"enabled": False},
         "podMonitors": {
             "enabled": True,
             "interval": f"{SCRAPE_SECONDS}s",
@@ -56,7 +67,7 @@ def system(prometheus: Prometheus, crd_of_the_chart: None) -> Iterator[Namespace
         repository, _, tag = image.rpartition(":")
         values[key] = {"repository": repository, "tag": tag}
     command = ["helm", "install", RELEASE, str(CHART), "--namespace", namespace.name, "--values", "-"]
-    command += ["--wait", "--timeout=120s", "--take-ownership"]
+    command += ["--wait", "--timeout=120s"]
     done = subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, check=False)
     try:
         assert done.returncode == 0, f"helm install: {done.stdout}{done.stderr}\n{namespace.describe(None)}"
@@ -67,23 +78,19 @@ def system(prometheus: Prometheus, crd_of_the_chart: None) -> Iterator[Namespace
 
 
 @pytest.fixture(scope="module")
-def claim(system: Namespace) -> Iterator[tuple[Namespace, str]]:
-    """Yield a namespace for jobs, and the name of a claim in it that holds the tiny model and the data of `helm test`."""
-    jobs = make_namespace(f"{system.name}-jobs")
-    try:
-        defaults = OperatorDefaults(trainer_image=os.environ.get("TRAINER_IMAGE", "localhost/finetune-trainer:dev"))
-        jobs.apply({**smoke.build_claim("1Gi", ""), "metadata": {"name": "smoke"}})
-        jobs.apply({**smoke.build_writer("smoke", defaults, RESOURCES), "metadata": {"name": "writer"}})
+def claim(jobs: Namespace, system: Namespace) -> tuple[Namespace, str]:
+    """Return the jobs' namespace, and the name of a claim in it that holds the tiny model and the data of `helm test`."""
+    defaults = OperatorDefaults(trainer_image=os.environ.get("TRAINER_IMAGE", "localhost/finetune-trainer:dev"))
+    jobs.apply({**smoke.build_claim("1Gi", ""), "metadata": {"name": "smoke"}})
+    jobs.apply({**smoke.build_writer("smoke", defaults, RESOURCES), "metadata": {"name": "writer"}})
 
-        def written() -> bool:
-            pod = jobs.get("pod", "writer") or {}
-            assert pod.get("status", {}).get("phase") != "Failed", jobs.describe(None)
-            return bool(pod.get("status", {}).get("phase") == "Succeeded")
+    def written() -> bool:
+        pod = jobs.get("pod", "writer") or {}
+        assert pod.get("status", {}).get("phase") != "Failed", jobs.describe(None)
+        return bool(pod.get("status", {}).get("phase") == "Succeeded")
 
-        jobs.wait_for("model and data on the claim", written, 180)
-        yield jobs, "smoke"
-    finally:
-        kubectl("delete", "namespace", jobs.name, "--wait=false")
+    jobs.wait_for("model and data on the claim", written, 180)
+    return jobs, "smoke"
 
 
 @pytest.fixture(scope="module")
