@@ -10,9 +10,10 @@ job.pull("my-model")
 from finetune_api.resource import FineTuneJob
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Progress
-from finetune_client.client import FineTune, Job
+from finetune_client.client import FineTune
 from finetune_client.errors import (
     ClientError,
+    CommandError,
     ForbiddenError,
     JobFailedError,
     JobTimeoutError,
@@ -22,13 +23,17 @@ from finetune_client.errors import (
     NotFoundError,
     NotInstalledError,
     PullError,
+    PutError,
     RefusedError,
     UnreachableError,
 )
+from finetune_client.job import Job
+from finetune_client.put import NewClaim, Placed, PodOptions
 from finetune_client.records import EventRecord, JobRecord, PodRecord
 
 __all__ = [
     "ClientError",
+    "CommandError",
     "EventRecord",
     "FineTune",
     "FineTuneJob",
@@ -40,13 +45,17 @@ __all__ = [
     "JobRecord",
     "JobTimeoutError",
     "NameTakenError",
+    "NewClaim",
     "NoSuchJobError",
     "NotConfiguredError",
     "NotFoundError",
     "NotInstalledError",
+    "Placed",
+    "PodOptions",
     "PodRecord",
     "Progress",
     "PullError",
+    "PutError",
     "RefusedError",
     "UnreachableError",
 ]

@@ -9,11 +9,12 @@ import urllib3.exceptions
 import websocket
 from kubernetes.client import ApiClient
 from kubernetes.client.exceptions import ApiException
-from kubernetes.stream.ws_client import ERROR_CHANNEL, STDERR_CHANNEL, STDOUT_CHANNEL, create_websocket
+from kubernetes.stream.ws_client import create_websocket
 
 from finetune_api import names
 from finetune_client.api_errors import build_error
-from finetune_client.errors import PullError, UnreachableError
+from finetune_client.errors import UnreachableError
+from finetune_client.remote_command import RemoteCommand
 
 Manifest = dict[str, Any]
 
@@ -102,11 +103,18 @@ class Api:
     def execute(self, namespace: str, pod: str, container: str, command: Sequence[str]) -> Iterator[tuple[int, bytes]]:
         """Run a command in a container and yield its output as (STDOUT_CHANNEL or STDERR_CHANNEL, bytes).
 
-        It does not use kubernetes.stream, which keeps all output in memory and copies it for each frame. Raises PullError if the
-        command fails, and UnreachableError if the connection ends before the command.
+        Raises CommandError if the command fails, and UnreachableError if the connection ends before the command.
         """
+        with self.start_command(namespace, pod, container, command) as running:
+            yield from running.frames()
+
+    @contextlib.contextmanager
+    def start_command(
+        self, namespace: str, pod: str, container: str, command: Sequence[str], stdin: bool = False
+    ) -> Iterator[RemoteCommand]:
+        """Start a command in a container; the connection is closed at the end."""
         query = [("command", word) for word in command]
-        query += [("container", container), ("stdout", "true"), ("stderr", "true")]
+        query += [("container", container), ("stdin", str(stdin).lower()), ("stdout", "true"), ("stderr", "true")]
         _, url, headers, _, _ = self._client.param_serialize(
             "GET", f"{PATHS['pods'].format(namespace)}/{pod}/exec", query_params=query, auth_settings=["BearerToken"]
         )
@@ -119,7 +127,7 @@ class Api:
             raise self._unreachable(error) from error
         socket.settimeout(self.idle_timeout_seconds)
         with contextlib.closing(socket):
-            yield from _read_frames(socket)
+            yield RemoteCommand(socket)
 
     def _request(
         self,
@@ -171,26 +179,3 @@ class Api:
         why = " ".join(str(error).split()) or type(error).__name__
         # urllib3 puts its own object before the reason.
         return UnreachableError(f"the API server {self._client.configuration.host} can't be reached: {why.rpartition('>: ')[2]}")
-
-
-def _read_frames(socket: websocket.WebSocket) -> Iterator[tuple[int, bytes]]:
-    """Yield the output of a command until the server reports its exit status."""
-    stderr = b""
-    while True:
-        try:
-            opcode, frame = socket.recv_data_frame(True)
-        except (websocket.WebSocketException, OSError) as error:
-            raise UnreachableError(f"the connection to the pod broke: {type(error).__name__}") from error
-        if opcode == websocket.ABNF.OPCODE_CLOSE:
-            raise UnreachableError("the connection to the pod was closed before the command ended")
-        if opcode not in (websocket.ABNF.OPCODE_BINARY, websocket.ABNF.OPCODE_TEXT) or not frame.data:
-            continue
-        channel, content = frame.data[0], frame.data[1:]
-        if channel == ERROR_CHANNEL and content:
-            status = json.loads(content)
-            if status.get("status") != "Success":
-                raise PullError(stderr.decode(errors="replace").strip() or status.get("message", "the command failed"))
-            return
-        if channel in (STDOUT_CHANNEL, STDERR_CHANNEL) and content:
-            stderr += content if channel == STDERR_CHANNEL else b""
-            yield channel, content

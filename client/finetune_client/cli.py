@@ -1,23 +1,27 @@
 """The commands of `kubectl finetune`, the kubectl plugin for FineTuneJobs."""
 
+import contextlib
 import json
 import pathlib
 import shlex
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from finetune_api import __version__
 from finetune_api.cli import find_files
-from finetune_api.files import check_files
+from finetune_api.files import check_files, printable
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.try_command import predict_command
-from finetune_client import listing, logs, watch, why
-from finetune_client.client import FineTune, Job
+from finetune_client import listing, logs, put, watch, why
+from finetune_client.client import FineTune
 from finetune_client.errors import ClientError, RefusedError
+from finetune_client.job import Job
 from finetune_client.options import EXIT_FAILED, EXIT_INTERRUPTED, Command, cluster_options
 
 # Width of the output in characters if it does not go to a terminal.
@@ -32,7 +36,7 @@ _PROGRAM = "kubectl finetune"
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name=_PROGRAM)
 def cli() -> None:
-    """Submit FineTuneJobs to a cluster, watch them, find out why they wait or failed, and fetch their models.
+    """Submit FineTuneJobs to a cluster, watch them, find out why they wait or failed, fetch their models, copy data into claims.
 
     The default namespace is that of the kubeconfig's context, as with kubectl.
     """
@@ -214,22 +218,74 @@ def pull(cluster: FineTune, name: str, directory: pathlib.Path, report: bool) ->
     """
     job = cluster.job(name)
     spec = job.refresh().spec
-    columns: tuple[Any, ...] = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    progress = Progress(TextColumn("{task.description}", markup=False), BarColumn(), *columns, console=Console(stderr=True))
     try:
-        with progress:
-            task = progress.add_task("starting a pod that reads the volume", total=None)
-            job.pull(
-                directory,
-                lambda done, size, file: progress.update(task, description=file, completed=done, total=size),
-                report,
-            )
+        with _transfer("starting a pod that reads the volume") as on_progress:
+            job.pull(directory, on_progress, report)
     except KeyboardInterrupt:
         click.echo(f"\nStopped; run the same command again to continue with the files in {directory}.partial.", err=True)
         sys.exit(EXIT_INTERRUPTED)
     click.echo(f"The training record: {directory}" if report else f"The model: {directory}")
     place = str(directory)
     click.echo(f"  {shlex.join(['finetune', 'report', place]) if report else predict_command(place, spec, elsewhere=True)}")
+
+
+@cli.command("put", epilog="Example:  kubectl finetune put ./reviews datasets --create --size 10Gi")
+@click.argument("source", metavar="FILE|DIR", type=click.Path(path_type=pathlib.Path))
+@click.argument("target", metavar="CLAIM[/PATH]")
+@click.option("--create", is_flag=True, help="Create the claim if it does not exist; needs --size.")
+@click.option("--size", metavar="SIZE", help="Size of the new claim, for example 10Gi.")
+@click.option(
+    "--access-mode",
+    type=click.Choice(["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"]),
+    default="ReadWriteOnce",
+    show_default=True,
+    help="Access mode of the new claim: ReadWriteMany if pods on several nodes use it at the same time.",
+)
+@click.option("--storage-class", metavar="NAME", help="Storage class of the new claim; by default that of the cluster.")
+@click.option("--replace", is_flag=True, help="Replace PATH if it exists and differs.")
+@click.option("--image", metavar="IMAGE", help="Image with Python 3 for the pod; by default that of the newest job.")
+@click.option("--user", metavar="UID", type=click.IntRange(min=1), help="User and group of the files; by default those of jobs.")
+@cluster_options
+def put_files(  # one parameter per option
+    cluster: FineTune,
+    source: pathlib.Path,
+    target: str,
+    create: bool,
+    size: str | None,
+    access_mode: str,
+    storage_class: str | None,
+    replace: bool,
+    image: str | None,
+    user: int | None,
+) -> None:
+    """Copy a file or a folder into a claim, and verify it there.
+
+    PATH is where it will be in the claim. Without PATH, or if PATH ends with /, it keeps its name. The command sends nothing that
+    is in the claim already. After an interruption, the same command continues where it stopped.
+    """
+    if create != (size is not None):
+        raise click.UsageError("use --create and --size together")
+    new = put.NewClaim(size, access_mode, storage_class) if size is not None else None
+    try:
+        with _transfer("reading") as on_progress:
+            placed = cluster.put(source, target, new, replace, put.PodOptions(image, user), on_progress)
+    except KeyboardInterrupt:
+        click.echo("\nStopped; run the same command again to continue.", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    done = f"{placed.sent:,} bytes sent" if placed.sent else "nothing to send"
+    click.echo(f"{placed.files:,} {'file' if placed.files == 1 else 'files'} in the claim ({done}); in a FineTuneJob:")
+    place = {"claim": {"claimName": placed.claim, "path": placed.path}}
+    click.echo("  " + yaml.safe_dump(place, default_flow_style=None, width=sys.maxsize, allow_unicode=True).rstrip())
+
+
+@contextlib.contextmanager
+def _transfer(start: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Show the progress of a transfer. Yields what to call with the bytes done, the bytes in all, and the current file."""
+    columns: tuple[Any, ...] = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    progress = Progress(TextColumn("{task.description}", markup=False), BarColumn(), *columns, console=Console(stderr=True))
+    with progress:
+        task = progress.add_task(start, total=None)
+        yield lambda done, size, file: progress.update(task, description=printable(file), completed=done, total=size)
 
 
 def main() -> None:

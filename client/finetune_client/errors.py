@@ -11,7 +11,9 @@ ClientError
 ├── RefusedError          the request is refused: an invalid object, a quota, an admission policy, a job that has ended
 ├── JobFailedError        the job failed; holds its failure
 ├── JobTimeoutError       the job did not reach the expected phase in time
-└── PullError             the model, or the training record, can't be fetched
+├── CommandError          a command in a helper pod failed
+├── PullError             the model, or the training record, can't be fetched
+└── PutError              the file or folder can't be copied into the claim
 """
 
 from finetune_api.status import Failure, FineTuneJobStatus
@@ -70,5 +72,13 @@ class JobTimeoutError(ClientError, TimeoutError):
     """The job did not reach the expected phase within the timeout. The job continues."""
 
 
+class CommandError(ClientError):
+    """A command in a helper pod failed. message: what it wrote to standard error."""
+
+
 class PullError(ClientError):
     """The output of a job can't be fetched. The data received so far is kept."""
+
+
+class PutError(ClientError):
+    """The file or folder can't be copied into the claim. What has arrived is kept."""

@@ -20,19 +20,14 @@ from kubernetes.stream.ws_client import STDERR_CHANNEL, STDOUT_CHANNEL
 
 from finetune_client.api import Api
 from finetune_client.artifacts import Artifact, kept_log
-from finetune_client.errors import ClientError, NotFoundError, PullError, UnreachableError
+from finetune_client.errors import CommandError, NotFoundError, PullError, UnreachableError
 from finetune_client.follow import Sleep
 from finetune_client.helper_pod import CONTAINER, LABEL_PULL, build_helper_pod, output_claim
-from finetune_client.records import JobRecord, PodRecord, read_pod
+from finetune_client.helper_pod_run import delete_finished, run_helper_pod
+from finetune_client.records import JobRecord, PodRecord
 
-_START_TIMEOUT_SECONDS = 300.0
-_POLL_SECONDS = 1.0
 # Consecutive tries without a received byte.
 _MAX_TRIES = 5
-# Container states that waiting does not resolve.
-_PERMANENT_ERRORS = frozenset(
-    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError", "ErrImageNeverPull"}
-)
 
 # Called with the bytes received, the bytes in all, and the current file.
 Progress = Callable[[int, int, str], None]
@@ -95,7 +90,7 @@ def _pull(
     sleep: Sleep,
 ) -> None:
     _check_claim(api, job)
-    _delete_leftovers(api, job)
+    delete_finished(api, job.namespace, f"{LABEL_PULL}={job.name}")
     partial = directory.with_name(f"{directory.name}.partial")
     with _helper_pod(api, job, _last_pod(pods), sleep) as pod:
         source = _Source(api, job.namespace, pod, output_claim(job)[1], artifact, sleep)
@@ -135,47 +130,11 @@ def _check_claim(api: Api, job: JobRecord) -> None:
         raise PullError(f"the volume of {job.name} (PersistentVolumeClaim {claim}) is gone{where}") from None
 
 
-def _delete_leftovers(api: Api, job: JobRecord) -> None:
-    """Delete the finished helper pods of earlier calls that ended before they could delete them."""
-    for manifest in api.list("pods", job.namespace, labelSelector=f"{LABEL_PULL}={job.name}"):
-        if read_pod(manifest).finished:
-            _delete_pod(api, job.namespace, manifest["metadata"]["name"], manifest["metadata"]["uid"])
-
-
-def _delete_pod(api: Api, namespace: str, name: str, uid: str) -> None:
-    # If the deletion fails, the pod's deadline ends it, and Kubernetes deletes it with its owner, the job.
-    with contextlib.suppress(ClientError):
-        api.delete("pods", namespace, name, uid, grace_seconds=0)
-
-
 @contextlib.contextmanager
 def _helper_pod(api: Api, job: JobRecord, last_pod: PodRecord | None, sleep: Sleep) -> Iterator[str]:
-    """Start a helper pod and yield its name. Delete the pod at the end, also after an error."""
-    created = api.create("pods", job.namespace, build_helper_pod(job, last_pod))
-    name, uid = created["metadata"]["name"], created["metadata"]["uid"]
-    try:
-        _wait_until_it_runs(api, job.namespace, name, sleep)
+    pod = build_helper_pod(job, last_pod)
+    with run_helper_pod(api, job.namespace, pod, "the pod that reads the volume", PullError, sleep) as name:
         yield name
-    finally:
-        _delete_pod(api, job.namespace, name, uid)
-
-
-def _wait_until_it_runs(api: Api, namespace: str, name: str, sleep: Sleep) -> None:
-    waited = 0.0
-    while True:
-        pod = read_pod(api.get("pods", namespace, name))
-        if pod.running:
-            return
-        state = f"{pod.state}: {pod.message}" if pod.message else pod.state
-        if pod.finished or pod.state in _PERMANENT_ERRORS:
-            raise PullError(f"the pod that reads the volume can't start ({state})")
-        if waited >= _START_TIMEOUT_SECONDS:
-            raise PullError(
-                f"the pod that reads the volume has not started within {waited:.0f} s ({state}); "
-                "a volume that only one node can mount may be in use on another node"
-            )
-        sleep(_POLL_SECONDS)
-        waited += _POLL_SECONDS
 
 
 class _Source:
@@ -201,7 +160,7 @@ class _Source:
                 if attempt == _MAX_TRIES - 1:
                     raise
                 self._sleep(2.0**attempt)
-            except PullError as error:
+            except CommandError as error:
                 if "no such folder" not in error.message:
                     raise
                 raise PullError(f"the volume holds {self._artifact.missing}") from None

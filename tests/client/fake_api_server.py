@@ -17,7 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from client.fake_exec import run_with_input
 from finetune_api import names
+from finetune_client.helper_pod import PUT_DIR
 
 Manifest = dict[str, Any]
 TOKEN = "token-of-the-kubeconfig"
@@ -36,7 +38,8 @@ class FakeApiServer:
     output: the folder that a pod sees as its volume. responses: the response to a method and a plural, such as "POST pods", in
     place of the usual one. drop_requests: the number of next requests without a response. hanging_logs: the number of next logs
     that stay open without an end. cut_after: for a file, the bytes after which each of its next transfers ends.
-    corrupt_transfers: the number of next transfers with a wrong byte.
+    corrupt_transfers: the number of next transfers with a wrong byte. cut_uploads: the bytes of standard input after which each
+    of the next uploads ends. corrupt_uploads: the number of next uploads with a wrong byte.
     """
 
     def __init__(self, output: pathlib.Path) -> None:
@@ -51,6 +54,8 @@ class FakeApiServer:
         self.output = output
         self.cut_after: dict[str, list[int]] = {}
         self.corrupt_transfers = 0
+        self.cut_uploads: list[int] = []
+        self.corrupt_uploads = 0
         self.hanging_logs = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"api": self}))
         self._server.daemon_threads = True
@@ -167,7 +172,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if subresource == "exec" and "GET pods/exec" not in self.api.responses:
-            self._execute(parse_qs(address.query)["command"])
+            self._execute(parse_qs(address.query)["command"], query["stdin"] == "true")
             return
         if subresource == "log" and self.api.hanging_logs > 0:
             self.api.hanging_logs -= 1
@@ -199,7 +204,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _execute(self, command: list[str]) -> None:
+    def _execute(self, command: list[str], stdin: bool) -> None:
         """Run the command locally, and send its output over a WebSocket with the channels of Kubernetes."""
         key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # the GUID of RFC 6455
         accepted = hashlib.sha1(key.encode())  # noqa: S324
@@ -210,7 +215,13 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Sec-WebSocket-Protocol", "v5.channel.k8s.io")
         self.end_headers()
         self.close_connection = True
-        words = [word.replace(names.OUTPUT_DIR, str(self.api.output)) for word in command]
+        words = [word.replace(names.OUTPUT_DIR, str(self.api.output)).replace(PUT_DIR, str(self.api.output)) for word in command]
+        if stdin:
+            self.wfile.flush()
+            cut = self.api.cut_uploads.pop(0) if self.api.cut_uploads else None
+            run_with_input(words, self.rfile, self._send_now, cut, self.api.corrupt_uploads > 0)
+            self.api.corrupt_uploads -= 1
+            return
         done = subprocess.run([sys.executable, *words[1:]], capture_output=True, check=False)
         output = done.stdout
         if words[3] == "send" and self.api.corrupt_transfers:
@@ -232,6 +243,10 @@ class Handler(BaseHTTPRequestHandler):
         content = bytes([channel]) + content
         size = bytes([len(content)]) if len(content) < 126 else bytes([126]) + struct.pack(">H", len(content))
         self.wfile.write(b"\x82" + size + content)
+
+    def _send_now(self, channel: int, content: bytes) -> None:
+        self._frame(channel, content)
+        self.wfile.flush()
 
     def log_message(self, *_: object) -> None:
         return

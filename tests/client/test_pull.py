@@ -262,7 +262,7 @@ def test_the_helper_pod_passes_pod_security_and_is_deleted_with_the_job(cluster:
     assert spec["securityContext"] == {"runAsNonRoot": True, "runAsUser": 4711, "seccompProfile": {"type": "RuntimeDefault"}}
     assert spec["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
     assert container["image"] == "trainer:1"
-    assert container["volumeMounts"] == [{"name": "output", "mountPath": names.OUTPUT_DIR, "readOnly": True}]
+    assert container["volumeMounts"] == [{"name": "claim", "mountPath": names.OUTPUT_DIR, "readOnly": True}]
     assert "env" not in container
     near = spec["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"][0]["preference"]
     assert near == {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node-a"]}]}

@@ -120,7 +120,7 @@ def test_wait_ends_at_its_timeout_while_the_api_server_is_unavailable(
     server.put("finetunejobs", job(status=RUNNING))
     handle = cluster.job("news")
     server.responses["GET finetunejobs"] = error_response(503, "ServiceUnavailable", "etcd is away")
-    monkeypatch.setattr("finetune_client.client.time", types.SimpleNamespace(monotonic=lambda: sum(clock.pauses)))
+    monkeypatch.setattr("finetune_client.job.time", types.SimpleNamespace(monotonic=lambda: sum(clock.pauses)))
     waits = {
         "wait": lambda: handle.wait(timeout=21),
         "suspend": lambda: handle.suspend(wait=True, timeout=21),

@@ -1,5 +1,6 @@
 """`kubectl finetune` and the Python client, against a real API server, real pods and real volumes."""
 
+import functools
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ import pytest
 
 from cluster.kube import Namespace, Object
 from finetune_client import FineTune, JobFailedError, NoSuchJobError
-from finetune_client.helper_pod import LABEL_PULL
+from finetune_client.helper_pod import LABEL_PULL, LABEL_PUT
 
 pytestmark = pytest.mark.cluster
 # Long enough for a dozen commands while it runs. It ends by itself.
@@ -21,7 +22,7 @@ TRAINING = {"maxSteps": 250, "globalBatchSize": 4, "maxTokens": 16}
 ENVIRONMENT = {**os.environ, "PATH": os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ.get("PATH", "")])}
 HASHES = """
 import hashlib, json, pathlib
-folder = pathlib.Path("/claims/CLAIM/model")
+folder = pathlib.Path("/claims/FOLDER")
 files = (path for path in folder.rglob("*") if path.is_file())
 print(json.dumps({str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}))
 """
@@ -50,6 +51,10 @@ def is_training(jobs: Namespace, job: str) -> bool:
     status = jobs.status(job)
     assert status.get("phase") not in {"Succeeded", "Failed"}, jobs.describe(job)
     return status.get("phase") == "Running" and status.get("progress", {}).get("step", 0) > 0
+
+
+def has_none(jobs: Namespace, label: str) -> bool:
+    return not jobs.objects("pods", label)
 
 
 def test_a_job_is_submitted_watched_read_explained_suspended_resumed_and_pulled(
@@ -89,13 +94,18 @@ def test_a_job_is_submitted_watched_read_explained_suspended_resumed_and_pulled(
 
     model = tmp_path / "model"
     assert "The model:" in finetune(jobs, "pull", "commanded", model)
-    assert hashes(model) == reader("commanded-output").python(HASHES.replace("CLAIM", "commanded-output"))
+    volume = reader("commanded-output")
+    assert hashes(model) == volume.python(HASHES.replace("FOLDER", "commanded-output/model"))
     assert {"config.json", "model.safetensors"} <= set(hashes(model))
     assert "is not overwritten" in " ".join(finetune(jobs, "pull", "commanded", model, code=1).split())
     record = tmp_path / "record"
     assert f"finetune report {record}" in finetune(jobs, "pull", "commanded", record, "--report")
     assert {"run.json", "history.jsonl", "report.json", "report.html"} <= {path.name for path in record.iterdir()}
-    jobs.wait_for("the deletion of the helper pod", lambda: not jobs.objects("pods", LABEL_PULL), 30)
+    assert "claim: {claimName: commanded-output, path: copies/model}" in finetune(jobs, "put", model, "commanded-output/copies/")
+    assert hashes(model) == volume.python(HASHES.replace("FOLDER", "commanded-output/copies/model"))
+    assert "nothing to send" in finetune(jobs, "put", model, "commanded-output/copies/")
+    for label in (LABEL_PULL, LABEL_PUT):
+        jobs.wait_for("the deletion of the helper pod", functools.partial(has_none, jobs, label), 30)
     jobs.kubectl("delete", "finetunejob", "commanded", "--wait=false")
 
 
