@@ -26,6 +26,7 @@ class Reason(enum.StrEnum):
     IMAGE_PULL_FAILED = "ImagePullFailed"
     POD_REJECTED = "PodRejected"
     OUT_OF_GPU_MEMORY = "OutOfGPUMemory"
+    MODEL_TOO_LARGE = "ModelTooLarge"
     OUT_OF_MEMORY = "OutOfMemory"
     DISK_FULL = "DiskFull"
     NON_FINITE_LOSS = "NonFiniteLoss"
@@ -146,6 +147,12 @@ REASONS: dict[Reason, ReasonInfo] = {
         "A GPU ran out of memory; with ShrinkMicroBatch, even one row per forward pass did not fit.",
         "Lower spec.training.perDeviceBatchSize (the result stays the same, and spec.recovery.onOutOfMemory: ShrinkMicroBatch "
         "does it automatically) or spec.training.maxTokens.",
+    ),
+    Reason.MODEL_TOO_LARGE: ReasonInfo(
+        False,
+        "A GPU's memory is not enough for the model itself, before the first forward pass.",
+        "Use GPUs with more memory, a smaller model, or spec.model.lora with spec.model.quantization; `finetune plan` shows how "
+        "much memory the job needs.",
     ),
     Reason.OUT_OF_MEMORY: ReasonInfo(
         False,

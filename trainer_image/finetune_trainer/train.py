@@ -73,8 +73,9 @@ def train(config: RunConfig, coordinator: Coordinator, state: RunState, reporter
     resolved = resolved.model_copy(update={"global_batch_size": plan.global_batch, "per_device_batch_size": plan.micro})
     reporter.update(message="loading the model", resolved=resolved, total_steps=total_steps)
     transformers.set_seed(spec.training.seed)  # a new head must be the same on every rank
-    task.model = load_model(task, location, with_activation_checkpointing(spec, checkpointing))
-    task.prepare_model()
+    with errors.model_must_fit():
+        task.model = load_model(task, location, with_activation_checkpointing(spec, checkpointing))
+        task.prepare_model()
 
     checkpoint_directory = CheckpointDirectory(output.checkpoints, fence, spec.checkpoint.keep)
     resume_point = coordinator.broadcast_from_rank0(lambda: find_resume_point(checkpoint_directory, output))
@@ -113,7 +114,8 @@ def train(config: RunConfig, coordinator: Coordinator, state: RunState, reporter
         checkpoint_directory, output, resume_point, coordinator, monitor, guard, evaluator, spec.checkpoint.steps
     )
     loop_type = NativeLoop if spec.training.loop == "native" else TrainerLoop
-    loop = loop_type(task, rows, plan, args, coordinator, monitor, evaluator, guard, checkpointer)
+    with errors.model_must_fit():  # it moves to the GPU
+        loop = loop_type(task, rows, plan, args, coordinator, monitor, evaluator, guard, checkpointer)
     log.info(
         "%d steps of %d rows: %d process(es) × %d × %d, %s",
         total_steps, plan.global_batch, world.size, plan.micro, plan.accumulation, precision,

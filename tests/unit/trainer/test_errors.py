@@ -5,10 +5,11 @@ import os
 from concurrent.futures.process import BrokenProcessPool
 
 import pytest
+import torch
 
-from finetune_api.reasons import FineTuneError, Reason
+from finetune_api.reasons import REASONS, FineTuneError, Reason
 from finetune_trainer.runtime.disk import is_caused_by_full_disk
-from finetune_trainer.runtime.errors import describe
+from finetune_trainer.runtime.errors import describe, model_must_fit
 
 
 def full(number: int = errno.ENOSPC) -> OSError:
@@ -78,3 +79,16 @@ def test_an_error_has_a_reason(error: Exception, reason: Reason) -> None:
 def test_a_full_disk_is_found_as_the_cause_of_a_library_s_error() -> None:
     assert is_caused_by_full_disk(wrapped(full()))
     assert not is_caused_by_full_disk(wrapped(FileNotFoundError(errno.ENOENT, "no such file")))
+
+
+def test_a_gpu_without_room_for_the_model_is_too_small_and_smaller_passes_are_not_tried() -> None:
+    text = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.00 GiB"
+    with (
+        pytest.raises(FineTuneError, match="the model does not fit the GPU: CUDA out of memory") as raised,
+        model_must_fit(),
+    ):
+        raise torch.OutOfMemoryError(text)
+    assert raised.value.reason is Reason.MODEL_TOO_LARGE
+    assert not REASONS[Reason.MODEL_TOO_LARGE].retry
+    with pytest.raises(ValueError, match="unlike"), model_must_fit():
+        raise ValueError("unlike")

@@ -126,15 +126,11 @@ def _with_data(task: "Task", request: Request) -> FineTuneJobSpec:
 
 def _score(task: "Task", rows: "RowDataset") -> "Scores":
     import numpy as np
-    import torch
 
     from finetune_trainer.data.batches import evaluation_batches
+    from finetune_trainer.data.scoring import score_rows
 
-    parts = []
-    with torch.no_grad():
-        for keys in evaluation_batches(rows.lengths, _BATCH_SIZE, rank=0, world_size=1):
-            batch = task.collate(rows.__getitems__(keys))
-            parts.append(task.score(task.model, {name: tensor.to(task.model.device) for name, tensor in batch.items()}))
+    parts = score_rows(task, rows, evaluation_batches(rows.lengths, _BATCH_SIZE, rank=0, world_size=1))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
 
 from finetune_api.spec import EvaluationPlan
 from finetune_trainer.data.batches import BatchPlan, evaluation_batches
 from finetune_trainer.data.rows import RowDataset
+from finetune_trainer.data.scoring import STAGE, score_rows
 from finetune_trainer.loops.best import BestEvaluation, best_evaluation, describe_early_stop, should_stop_early
 from finetune_trainer.loops.monitor import TrainingMonitor
 from finetune_trainer.monitoring.evaluation import EvaluationResult
@@ -29,7 +28,6 @@ log = logging.getLogger(__name__)
 _MAX_BATCH_SIZE = 32
 # An evaluation keeps no activations for a backward pass, so its batch can have this many times the rows of a micro-batch.
 _BATCH_SIZE_FACTOR = 4
-_STAGE = "evaluating"
 
 
 class Evaluator:
@@ -113,24 +111,15 @@ class Evaluator:
         metrics, self.details = self._task.compute_metrics(self.score(context))
         return metrics
 
-    @torch.no_grad()
     def score(self, context: contextlib.AbstractContextManager[Any]) -> Scores:
         """Return the task's scores of every held-out row, in the order of batches.evaluation_order, on every rank."""
         model = self._task.model
         was_training = model.training
         model.eval()
         world = self._coordinator.world
-        loader = DataLoader(
-            self._rows,
-            batch_sampler=evaluation_batches(self._rows.lengths, self.batch_size, world.rank, world.size),
-            collate_fn=self._task.collate,
-            generator=torch.Generator(),  # its start draws a random number, which must not change the training's dropout
-        )
+        batches = evaluation_batches(self._rows.lengths, self.batch_size, world.rank, world.size)
         with context:
-            mine = [
-                self._task.score(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
-                for batch in heartbeat.each(loader, _STAGE)
-            ]
+            mine = score_rows(self._task, self._rows, batches)
         model.train(was_training)
         everyone = [scores for part in self._coordinator.all_gather(mine) for scores in part]
         return {name: np.concatenate([scores[name] for scores in everyone]) for name in everyone[0]}
@@ -145,5 +134,5 @@ class Evaluator:
             log.info("the best model so far is that of step %d", result.step)
             if self._on_improved:
                 self._on_improved(directory, result)
-            heartbeat.beat(_STAGE)
+            heartbeat.beat(STAGE)
         self._coordinator.barrier()

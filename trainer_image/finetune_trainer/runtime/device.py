@@ -127,6 +127,12 @@ def total_gpu_memory() -> int:
     return int(torch.cuda.mem_get_info()[1])
 
 
+def release_memory() -> None:
+    """Give the GPU's memory that no tensor uses back to the driver, so that it can be cut anew."""
+    if has_gpu():
+        torch.cuda.empty_cache()
+
+
 def get_rng_state() -> torch.Tensor | None:
     """Return the state of the GPU's random number generator; None without a GPU."""
     return torch.cuda.get_rng_state() if has_gpu() else None

@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import traceback
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 
 import torch
@@ -44,6 +45,18 @@ def _classify(error: BaseException) -> tuple[Reason, str]:
                 return Reason.COLLECTIVE_TIMEOUT, "another process of the job did not respond in time: " + first_line
             return Reason.COLLECTIVE_FAILED, "another process of the job is gone: " + first_line
     return Reason.CODE_ERROR, f"{type(error).__name__}: {error}"
+
+
+@contextlib.contextmanager
+def model_must_fit() -> Iterator[None]:
+    """Raise ModelTooLarge for a GPU that runs out of memory here, where no forward pass has begun: smaller ones do not help."""
+    try:
+        yield
+    except Exception as error:
+        reason, message = _classify(error)
+        if reason is not Reason.OUT_OF_GPU_MEMORY:
+            raise
+        raise FineTuneError(Reason.MODEL_TOO_LARGE, f"the model does not fit the GPU: {message.partition(': ')[2]}") from error
 
 
 def _classify_memory(link: BaseException) -> tuple[Reason, str] | None:
