@@ -34,7 +34,7 @@ def make_spec(loop: str, steps: int, every: int) -> dict[str, Any]:
         "task": "text-classification",
         "model": {"claim": {"claimName": "model"}},
         "datasets": [{"claim": {"claimName": "data", "path": "train.jsonl", "evalPath": "eval.jsonl"}}],
-        "training": {"loop": loop, "maxSteps": steps, "globalBatchSize": 16, "maxTokens": 128, "precision": "auto"},
+        "training": {"loop": loop, "maxSteps": steps, "globalBatchSize": 16, "maxTokens": 128, "precision": "Auto"},
         "evaluation": {"everyEpochs": 1000.0},
         "checkpoint": {"everySteps": every},
     }
@@ -94,7 +94,7 @@ def train_once(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--loop", choices=["trainer", "native"], default="trainer")
+    parser.add_argument("--loop", choices=["Trainer", "Native"], default="Trainer")
     parser.add_argument("--steps", type=int, default=31)
     parser.add_argument("--every", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)

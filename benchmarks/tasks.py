@@ -101,7 +101,7 @@ JOBS: dict[str, dict[str, Any]] = {
     },
     "token-classification": {
         "model": ENCODER,
-        "training": {**SHORT, "learningRate": 5e-4, "loop": "native"},
+        "training": {**SHORT, "learningRate": 5e-4, "loop": "Native"},
         "samples": [{"text": "last night the prime minister told the bbc that tony blair would visit new york"}],
     },
     "masked-lm": {

@@ -115,8 +115,8 @@ _SHOWN_CHARACTERS = 60  # of a value that differs
 # Block → fields that were added after the first version, with their defaults. The digest leaves out a field at its default, and a
 # block without other fields. So a spec from before the field existed has the same digest as a spec that contains the default.
 _ADDED_FIELDS: dict[str, dict[str, Any]] = {
-    "model": {"dtype": "auto", "quantization": "none"},
-    "training": {"loop": "trainer", "labelSmoothing": 0.0},
+    "model": {"dtype": "Auto", "quantization": "None"},
+    "training": {"loop": "Trainer", "labelSmoothing": 0.0},
     "classification": Classification().to_wire(),
     "maskedLM": MaskedLM().to_wire(),
     "sft": SupervisedFineTuning().to_wire(),

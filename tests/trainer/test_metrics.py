@@ -36,7 +36,7 @@ class Scrape:
         return found
 
 
-@pytest.mark.parametrize("loop", ["trainer", "native"])
+@pytest.mark.parametrize("loop", ["Trainer", "Native"])
 def test_a_training_sets_every_metric_that_a_cpu_can_have(pod_group: PodGroup, loop: str) -> None:
     training = small_jobs.job("text-classification", "encoder", "texts", STEPS)["training"] | {"loop": loop}
     pod, report = pod_group.run(pod_group.config("out", processes=2, steps=STEPS, training=training), fresh=True)

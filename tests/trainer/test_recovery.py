@@ -22,8 +22,8 @@ from trainer.test_tasks import config, distance, history, weights
 from trainer.torchrun import run_script
 
 STEPS, EVERY = 20, 3
-JOBS = [("trainer", name) for name in small_jobs.JOBS] + [("native", name) for name in small_jobs.NATIVE]
-LOOPS = ("trainer", "native")
+JOBS = [("Trainer", name) for name in small_jobs.JOBS] + [("Native", name) for name in small_jobs.NATIVE]
+LOOPS = ("Trainer", "Native")
 Interruption = tuple[str, int]
 Outcomes = list[dict[str, Any]]
 
@@ -112,16 +112,16 @@ def last_step(output: pathlib.Path) -> int:
 
 def test_three_processes_or_a_changed_number_of_processes_end_with_the_same_weights_up_to_rounding(workspace: Workspace) -> None:
     name = "text-classification"
-    uninterrupted = workspace.add(workspace.job("one", "trainer", name, dropout=False))
-    started = workspace.job("other", "trainer", name, dropout=False)
+    uninterrupted = workspace.add(workspace.job("one", "Trainer", name, dropout=False))
+    started = workspace.job("other", "Trainer", name, dropout=False)
     workspace.add(started, ("stop", 10), leave=True)
     workspace.run()
-    workspace.add(workspace.job("three", "trainer", name, 3))
-    workspace.add(workspace.job("three-broken", "trainer", name, 3), ("die", 8), ("stop", 13))
+    workspace.add(workspace.job("three", "Trainer", name, 3))
+    workspace.add(workspace.job("three-broken", "Trainer", name, 3), ("die", 8), ("stop", 13))
     other = workspace.add({**started, "processesPerNode": 3})
     workspace.run(3)
     assert distance(weights(other), weights(uninterrupted)) <= 1e-5
-    three, broken = (workspace.directory / split / "trainer" / name for split in ("three", "three-broken"))
+    three, broken = (workspace.directory / split / "Trainer" / name for split in ("three", "three-broken"))
     assert distance(weights(broken), weights(three)) <= 1e-5
 
 
@@ -144,12 +144,12 @@ def remove_the_manifest(checkpoint: pathlib.Path) -> None:
 def test_a_damaged_checkpoint_is_skipped_and_reported_and_the_weights_are_the_same(workspace: Workspace) -> None:
     damages = (truncate, flip_a_byte, remove_the_manifest)
     name = "text-classification"
-    uninterrupted = workspace.add(workspace.job("undamaged", "trainer", name))
-    started = [workspace.job(damage.__name__, "trainer", name) for damage in damages]
-    lost = workspace.job("lost", "native", name)
+    uninterrupted = workspace.add(workspace.job("undamaged", "Trainer", name))
+    started = [workspace.job(damage.__name__, "Trainer", name) for damage in damages]
+    lost = workspace.job("lost", "Native", name)
     for entry in (*started, lost):
         workspace.add(entry, ("stop", 10), leave=True)
-    native = workspace.add(workspace.job("undamaged", "native", name))
+    native = workspace.add(workspace.job("undamaged", "Native", name))
     workspace.run()
     for damage, entry in zip(damages, started, strict=True):
         damage(list_checkpoints(pathlib.Path(entry["output"]) / "checkpoints")[-1])
@@ -175,14 +175,14 @@ def test_a_batch_with_a_non_finite_loss_is_skipped_on_both_loops_by_all_processe
         workspace.add(workspace.job("fail", loop, name, 2, **data))
     outcomes = workspace.run(2)
     steps = {loop: json.loads((output / "skipped.json").read_text())["steps"] for loop, output in outputs.items()}
-    assert steps["trainer"] == steps["native"]
-    assert len(steps["trainer"]) == 2, "once in each epoch; the third epoch ends before that batch"
+    assert steps["Trainer"] == steps["Native"]
+    assert len(steps["Trainer"]) == 2, "once in each epoch; the third epoch ends before that batch"
     failed = [entry for entry in outcomes if "/fail/" in entry["output"]]
     for entry in failed:
         assert entry["reason"] == "NonFiniteLoss"
         assert f"the loss is NaN or infinite at step {steps['trainer'][0]};" in entry["message"]
         for checkpoint in list_checkpoints(pathlib.Path(entry["output"]) / "checkpoints"):
-            assert checkpoint_step(checkpoint) < steps["trainer"][0], "no checkpoint is saved from the non-finite step on"
+            assert checkpoint_step(checkpoint) < steps["Trainer"][0], "no checkpoint is saved from the non-finite step on"
     # Compare with a run that skips the same steps from the start: no other step is affected.
     for loop in LOOPS:
         entry = workspace.job("known", loop, name, 2, **skip)

@@ -17,7 +17,7 @@ JOBS = {
     "masked-lm-streaming": small_jobs.job("masked-lm", "encoder", "texts", dataset=small_jobs.STREAMED),
     **{name: small_jobs.JOBS[name] for name in ("sft-prompts-streaming", "causal-lm-streaming")},
 }
-RUNS = [("trainer", name) for name in JOBS] + [("native", "masked-lm-streaming")]
+RUNS = [("Trainer", name) for name in JOBS] + [("Native", "masked-lm-streaming")]
 
 
 @pytest.mark.parametrize("processes", [1, 2])

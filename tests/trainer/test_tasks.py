@@ -40,7 +40,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 def train_all(directory: pathlib.Path, split: str) -> None:
     processes, micro = SPLITS[split]
-    jobs = [("trainer", name) for name in small_jobs.JOBS] + [("native", name) for name in small_jobs.NATIVE]
+    jobs = [("Trainer", name) for name in small_jobs.JOBS] + [("Native", name) for name in small_jobs.NATIVE]
     configs = [config(directory, split, loop, name, processes, micro) for loop, name in jobs]
     train_together(configs, directory / f"{split}.json", processes)
 
@@ -108,19 +108,19 @@ def assert_same(ours: pathlib.Path, theirs: pathlib.Path) -> None:
 @pytest.mark.parametrize("split", ["8x1", "2x4"])
 @pytest.mark.parametrize("name", list(small_jobs.JOBS))
 def test_every_split_gives_the_same_steps(runs: Runs, name: str, split: str) -> None:
-    assert_same(runs(name, "trainer", split), runs(name, "trainer", "1x8"))
+    assert_same(runs(name, "Trainer", split), runs(name, "Trainer", "1x8"))
 
 
 @pytest.mark.parametrize("split", ["1x8", "2x4"])
 @pytest.mark.parametrize("name", small_jobs.NATIVE)
 def test_both_loops_give_the_same_steps(runs: Runs, name: str, split: str) -> None:
-    assert_same(runs(name, "native", split), runs(name, "trainer", "1x8"))
+    assert_same(runs(name, "Native", split), runs(name, "Trainer", "1x8"))
 
 
 @pytest.mark.parametrize("name", list(small_jobs.JOBS))
 def test_the_losses_equal_the_recorded_ones(runs: Runs, name: str, request: pytest.FixtureRequest) -> None:
     """A commit that changes a number gives the reason (pytest --update-golden writes the numbers)."""
-    found = losses(runs(name, "trainer", "1x8"))
+    found = losses(runs(name, "Trainer", "1x8"))
     assert len(found) == 20
     file = REFERENCE / f"{name}.json"
     if request.config.getoption("--update-golden"):

@@ -113,7 +113,7 @@ def train(config: RunConfig, coordinator: Coordinator, state: RunState, reporter
     checkpointer = Checkpointer(
         checkpoint_directory, output, resume_point, coordinator, monitor, guard, evaluator, spec.checkpoint.steps
     )
-    loop_type = NativeLoop if spec.training.loop == "native" else TrainerLoop
+    loop_type = NativeLoop if spec.training.loop == "Native" else TrainerLoop
     with errors.model_must_fit():  # it moves to the GPU
         loop = loop_type(task, rows, plan, args, coordinator, monitor, evaluator, guard, checkpointer)
     log.info(

@@ -182,9 +182,9 @@ RULES = (
         ),
     ),
     Rule(
-        cel=f"self.training.loop != 'native' || ({_task_in(NATIVE_TASKS)} && !has(self.model.lora))",
-        message=f"training.loop: native is for {join_words(NATIVE_TASKS)}, without model.lora: write trainer",
-        holds=lambda spec: spec.training.loop != "native" or (spec.task in NATIVE_TASKS and spec.model.lora is None),
+        cel=f"self.training.loop != 'Native' || ({_task_in(NATIVE_TASKS)} && !has(self.model.lora))",
+        message=f"training.loop: Native is for {join_words(NATIVE_TASKS)}, without model.lora: write Trainer",
+        holds=lambda spec: spec.training.loop != "Native" or (spec.task in NATIVE_TASKS and spec.model.lora is None),
     ),
     Rule(
         cel="!has(self.publish) || !self.publish.mergeAdapter || has(self.model.lora)",

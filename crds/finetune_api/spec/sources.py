@@ -51,8 +51,8 @@ class ModelSource(Model):
         json_schema_extra=validations(
             HUB_OR_CLAIM,
             cel(
-                "!has(self.quantization) || self.quantization == 'none' || has(self.lora)",
-                "quantization: quantized weights can't be trained: add lora: {}, or write none",
+                "!has(self.quantization) || self.quantization == 'None' || has(self.lora)",
+                "quantization: quantized weights can't be trained: add lora: {}, or write None",
             ),
         )
     )
@@ -63,21 +63,21 @@ class ModelSource(Model):
         default=False,
         description="Run Python code from the model's repository. The code has all the rights of the training pods.",
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto",
-        description="Type of the weights in memory. auto: float32 if they are trained, bfloat16 under adapters if the GPU "
+    dtype: Literal["Auto", "float32", "bfloat16"] = Field(
+        default="Auto",
+        description="Type of the weights in memory. Auto: float32 if they are trained, bfloat16 under adapters if the GPU "
         "supports it. bfloat16 halves the memory of full fine-tuning, but loses small updates.",
     )
-    quantization: Literal["none", "nf4", "int8"] = Field(
-        default="none", description="Keep the base model's weights in 4 or 8 bits, under lora. Needs a CUDA GPU."
+    quantization: Literal["None", "nf4", "int8"] = Field(
+        default="None", description="Keep the base model's weights in 4 or 8 bits, under lora. Needs a CUDA GPU."
     )
     lora: LoRA | None = Field(default=None, description="Train low-rank adapters instead of all weights. {} takes the defaults.")
 
     @pydantic.model_validator(mode="after")
     def _union(self) -> "ModelSource":
         require_exactly_one(self, "hub", "claim")
-        if self.quantization != "none" and self.lora is None:
-            raise ValueError("quantization: quantized weights can't be trained: add lora: {}, or write none")
+        if self.quantization != "None" and self.lora is None:
+            raise ValueError("quantization: quantized weights can't be trained: add lora: {}, or write None")
         return self
 
 

@@ -11,7 +11,7 @@ from finetune_api.spec.common import Name, join_words
 
 Task = Literal["text-classification", "token-classification", "masked-lm", "causal-lm", "sft", "dpo"]
 TASKS: tuple[Task, ...] = get_args(Task)
-# Tasks that `loop: native` supports.
+# Tasks that `loop: Native` supports.
 NATIVE_TASKS: tuple[Task, ...] = ("text-classification", "token-classification", "masked-lm")
 # The columns that each task reads, with their names in a file.
 TASK_COLUMNS: dict[Task, tuple[str, ...]] = {

@@ -86,18 +86,18 @@ class Training(Model):
         "warmupRatio nor warmupSteps is set.",
         examples=[0.06],
     )
-    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = Field(
-        default="auto",
-        description="Precision of the computation. The weights stay fp32. auto: bf16 if the GPU supports it, else fp16 on a GPU, "
+    precision: Literal["Auto", "bf16", "fp16", "tf32", "fp32"] = Field(
+        default="Auto",
+        description="Precision of the computation. The weights stay fp32. Auto: bf16 if the GPU supports it, else fp16 on a GPU, "
         "else fp32. tf32: fp32 with 10 bits of mantissa in matrix products, on NVIDIA GPUs since Ampere (A100).",
     )
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = Field(
         default=42, description="Random seed for new layers, order of the data, dropout and held-out rows."
     )
 
-    loop: Literal["trainer", "native"] = Field(
-        default="trainer",
-        description="trainer: the Hugging Face Trainer. native: a plain PyTorch loop in one file, short and easy to read, for "
+    loop: Literal["Trainer", "Native"] = Field(
+        default="Trainer",
+        description="Trainer: the Hugging Face Trainer. Native: a plain PyTorch loop in one file, short and easy to read, for "
         "text-classification, token-classification and masked-lm. Both do the same optimizer steps.",
     )
     activation_checkpointing: bool | None = Field(

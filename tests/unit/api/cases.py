@@ -58,7 +58,7 @@ FULL: dict[str, Any] = {
         "warmupSteps": 10,
         "precision": "fp32",
         "seed": 4_294_967_295,
-        "loop": "trainer",
+        "loop": "Trainer",
         "activationCheckpointing": True,
         "arguments": {"weight_decay": 0.1, "optim": "adamw_torch", "torch_compile": True},
     },

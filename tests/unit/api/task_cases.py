@@ -39,9 +39,9 @@ _FORMAT = (
     "masked-lm, causal-lm and sft: write another format"
 )
 _NATIVE = (
-    "training.loop: native is for text-classification, token-classification and masked-lm, without model.lora: write trainer"
+    "training.loop: Native is for text-classification, token-classification and masked-lm, without model.lora: write Trainer"
 )
-_QUANTIZED = "quantization: quantized weights can't be trained: add lora: {}, or write none"
+_QUANTIZED = "quantization: quantized weights can't be trained: add lora: {}, or write None"
 _MERGE = "publish.mergeAdapter: without model.lora there is no adapter: add model.lora, or write false"
 _BEST = "publish.when: OnBestCheckpoint needs evaluation.best: {metric: …}"
 _SMOOTHING = "training.labelSmoothing: dpo and a Regression have no classes to spread a label over: remove it"
@@ -68,7 +68,7 @@ ACCEPTED = [
     *(Case(task, of(task)) for task in TASK_COLUMNS),
     *(Case(f"{task} with adapters", of(task, model=LORA)) for task in TASK_COLUMNS),
     *(
-        Case(f"{task} with the native loop", of(task, training={"loop": "native"}))
+        Case(f"{task} with the native loop", of(task, training={"loop": "Native"}))
         for task in ("text-classification", "token-classification", "masked-lm")
     ),
     Case(
@@ -166,10 +166,10 @@ REFUSED = [
     *(Case(f"folders of {task}", files(task, "folders"), "spec", _FORMAT) for task in ("token-classification", "sft", "dpo")),
     *(Case(f"text files of {task}", files(task, "text"), "spec", _FORMAT) for task in ("text-classification", "dpo")),
     *(
-        Case(f"{task} with the native loop", of(task, training={"loop": "native"}), "spec", _NATIVE)
+        Case(f"{task} with the native loop", of(task, training={"loop": "Native"}), "spec", _NATIVE)
         for task in ("causal-lm", "sft", "dpo")
     ),
-    Case("adapters with the native loop", of("masked-lm", model=LORA, training={"loop": "native"}), "spec", _NATIVE),
+    Case("adapters with the native loop", of("masked-lm", model=LORA, training={"loop": "Native"}), "spec", _NATIVE),
     Case("4-bit weights without adapters", changed("model.quantization", "nf4"), "spec.model", _QUANTIZED),
     Case("merging without adapters", changed("publish", {"repository": "a/b", "mergeAdapter": True}), "spec", _MERGE),
     Case(

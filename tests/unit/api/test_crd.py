@@ -3,12 +3,16 @@
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from finetune_api import crd, names
+from finetune_api.schema import resource_schema
+from finetune_api.spec import Tracker
+from finetune_api.spec.tasks import TASKS
+from finetune_api.spec.training import Scheduler
 
 ROOT = pathlib.Path(__file__).parents[3]
 DEFINITION = crd.custom_resource_definition()
@@ -53,6 +57,29 @@ def test_every_node_is_structural(path: str, node: dict[str, Any]) -> None:
     assert node.get("required") is None or set(node["required"]) <= set(node["properties"])
     kept = {"properties", "additionalProperties", "x-kubernetes-preserve-unknown-fields"} & set(node)
     assert not (node.get("type") == "object" and not kept), f"{path} would be pruned"
+
+
+# Words that are not ours keep the case of the place that they come from.
+FOREIGN_WORDS: dict[str, set[str]] = {
+    ".spec.task": set(TASKS),  # the Hub
+    ".spec.model.dtype": {"float32", "bfloat16"},  # PyTorch
+    ".spec.model.quantization": {"nf4", "int8"},  # bitsandbytes
+    ".spec.datasets[].claim.format": {"csv", "tsv", "jsonl", "parquet", "text", "folders"},  # suffixes of files, and beside them
+    ".spec.dpo.lossType": {"sigmoid", "ipo", "hinge"},  # TRL
+    ".spec.training.scheduler": set(get_args(Scheduler)),  # transformers
+    ".spec.training.precision": {"bf16", "fp16", "tf32", "fp32"},  # TrainingArguments
+    ".spec.samples[].messages[].role": {"system", "user", "assistant"},  # chat templates
+    ".spec.logging.reportTo[]": set(get_args(Tracker)),  # TrainingArguments.report_to
+}
+
+
+def test_the_words_of_a_choice_are_in_camel_case_unless_they_come_from_elsewhere() -> None:
+    resource = resource_schema()  # with the enums that the CRD replaces by a rule
+    choices = {path: set(node["enum"]) for path, node in nodes(resource) if "enum" in node}
+    assert len(choices) > 40
+    own = {path: words - FOREIGN_WORDS.get(path, set()) for path, words in choices.items()}
+    assert [(path, word) for path, words in own.items() for word in words if not re.fullmatch(r"[A-Z][a-zA-Z]+", word)] == []
+    assert {path for path, words in FOREIGN_WORDS.items() if not words <= choices.get(path, set())} == set(), "outdated"
 
 
 def test_only_the_arguments_of_another_library_keep_unknown_fields() -> None:
@@ -133,8 +160,8 @@ def test_every_field_that_a_rule_reads_without_has_has_a_default() -> None:
     assert (spec["distributed"]["default"], spec["distributed"]["properties"]["nodes"]["default"]) == ({}, 1)
     assert (spec["training"]["default"], spec["training"]["properties"]["globalBatchSize"]["default"]) == ({}, 32)
     assert spec["evaluation"]["default"] == {}
-    assert spec["training"]["properties"]["loop"]["default"] == "trainer"
+    assert spec["training"]["properties"]["loop"]["default"] == "Trainer"
     assert spec["classification"]["properties"]["balanced"]["default"] is False
     publish = spec["publish"]["properties"]
     assert (publish["when"]["default"], publish["mergeAdapter"]["default"]) == ("AtEnd", False)
-    assert spec["model"]["properties"]["quantization"]["default"] == "none"
+    assert spec["model"]["properties"]["quantization"]["default"] == "None"

@@ -219,5 +219,5 @@ def test_fully_trained_modules_are_fp32_on_a_16_bit_model(tmp_path: pathlib.Path
 def test_adapters_are_not_added_to_quantized_weights(tmp_path: pathlib.Path) -> None:
     task = load(start(tmp_path), model={"lora": {}})
     save_model(task.model, task.tokenizer, tmp_path / "written")
-    with pytest.raises(FineTuneError, match=r"spec\.model\.quantization: spec\.model\.claim holds adapters, .*; write none"):
+    with pytest.raises(FineTuneError, match=r"spec\.model\.quantization: spec\.model\.claim holds adapters, .*; write None"):
         load(locate(tmp_path / "written"), model={"lora": {}, "quantization": "nf4"})

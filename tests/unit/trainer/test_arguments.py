@@ -45,10 +45,10 @@ def test_a_string_is_converted_to_the_type_of_the_field() -> None:
 
 
 def test_the_native_loop_refuses_arguments_that_it_does_not_support() -> None:
-    check_arguments(spec(loop="native", arguments={"weight_decay": 0.1}).training)
-    message = r"spec.training.arguments.optim: loop: native does not support it; write loop: trainer"
+    check_arguments(spec(loop="Native", arguments={"weight_decay": 0.1}).training)
+    message = r"spec.training.arguments.optim: loop: Native does not support it; write loop: Trainer"
     with pytest.raises(FineTuneError, match=message):
-        check_arguments(spec(loop="native", arguments={"optim": "sgd"}).training)
+        check_arguments(spec(loop="Native", arguments={"optim": "sgd"}).training)
 
 
 @pytest.mark.parametrize(
@@ -68,10 +68,10 @@ def test_an_unknown_name_or_a_wrong_type_is_refused_with_a_sentence(given: dict[
 def test_all_wrong_arguments_are_named_at_once() -> None:
     wrong = {"wieght_decay": 0.1, "optim": "sgd", "adam_beta1": "high"}
     with pytest.raises(FineTuneError) as refused:
-        check_arguments(spec(loop="native", arguments=wrong).training)
+        check_arguments(spec(loop="Native", arguments=wrong).training)
     first, second, third = refused.value.message.split("; spec.training.arguments.")
     assert first.endswith("did you mean weight_decay?")
-    assert second.startswith("optim: loop: native does not support it")
+    assert second.startswith("optim: loop: Native does not support it")
     assert third.startswith("adam_beta1: 'high' is wrong: ")
 
 
@@ -83,7 +83,7 @@ def test_arguments_of_users_are_applied_and_the_spec_sets_the_others(tmp_path: p
 
 @pytest.mark.parametrize(
     ("available", "precision", "tf32"),
-    [(False, "auto", None), (True, "auto", True), (True, "tf32", True), (True, "fp32", False)],
+    [(False, "Auto", None), (True, "Auto", True), (True, "tf32", True), (True, "fp32", False)],
 )
 def test_tf32_is_off_for_fp32_and_left_unset_on_a_gpu_without_it(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, available: bool, precision: str, tf32: bool | None

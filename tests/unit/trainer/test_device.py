@@ -11,9 +11,9 @@ from finetune_trainer.runtime.precision import choose_precision
 @pytest.mark.parametrize(
     ("requested", "gpu", "bf16", "tf32", "chosen"),
     [
-        ("auto", True, True, True, "bf16"),
-        ("auto", True, False, False, "fp16"),
-        ("auto", False, False, False, "fp32"),
+        ("Auto", True, True, True, "bf16"),
+        ("Auto", True, False, False, "fp16"),
+        ("Auto", False, False, False, "fp32"),
         ("fp32", True, True, True, "fp32"),
         ("tf32", True, True, True, "tf32"),
     ],

@@ -63,7 +63,7 @@ def test_the_precision_follows_the_gpu() -> None:
     assert plan().precision == "fp32"
     assert plan(gpu=find_gpu("Tesla-T4"), distributed=gpus, training={"precision": "bf16"}).warnings
     assert plan(training={"precision": "fp16"}).refused == (
-        "spec.training.precision: fp16 needs a GPU, and there is none here; write auto, bf16 or fp32",
+        "spec.training.precision: fp16 needs a GPU, and there is none here; write Auto, bf16 or fp32",
     )
 
 

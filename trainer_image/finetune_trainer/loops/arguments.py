@@ -63,8 +63,8 @@ def _name_problem(name: str, loop: str) -> str | None:
         near = difflib.get_close_matches(name, _argument_types(), n=1)
         meant = f"; did you mean {near[0]}?" if near else ""
         return f"transformers {transformers.__version__} has no TrainingArguments field of this name{meant}"
-    if loop == "native" and name not in NATIVE_ARGUMENTS:
-        return f"loop: native does not support it; write loop: trainer, or one of: {', '.join(NATIVE_ARGUMENTS)}"
+    if loop == "Native" and name not in NATIVE_ARGUMENTS:
+        return f"loop: Native does not support it; write loop: Trainer, or one of: {', '.join(NATIVE_ARGUMENTS)}"
     return None
 
 

@@ -99,11 +99,11 @@ def load_model(task: Task, location: ModelLocation, spec: FineTuneJobSpec) -> An
 def _load(task: Task, location: ModelLocation, source: ModelSource) -> tuple[Any, list[str]]:
     """Load the model, and return it with the names of missing modules, which have random weights."""
     base = _base_location(location)
-    if base is not location and source.quantization != "none":
+    if base is not location and source.quantization != "None":
         raise FineTuneError(
             Reason.CONFIGURATION_ERROR,
             f"spec.model.quantization: {location.field} holds adapters, which can't be added to quantized weights; write "
-            "none, or start from a merged model",
+            "None, or start from a merged model",
         )
     dropout = {} if task.uses_dropout else _dropout_settings(task.config)
     model, loading = getattr(transformers, task.auto_model).from_pretrained(
@@ -162,7 +162,7 @@ def enable_activation_checkpointing(model: Any) -> None:
 
 def weights_dtype(source: ModelSource) -> torch.dtype:
     """Return the type of the weights in memory. Mixed precision needs trained weights in fp32; frozen weights may be bf16."""
-    if source.dtype == "auto":
+    if source.dtype == "Auto":
         small = source.lora and device.supports_bf16()
         return torch.bfloat16 if small else torch.float32
     return torch.bfloat16 if source.dtype == "bfloat16" else torch.float32
@@ -187,19 +187,19 @@ def save_model(model: Any, tokenizer: Any, directory: pathlib.Path) -> None:
 
 def _quantization(source: ModelSource) -> dict[str, Any]:
     """Return the arguments of ``from_pretrained`` for ``spec.model.quantization``."""
-    if source.quantization == "none":
+    if source.quantization == "None":
         return {}
     if not device.has_gpu():
         raise FineTuneError(
             Reason.CONFIGURATION_ERROR,
-            f"spec.model.quantization: {source.quantization} needs a CUDA GPU, and there is none here; write none, or ask for "
+            f"spec.model.quantization: {source.quantization} needs a CUDA GPU, and there is none here; write None, or ask for "
             "one with spec.distributed.gpusPerNode",
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise FineTuneError(
             Reason.CONFIGURATION_ERROR,
             f"spec.model.quantization: {source.quantization} needs bitsandbytes, which is not installed here; install it, or "
-            "write none",
+            "write None",
         )
     if source.quantization == "int8":
         config = transformers.BitsAndBytesConfig(load_in_8bit=True)

@@ -227,7 +227,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
     yield from (f"{finding.type}: {finding.message}" for finding in plan.facts.rows.findings)
     gpu = plan.facts.gpu
     if plan.spec.training.precision == "bf16" and gpu is not None and gpu.bf16 is False:
-        yield f"spec.training.precision: {gpu.name} only emulates bf16, slowly: write auto or fp16"
+        yield f"spec.training.precision: {gpu.name} only emulates bf16, slowly: write Auto or fp16"
 
     if plan.steps is not None and plan.rows_known:
         useless = useless_early_stopping(plan.spec.evaluation, plan.steps, plan.batch.steps_per_epoch)

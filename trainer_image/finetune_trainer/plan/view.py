@@ -119,7 +119,7 @@ def _held(plan: Plan) -> str:
     if source.lora is None:
         reference = ", twice: dpo compares with the model at the start" if plan.spec.task == "dpo" else ""
         return f" in {'fp32' if weights.trainable_bytes_each == 4 else 'bf16'}{reference}"
-    held = f" in {source.quantization}" if source.quantization != "none" else ""
+    held = f" in {source.quantization}" if source.quantization != "None" else ""
     return f"{held}, frozen; {weights.trainable / 1e6:,.1f} million in fp32 are trained (lora)"
 
 

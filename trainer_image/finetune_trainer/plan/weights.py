@@ -16,19 +16,19 @@ _OUTPUTS = ("lm_head", "embed_out", "cls", "classifier", "score")
 def weight_layout(model: ModelFacts, spec: FineTuneJobSpec, half: bool) -> WeightLayout:
     """Return how one process holds a model's weights.
 
-    half: whether the device supports bf16. If so, frozen weights with dtype auto are held in bf16.
+    half: whether the device supports bf16. If so, frozen weights with dtype Auto are held in bf16.
     """
     source = spec.model
     if source.lora is None:
         size = 2 if source.dtype == "bfloat16" else 4
         reference = size * model.parameters if spec.task == "dpo" else 0
         return WeightLayout(reference, model.parameters, size, model.linear_parameters if size == 4 else 0)
-    size = 2 if source.dtype == "bfloat16" or (source.dtype == "auto" and half) else 4
+    size = 2 if source.dtype == "bfloat16" or (source.dtype == "Auto" and half) else 4
     adapted_tensors = _adapted_tensors(model.tensors, source.lora)
     trained = source.lora.rank * sum(sum(tensor.shape) for tensor in adapted_tensors)
     trained += sum(tensor.numel for tensor in _named(model.tensors, source.lora.modules_to_save or ()))
     inputs = sum(tensor.shape[1] for tensor in adapted_tensors) if source.lora.dropout else 0
-    if source.quantization == "none":
+    if source.quantization == "None":
         return WeightLayout(size * model.parameters, trained, 4, model.linear_parameters if size == 4 else 0, inputs)
     quantized = sum(tensor.numel for tensor in model.tensors if tensor.is_linear and not _is_output(tensor))
     # The other weights are held in fp32. Quantized weights are dequantized one layer at a time.

@@ -146,7 +146,7 @@ def _hyperparameters(spec: FineTuneJobSpec, report: Report) -> list[tuple[str, s
     for block, options in (blocks | {"sft": spec.sft, "dpo": spec.dpo}).items():
         if options is not None:
             chosen |= {f"{block}.{name}": value for name, value in options.to_wire().items() if name != "chatTemplate"}
-    if spec.model.quantization != "none":
+    if spec.model.quantization != "None":
         chosen["quantization"] = spec.model.quantization
     resolved = report.resolved.to_wire() if report.resolved else {}
     chosen |= {name: resolved[name] for name in ("globalBatchSize", "perDeviceBatchSize", "processes") if name in resolved}

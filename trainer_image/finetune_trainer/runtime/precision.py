@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-Requested = Literal["auto", "bf16", "fp16", "tf32", "fp32"]  # spec.training.precision
+Requested = Literal["Auto", "bf16", "fp16", "tf32", "fp32"]  # spec.training.precision
 Precision = Literal["bf16", "fp16", "tf32", "fp32"]
 
 
@@ -11,13 +11,13 @@ def choose_precision(requested: Requested, gpu: bool, bf16: bool, tf32: bool) ->
 
     Raises ValueError if the device lacks the requested precision.
     """
-    if requested == "auto":
+    if requested == "Auto":
         return "bf16" if gpu and bf16 else "fp16" if gpu else "fp32"
     if requested == "fp16" and not gpu:
-        raise ValueError("spec.training.precision: fp16 needs a GPU, and there is none here; write auto, bf16 or fp32")
+        raise ValueError("spec.training.precision: fp16 needs a GPU, and there is none here; write Auto, bf16 or fp32")
     if requested == "tf32" and not (gpu and tf32):
         raise ValueError(
-            "spec.training.precision: tf32 needs an NVIDIA GPU since Ampere (A100), and there is none here; write auto or fp32"
+            "spec.training.precision: tf32 needs an NVIDIA GPU since Ampere (A100), and there is none here; write Auto or fp32"
         )
     return requested
 
