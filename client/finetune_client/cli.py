@@ -56,7 +56,7 @@ def submit(cluster: FineTune, files: tuple[pathlib.Path, ...], name: str | None,
     FILE is a YAML or JSON file, a folder of such files, or - for standard input. Before it creates anything, the command checks
     all files as `finetune validate` does, and prints each error with file and line.
     """
-    checked = check_files(list(dict.fromkeys(find_files(files))))
+    checked = check_files(list(dict.fromkeys(find_files(files))), secrets_only=True)
     if not checked.problems and not checked.jobs:
         raise FineTuneError(Reason.INVALID_SPEC, "no FineTuneJob in " + ", ".join(map(str, files)))
     if checked.problems:

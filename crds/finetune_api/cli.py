@@ -5,6 +5,7 @@ each other. They are entry points. `finetune` imports a command only when the us
 """
 
 import importlib.metadata
+import os
 import pathlib
 import sys
 from collections.abc import Iterable
@@ -80,21 +81,43 @@ def main() -> None:
 
 @main.command(epilog="Example:  finetune validate job.yaml deploy/")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=pathlib.Path))
-def validate(files: tuple[pathlib.Path, ...]) -> None:
+@click.option("--data", is_flag=True, help="Also read the data, and say for what the labels are taken; needs the extra trainer.")
+@click.option("--claim", "claims", multiple=True, metavar="NAME=DIR", help="For --data: local directory to use for a claim.")
+@click.pass_context
+def validate(ctx: click.Context, files: tuple[pathlib.Path, ...], data: bool, claims: tuple[str, ...]) -> None:
     """Report what a cluster would reject, with file and line. Needs no cluster.
 
     FILE is a YAML or JSON file, a folder (every *.yaml, *.yml and *.json in it and its subfolders, except hidden files and
-    folders), or - for standard input. Objects of other kinds are skipped.
+    folders), or - for standard input. Objects of other kinds are skipped. A push needs a token: from the Secret that the file
+    names, or for `finetune run` from HF_TOKEN.
     """
+    if claims and not data:
+        raise click.UsageError("--claim is for --data")
     paths = list(dict.fromkeys(find_files(files)))
-    result = check_files(paths)
+    if data and STANDARD_INPUT in paths:
+        raise click.UsageError("--data needs files: standard input can be read once only")
+    result = check_files(paths, secrets_only=not os.environ.get(names.ENV_HUB_TOKEN))
     for problem in result.problems:
         click.echo(f"{click.style(problem.location, bold=True)}: {click.style(printable(problem.message), fg='red')}")
     skipped = f" ({_count(result.skipped, 'other object')} skipped)" if result.skipped else ""
     counts = (len(paths), "file"), (result.found, "FineTuneJob"), (len(result.problems), "problem")
     summary = ", ".join(_count(number, noun) for number, noun in counts) + skipped
     click.secho(summary, bold=True, fg="red" if result.problems else "green")
-    sys.exit(names.EXIT_REFUSED if result.problems else 0)
+    if result.problems:
+        sys.exit(names.EXIT_REFUSED)
+    if data:
+        _check_data(ctx, paths, claims)
+
+
+def _check_data(ctx: click.Context, paths: Iterable[pathlib.Path], claims: Iterable[str]) -> None:
+    """Read the data of each file as `finetune preview` does, without showing rows. Exit at the first error."""
+    preview = main.get_command(ctx, "preview")
+    assert preview is not None
+    options = [word for claim in claims for word in ("--claim", claim)]
+    for path in paths:
+        if check_files([path]).jobs:
+            click.secho(f"{path}:", bold=True)
+            preview.main([str(path), "--rows", "0", *options], prog_name="finetune validate --data", standalone_mode=False)
 
 
 def find_files(paths: Iterable[pathlib.Path]) -> Iterable[pathlib.Path]:

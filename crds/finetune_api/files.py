@@ -9,6 +9,7 @@ from finetune_api import names
 from finetune_api.manifest import STANDARD_INPUT, Document, parse_documents, read_text
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.resource import FineTuneJob, InvalidManifestError, Metadata, parse_job
+from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec.arguments import misspelt_arguments
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -55,8 +56,11 @@ class CheckResult:
     locations: dict[tuple[str, str], str] = dataclasses.field(default_factory=dict)
 
 
-def check_files(paths: Sequence[pathlib.Path]) -> CheckResult:
-    """Check all files together. If a name occurs twice, the second FineTuneJob has a problem."""
+def check_files(paths: Sequence[pathlib.Path], secrets_only: bool = False) -> CheckResult:
+    """Check all files together. If a name occurs twice, the second FineTuneJob has a problem.
+
+    secrets_only: a job gets the Hub's token only from a Secret, as on a cluster. One that pushes without a Secret has a problem.
+    """
     result = CheckResult()
     for path in paths:
         try:
@@ -65,7 +69,7 @@ def check_files(paths: Sequence[pathlib.Path]) -> CheckResult:
             file = _display_name(path)
             result.problems.append(FileProblem(file, None, error.message.removeprefix(f"{path}: ")))
             continue
-        _check_text(text, _display_name(path), result)
+        _check_text(text, _display_name(path), result, secrets_only)
     return result
 
 
@@ -73,27 +77,40 @@ def _display_name(path: pathlib.Path) -> str:
     return "<stdin>" if path == STANDARD_INPUT else str(path)
 
 
-def _check_text(text: str, file: str, result: CheckResult) -> None:
+def _check_text(text: str, file: str, result: CheckResult, secrets_only: bool) -> None:
     for document in parse_documents(text):
         if not isinstance(document, Document):
             result.problems.append(FileProblem(file, document.line, document.message))
             continue
         for item in document.items():
-            _check_document(item, file, result)
+            _check_document(item, file, result, secrets_only)
 
 
-def _check_document(document: Document, file: str, result: CheckResult) -> None:
+def _check_document(document: Document, file: str, result: CheckResult, secrets_only: bool) -> None:
     if not _is_finetune_job(document.value):
         result.skipped += 1
         return
     result.found += 1
     try:
-        result.jobs.append(parse_job(document.value))
+        job = parse_job(document.value)
+        result.jobs.append(job)
+        if secrets_only and (problem := missing_push_token(job.spec)):
+            result.problems.append(FileProblem(file, document.line(("spec", "publish")), problem))
     except InvalidManifestError as error:
         found = [FileProblem(file, document.line(problem.location), problem.message) for problem in error.problems]
         result.problems += sorted(found, key=lambda problem: problem.line or 0)
     _check_arguments(document, file, result)
     _check_duplicate(document, file, result)
+
+
+def missing_push_token(spec: FineTuneJobSpec) -> str | None:
+    """Say that a push has no token from a Secret; None if it has one, or if the job does not push."""
+    if spec.publish is None or spec.hub.token_secret_ref is not None:
+        return None
+    return (
+        f"spec.publish: a push to {spec.publish.repository!r} needs a token, and there is none; name a Secret in "
+        f"spec.hub.tokenSecretRef, or for `finetune run` set {names.ENV_HUB_TOKEN}"
+    )
 
 
 def _check_arguments(document: Document, file: str, result: CheckResult) -> None:

@@ -10,7 +10,7 @@ import textwrap
 import pytest
 from click.testing import CliRunner
 
-from finetune_api import files
+from finetune_api import files, names
 from finetune_api.cli import main
 from finetune_api.reasons import FineTuneError
 from unit.api import spec_cases
@@ -253,3 +253,26 @@ def test_a_list_of_columns_for_a_label_is_answered_in_words(tmp_path: pathlib.Pa
         f"{file}:11: spec.datasets[0].columns.label: write one column: a job learns from one; for several labels of the same "
         "texts, train one job for each"
     )
+
+
+def test_a_push_without_a_token_is_refused_before_a_cluster_would_notice(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(names.ENV_HUB_TOKEN, raising=False)
+    file = write(tmp_path / "job.yaml", JOB.format(name="news") + "  publish:\n    repository: team/news\n")
+    code, [problem, _] = validate(file)
+    assert code == 64
+    assert problem.startswith(
+        f"{file}:11: spec.publish: a push to 'team/news' needs a token, and there is none; name a Secret in"
+    )
+    write(file, file.read_text() + "  hub:\n    tokenSecretRef: {name: hub-token}\n")
+    assert validate(file)[0] == 0
+    monkeypatch.setenv(names.ENV_HUB_TOKEN, "hf_of_a_test")
+    write(file, JOB.format(name="news") + "  publish:\n    repository: team/news\n")
+    assert validate(file)[0] == 0, "for `finetune run`"
+
+
+def test_options_for_the_data_need_data_in_files(tmp_path: pathlib.Path) -> None:
+    file = write(tmp_path / "job.yaml", JOB.format(name="news"))
+    assert validate(file, "--claim", "a=b")[0] == 2
+    assert validate("-", "--data", text=JOB.format(name="news"))[0] == 2

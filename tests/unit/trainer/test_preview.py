@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from finetune_api import names
+from finetune_api.cli import main
 from finetune_trainer.commands.preview import preview
 
 WORDS = ["[UNK]", "[PAD]", "[MASK]", "[CLS]", "[SEP]", "good", "bad", "film", "a", "EU", "rejects"]
@@ -52,6 +53,29 @@ def test_a_text_is_shown_with_its_class_and_the_data_with_its_statistics(tmp_pat
     assert "18 training rows, 2 held out; 16 of them duplicates; 2 evaluation rows are also in the training data" in output
     assert "2 classes in column 'label': bad 9, good 9" in output
     assert "no row is cut" in output
+
+
+def test_validate_data_says_for_what_the_labels_are_taken_and_which_field_decides(
+    tmp_path: pathlib.Path, model: pathlib.Path
+) -> None:
+    claims = ("--claim", f"m={model}", "--claim", f"d={tmp_path / 'data'}")
+    rows = [{"text": "a good film", "label": f"{number % 5}.0"} for number in range(30)]
+    run(tmp_path, rows, task="text-classification")
+    result = CliRunner().invoke(main, ["validate", str(tmp_path / "job.yaml"), "--data", *claims])
+    assert result.exit_code == 0, result.output
+    assert "1 file, 1 FineTuneJob, 0 problems" in result.output
+    assert "5 classes in column 'label': 0.0 5, 1.0 5, 2.0 5, 3.0 5, 4.0 5\n" in result.output
+    assert (
+        "all classes are numbers; to predict a number, such as stars, write classification.problemType: Regression"
+        in result.output
+    )
+    assert "Row 1" not in result.output
+    run(tmp_path, [{**row, "label": ""} if index < 7 else row for index, row in enumerate(rows)], task="text-classification")
+    result = CliRunner().invoke(main, ["validate", str(tmp_path / "job.yaml"), "--data", *claims])
+    assert result.exit_code == 64
+    assert "column 'label': 7 rows have no label (d.jsonl, line 1; d.jsonl, line 2;" in result.output
+    result = CliRunner().invoke(main, ["validate", str(tmp_path / "job.yaml"), "--data"])
+    assert (result.exit_code, "add --claim d=DIR --claim m=DIR" in result.output) == (64, True)
 
 
 def test_each_word_is_shown_with_its_tag(tmp_path: pathlib.Path, model: pathlib.Path) -> None:

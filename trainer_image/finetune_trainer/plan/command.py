@@ -4,14 +4,13 @@ import dataclasses
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
 from finetune_api import names
 from finetune_api.cli import refuse
-from finetune_api.files import read_job
+from finetune_api.files import missing_push_token, read_job
 from finetune_api.quantities import parse_quantity
 from finetune_api.reasons import FineTuneError, Reason
 from finetune_api.spec import FineTuneJobSpec
@@ -73,7 +72,8 @@ def _observe(spec: FineTuneJobSpec, claims: dict[str, str]) -> "Facts":
 
     model, model_reason = None, "it is in a claim that is not given"
     rows = RowCounts(reason="the data could not be read")
-    refused = list(_token_problems(spec))
+    token_problem = None if os.environ.get(names.ENV_HUB_TOKEN) else missing_push_token(spec)
+    refused = [token_problem] if token_problem else []
     not_observed: list[str] = []
     try:
         model = observe_model(spec, claims)
@@ -92,15 +92,6 @@ def _observe(spec: FineTuneJobSpec, claims: dict[str, str]) -> "Facts":
         refused=tuple(refused),
         not_observed=tuple(not_observed),
     )
-
-
-def _token_problems(spec: FineTuneJobSpec) -> Iterator[str]:
-    """Yield why a push would be refused before the training, on a cluster and on this machine."""
-    if spec.publish and spec.hub.token_secret_ref is None and not os.environ.get(names.ENV_HUB_TOKEN):
-        yield (
-            f"spec.publish: a push to {spec.publish.repository!r} needs a token, and there is none; name a Secret in "
-            f"spec.hub.tokenSecretRef, or for `finetune run` set {names.ENV_HUB_TOKEN}"
-        )
 
 
 def _may_work_in_cluster(error: FineTuneError, spec: FineTuneJobSpec) -> bool:
