@@ -1,208 +1,104 @@
 """Measure what many jobs cost the control plane: `python benchmarks/control_plane.py` on a cluster with fake nodes (kwok).
 
-It creates many FineTuneJobs of two nodes at once. It prints the time until every child Job exists, until every pod runs, and from
-the end of the last pod until every status is final, and the CPU time and memory of the operator, which runs as a local process.
-If Kubeflow Trainer is installed, it then measures the same number of TrainJobs on the same cluster. With --finished, it also
-fills the cluster with finished jobs and their children, and prints how long the operator takes to become ready, and its memory.
+It creates many FineTuneJobs of two nodes at once. It prints how long it takes until every child Job exists, for each job from its
+creation to that of its child Job (median and 99th percentile), until every pod runs, and from the end of the last pod until every
+status is final, and the CPU time and memory of the operator, which runs as a local process. If Kubeflow Trainer is installed, it
+then measures the same number of TrainJobs on the same cluster. With --rounds, both take turns; with --children-only, a round ends
+when every child Job exists. With --finished, it also fills the cluster with finished jobs and their children, and prints how long
+the operator takes to become ready, and its memory.
 
 It needs a KUBECONFIG with administrator rights, the CRD, and nodes with the taint kwok.x-k8s.io/node=fake. It creates everything
 in new namespaces and deletes them at the end.
 """
 
 import argparse
-import concurrent.futures
 import contextlib
-import copy
 import dataclasses
-import json
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import psutil
-
-from finetune_api.resource import parse_spec
-from finetune_operator.manifests import Plan
-from finetune_operator.manifests.job import build_job
+from api_server import FirstSeen, call, count, for_each, is_empty, namespace, proxy, wait
+from fake_jobs import Object, finetune_job, finished_children, train_job, training_runtime
 
 ROOT = pathlib.Path(__file__).parents[1]
-PROXY, OPERATOR = 8901, 8902
-TAINT = {"key": "kwok.x-k8s.io/node", "operator": "Equal", "value": "fake", "effect": "NoSchedule"}
+OPERATOR = 8902
+WARM_UP_SECONDS = 8  # until it leads and watches: the jobs of the first seconds cost more reads
 PEER_NAMESPACES = ("kubeflow-system", "jobset-system")
-POLL_SECONDS = 0.5
-# How long a fake pod runs: long enough that all of them run at the same time. kwok uses the smaller of the two.
-POD_LIFETIME = {
-    f"pod-complete.stage.kwok.x-k8s.io/{name}": os.environ.get("POD_LIFE", "240s") for name in ("delay", "jitter-delay")
-}
 UNFINISHED = "fieldSelector=status.phase!=Succeeded,status.phase!=Failed"
-Object = dict[str, Any]
-
-
-def call(method: str, path: str, body: Object | None = None, kind: str = "application/json") -> Object:
-    """Send a request to the API server through kubectl's proxy, and retry it after an error, as a client does."""
-    data = json.dumps(body).encode() if body is not None else None
-    for pause in (0.5, 1, 2, 4, 8, None):
-        request = urllib.request.Request(f"http://127.0.0.1:{PROXY}{path}", data, {"Content-Type": kind}, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=120) as response:
-                return dict(json.load(response))
-        except urllib.error.HTTPError as error:
-            if error.code in (404, 409) or pause is None:
-                return {"code": error.code}
-        except OSError:
-            if pause is None:
-                raise
-        time.sleep(pause)
-    raise AssertionError("not reached")
-
-
-def count(path: str, query: str = "") -> int:
-    """Return the number of objects in a list, without reading them all."""
-    page = call("GET", f"{path}?limit=1&{query}")
-    return len(page["items"]) + int(page["metadata"].get("remainingItemCount", 0))
-
-
-def is_empty(path: str, query: str) -> bool:
-    """Return whether no object matches."""
-    return not call("GET", f"{path}?limit=1&{query}")["items"]
-
-
-def wait(what: str, done: Callable[[], bool], timeout: float) -> float:
-    """Wait for a condition and return the time in seconds since the epoch; exit after the timeout."""
-    end = time.time() + timeout
-    while not done():
-        if time.time() > end:
-            sys.exit(f"{what}: not within {timeout:g} s")
-        time.sleep(POLL_SECONDS)
-    return time.time()
-
-
-def namespace(name: str) -> str:
-    """Create a namespace and return its path."""
-    call("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    return f"namespaces/{name}"
-
-
-def finetune_job(name: str) -> Object:
-    """Return a FineTuneJob of two pods that fit on the fake nodes."""
-    return {
-        "apiVersion": "finetune.dev/v1alpha1",
-        "kind": "FineTuneJob",
-        "metadata": {"name": name},
-        "spec": {
-            "task": "text-classification",
-            "model": {"hub": {"name": "a/b"}},
-            "datasets": [{"hub": {"name": "c/d"}}],
-            "distributed": {"nodes": 2},
-            "output": {"claim": {"claimName": "shared", "path": name}},
-            "pod": {
-                "tolerations": [TAINT],
-                "nodeSelector": {"type": "fake"},
-                "resources": {"requests": {"cpu": "10m"}},
-                "annotations": POD_LIFETIME,
-            },
-        },
-    }
-
-
-def train_job(name: str) -> Object:
-    """Return a TrainJob of the same size."""
-    return {
-        "apiVersion": "trainer.kubeflow.org/v1alpha1",
-        "kind": "TrainJob",
-        "metadata": {"name": name},
-        "spec": {"runtimeRef": {"name": "bench-torch"}, "trainer": {"numNodes": 2, "numProcPerNode": 1}},
-    }
-
-
-def training_runtime() -> Object:
-    """Return the runtime of all TrainJobs."""
-    container = {"name": "node", "image": "none", "resources": {"requests": {"cpu": "10m"}}}
-    pod = {"tolerations": [TAINT], "nodeSelector": {"type": "fake"}, "containers": [container]}
-    job = {
-        "name": "node",
-        "template": {
-            "metadata": {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}},
-            "spec": {"template": {"metadata": {"annotations": POD_LIFETIME}, "spec": pod}},
-        },
-    }
-    return {
-        "apiVersion": "trainer.kubeflow.org/v1alpha1",
-        "kind": "ClusterTrainingRuntime",
-        "metadata": {"name": "bench-torch", "labels": {"trainer.kubeflow.org/framework": "torch"}},
-        "spec": {"mlPolicy": {"numNodes": 1, "torch": {"numProcPerNode": 1}}, "template": {"spec": {"replicatedJobs": [job]}}},
-    }
 
 
 @dataclasses.dataclass
 class Measurement:
-    """Seconds, CPU seconds and MiB of one run."""
+    """One run, in seconds, and MiB of memory.
 
+    created: until all jobs were created. children: until every child Job exists. median, p99: from the creation of a job to its
+    child Job. running: until every pod runs. final: from the end of the last pod to the last final status.
+    """
+
+    created: float
     children: float
+    median: float
+    p99: float
     running: float
     final: float
-    cpu: float
-    memory: float
+    cpu: float = 0.0
+    memory: float = 0.0
 
-    def row(self, name: str) -> str:
-        values = (self.children, self.running, self.final, self.cpu, self.memory)
-        return f"{name:<18}" + "".join(f"{value:>12.1f}" for value in values)
+    def row(self, name: str, unit: str = "") -> str:
+        return f"{name:<18}" + "".join(f"{f'{value:.2f}{unit}':>11}" for value in dataclasses.astuple(self))
 
 
-def create_all(path: str, build: Callable[[str], Object], number: int) -> None:
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda index: call("POST", path, build(f"job-{index}")), range(number)))
+HEADER = "".join(f"{field.name:>11}" for field in dataclasses.fields(Measurement))
 
 
 def measure(
-    scope: str, path: str, build: Callable[[str], Object], number: int, is_final: Callable[[], bool]
-) -> tuple[float, ...]:
-    """Create the jobs, and wait until they end.
-
-    Returns the seconds until all Jobs exist, until all pods run, and from the end of the last pod to the last final status.
-    """
+    scope: str, path: str, build: Callable[[str], Object], number: int, is_final: Callable[[], bool] | None
+) -> Measurement:
+    """Create the jobs, and wait until they end, or, without is_final, until all Jobs exist."""
     jobs, pods = f"/apis/batch/v1/{scope}/jobs", f"/api/v1/{scope}/pods"
+    seen, created = FirstSeen(jobs), dict[str, float]()
+
+    def create(index: int) -> None:
+        call("POST", path, build(f"job-{index}"))
+        created[f"job-{index}"] = time.time()
+
     started = time.time()
-    create_all(path, build, number)
-    print(f"  {number} created after {time.time() - started:.1f} s", flush=True)
-    children = wait("every child Job", lambda: count(jobs) >= number, 900) - started
-    print(f"  every Job exists after {children:.1f} s", flush=True)
+    for_each(number, create)
+    creation = time.time() - started
+    wait("every child Job", lambda: len(seen.times) >= number, 900)
+    exist = {"-".join(name.split("-")[:2]): at for name, at in seen.times.items()}  # job-<index>-1 and job-<index>-node-0
+    waited = sorted(max(0.0, exist[name] - at) for name, at in created.items())
+    children = max(exist.values()) - started
+    result = Measurement(creation, children, statistics.median(waited), waited[int(0.99 * (number - 1))], 0, 0)
+    print(f"  {number} created after {creation:.1f} s, every Job exists after {children:.1f} s", flush=True)
+    if is_final is None:
+        return result
     wait("every pod", lambda: count(pods) >= 2 * number, 1800)
-    running = wait("every pod's start", lambda: is_empty(pods, "fieldSelector=status.phase=Pending"), 1800) - started
-    print(f"  every pod has started after {running:.1f} s", flush=True)
+    result.running = wait("every pod's start", lambda: is_empty(pods, "fieldSelector=status.phase=Pending"), 1800) - started
     ended = wait("every pod's end", lambda: is_empty(pods, UNFINISHED), 1800)
-    final = wait("every final status", is_final, 1800) - ended
-    print(f"  every status is final {final:.1f} s after the last pod's end", flush=True)
-    return children, running, final
+    result.final = wait("every final status", is_final, 1800) - ended
+    return result
 
 
 @contextlib.contextmanager
 def operator(scope: str) -> Iterator[psutil.Process]:
     """Run the operator as a local process; yield it when it is ready."""
-    command = [
-        sys.executable,
-        "-m",
-        "finetune_operator",
-        "run",
-        "--namespace",
-        scope,
-        "--port",
-        str(OPERATOR),
-        "--lease",
-        "bench",
-    ]
+    arguments = ["run", "--namespace", scope, "--port", str(OPERATOR), "--lease", "bench"]
+    command = [sys.executable, "-m", "finetune_operator", *arguments]
     paths = os.pathsep.join(str(ROOT / name) for name in ("crds", "operator"))
     environment = {**os.environ, "PYTHONPATH": paths, "POD_NAMESPACE": scope}
     with pathlib.Path("control-plane.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stderr=log)
     try:
         wait("the operator", is_ready, 120)
+        time.sleep(WARM_UP_SECONDS)
         yield psutil.Process(process.pid)
     finally:
         process.terminate()
@@ -246,15 +142,17 @@ def api_requests() -> dict[str, int]:
 
 
 def reconcile_p99() -> str:
-    """Return the bucket that holds the 99th percentile of the reconciles from the cache."""
-    buckets = [
-        (float(labels["le"]), value)
-        for labels, value in samples("finetune_operator_reconcile_duration_seconds_bucket")
-        if labels["read"] == "cache"
-    ]
-    total = max((value for _, value in buckets), default=0.0)
-    limit = min((le for le, value in buckets if value >= 0.99 * total), default=0.0)
-    return f"at most {1000 * limit:g} ms ({total:.0f} reconciles from the cache)"
+    """Return the buckets that hold the 99th percentile of the reconciles from the cache, with and without waiting."""
+    limits = []
+    for name in ("duration", "work"):
+        buckets = [
+            (float(labels["le"]), value)
+            for labels, value in samples(f"finetune_operator_reconcile_{name}_seconds_bucket")
+            if labels["read"] == "cache"
+        ]
+        total = max((value for _, value in buckets), default=0.0)
+        limits.append(1000 * min((le for le, value in buckets if value >= 0.99 * total), default=0.0))
+    return f"at most {limits[0]:g} ms, without waiting {limits[1]:g} ms ({total:.0f} reconciles from the cache)"
 
 
 def peer_usage() -> tuple[float, float]:
@@ -269,73 +167,48 @@ def peer_usage() -> tuple[float, float]:
     return cpu, memory
 
 
-def run_ours(number: int) -> Measurement:
+def run_ours(number: int, children_only: bool) -> Measurement:
     """Measure the FineTuneJobs."""
     name = f"bench-ours-{int(time.time())}"
-    scope = namespace(name)
     claim = {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
         "metadata": {"name": "shared"},
         "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
     }
-    call("POST", f"/api/v1/{scope}/persistentvolumeclaims", claim)
-    path = f"/apis/finetune.dev/v1alpha1/{scope}/finetunejobs"
-    try:
+    with namespace(name) as scope:
+        call("POST", f"/api/v1/{scope}/persistentvolumeclaims", claim)
+        path = f"/apis/finetune.dev/v1alpha1/{scope}/finetunejobs"
         with operator(name) as process:
             before, _ = usage(process)
-            times = measure(scope, path, finetune_job, number, lambda: is_empty(path, UNFINISHED))
-            cpu, memory = usage(process)
+            is_final = None if children_only else lambda: is_empty(path, UNFINISHED)
+            result = measure(scope, path, finetune_job, number, is_final)
+            cpu, result.memory = usage(process)
+            result.cpu = cpu - before
             requests = api_requests()
             writes = {key: value for key, value in requests.items() if key.split()[0] not in ("get", "list")}
             print(f"  requests: {requests}")
             print(f"  writes per job, without events: {sum(v for k, v in writes.items() if 'Event' not in k) / number:.1f}")
-            print(f"  99th percentile of a reconcile: {reconcile_p99()}")
-        return Measurement(*times, cpu - before, memory)
-    finally:
-        call("DELETE", f"/api/v1/{scope}")
+            print(f"  99th percentile of a reconcile: {reconcile_p99()}", flush=True)
+    return result
 
 
-def run_peer(number: int) -> Measurement:
+def run_peer(number: int, children_only: bool) -> Measurement:
     """Measure the TrainJobs."""
-    scope = namespace(f"bench-peer-{int(time.time())}")
     call("POST", "/apis/trainer.kubeflow.org/v1alpha1/clustertrainingruntimes", training_runtime())
-    path = f"/apis/trainer.kubeflow.org/v1alpha1/{scope}/trainjobs"
+    with namespace(f"bench-peer-{int(time.time())}") as scope:
+        path = f"/apis/trainer.kubeflow.org/v1alpha1/{scope}/trainjobs"
 
-    def is_final() -> bool:
-        items = call("GET", path)["items"]
-        done = [item for item in items if any(c["type"] == "Complete" for c in item.get("status", {}).get("conditions", ()))]
-        return len(done) == number
+        def is_final() -> bool:
+            items = call("GET", path)["items"]
+            done = [item for item in items if any(c["type"] == "Complete" for c in item.get("status", {}).get("conditions", ()))]
+            return len(done) == number
 
-    try:
         before, _ = peer_usage()
-        times = measure(scope, path, train_job, number, is_final)
-        cpu, memory = peer_usage()
-        return Measurement(*times, cpu - before, memory)
-    finally:
-        call("DELETE", f"/api/v1/{scope}")
-
-
-def finished_children(name: str, uid: str) -> Iterator[tuple[str, Object]]:
-    """Yield path and manifest of a finished Job and its two pods, as the operator creates them, and as they end."""
-    plan = Plan("default", name, uid, 1, parse_spec(finetune_job(name)["spec"]), nodes=2, image="none", restarts_left=3)
-    job = build_job(plan)
-    job["metadata"].pop("namespace")
-    job["spec"]["managedBy"] = "finetune.dev/benchmark"  # so the Job controller leaves it alone
-    start, end = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"
-    complete = [{"type": kind, "status": "True", "lastTransitionTime": end} for kind in ("SuccessCriteriaMet", "Complete")]
-    times = {"startTime": start, "completionTime": end}
-    yield "jobs", {**job, "status": {**times, "succeeded": 2, "completedIndexes": "0-1", "conditions": complete}}
-    report = json.dumps({"attempt": 1, "phase": "Succeeded", "step": 100, "totalSteps": 100, "message": "x" * 1000})
-    ended = {"exitCode": 0, "reason": "Completed", "startedAt": start, "finishedAt": end, "message": report}
-    for index in range(2):
-        template = copy.deepcopy(job["spec"]["template"])
-        template["metadata"]["name"] = f"{name}-1-{index}"
-        template["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"] = str(index)
-        template["spec"]["schedulerName"] = "none"
-        trainer = {"name": "trainer", "image": "none", "imageID": "none", "ready": False, "restartCount": 0}
-        status = {"phase": "Succeeded", "containerStatuses": [{**trainer, "state": {"terminated": ended}}]}
-        yield "pods", {"apiVersion": "v1", "kind": "Pod", **template, "status": status}
+        result = measure(scope, path, train_job, number, None if children_only else is_final)
+        cpu, result.memory = peer_usage()
+        result.cpu = cpu - before
+    return result
 
 
 def create_finished(scope: str, name: str) -> None:
@@ -360,13 +233,12 @@ def create_finished(scope: str, name: str) -> None:
 def run_finished(finished: int, running: int) -> None:
     """Print the start time and the memory of the operator with very many finished jobs and some running ones."""
     name = f"bench-finished-{int(time.time())}"
-    scope = namespace(name)
-    try:
-        with concurrent.futures.ThreadPoolExecutor(16) as pool:
-            list(pool.map(lambda index: create_finished(scope, f"old-{index}"), range(finished)))
+    with namespace(name) as scope:
+        for_each(finished, lambda index: create_finished(scope, f"old-{index}"))
         pods = count(f"/api/v1/{scope}/pods")
         with operator(name) as process:
-            create_all(f"/apis/finetune.dev/v1alpha1/{scope}/finetunejobs", finetune_job, running)
+            path = f"/apis/finetune.dev/v1alpha1/{scope}/finetunejobs"
+            for_each(running, lambda index: call("POST", path, finetune_job(f"job-{index}")))
             wait("the jobs", lambda: count(f"/apis/batch/v1/{scope}/jobs") >= finished + running, 900)
         # A second operator finds finished and running jobs.
         started = time.time()
@@ -377,39 +249,48 @@ def run_finished(finished: int, running: int) -> None:
             cpu, memory = usage(process)
             print(f"  after a minute: {memory:.0f} MiB at most, {cpu:.0f} s of CPU")
             print(f"  99th percentile of a reconcile: {reconcile_p99()}")
-    finally:
-        call("DELETE", f"/api/v1/{scope}")
+
+
+def compare(number: int, rounds: int, children_only: bool, with_peer: bool) -> None:
+    """Measure both in turn, and print every round and the medians."""
+    all_ours, all_peers = list[Measurement](), list[Measurement]()
+    for _ in range(rounds):
+        print("ours", flush=True)
+        all_ours.append(run_ours(number, children_only))
+        if with_peer:
+            print("Kubeflow Trainer", flush=True)
+            all_peers.append(run_peer(number, children_only))
+    print(f"\n{f'{number} jobs':<18}{HEADER}")
+    for name, runs in (("ours", all_ours), ("Kubeflow Trainer", all_peers)):
+        for run in runs:
+            print(run.row(name))
+    if all_peers:
+        ours, peer = median(all_ours), median(all_peers)
+        ratios = [theirs / max(own, 0.01) for own, theirs in zip(ours, peer, strict=True)]
+        print(Measurement(*ratios).row("ratio of medians", "×"))
+
+
+def median(runs: list[Measurement]) -> list[float]:
+    """Return the median of each column."""
+    return [statistics.median(column) for column in zip(*map(dataclasses.astuple, runs), strict=True)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=1, help="how often to measure both, in turn; 0: only --finished")
+    parser.add_argument("--children-only", action="store_true", help="end each round when every child Job exists")
     parser.add_argument(
         "--finished", type=int, default=0, help="also measure the start with this many finished jobs, such as 10000"
     )
     parser.add_argument("--no-peer", action="store_true", help="skip Kubeflow Trainer even if it is installed")
     options = parser.parse_args()
-    proxy = subprocess.Popen(["kubectl", "proxy", f"--port={PROXY}"], stdout=subprocess.DEVNULL)
-    try:
-        time.sleep(2)
-        print("ours", flush=True)
-        ours = run_ours(options.jobs)
-        peer = None
-        if not options.no_peer and "code" not in call("GET", "/apis/trainer.kubeflow.org/v1alpha1"):
-            print("Kubeflow Trainer", flush=True)
-            peer = run_peer(options.jobs)
-        print(f"\n{options.jobs} jobs of 2 nodes" + " " * 1 + "children s   running s     final s       CPU s         MiB")
-        print(ours.row("ours"))
-        if peer is not None:
-            print(peer.row("Kubeflow Trainer"))
-            ratios = [
-                getattr(peer, field.name) / max(getattr(ours, field.name), 0.1) for field in dataclasses.fields(Measurement)
-            ]
-            print(f"{'ratio':<18}" + "".join(f"{ratio:>11.1f}×" for ratio in ratios))
+    with proxy():
+        with_peer = not options.no_peer and "code" not in call("GET", "/apis/trainer.kubeflow.org/v1alpha1")
+        if options.rounds:
+            compare(options.jobs, options.rounds, options.children_only, with_peer)
         if options.finished:
             run_finished(options.finished, options.jobs)
-    finally:
-        proxy.terminate()
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def _now() -> list[Panel]:
 
 
 def _work() -> list[Panel]:
-    buckets = f"sum by (le) ({rate('reconcile_duration_seconds_bucket')})"
+    buckets, work = (f"sum by (le) ({rate(f'reconcile_{name}_seconds_bucket')})" for name in ("duration", "work"))
     return [
         time_series(
             PanelOptions("Reconciles", "Reconciles per second.", "ops", NO_OPERATOR, width=THIRD),
@@ -65,6 +65,7 @@ def _work() -> list[Panel]:
             Query(f"histogram_quantile(0.5, {buckets})", "median"),
             Query(f"histogram_quantile(0.95, {buckets})", "95 %"),
             Query(f"histogram_quantile(0.99, {buckets})", "99 %"),
+            Query(f"histogram_quantile(0.99, {work})", "99 %, without waiting"),
         ),
         time_series(
             PanelOptions("Errors", "Failed reconciles per second. They are retried.", "ops", NO_OPERATOR, width=THIRD),

@@ -245,6 +245,13 @@ RECONCILE_DURATION: Final = Metric(
     ("read",),
     (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
+RECONCILE_WORK: Final = Metric(
+    "finetune_operator_reconcile_work_seconds",
+    "histogram",
+    "The part of a reconcile in which the operator worked. In the rest it waited, nearly always for the API server.",
+    ("read",),
+    (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
+)
 RECONCILE_ERRORS: Final = Metric(
     "finetune_operator_reconcile_errors_total", "counter", "Reconciles that failed. They are retried."
 )
@@ -284,6 +291,7 @@ JOB_METRICS: Final = (
 )
 PROCESS_METRICS: Final = (
     RECONCILE_DURATION,
+    RECONCILE_WORK,
     RECONCILE_ERRORS,
     WORKQUEUE_DEPTH,
     WATCH_LAST_EVENT,

@@ -121,6 +121,7 @@ async def _run(options: argparse.Namespace, defaults: OperatorDefaults, tls: ssl
 
     async def run_as_leader() -> None:
         await leader_election.elected.wait()
+        resync.became_leader()
         await asyncio.gather(queue.run(reconciler.reconcile, options.workers), poller.run(), events.run())
 
     # Each replica serves metrics, so the reviews of tokens don't need the Lease.

@@ -54,13 +54,13 @@ class Executor:
             await self._api.delete("PersistentVolumeClaim", key.namespace, claim, decision.delete_claim)
         if decision.release_quota is not None:
             await self._report_pods(key, decision.release_quota, 0)
-        if decision.create_queue_job:
-            return await self._create_queue_job(observation, decision)
-        if decision.create_attempt is None:
+        if decision.create_attempt is None and not decision.create_queue_job:
             return decision
         if not self._creations.begin(key):
             return Decision(observation.job.status, requeue_after_seconds=SOON_SECONDS)
         try:
+            if decision.create_attempt is None:
+                return await self._create_queue_job(observation, decision)
             return await self._create_attempt(observation, decision.create_attempt)
         finally:
             self._creations.end(key)

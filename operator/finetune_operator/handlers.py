@@ -11,7 +11,6 @@ from finetune_operator.observed import Key
 from finetune_operator.parsing import (
     read_child_job,
     read_child_key,
-    read_job,
     read_key,
     read_pod,
     read_version,
@@ -102,7 +101,7 @@ class Handlers:
         else:
             if event["type"] == "ADDED":  # None in the list with which a watch begins
                 self._store.announced.add(key)
-            self._store.put_job(read_job(manifest))
+            self._store.put_job(self._store.read_job(manifest))
         self._queue.add(key)
 
     def job(self, event: Event) -> None:

@@ -41,12 +41,13 @@ class Metrics(Collector):
         self._leading = True
         registry.register(self)
         ProcessCollector(registry=registry)
-        duration = declared.RECONCILE_DURATION
-        self.reconcile_duration = Histogram(
-            duration.name, duration.help, duration.labels, buckets=duration.buckets, registry=registry
+        self._reconcile_duration, self._reconcile_work = (
+            Histogram(metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=registry)
+            for metric in (declared.RECONCILE_DURATION, declared.RECONCILE_WORK)
         )
-        for read in ("cache", "live"):
-            self.reconcile_duration.labels(read)  # so that both series exist from the start
+        for read in ("cache", "live"):  # so that all series exist from the start
+            self._reconcile_duration.labels(read)
+            self._reconcile_work.labels(read)
         self.reconcile_errors = Counter(declared.RECONCILE_ERRORS.name, declared.RECONCILE_ERRORS.help, registry=registry)
         self.workqueue_depth = Gauge(declared.WORKQUEUE_DEPTH.name, declared.WORKQUEUE_DEPTH.help, registry=registry)
         self._leader = Gauge(declared.LEADER.name, declared.LEADER.help, registry=registry)
@@ -72,6 +73,11 @@ class Metrics(Collector):
             known is None or known.version < read_version(manifest)
         ):
             self.track(read_job(manifest))
+
+    def observe_reconcile(self, read: str, seconds: float, working_seconds: float) -> None:
+        """Count a reconcile. read: from where, the cache or live. working_seconds: without the time in which it waited."""
+        self._reconcile_duration.labels(read).observe(seconds)
+        self._reconcile_work.labels(read).observe(working_seconds)
 
     def count_request(self, verb: str, kind: str, code: int) -> None:
         """Count a response of the API server. code: 0 if there was none."""

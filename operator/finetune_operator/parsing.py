@@ -19,15 +19,11 @@ def _require_time(value: Any) -> datetime.datetime:
     return moment
 
 
-def read_job(manifest: Manifest) -> JobRecord:
-    """Parse a FineTuneJob. If its spec is invalid, the error takes the place of the spec."""
+def read_job(manifest: Manifest, known: JobRecord | None = None) -> JobRecord:
+    """Parse a FineTuneJob. known: an earlier version of it, whose spec holds if the generation is the same."""
     metadata = manifest["metadata"]
-    spec: FineTuneJobSpec | FineTuneError
-    try:
-        validate_name(metadata["name"])
-        spec = read_spec(manifest.get("spec"))
-    except FineTuneError as error:
-        spec = error
+    generation = metadata.get("generation", 1)
+    same_spec = known is not None and (known.uid, known.generation) == (metadata["uid"], generation)
     written = [
         entry.get("time")
         for entry in metadata.get("managedFields", ())
@@ -36,16 +32,25 @@ def read_job(manifest: Manifest) -> JobRecord:
     return JobRecord(
         key=Key(metadata["namespace"], metadata["name"]),
         uid=metadata["uid"],
-        generation=metadata.get("generation", 1),
+        generation=generation,
         version=read_version(manifest),
         created=_require_time(metadata["creationTimestamp"]),
         deleting="deletionTimestamp" in metadata,
-        spec=spec,
+        spec=known.spec if known is not None and same_spec else _read_spec(manifest),
         status=parse_known(FineTuneJobStatus, manifest.get("status") or {}),
         status_written_at=read_time(written[0]) if written else None,
         kueue_labels=select_kueue_keys(metadata.get("labels")),
         kueue_annotations=select_kueue_keys(metadata.get("annotations")),
     )
+
+
+def _read_spec(manifest: Manifest) -> FineTuneJobSpec | FineTuneError:
+    """Parse the spec. If it is invalid, return the error that says why."""
+    try:
+        validate_name(manifest["metadata"]["name"])
+        return read_spec(manifest.get("spec"))
+    except FineTuneError as error:
+        return error
 
 
 def read_version(manifest: Manifest) -> int:

@@ -36,6 +36,7 @@ from finetune_operator.policy.status import (
 )
 from finetune_operator.poller import Poller
 from finetune_operator.queue import RetryLaterError
+from finetune_operator.stopwatch import Stopwatch
 from finetune_operator.store import Store
 
 logger = logging.getLogger(__name__)
@@ -80,18 +81,15 @@ class Reconciler:
         self._now = now
         self._clock = clock
         self._has_backlog = has_backlog
+        self._reads: dict[Key, str] = {}  # of reconciles in progress: from the cache, or live
 
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile the job once. Return the seconds until the next reconcile, or None if only an event should cause it."""
         if self._can_wait_for_others(key):
             return _BACKLOG_RETRY_SECONDS
-        started, read = self._clock(), "cache"
+        self._reads[key], stopwatch = "live", Stopwatch(self._clock)
         try:
-            if (known := await self._decide_from_cache(key)) is not None:
-                read = "live" if known[0].refusal_checked else read
-                return await self._act_from_cache(*known)
-            read = "live"
-            return await self._reconcile_live(key)
+            return await stopwatch.run(self._reconcile(key))
         except NotLeadingError as error:
             raise RetryLaterError(str(error), SOON_SECONDS) from None
         except ApiError as error:
@@ -102,7 +100,15 @@ class Reconciler:
             self._metrics.reconcile_errors.inc()
             raise
         finally:
-            self._metrics.reconcile_duration.labels(read).observe(self._clock() - started)
+            self._metrics.observe_reconcile(self._reads.pop(key), stopwatch.total_seconds, stopwatch.working_seconds)
+
+    async def _reconcile(self, key: Key) -> float | None:
+        known = await self._decide_from_cache(key)
+        if known is None:
+            return await self._reconcile_live(key)
+        if not known[0].refusal_checked:
+            self._reads[key] = "cache"
+        return await self._act_from_cache(*known)
 
     async def _decide_from_cache(self, key: Key) -> tuple[Observation, Decision] | None:
         """Decide from what the store knows. Return None if this reconcile needs a live read."""

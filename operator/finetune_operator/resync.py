@@ -1,6 +1,7 @@
 """Lists all objects once a minute, corrects the store, and puts every unfinished job into the queue."""
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime
 import logging
@@ -17,7 +18,6 @@ from finetune_operator.observed import ChildJob, Key, Manifest, PodState
 from finetune_operator.parsing import (
     read_child_job,
     read_child_key,
-    read_job,
     read_key,
     read_pod,
     read_workload,
@@ -85,19 +85,34 @@ class Resync:
             "Pod": _ChildKind(names.LABEL_JOB, unfinished_pods, read_child_key, read_pod, store.pods),
             "Workload": _ChildKind("kueue.x-k8s.io/job-uid", "", read_workload_key, read_workload, store.workloads),
         }
+        self._began_as_leader = False
+        self._became_leader = asyncio.Event()
         self.forbidden_namespaces: set[str | None] = set()
         self.forbidden_namespaces_changed = asyncio.Event()
+
+    def became_leader(self) -> None:
+        """List the unfinished jobs at once if the last list began earlier. Until there is a list, new jobs need live reads."""
+        if not self._began_as_leader:
+            self._became_leader.set()
 
     async def run(self) -> None:
         """List until cancelled. Continue if the API server is down."""
         await asyncio.gather(
-            self._repeat("unfinished FineTuneJobs", self.list_active, INTERVAL_SECONDS, affects_health=True),
-            self._repeat("finished FineTuneJobs", self.list_finished, FINISHED_LIST_SECONDS, affects_health=False),
+            self._repeat("unfinished FineTuneJobs", self.list_active, INTERVAL_SECONDS, self._became_leader, affects_health=True),
+            self._repeat(
+                "finished FineTuneJobs", self.list_finished, FINISHED_LIST_SECONDS, asyncio.Event(), affects_health=False
+            ),
         )
 
     async def _repeat(
-        self, description: str, list_once: Callable[[], Awaitable[None]], interval_seconds: float, affects_health: bool
+        self,
+        description: str,
+        list_once: Callable[[], Awaitable[None]],
+        interval_seconds: float,
+        earlier: asyncio.Event,
+        affects_health: bool,
     ) -> None:
+        """List at this interval, and earlier if the event is set."""
         while True:
             try:
                 await list_once()
@@ -109,11 +124,14 @@ class Resync:
             else:
                 if affects_health:
                     self._health.list_succeeded()
-                await asyncio.sleep(interval_seconds)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(interval_seconds):
+                        await earlier.wait()
+                earlier.clear()
 
     async def list_active(self) -> None:
         """Put every job that is not finished into the queue, and correct what the watches missed."""
-        began_as_leader = self._is_leading()
+        self._began_as_leader = began_as_leader = self._is_leading()
         await self.discover()
         await self._in_each_namespace(self._list_active_in)
         self._store.listed_as_leader = began_as_leader
@@ -153,7 +171,7 @@ class Resync:
         listed, version, used_names = set(), 0, set(self._store.used_names)
         async for page in self._api.list_pages(names.KIND, namespace, fieldSelector=ACTIVE_SELECTOR):
             version = _version(page)
-            for job in map(read_job, page["items"]):
+            for job in map(self._store.read_job, page["items"]):
                 listed.add(job.key)
                 self._store.put_job(job)
                 self._metrics.track(job)

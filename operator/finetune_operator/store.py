@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
 from finetune_api.wire import Report
-from finetune_operator.observed import ChildJob, CreatedAttempt, JobRecord, Key, Observation, PodState, Workload
+from finetune_operator.observed import ChildJob, CreatedAttempt, JobRecord, Key, Manifest, Observation, PodState, Workload
+from finetune_operator.parsing import read_job, read_key, read_version
 
 C = TypeVar("C", ChildJob, PodState, Workload)
 
@@ -96,6 +97,13 @@ class Store:
         self.workloads: Children[Workload] = Children()
         self.terminated_pods: Children[PodState] = Children()
         self.last_reports: dict[Key, LastReport] = {}
+
+    def read_job(self, manifest: Manifest) -> JobRecord:
+        """Parse a FineTuneJob that a watch or a list reported. What is known already is not parsed again."""
+        known = self.jobs.get(read_key(manifest))
+        if known is not None and (known.uid, known.version) == (manifest["metadata"]["uid"], read_version(manifest)):
+            return known
+        return read_job(manifest, known)
 
     def put_job(self, job: JobRecord) -> None:
         """Store a FineTuneJob, unless a later version is known."""

@@ -21,7 +21,7 @@ async def apply_status(api: Api, job: JobRecord, status: FineTuneJobStatus) -> J
         "status": status.to_wire(),
     }
     try:
-        return read_job(await api.apply_status(names.KIND, manifest))
+        return read_job(await api.apply_status(names.KIND, manifest), job)
     except ApiError as error:
         if error.code in (404, 409):
             return None

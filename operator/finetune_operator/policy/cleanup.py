@@ -117,7 +117,7 @@ def seconds_to_next_reconcile(manifest: dict[str, Any], now: datetime.datetime) 
     """
     spec, status = manifest.get("spec", {}), manifest.get("status", {})
     ended = read_time(status.get("completionTime"))
-    if ended is None:
+    if ended is None or "deletionTimestamp" in manifest["metadata"]:
         return None
     if now - ended < 2 * STOP_AFTER or status.get("observedGeneration") != manifest["metadata"].get("generation"):
         return 0.0

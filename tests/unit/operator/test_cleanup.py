@@ -165,5 +165,11 @@ def test_a_finished_job_whose_spec_changed_needs_a_reconcile() -> None:
     assert seconds_to_next_reconcile(job_manifest(status=ended(400), generation=2), NOW) == 0.0
 
 
+def test_a_finished_job_that_waits_for_a_finalizer_needs_no_reconcile() -> None:
+    manifest = job_manifest(spec_fields(ttlSecondsAfterFinished=1), ended(400), generation=2)
+    manifest["metadata"]["deletionTimestamp"] = write_time(NOW)
+    assert seconds_to_next_reconcile(manifest, NOW) is None
+
+
 def test_a_finished_job_without_a_completion_time_needs_no_reconcile() -> None:
     assert seconds_to_next_reconcile(job_manifest(status={"phase": "Failed"}), NOW) is None

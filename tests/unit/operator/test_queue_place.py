@@ -6,7 +6,7 @@ import pytest
 
 from finetune_api import names
 from finetune_api.status import Attempt, FineTuneJobStatus
-from finetune_operator.observed import Manifest, write_time
+from finetune_operator.observed import Key, Manifest, write_time
 from finetune_operator.parsing import read_child_job, read_job
 from unit.operator.builders import KEY, UID, ago, job_manifest, pod_manifest, running, spec_fields
 from unit.operator.fake_server import Answer
@@ -68,6 +68,20 @@ async def test_a_job_in_a_queue_has_a_place_and_no_pods_until_it_is_admitted() -
     assert (harness.status["phase"], harness.status.get("attempt")) == ("Queued", None)
     await step(harness, 3)
     assert (harness.server.names_of("jobs"), harness.server.writes()) == ([PLACE], [])
+
+
+async def test_a_place_waits_for_a_worker_where_creations_are_blocked() -> None:
+    harness = Harness()
+    harness.add_objects(job_manifest(spec=spec_fields(**SPEC), labels=LABELS), [], [])
+    creations = harness.reconciler._creations
+    for number in range(4):
+        creations.begin(Key(KEY.namespace, f"job-{number}"))
+    creations.blocked(Key(KEY.namespace, "job-0"))
+    await harness.reconcile()
+    assert harness.server.names_of("jobs") == []
+    creations.end(Key(KEY.namespace, "job-0"))
+    await harness.reconcile()
+    assert harness.server.names_of("jobs") == [PLACE]
 
 
 async def test_an_attempt_belongs_to_the_place_and_runs_where_kueue_says() -> None:

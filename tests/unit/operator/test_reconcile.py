@@ -11,6 +11,7 @@ from finetune_api.wire import Report
 from finetune_operator.cluster.lease import NotLeadingError
 from finetune_operator.observed import Key, write_time
 from finetune_operator.parsing import read_job, read_pod, read_workload
+from finetune_operator.policy.cleanup import seconds_to_next_reconcile
 from finetune_operator.queue import RetryLaterError
 from finetune_operator.store import LastReport
 from unit.operator.builders import (
@@ -218,6 +219,13 @@ async def test_a_finished_job_is_read_once_and_costs_no_further_request(harness:
     assert not any([harness.store.jobs, harness.store.last_refusal_check])
 
 
+async def test_a_finished_job_whose_spec_changed_is_reconciled_once(harness: Harness) -> None:
+    harness.server.put("finetunejobs", job_manifest(status=ended(400), generation=2))
+    await harness.reconcile()
+    assert harness.status["observedGeneration"] == 2
+    assert seconds_to_next_reconcile(harness.server.take("finetunejobs", KEY.name), harness.now) is None
+
+
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
 async def test_nothing_is_ever_created_for_a_finished_job(harness: Harness, phase: str) -> None:
     harness.server.put("finetunejobs", job_manifest(status=ended(phase=phase)))
@@ -410,7 +418,8 @@ async def test_a_job_whose_status_can_wait_is_not_decided_again_meanwhile(
         synced.advance(2)
         assert await synced.reconcile() == 2
     assert (decided, synced.server.requests) == ([], [])
-    assert synced.registry.get_sample_value("finetune_operator_reconcile_duration_seconds_count", {"read": "cache"}) == 1
+    for name in ("duration", "work"):
+        assert synced.registry.get_sample_value(f"finetune_operator_reconcile_{name}_seconds_count", {"read": "cache"}) == 1
 
 
 async def test_a_pod_that_has_ended_is_not_kept_waiting_by_other_jobs(synced: Harness) -> None:

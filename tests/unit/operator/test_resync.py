@@ -1,5 +1,6 @@
 """The full list corrects what watches missed, and enqueues finished jobs that need a reconcile."""
 
+import asyncio
 import datetime
 from typing import Any
 
@@ -40,8 +41,8 @@ class Harness:
         self.queue: WorkQueue[Key] = WorkQueue(clock=lambda: self.seconds)
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry, now=NOW.timestamp)
-        health = Health(lambda: 0.0, lambda: self.seconds)
-        self.resync = Resync(self.server.api(), self.store, self.queue, self.metrics, health, namespaces, lambda: NOW)
+        self.health = Health(lambda: 0.0, lambda: self.seconds)
+        self.resync = Resync(self.server.api(), self.store, self.queue, self.metrics, self.health, namespaces, lambda: NOW)
 
     def store_jobs(self, *keys: Key, **changes: Any) -> None:
         for key in keys:
@@ -240,6 +241,21 @@ async def test_only_a_list_that_began_as_the_leader_counts() -> None:
     leading = True
     await harness.resync.list_active()
     assert harness.store.listed_as_leader
+
+
+async def test_a_process_that_becomes_the_leader_lists_at_once() -> None:
+    leading, harness = False, Harness()
+    harness.resync._is_leading = lambda: leading
+    listing = asyncio.create_task(harness.resync.run())
+    await harness.health.wait_ready()
+    assert not harness.store.listed_as_leader
+    leading = True
+    harness.resync.became_leader()
+    requests = len(harness.server.requests)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert (len(harness.server.requests) > requests, harness.store.listed_as_leader) == (True, True)
+    listing.cancel()
 
 
 async def test_an_earlier_version_of_kueue_is_listed_if_there_is_no_other(harness: Harness) -> None:

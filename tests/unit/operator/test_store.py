@@ -4,10 +4,12 @@ import dataclasses
 
 import pytest
 
+from finetune_api.resource import read_spec
 from finetune_api.wire import Report
 from finetune_operator.observed import CreatedAttempt, Key, Observation, PodState
+from finetune_operator.parsing import read_job
 from finetune_operator.store import Children, LastReport, Store
-from unit.operator.builders import KEY, NOW, build_child, build_pod, build_record, end
+from unit.operator.builders import KEY, NOW, build_child, build_pod, build_record, end, job_manifest
 
 OTHER = Key("other", "news")
 
@@ -181,3 +183,21 @@ def test_a_new_job_of_the_same_name_does_not_inherit_the_attempt_that_was_create
     observation = store.observation(KEY)
     assert observation is not None
     assert observation.created_attempt is None
+
+
+def test_a_job_is_parsed_only_if_it_has_changed_and_its_spec_only_if_that_has() -> None:
+    store, manifest = Store(), job_manifest(generation=1)
+    manifest["metadata"]["resourceVersion"] = "7"
+    store.put_job(read_job(manifest))
+    known = store.jobs[KEY]
+    assert store.read_job(manifest) is known
+
+    manifest["metadata"]["resourceVersion"], manifest["status"] = "8", {"phase": "Pending"}
+    later = store.read_job(manifest)
+    assert (later.status.phase, later.version) == ("Pending", 8)
+    assert later.spec is known.spec
+
+    manifest["metadata"]["generation"], manifest["spec"]["suspend"] = 2, True
+    assert store.read_job(manifest).spec == read_spec(manifest["spec"])
+    manifest["metadata"].update(uid="another", generation=1, resourceVersion="7")
+    assert store.read_job(manifest).spec == read_spec(manifest["spec"])
