@@ -20,6 +20,8 @@ _DROPPED = frozenset({"title", "$defs", "additionalProperties", "examples", "pro
 MUTABLE = ("suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "recovery")
 # Fields that may change after the start while no pod was made from them. They don't decide which model is trained. The rest does.
 RESIZABLE = ("distributed", "pod")
+# Fields that never change, not even before the start.
+FIXED = ("managedBy",)
 COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Phase", "string", ".status.phase", 0),
     ("Progress", "string", ".status.progress.display", 0),
@@ -117,7 +119,7 @@ def _immutable_fields_rules() -> list[dict[str, str]]:
     other_request = "!has(self.status) || self.status != oldSelf.status"
     suspended = "has(oldSelf.status.phase) && oldSelf.status.phase == 'Suspended'"
     fields = structural_schema(FineTuneJobSpec)["properties"]
-    same = _same(name for name in fields if name not in MUTABLE + RESIZABLE)
+    same = _same(name for name in fields if name not in MUTABLE + RESIZABLE + FIXED)
     *others, last = same
     changed = "".join(f"!({same[name]}) ? '{name}' : " for name in others) + f"'{last}'"
     advice = (
@@ -134,6 +136,10 @@ def _immutable_fields_rules() -> list[dict[str, str]]:
             "rule": f"{not_started} || {suspended} || {other_request} || ({' && '.join(_same(RESIZABLE).values())})",
             "message": f"{' and '.join(f'spec.{name}' for name in RESIZABLE)} can be changed only while the job is suspended, "
             "once it has started: set spec.suspend to true, and wait for the phase Suspended",
+        },
+        {
+            "rule": " && ".join(_same(FIXED).values()),
+            "message": f"spec.{','.join(FIXED)} can't be changed: delete the job, or create another one",
         },
     ]
 

@@ -28,8 +28,8 @@ ANNOTATION_GENERATION: Final = f"{GROUP}/generation"  # on Jobs and output claim
 # Kueue: the operator copies labels and annotations with this prefix from the FineTuneJob to its Jobs and pods.
 KUEUE_PREFIX: Final = "kueue.x-k8s.io/"
 LABEL_KUEUE_QUEUE: Final = f"{KUEUE_PREFIX}queue-name"
-# The Job that holds the place in the queue has this spec.managedBy, so Kubernetes creates no pods for it.
-QUEUE_JOB_MANAGER: Final = f"{GROUP}/operator"
+# The operator in spec.managedBy: of a FineTuneJob, and of the Job that holds the place in a queue, which Kubernetes does not run.
+MANAGER: Final = f"{GROUP}/operator"
 ANNOTATION_REQUIREMENTS: Final = f"{GROUP}/requirements"  # on that Job: a digest of what it asks for
 
 # Environment variables of a training pod. The operator sets them, the launcher reads them.

@@ -9,6 +9,7 @@ from finetune_api import names
 from finetune_api.status import FINAL_PHASES
 from finetune_operator.observed import Key
 from finetune_operator.parsing import (
+    is_managed_elsewhere,
     read_child_job,
     read_child_key,
     read_key,
@@ -91,6 +92,8 @@ class Handlers:
     def finetunejob(self, event: Event) -> None:
         self._on_watch_event()
         manifest = event["object"]
+        if is_managed_elsewhere(manifest):
+            return
         key = read_key(manifest)
         # The field selector excludes finished jobs, so this watch reports their end as a deletion. If the store has already
         # dropped the job, the operator has processed its end.

@@ -53,6 +53,11 @@ def _read_spec(manifest: Manifest) -> FineTuneJobSpec | FineTuneError:
         return error
 
 
+def is_managed_elsewhere(manifest: Manifest) -> bool:
+    """Return whether another controller runs this FineTuneJob. The operator must not touch it. This never changes."""
+    return manifest.get("spec", {}).get("managedBy") not in (None, names.MANAGER)
+
+
 def read_version(manifest: Manifest) -> int:
     """Return the resourceVersion, which grows with every write, or 0 if there is none."""
     version = manifest["metadata"].get("resourceVersion", "")

@@ -16,6 +16,7 @@ from finetune_operator.health import Health
 from finetune_operator.metrics import Metrics
 from finetune_operator.observed import ChildJob, Key, Manifest, PodState
 from finetune_operator.parsing import (
+    is_managed_elsewhere,
     read_child_job,
     read_child_key,
     read_key,
@@ -171,7 +172,7 @@ class Resync:
         listed, version, used_names = set(), 0, set(self._store.used_names)
         async for page in self._api.list_pages(names.KIND, namespace, fieldSelector=ACTIVE_SELECTOR):
             version = _version(page)
-            for job in map(self._store.read_job, page["items"]):
+            for job in (self._store.read_job(item) for item in page["items"] if not is_managed_elsewhere(item)):
                 listed.add(job.key)
                 self._store.put_job(job)
                 self._metrics.track(job)
@@ -227,7 +228,7 @@ class Resync:
         async def list_in(namespace: str | None) -> None:
             for phase in sorted(FINAL_PHASES):
                 async for page in self._api.list_pages(names.KIND, namespace, fieldSelector=f"status.phase={phase}"):
-                    for manifest in page["items"]:
+                    for manifest in (item for item in page["items"] if not is_managed_elsewhere(item)):
                         finished.add(read_key(manifest))
                         self._enqueue_finished(manifest)
                     await asyncio.sleep(0)  # parsing a page takes a while; let reconciles run in between

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import pydantic
 from pydantic import Field
 
+from finetune_api import names
 from finetune_api.model import Model, cel, validations
 from finetune_api.spec.logging import Logging
 from finetune_api.spec.output import Cache, Hub, Output, Publish, Sample
@@ -14,6 +15,9 @@ from finetune_api.spec.rules import RULES
 from finetune_api.spec.sources import Dataset, ModelSource
 from finetune_api.spec.tasks import TASKS, UNKNOWN_TASK, Classification, DirectPreference, MaskedLM, SupervisedFineTuning, Task
 from finetune_api.spec.training import Checkpoint, Distributed, EvaluationPlan, Recovery, Training
+
+# A domain and a path, as in spec.managedBy of Jobs.
+_MANAGER = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/[A-Za-z0-9/._~-]+$"
 
 
 class FineTuneJobSpec(Model):
@@ -90,6 +94,12 @@ class FineTuneJobSpec(Model):
         default=False,
         description="true: save a checkpoint and delete the pods. false: run, or resume from the checkpoint. May be changed at "
         "any time.",
+    )
+    managed_by: Annotated[str, Field(max_length=63, pattern=_MANAGER)] | None = Field(
+        default=None,
+        description=f"Controller that runs the job. If it is another one than {names.MANAGER}, the operator leaves the job "
+        "alone: no pods, no status, no metrics, no deletion. If left out: the operator. It can never be changed.",
+        examples=["kueue.x-k8s.io/multikueue"],
     )
     active_deadline_seconds: Annotated[int, Field(ge=1, le=315_360_000)] | None = Field(
         default=None,

@@ -9,16 +9,16 @@ from finetune_api.status import FINAL_PHASES
 from finetune_operator.cluster.api import Api, ApiError
 from finetune_operator.cluster.children import ChildrenReader
 from finetune_operator.observed import ChildJob, JobRecord, Key, Manifest, Observation, PodState
-from finetune_operator.parsing import read_job
+from finetune_operator.parsing import is_managed_elsewhere, read_job
 
 # What a container ends with after SIGKILL, and a launcher of ours after SIGTERM.
 _EXIT_CODES_OF_SIGNALS = (128 + signal.SIGKILL, names.EXIT_INTERRUPTED)
 
 
 async def observe_job(api: Api, children: ChildrenReader, key: Key) -> Observation | None:
-    """Return the FineTuneJob with its Jobs and pods, or None if it is gone or being deleted."""
+    """Return the FineTuneJob with its Jobs and pods, or None if it is gone, being deleted, or run by another controller."""
     manifest = await api.get(names.KIND, key.namespace, key.name)
-    if manifest is None:
+    if manifest is None or is_managed_elsewhere(manifest):
         return None
     job = read_job(manifest)
     if job.deleting:

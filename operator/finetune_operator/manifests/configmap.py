@@ -15,7 +15,7 @@ from finetune_operator.observed import Manifest
 def build_run_config(plan: Plan) -> RunConfig:
     """Return what the launcher reads: the spec, and where the claims are mounted.
 
-    It does not need spec.pod, nor the name of one of its resourceClaims, nor how its pods are placed.
+    It needs neither spec.pod nor the name of one of its resourceClaims, nor how its pods are placed, nor who manages the job.
     """
     distributed = plan.spec.distributed.model_copy(update={"gpu_resource_claim": None, "gang_scheduling": "Auto"})
     claim = plan.spec.output.claim
@@ -24,7 +24,7 @@ def build_run_config(plan: Plan) -> RunConfig:
         name=plan.name,
         namespace=plan.namespace,
         attempt=plan.attempt,
-        spec=plan.spec.model_copy(update={"pod": Pod(), "distributed": distributed}),
+        spec=plan.spec.model_copy(update={"pod": Pod(), "distributed": distributed, "managed_by": None}),
         nodes=plan.nodes,
         processes_per_node=plan.spec.processes_per_node,
         claims={name: f"{names.CLAIMS_DIR}/{name}" for name in plan.spec.claim_names()},

@@ -16,5 +16,5 @@ def build_queue_job(plan: Plan) -> Manifest:
     metadata = build_metadata(plan, names.queue_job_name(plan.name), {**plan.kueue_labels, **build_labels(plan)})
     digest = requirements_digest(plan.spec, plan.kueue_labels, plan.kueue_annotations)
     metadata["annotations"] = {**plan.kueue_annotations, names.ANNOTATION_REQUIREMENTS: digest}
-    spec = {**attempt["spec"], "managedBy": names.QUEUE_JOB_MANAGER, "suspend": True}
+    spec = {**attempt["spec"], "managedBy": names.MANAGER, "suspend": True}
     return {**attempt, "metadata": metadata, "spec": spec}

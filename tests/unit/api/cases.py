@@ -88,6 +88,7 @@ FULL: dict[str, Any] = {
     "recovery": {"maxRestarts": 0, "startTimeoutSeconds": 0, "scheduleTimeoutSeconds": 86400},
     "cache": {"claimName": "cache"},
     "suspend": True,
+    "managedBy": "kueue.x-k8s.io/multikueue",
     "activeDeadlineSeconds": 86400,
     "ttlSecondsAfterFinished": 0,
     "hub": {"endpoint": "https://hub.example.com", "tokenSecretRef": {"name": "hub", "key": "token"}},

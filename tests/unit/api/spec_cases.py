@@ -137,6 +137,10 @@ REFUSED = [
         "spec",
         "with distributed.nodes > 1 all pods write to the output volume: output.volume.accessMode must be ReadWriteMany",
     ),
+    *(
+        Case(f"manager {manager!r}", changed("managedBy", manager), "spec.managedBy")
+        for manager in ("", "multikueue", "/x", "Kueue.x-k8s.io/x", "a..b/x", "a/", f"a/{'x' * 62}")
+    ),
     Case("size that is not a quantity", changed("output.volume", {"size": "large"}), "spec.output.volume.size"),
     Case("zero nodes", changed("distributed.nodes", 0), "spec.distributed.nodes"),
     Case("endpoint without a scheme", changed("hub.endpoint", "hub.example.com"), "spec.hub.endpoint"),

@@ -52,6 +52,15 @@ async def test_a_new_job_gets_its_children_its_status_and_its_event_in_that_orde
     assert [child.name for child in harness.store.children.by_job(KEY)] == ["news-1"]
 
 
+async def test_a_job_that_another_controller_runs_gets_nothing(harness: Harness) -> None:
+    harness.add_objects(job_manifest(), [], [])  # an earlier one of this name, whose deletion the watch has not reported yet
+    harness.server.put("finetunejobs", job_manifest(spec=spec_fields(managedBy="kueue.x-k8s.io/multikueue"), uid="another"))
+    assert await harness.reconcile() is None
+    assert (harness.server.writes(), harness.store.jobs) == ([], {})
+    await harness.resync.list_active()
+    assert harness.store.jobs == {}
+
+
 async def test_with_a_backlog_the_first_status_comes_after_the_children_of_other_jobs(harness: Harness) -> None:
     harness.add_objects(job_manifest(), [], [])
     harness.backlog = True

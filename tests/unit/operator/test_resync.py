@@ -282,3 +282,14 @@ async def test_the_operator_notices_when_the_api_server_begins_or_ceases_to_serv
     harness.server.answers["GET "] = refusal(404, "NotFound")
     await harness.resync.list_active()
     assert not harness.store.scheduling_groups
+
+
+@pytest.mark.parametrize("phase", [None, "Running", "Succeeded"])
+async def test_a_job_that_another_controller_runs_is_left_alone(phase: Any) -> None:
+    harness = Harness()
+    status = running(phase=phase, completion_time=write_time(ago(9000))) if phase else None
+    spec = spec_fields(managedBy="kueue.x-k8s.io/multikueue", ttlSecondsAfterFinished=1)
+    harness.server.put("finetunejobs", job_manifest(spec=spec, status=status))
+    await harness.resync.list_active()
+    await harness.resync.list_finished()
+    assert (harness.drain_queue(), list(harness.store.jobs), harness.phase("news", phase or "Pending")) == ([], [], None)

@@ -18,7 +18,7 @@ from finetune_operator.queue import WorkQueue
 from finetune_operator.resync import Resync
 from finetune_operator.store import Store
 from finetune_operator.watch import keep_watching
-from unit.operator.builders import KEY, NOW, job_manifest, running
+from unit.operator.builders import KEY, NOW, job_manifest, running, spec_fields
 from unit.operator.fake_server import FakeServer
 
 
@@ -114,3 +114,10 @@ async def test_events_are_handled_in_the_loop_of_the_operator() -> None:
 
 def test_a_list_never_holds_all_objects_in_one_response() -> None:
     assert build_settings().watching.chunk_size == 500
+
+
+async def test_a_job_that_another_controller_runs_is_not_stored() -> None:
+    harness = Harness()
+    for name, manager in (("ours", "finetune.dev/operator"), ("theirs", "kueue.x-k8s.io/multikueue")):
+        harness.handlers.finetunejob({"type": "ADDED", "object": job_manifest(spec=spec_fields(managedBy=manager), name=name)})
+    assert [key.name for key in harness.store.jobs] == ["ours"]
