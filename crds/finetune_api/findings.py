@@ -25,6 +25,7 @@ STANDARD_ERRORS: Final = 1.0
 OTHER_CLASSES_FACTOR: Final = 0.1
 HELD_OUT_RISE: Final = 0.05
 OVERFIT_RISE: Final = 0.1
+OVERFIT_SHARE: Final = 0.05
 MARGIN_KEPT: Final = 0.5
 CHOSEN_LOGPS_FACTOR: Final = 1.5
 
@@ -111,14 +112,14 @@ FINDINGS: dict[FindingType, FindingInfo] = {
         f"On at least {MIN_HELD_OUT_ROWS} held-out rows, the loss is not {_percent(LOSS_TOLERANCE)} below that of the best "
         "constant answer, and accuracy (microF1 for MultiLabel, f1 for token-classification) is at most "
         f"{STANDARD_ERRORS:g} standard error above it.",
-        "check the labels, lower spec.training.learningRate, or train for more steps",
+        "check the labels, try another spec.training.learningRate, or train for more steps",
         "late",
         "mosbach",
     ),
     FindingType.ONE_CLASS_PREDICTED: FindingInfo(
         f"All other classes together are predicted less than {_percent(OTHER_CLASSES_FACTOR)} as often as they occur, in at "
         f"least {MIN_HELD_OUT_ROWS} held-out rows (or words) of them.",
-        "lower spec.training.learningRate, or set spec.classification.balanced",
+        "try another spec.training.learningRate, or set spec.classification.balanced",
         "late",
         "mosbach",
     ),
@@ -144,9 +145,10 @@ FINDINGS: dict[FindingType, FindingInfo] = {
         "pal",
     ),
     FindingType.OVERFITTING: FindingInfo(
-        f"The held-out loss is more than {_percent(OVERFIT_RISE)} above its lowest value, the training loss has fallen since, "
-        f"and no other metric is better than it was then. Not with spec.evaluation.best, or on fewer than {MIN_HELD_OUT_ROWS} "
-        "rows.",
+        f"The held-out loss is more than {_percent(OVERFIT_RISE)} above its lowest value, by more than "
+        f"{_percent(OVERFIT_SHARE)} of the loss of the constant answer (dpo: before the training). The training loss has fallen "
+        "since, and no other metric is better than it was then. Not with spec.evaluation.best, or on fewer than "
+        f"{MIN_HELD_OUT_ROWS} rows.",
         "set spec.evaluation.best, or train for fewer epochs",
         "late",
         "sagemaker",
@@ -159,8 +161,8 @@ FINDINGS: dict[FindingType, FindingInfo] = {
         "sagemaker",
     ),
     FindingType.LOSS_JUMPS: FindingInfo(
-        f"At least {MIN_JUMPS} times, the logged training loss is above that of the first line and {JUMP_FACTOR:g} times the "
-        f"median of the {JUMP_WINDOW} lines before.",
+        f"At least {MIN_JUMPS} times, two logged training losses in a row are above that of the first line and {JUMP_FACTOR:g} "
+        f"times the median of the {JUMP_WINDOW} lines before. A batch with a wrong label raises only one.",
         "lower spec.training.learningRate, or add spec.training.warmupRatio",
         "training",
         "playbook",

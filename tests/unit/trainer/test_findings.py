@@ -58,7 +58,7 @@ def cut(count: int, rows: int = 1000) -> dict[str, Any]:
 
 POOR = evaluations(0.7, 0.6, 0.6, accuracy=0.8)
 NO_BETTER = evaluations(0.75, 0.72, 0.71, accuracy=0.52)
-JUMPS = steps(*[0.7, *[0.2] * 20, 0.9, 0.8, 0.9, *[0.2] * 20])
+JUMPS = steps(*[0.7, *[0.2] * 20, 0.9, 0.8, 0.9, 0.8, *[0.2] * 20])
 # Type → (a record with this finding, a record that comes close).
 CASES: dict[FindingType, tuple[Record, Record]] = {
     FindingType.HELD_OUT_ROWS_TRAINED_ON: (changed(data={"shared": 10}), changed(data={"shared": 9})),
@@ -91,7 +91,7 @@ CASES: dict[FindingType, tuple[Record, Record]] = {
         changed(steps=falling(0.5, 0.6), evaluations=evaluations(0.5, 0.5, 0.5)),
         changed(steps=falling(0.6, 0.5), evaluations=evaluations(0.5, 0.5, 0.5)),
     ),
-    FindingType.LOSS_JUMPS: (changed(steps=JUMPS), changed(steps=JUMPS[:23])),
+    FindingType.LOSS_JUMPS: (changed(steps=JUMPS), changed(steps=JUMPS[:24])),
     FindingType.LEARNING_RATE_ZERO: (
         changed(steps=[*falling(0.7, 0.5, 20), *steps(*[0.5] * 20, learningRate=0.0)]),
         changed(steps=[*falling(0.7, 0.5, 21), *steps(*[0.5] * 19, learningRate=0.0)]),
@@ -138,6 +138,8 @@ FALSE_ALARMS = {
     "the held-out loss rises while accuracy rises": changed(
         evaluations=[*evaluations(0.7, 0.4), Result(40, {"loss": 0.5, "accuracy": 0.95})]
     ),
+    "a held-out loss near 0 rises by a tenth of nearly nothing": changed(evaluations=evaluations(0.7, 0.02, 0.05)),
+    "batches with a wrong label, one at a time": changed(steps=steps(*[0.7, *[0.2] * 20, *[0.9, 0.2, 0.2, 0.2] * 5])),
     "the best model is kept": changed(evaluations=evaluations(0.7, 0.4, 0.6), keeps_best=True),
     "the best model was chosen": changed(evaluations=evaluations(0.7, 0.4, 0.9), chosen=evaluations(0.7, 0.4)[1]),
     "a model that was trained before, at a low loss": changed(

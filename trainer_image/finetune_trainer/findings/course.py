@@ -28,7 +28,7 @@ _LAYERS_NAMED = 3
 def losses(record: Record) -> Iterator[Found]:
     """Find a loss that does not fall, and one that jumps."""
     values = [float(entry["loss"]) for entry in record.steps]
-    jumps = [at for at in range(JUMP_WINDOW, len(values)) if _is_jump(values, at)]
+    jumps = [at for at in range(JUMP_WINDOW, len(values) - 1) if _is_jump(values, at)]
     if len(jumps) >= MIN_JUMPS:
         worst = max(jumps, key=values.__getitem__)
         yield (
@@ -48,7 +48,8 @@ def losses(record: Record) -> Iterator[Found]:
 
 
 def _is_jump(values: list[float], at: int) -> bool:
-    return values[at] > values[0] and values[at] > JUMP_FACTOR * statistics.median(values[at - JUMP_WINDOW : at])
+    usual = statistics.median(values[at - JUMP_WINDOW : at])
+    return min(values[at : at + 2]) > max(values[0], JUMP_FACTOR * usual)
 
 
 def _held_out_loss_fell(record: Record) -> bool:

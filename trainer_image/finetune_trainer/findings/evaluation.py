@@ -12,6 +12,7 @@ from finetune_api.findings import (
     MIN_SHARE_OF_STEPS,
     OTHER_CLASSES_FACTOR,
     OVERFIT_RISE,
+    OVERFIT_SHARE,
     STANDARD_ERRORS,
     FindingType,
 )
@@ -80,7 +81,10 @@ def _overfitting(record: Record, loss: float) -> Iterator[Found]:
     losses = [(entry["step"], entry["loss"]) for entry in record.steps]
     then = [value for step, value in losses if step <= lowest.step][-_LINES_COMPARED:]
     now = [value for step, value in losses if step > lowest.step][-_LINES_COMPARED:]
-    if loss <= (1 + OVERFIT_RISE) * lowest.metrics["loss"] or not then or not now:
+    best = lowest.metrics["loss"]
+    before = record.before.metrics.get("loss", 0.0) if record.before is not None else 0.0
+    scale = record.baseline.get("loss", before)
+    if loss - best <= max(OVERFIT_RISE * best, OVERFIT_SHARE * scale) or not then or not now:
         return
     training_then, training_now = sum(then) / len(then), sum(now) / len(now)
     better = any(last.metrics.get(name, -math.inf) > lowest.metrics.get(name, math.inf) for name in _HIGHER_IS_BETTER)
@@ -88,7 +92,7 @@ def _overfitting(record: Record, loss: float) -> Iterator[Found]:
         yield (
             FindingType.OVERFITTING,
             (
-                f"since step {lowest.step:,} the held-out loss rose from {lowest.metrics['loss']:.4g} to {loss:.4g}, while the "
+                f"since step {lowest.step:,} the held-out loss rose from {best:.4g} to {loss:.4g}, while the "
                 f"training loss fell from {training_then:.4g} to {training_now:.4g}"
             ),
         )
