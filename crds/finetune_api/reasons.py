@@ -27,6 +27,7 @@ class Reason(enum.StrEnum):
     POD_REJECTED = "PodRejected"
     OUT_OF_GPU_MEMORY = "OutOfGPUMemory"
     MODEL_TOO_LARGE = "ModelTooLarge"
+    GPU_FAILED = "GPUFailed"
     OUT_OF_MEMORY = "OutOfMemory"
     DISK_FULL = "DiskFull"
     NON_FINITE_LOSS = "NonFiniteLoss"
@@ -55,6 +56,7 @@ class ReasonInfo:
     hint: what the user can do, as one sentence. symptom: the peers of a failed process report it; it is not the cause.
     disruption: pods or nodes were taken away. This is not a failure of the job and counts against recovery.maxPreemptions.
     external: something outside of the job is unavailable, so repeated failures are not a crash loop.
+    other_node: the node is at fault. The processes are not restarted in the same pod, and later attempts avoid the node.
     retry_after_checkpoint: another attempt can succeed only if this one saved a checkpoint. Otherwise it would end the same way.
     """
 
@@ -64,6 +66,7 @@ class ReasonInfo:
     symptom: bool = False
     disruption: bool = False
     external: bool = False
+    other_node: bool = False
     retry_after_checkpoint: bool = False
 
     @property
@@ -153,6 +156,13 @@ REASONS: dict[Reason, ReasonInfo] = {
         "A GPU's memory is not enough for the model itself, before the first forward pass.",
         "Use GPUs with more memory, a smaller model, or spec.model.lora with spec.model.quantization; `finetune plan` shows how "
         "much memory the job needs.",
+    ),
+    Reason.GPU_FAILED: ReasonInfo(
+        True,
+        "A GPU failed, or its driver did, and the next attempts prefer other nodes.",
+        "Look for Xid errors in the kernel's log of the node, and reset or replace its GPU; an illegal memory access on several "
+        "nodes is a fault of the code.",
+        other_node=True,
     ),
     Reason.OUT_OF_MEMORY: ReasonInfo(
         False,

@@ -34,7 +34,12 @@ def render() -> str:
 
 
 def _row(reason: Reason, info: ReasonInfo) -> str:
-    names = {"symptom": info.symptom, "external": info.external, "after a checkpoint": info.retry_after_checkpoint}
+    names = {
+        "symptom": info.symptom,
+        "external": info.external,
+        "other node": info.other_node,
+        "after a checkpoint": info.retry_after_checkpoint,
+    }
     marks = [name for name, holds in names.items() if holds]
     retry = ", ".join([f"`{info.budget}`" if info.budget else "no", *marks])
     return f"| `{reason}` | {info.meaning} | {retry} | {info.hint} |\n"

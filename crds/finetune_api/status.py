@@ -245,6 +245,10 @@ class Attempt(Model):
     message: str | None = Field(default=None, description="Why it ended, as a sentence for people. Left out if it succeeded.")
 
 
+# The oldest ones make room for new ones.
+MAX_AVOIDED_NODES = 10
+
+
 class Bookkeeping(Model):
     """What the operator notes for its next reconcile. It may change with any release."""
 
@@ -284,6 +288,11 @@ class FineTuneJobStatus(Model):
     best: Evaluation | None = Field(default=None, description="Metrics of the best evaluation so far, if evaluation.best is set.")
     stopped_early: str | None = Field(
         default=None, description="Why evaluation.earlyStopping ended the training, and which step had the best model."
+    )
+    avoided_nodes: Sequence[str] | None = Field(
+        default=None,
+        max_length=MAX_AVOIDED_NODES,
+        description="Nodes on which a GPU failed in an earlier attempt. The pods of the next attempts prefer others.",
     )
     findings: Sequence[Finding] | None = Field(
         default=None, description="What went wrong in the training although it succeeds, at most five, the worst first."

@@ -155,4 +155,5 @@ def plan_attempt(
         kueue_labels=job.kueue_labels,
         kueue_annotations=job.kueue_annotations,
         generation=job.generation,
+        avoided_nodes=job.status.avoided_nodes or (),
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from finetune_api import names
 from finetune_api.spec import FineTuneJobSpec
@@ -33,6 +33,7 @@ class Plan:
     created gets a random one.
     kueue_labels, kueue_annotations: those of the FineTuneJob. generation: its version of the spec. queue: its place in the queue,
     if it has one. scheduling_groups: whether Kubernetes itself places pods in groups, and no queue decides about them.
+    avoided_nodes: nodes on which a GPU failed.
     """
 
     namespace: str
@@ -52,6 +53,7 @@ class Plan:
     generation: int = 1
     queue: QueuePlace | None = None
     scheduling_groups: bool = False
+    avoided_nodes: Sequence[str] = ()
 
     @property
     def attempt_name(self) -> str:

@@ -31,7 +31,7 @@ def build_pod_spec(plan: Plan, labels: dict[str, str]) -> Manifest:
         "imagePullSecrets": [{"name": name} for name in secrets] or None,
         "nodeSelector": {**(pod.node_selector or {}), **defaults.node_selector, **place.get("nodeSelector", {})} or None,
         "tolerations": _tolerations(plan, place.get("tolerations", [])),
-        "affinity": pod.affinity.to_wire() or None if pod.affinity else None,
+        "affinity": _affinity(plan) or None,
         "topologySpreadConstraints": _topology_spread(plan, labels) or None,
         "priorityClassName": pod.priority_class_name,
         "schedulerName": pod.scheduler_name,
@@ -72,6 +72,21 @@ def _tolerations(plan: Plan, of_flavor: list[Manifest]) -> list[Manifest]:
         if taint not in tolerated_taints
     ]
     return tolerations + [toleration for toleration in of_flavor if toleration not in tolerations]
+
+
+def _affinity(plan: Plan) -> Manifest:
+    """Return the affinity of the job. It also prefers nodes on which no GPU has failed.
+
+    A preference, because a job that has one node only would wait for ever, and not all such failures are of the node.
+    """
+    affinity: Manifest = plan.spec.pod.affinity.to_wire() if plan.spec.pod.affinity else {}
+    if not plan.avoided_nodes:
+        return affinity
+    other_nodes = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in plan.avoided_nodes]
+    of_nodes = affinity.get("nodeAffinity", {})
+    name = "preferredDuringSchedulingIgnoredDuringExecution"
+    preferred = [*of_nodes.get(name, ()), {"weight": 100, "preference": {"matchFields": other_nodes}}]
+    return {**affinity, "nodeAffinity": {**of_nodes, name: preferred}}
 
 
 def _topology_spread(plan: Plan, labels: dict[str, str]) -> list[Manifest]:

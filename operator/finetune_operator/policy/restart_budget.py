@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from finetune_api.durations import format_duration
 from finetune_api.reasons import REASONS, Reason
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import Attempt, Failure, FineTuneJobStatus, Restarts
+from finetune_api.status import MAX_AVOIDED_NODES, Attempt, Failure, FineTuneJobStatus, Restarts
 from finetune_api.wire import Report
 from finetune_operator.observed import JobRecord
 from finetune_operator.policy.failure import known_reason
@@ -53,8 +53,16 @@ def attempt_failed(
     backoff = backoff_before_next_attempt(ended).total_seconds()
     when = f", next attempt in {format_duration(backoff)}" if backoff else ""
     ended = with_bookkeeping(ended, restarts_count_towards_max=counted)
-    ended = ended.model_copy(update={"last_failure": failure, "restarts": after})
+    avoided = _with_node(status.avoided_nodes, failure.node) if info.other_node else status.avoided_nodes
+    ended = ended.model_copy(update={"last_failure": failure, "restarts": after, "avoided_nodes": avoided})
     return in_phase(ended, "Restarting", failure.reason, f"{noun} {used} of {limit}{when}: {failure.message}")
+
+
+def _with_node(avoided: Sequence[str] | None, node: str | None) -> Sequence[str] | None:
+    """Return the nodes to avoid, and this one, which is the newest."""
+    if node is None:
+        return avoided
+    return [*(name for name in avoided or () if name != node), node][-MAX_AVOIDED_NODES:]
 
 
 def with_restart_counts(restarts: Restarts, **changes: int) -> Restarts:

@@ -37,6 +37,20 @@ def test_a_job_that_may_run_on_fewer_nodes_is_placed_on_fewer() -> None:
     assert build(spec=spec)["PodGroup"]["spec"] == {"minMember": 3}
 
 
+def test_pods_prefer_nodes_on_which_no_gpu_has_failed_and_keep_the_affinity_of_the_job() -> None:
+    term = {"weight": 1, "preference": {"matchExpressions": [{"key": "pool", "operator": "Exists"}]}}
+    affinity = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [term]}}
+    template = build(spec=build_spec(pod={"affinity": affinity}), avoided_nodes=["node-1", "node-2"])["Job"]["spec"]["template"]
+    # The API server takes one node per requirement.
+    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in ("node-1", "node-2")]
+    assert template["spec"]["affinity"] == {
+        "nodeAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [term, {"weight": 100, "preference": {"matchFields": fields}}]
+        }
+    }
+    assert "affinity" not in build(spec=build_spec())["Job"]["spec"]["template"]["spec"]
+
+
 def test_a_later_attempt_has_its_own_job_and_run_file_and_shares_the_rest() -> None:
     first, second = build(1, spec=build_spec()), build(2, spec=build_spec())
     assert [second[kind]["metadata"]["name"] for kind in ("Job", "ConfigMap")] == ["news-2", "news-2-11111111-1"]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_api.reasons import REASONS, Reason
-from finetune_api.status import Attempt, CheckpointStatus, FineTuneJobStatus, Progress, Restarts
+from finetune_api.status import MAX_AVOIDED_NODES, Attempt, CheckpointStatus, FineTuneJobStatus, Progress, Restarts
 from finetune_api.wire import Report
 from finetune_operator.observed import write_time
 from finetune_operator.policy.attempt import decide
@@ -275,3 +275,14 @@ def test_restarts_in_place_of_pods_that_end_one_after_the_other_add_up() -> None
     both = [Report(attempt=1, phase="Running", in_place=1), Report(attempt=1, phase="Failed", in_place=2), None]
     assert counts(with_in_place_restarts(status, both)) == (Restarts(total=3, in_place=3), 3)
     assert counts(with_in_place_restarts(with_in_place_restarts(status, both), both[:1])) == (Restarts(total=3, in_place=3), 3)
+
+
+def test_the_nodes_of_failed_gpus_are_avoided_and_the_oldest_are_forgotten() -> None:
+    status = running()
+    for number in (0, 1, 0, *range(2, 12)):
+        failure = build_failure(Reason.GPU_FAILED, "uncorrectable ECC error").model_copy(update={"node": f"node-{number}"})
+        status = attempt_failed(status, build_spec(recovery={"maxRestarts": 100}), failure, JOB, NOW)
+        status = status.model_copy(update={"attempts": None})  # each attempt got further
+    assert status.avoided_nodes == [f"node-{number}" for number in (0, *range(2, 12))][-MAX_AVOIDED_NODES:]
+    elsewhere = attempt_failed(status, build_spec(), build_failure(Reason.STALLED, "stalled"), JOB, NOW)
+    assert elsewhere.avoided_nodes == status.avoided_nodes

@@ -16,6 +16,10 @@ def full(number: int = errno.ENOSPC) -> OSError:
     return OSError(number, os.strerror(number), "/somewhere/model.safetensors")
 
 
+def nccl(kind: str, detail: str) -> RuntimeError:
+    return RuntimeError(f"NCCL error in: NCCLUtils.cpp:77, unhandled error\n{kind}: call failed.\nLast error:\n{detail}")
+
+
 def wrapped(error: Exception) -> Exception:
     """Return the error of a library that has this error as its cause."""
     try:
@@ -43,6 +47,13 @@ def wrapped(error: Exception) -> Exception:
         ),
         (RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"), Reason.OUT_OF_GPU_MEMORY),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), Reason.OUT_OF_GPU_MEMORY),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered\nCompile with `TORCH_USE_CUDA_DSA`"), Reason.GPU_FAILED),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), Reason.GPU_FAILED),
+        (RuntimeError("CUDA error: device-side assert triggered"), Reason.CODE_ERROR),
+        (RuntimeError("CUDA error: no kernel image is available for execution on the device"), Reason.CONFIGURATION_ERROR),
+        (nccl("ncclUnhandledCudaError", "Cuda failure 'uncorrectable NVLink error detected'"), Reason.GPU_FAILED),
+        (nccl("ncclSystemError", "Call to ibv_reg_mr failed with error Cannot allocate memory"), Reason.CONFIGURATION_ERROR),
+        (nccl("ncclRemoteError", "socketProgress: Connection closed by remote peer"), Reason.COLLECTIVE_FAILED),
         (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.7]:4711"), Reason.COLLECTIVE_FAILED),
         (
             RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 600000ms for recv"),
@@ -92,3 +103,9 @@ def test_a_gpu_without_room_for_the_model_is_too_small_and_smaller_passes_are_no
     assert not REASONS[Reason.MODEL_TOO_LARGE].retry
     with pytest.raises(ValueError, match="unlike"), model_must_fit():
         raise ValueError("unlike")
+
+
+def test_nccl_s_own_explanation_is_in_the_message() -> None:
+    failure, symptom = describe(nccl("ncclSystemError", "Call to connect failed: No route to host"), 0, "node-1")
+    assert failure.message == "another process of the job is gone: Call to connect failed: No route to host"
+    assert symptom

@@ -60,7 +60,9 @@ def test_an_exhausted_budget_ends_the_attempt() -> None:
     assert decide(RestartHistory(), DIED, step=100, max_restarts=0).history.final_failure == DIED.failure
 
 
-@pytest.mark.parametrize("reason", [Reason.DATA_ERROR, Reason.HUB_UNAVAILABLE, Reason.INTERRUPTED, Reason.OUT_OF_GPU_MEMORY])
+@pytest.mark.parametrize(
+    "reason", [Reason.DATA_ERROR, Reason.HUB_UNAVAILABLE, Reason.INTERRUPTED, Reason.OUT_OF_GPU_MEMORY, Reason.GPU_FAILED]
+)
 def test_a_failure_that_a_restart_in_place_cannot_fix_ends_the_attempt(reason: Reason) -> None:
     assert (
         decide(RestartHistory(), FailureCause(Failure(reason=reason, message="m")), step=1, max_restarts=9).history.final_failure

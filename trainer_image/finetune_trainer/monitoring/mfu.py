@@ -12,31 +12,39 @@ import numpy as np
 _TERA = 1e12
 # Driver's name of the GPU → peak in TFLOP/s for dense matrices in bf16, or in fp16 if the GPU has no bf16 (V100, T4). The first
 # match counts. The numbers are from the makers' data sheets, which often print the value for sparse matrices, which is twice as
-# high. Sources: nvidia.com/en-us/data-center/{b200, h200, h100, gh200, a100, a30, a40, a10, l40s, l40, l4, tesla-t4, v100},
-# RTX A6000; NVIDIA's white papers of Ampere and Ada (GeForce, with accumulation in fp32); AWS for the A10G (made for AWS);
-# amd.com/en/products/accelerators/instinct/{mi325x, mi300x} and mi250x (half a card, because each half is a device).
+# high. Sources: nvidia.com/en-us/data-center/{gb300-nvl72, hgx (B300), gb200-nvl72, b200, h200, h100, gh200, a100, a30, a40, a10,
+# l40s, l40, l4, tesla-t4, v100}, RTX A6000; NVIDIA's data sheets of H800, H20, A800 and L20, which are sold in China; its white
+# papers of Ampere, Ada and Blackwell (GeForce and RTX PRO, with accumulation in fp32); AWS for the A10G (made for AWS);
+# amd.com/en/products/accelerators/instinct/{mi355x, mi350x, mi325x, mi300x} and mi250x (half a card, each half is a device).
 _PEAKS_TFLOPS: tuple[tuple[str, float], ...] = (
-    (r"\bB200\b", 2250.0),
+    (r"\bGB[23]00\b", 2500.0),
+    (r"\bB[23]00\b", 2250.0),
     (r"\bH200 NVL\b", 835.5),
     (r"\bH200\b", 989.5),
     (r"\bGH200\b", 989.5),
     (r"\bH100 NVL\b", 835.5),
-    (r"\bH100 PCIe\b", 756.5),
-    (r"\bH100\b", 989.5),
-    (r"\bA100\b", 312.0),
+    (r"\bH[18]00 PCIe\b", 756.5),
+    (r"\bH[18]00\b", 989.5),
+    (r"\bH20\b", 148.0),
+    (r"\bA[18]00\b", 312.0),
     (r"\bA30\b", 165.0),
     (r"\bA40\b", 149.7),
     (r"\bA10G\b", 70.0),
     (r"\bA10\b", 125.0),
     (r"\bL40S\b", 362.05),
     (r"\bL40\b", 181.05),
+    (r"\bL20\b", 119.5),
     (r"\bL4\b", 121.0),
     (r"\bRTX A6000\b", 154.8),
+    (r"\bRTX PRO 6000 Blackwell (Server|Workstation) Edition", 503.8),
+    (r"\bRTX 5090$", 209.5),
     (r"\bRTX 4090\b", 165.2),
     (r"\bRTX 3090\b", 71.0),
     (r"\bT4\b", 65.0),
     (r"\bV100-PCIE", 112.0),
     (r"\bV100", 125.0),
+    (r"\bMI355X\b", 2516.6),
+    (r"\bMI350X\b", 2306.9),
     (r"\bMI3(00|25)X\b", 1307.4),
     (r"\bMI250X?\b", 191.5),
 )

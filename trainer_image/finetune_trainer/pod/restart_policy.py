@@ -78,8 +78,9 @@ def decide(history: RestartHistory, cause: FailureCause, step: int, max_restarts
         if secondary_restarts >= _MAX_SECONDARY_RESTARTS:
             return _give_up(history, cause.failure)
         return Decision(history.model_copy(update={"secondary_restarts": secondary_restarts + 1}))
-    # The operator retries disruptions and external failures. It waits longer, and occupies no node meanwhile.
-    if not reason.retry or reason.disruption or reason.external:
+    # The operator retries disruptions and external failures, for which it waits longer and occupies no node meanwhile, and
+    # failures that need another node.
+    if not reason.retry or reason.disruption or reason.external or reason.other_node:
         return _give_up(history, cause.failure)
     if history.in_place >= max_restarts:
         return _give_up(history, cause.failure)

@@ -11,6 +11,7 @@ import torch
 from finetune_api.quantities import format_bytes
 from finetune_api.reasons import REASONS, FineTuneError, Reason
 from finetune_api.status import Failure
+from finetune_trainer.runtime.device import gpu_name
 from finetune_trainer.runtime.disk import error_chain, is_disk_full_error, is_shared_memory_error
 
 # Parts of the error texts of torch's backends if a peer is gone. Such an error is always a consequence, never the cause.
@@ -21,6 +22,16 @@ _TRACEBACK_LINES = 12
 # Parts of the texts of torch's out-of-memory errors that have no exception class of their own.
 _NO_MEMORY = "can't allocate memory"
 _NO_GPU_MEMORY = ("out of memory", "cublas_status_alloc_failed")
+# Parts of CUDA's errors if the GPU, its memory, its links or its driver failed. Code can cause the last four of them, too.
+_GPU_FAILED = (
+    *("uncorrectable", "hardware stack error", "gpu is lost", "fallen off the bus", "busy or unavailable", "not yet initialized"),
+    *("unknown error", "illegal memory access", "illegal instruction", "unspecified launch failure"),
+)
+_NO_KERNELS = "no kernel image is available"
+# NCCL says what failed after this. In front of it stands only the kind of the error.
+_NCCL_DETAIL = "last error:"
+# Part of that for RDMA in a pod that may not lock enough memory.
+_NO_RDMA_MEMORY = "ibv_reg_mr"
 # Part of torch's error if a process that loads data was killed. An exception in such a process has another text.
 _LOADER_ENDED = "dataloader worker (pid"
 _SHARED_MEMORY_DIR = "/dev/shm"  # noqa: S108 - a name in a message
@@ -37,14 +48,53 @@ def _classify(error: BaseException) -> tuple[Reason, str]:
             return Reason.WORKER_DIED, f"a process that prepares data ended: {text.strip()}"
         if is_disk_full_error(link):
             return Reason.DISK_FULL, f"the disk is full: {text}"
+        if (gpu := _classify_gpu(link)) is not None:
+            return gpu
         if isinstance(link, torch.distributed.DistError) or (
             isinstance(link, RuntimeError) and any(sign in text.lower() for sign in _PEER_LOST)
         ):
-            first_line = (text.splitlines() or [type(link).__name__])[0]
+            first_line = _nccl_detail(text) or (text.splitlines() or [type(link).__name__])[0]
             if any(sign in first_line.lower() for sign in _PEER_LATE):
                 return Reason.COLLECTIVE_TIMEOUT, "another process of the job did not respond in time: " + first_line
             return Reason.COLLECTIVE_FAILED, "another process of the job is gone: " + first_line
     return Reason.CODE_ERROR, f"{type(error).__name__}: {error}"
+
+
+def _classify_gpu(link: BaseException) -> tuple[Reason, str] | None:
+    """Return reason and message if a GPU failed, or if it or its network can't do what the image needs."""
+    text = str(link)
+    if not isinstance(link, RuntimeError) or not any(maker in text.lower() for maker in ("cuda", "nccl", "hip")):
+        return None
+    detail = _nccl_detail(text) or (text.splitlines() or [""])[0]
+    if _NO_KERNELS in text:
+        message = (
+            f"torch {torch.__version__} of this image has no kernels for {_gpu()}: build the trainer image with a torch for an "
+            "earlier CUDA version (CUDA 13 has none for Volta and older), or use other GPUs"
+        )
+        return Reason.CONFIGURATION_ERROR, message
+    if _NO_RDMA_MEMORY in detail:
+        message = (
+            f"NCCL can't register memory for RDMA ({detail}): allow the pods to lock memory (docs/tuning.md, RDMA), or set "
+            "NCCL_IB_DISABLE=1 in spec.pod.env, which is slower"
+        )
+        return Reason.CONFIGURATION_ERROR, message
+    if any(sign in detail.lower() for sign in _GPU_FAILED):
+        return Reason.GPU_FAILED, f"{_gpu()} failed: {detail}"
+    return None
+
+
+def _gpu() -> str:
+    try:
+        return gpu_name() or "the GPU"
+    except RuntimeError:  # it no longer answers
+        return "the GPU"
+
+
+def _nccl_detail(text: str) -> str:
+    """Return the last line of NCCL's own explanation, or an empty text if there is none."""
+    found = text.lower().find(_NCCL_DETAIL)
+    lines = text[found + len(_NCCL_DETAIL) :].strip().splitlines() if found >= 0 else []
+    return lines[-1].strip() if lines else ""
 
 
 @contextlib.contextmanager
