@@ -236,7 +236,7 @@ def _with_pod_details(failure: Failure, reason: Reason, pod: PodState, end: Term
         update={
             "message": failure.message[:_MESSAGE_LIMIT],
             "hint": failure.hint[:_MESSAGE_LIMIT] if failure.hint else REASONS[reason].hint,
-            "node": (failure.node or pod.node or "")[:253] or None,
+            "node": pod.node or (failure.node or "")[:253] or None,
             "exit_code": end.exit_code,
             "traceback": failure.traceback[-_TRACEBACK_LIMIT:] if failure.traceback else None,
         }
