@@ -95,6 +95,8 @@ def namespace(name: str) -> Iterator[str]:
         yield path
     finally:
         call("DELETE", f"/api/v1/{path}")
+        # Otherwise Jobs that can't create the rest of their pods any more delay the deletion by minutes.
+        call("DELETE", f"/apis/batch/v1/{path}/jobs?propagationPolicy=Background")
         wait("the deletion of the namespace", lambda: "code" in call("GET", f"/api/v1/{path}"), 900)
 
 
