@@ -23,6 +23,7 @@ from finetune_client.client import FineTune
 from finetune_client.errors import ClientError, RefusedError
 from finetune_client.job import Job
 from finetune_client.options import EXIT_FAILED, EXIT_INTERRUPTED, Command, cluster_options
+from finetune_client.push import push
 
 # Width of the output in characters if it does not go to a terminal.
 _WIDTH_WITHOUT_TERMINAL = 240
@@ -43,6 +44,7 @@ def cli() -> None:
 
 
 cli.command_class = Command
+cli.add_command(push)
 
 
 @cli.command(epilog="Example:  kubectl finetune submit job.yaml --watch")

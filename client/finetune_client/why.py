@@ -10,7 +10,7 @@ from rich.text import Text
 from finetune_api import names
 from finetune_api.durations import format_duration
 from finetune_api.files import printable
-from finetune_api.reasons import REASONS
+from finetune_api.reasons import REASONS, Reason
 from finetune_api.status import Failure
 from finetune_client.formatting import find_problems, format_event, format_progress, format_restarts, format_state
 from finetune_client.logs import processes_per_node
@@ -75,6 +75,8 @@ def next_steps(job: JobRecord, pods: Sequence[PodRecord]) -> list[str]:
     elif status.phase == "Succeeded":
         steps.append(f"kubectl finetune pull {name} ./{name}{flags}")
     elif status.phase == "Failed":
+        if job.status.failure is not None and job.status.failure.reason == Reason.HUB_PUSH_FAILED:
+            return [*steps, f"kubectl finetune push {name}{flags}"]
         steps += [f"kubectl finetune logs {name} --rank {failed_rank(job, pods) or 0}{flags}"] if pods else []
         # A job of the same name would find the volume of this one, with its unfinished training, even after this one is deleted.
         submit = f"kubectl finetune submit FILE --name {_suggest_name(name)}{flags}"

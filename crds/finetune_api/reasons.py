@@ -117,8 +117,8 @@ REASONS: dict[Reason, ReasonInfo] = {
     Reason.HUB_PUSH_FAILED: ReasonInfo(
         False,
         "The training has finished, but the push of the model to the Hub failed.",
-        "The finished model is kept: push it with `finetune push DIR --to OWNER/NAME`; for a job on a cluster, fetch it first "
-        "with `kubectl finetune pull NAME DIR`.",
+        "The finished model is kept: push it with `kubectl finetune push NAME`, or on one machine with `finetune push DIR --to "
+        "OWNER/NAME`.",
     ),
     Reason.SECRET_NOT_FOUND: ReasonInfo(
         False,

@@ -225,6 +225,7 @@ NEXT = [
     (RUNNING, {}, "kubectl finetune watch news"),
     ({"phase": "Queued", "reason": "WaitingForQueue"}, {}, "kubectl finetune watch news"),
     (FAILED, {}, "kubectl finetune submit FILE --name news-2"),
+    (FAILED | {"failure": {"reason": "HubPushFailed", "message": "503"}}, {}, "kubectl finetune push news"),
 ]
 
 

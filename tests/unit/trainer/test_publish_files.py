@@ -153,10 +153,7 @@ def test_only_weights_are_replaced_by_those_of_a_new_model() -> None:
 @pytest.mark.parametrize(
     ("directory", "command"),
     [
-        (
-            f"{names.OUTPUT_DIR}/model",
-            "kubectl finetune pull news ./news --namespace team && finetune push ./news --to team/news-model",
-        ),
+        (f"{names.OUTPUT_DIR}/model", "kubectl finetune push news --namespace team"),
         ("runs/news/model", "finetune push runs/news/model --to team/news-model"),
     ],
 )

@@ -51,8 +51,7 @@ def push(
 def _command_for_later(directory: pathlib.Path, repository: str, name: str, namespace: str) -> str:
     """Return the command for a shell outside of the pod, where the directories of the pod do not exist."""
     if directory.is_relative_to(names.OUTPUT_DIR):
-        fetch = f"kubectl finetune pull {name} ./{name} --namespace {namespace}"
-        return f"{fetch} && finetune push ./{name} --to {repository}"
+        return f"kubectl finetune push {name} --namespace {namespace}"
     return f"finetune push {shlex.quote(str(directory))} --to {repository}"
 
 
