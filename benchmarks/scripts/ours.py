@@ -1,6 +1,10 @@
-"""Run our worker on a run configuration, and record the time of each step: `ours.py FILE`."""
+"""Run our worker on a run configuration, and record the time of each step: `ours.py FILE [SECONDS]`.
+
+SECONDS: stop after the step that ends so long after the first one, but not before the fourth step. None: train to the end.
+"""
 
 import json
+import math
 import os
 import pathlib
 import sys
@@ -13,15 +17,20 @@ from finetune_trainer.monitoring.progress import Reporter
 from finetune_trainer.runtime.distributed import Coordinator, World, init_process_group
 from finetune_trainer.runtime.state import RunState
 
+_MIN_STEPS = 4
+
 
 class TimedReporter(Reporter):
-    """A reporter that records the time at which each step ends."""
+    """A reporter that records the time at which each step ends. seconds: when to stop."""
 
     ends: list[float]
+    seconds: float
 
     def step(self, *arguments: Any) -> None:
         self.ends.append(time.perf_counter())
         super().step(*arguments)
+        if len(self.ends) >= _MIN_STEPS and self.ends[-1] - self.ends[0] >= self.seconds:
+            self._state.request_stop()
 
 
 def main() -> None:
@@ -36,7 +45,7 @@ def main() -> None:
         init_process_group(world, b"key", 300)
         coordinator = Coordinator(world)
         reporter = TimedReporter(state, 1, writes=True)
-        reporter.ends = []
+        reporter.ends, reporter.seconds = [], float(sys.argv[2]) if len(sys.argv) > 2 else math.inf
         train(config, coordinator, state, reporter)
         report = reporter.report
         coordinator.close()
