@@ -103,7 +103,9 @@ def test_a_job_is_submitted_watched_read_explained_suspended_resumed_and_pulled(
     assert {"run.json", "history.jsonl", "report.json", "report.html"} <= {path.name for path in record.iterdir()}
     assert "claim: {claimName: commanded-output, path: copies/model}" in finetune(jobs, "put", model, "commanded-output/copies/")
     assert hashes(model) == volume.python(HASHES.replace("FOLDER", "commanded-output/copies/model"))
-    assert "nothing to send" in finetune(jobs, "put", model, "commanded-output/copies/")
+    kept = finetune(jobs, "logs", "commanded", "--attempt", 1)
+    assert "launcher INFO commanded, attempt 1" in kept, "the pods of the suspended attempt are deleted"
+    assert "rank 0 INFO step 1 of 250" in kept
     for label in (LABEL_PULL, LABEL_PUT):
         jobs.wait_for("the deletion of the helper pod", functools.partial(has_none, jobs, label), 30)
     jobs.kubectl("delete", "finetunejob", "commanded", "--wait=false")

@@ -121,6 +121,13 @@ def test_both_pods_train_one_model_on_two_nodes(jobs: Namespace, trained: Watche
     assert status["progress"]["step"] == status["progress"]["totalSteps"] == 40
 
 
+def test_the_log_of_the_second_pod_ends_without_a_warning(jobs: Namespace, trained: Watcher) -> None:
+    [second] = (name for name in trained.nodes if name.startswith(names.pod_host_name(JOB, 1, 1)))
+    lines = jobs.kubectl("logs", second).stdout.splitlines()
+    assert lines
+    assert [line for line in lines if not re.match(r"\S+ (launcher|rank 1) INFO ", line)] == []
+
+
 def test_the_pods_were_placed_as_one_group(jobs: Namespace, trained: Watcher) -> None:
     if "podgroups" not in jobs.kubectl("api-resources", "--api-group=scheduling.k8s.io", "--output=name", check=False).stdout:
         pytest.skip("needs PodGroups of Kubernetes: version 1.36 with the feature gates GenericWorkload and GangScheduling")
