@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from finetune_api import names
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import Phase
+from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.cluster.api import Api
 from finetune_operator.cluster.apply import Blocked, Created, Refused, create_children, create_queue_job
 from finetune_operator.creations import Creations
@@ -60,7 +60,7 @@ class Executor:
             return Decision(observation.job.status, requeue_after_seconds=SOON_SECONDS)
         try:
             if decision.create_attempt is None:
-                return await self._create_queue_job(observation, decision)
+                return await self._create_queue_job(observation, decision.status)
             return await self._create_attempt(observation, decision.create_attempt)
         finally:
             self._creations.end(key)
@@ -87,6 +87,10 @@ class Executor:
 
         started = job.status.attempt is not None
         result = await create_children(self._api, job.key.namespace, job.key.name, job.uid, build, job.generation, started)
+        if isinstance(result, ChildJob):
+            # Its place must outlive the attempt, so another Job holds it. This one has no pods yet.
+            await self._api.delete("Job", job.key.namespace, result.name, result.uid)
+            return await self._create_queue_job(observation, job.status, result.queue)
         if not isinstance(result, Created):
             return self._explain_refusal(job, result)
         self._creations.forget(job.key)
@@ -96,18 +100,23 @@ class Executor:
         before = job.status.model_copy(update={"observed_generation": job.generation})
         return Decision(attempt_created(before, spec, created), requeue_after_seconds=SOON_SECONDS)
 
-    async def _create_queue_job(self, observation: Observation, decision: Decision) -> Decision:
-        """Create the Job that holds the place in the queue. If that is not possible, return a status that says why."""
+    async def _create_queue_job(
+        self, observation: Observation, status: FineTuneJobStatus, default_queue: str | None = None
+    ) -> Decision:
+        """Create the Job that holds the place in the queue. If that is not possible, return a status that says why.
+
+        default_queue: the queue, if the FineTuneJob names none.
+        """
         job, spec = observation.job, observation.job.spec
         assert isinstance(spec, FineTuneJobSpec)
         image = choose_image(spec, job.status, self._defaults.trainer_image or "")
         plan = plan_attempt(job, spec, (job.status.attempt or 0) + 1, image, self._defaults, adopted=False)
-        result = await create_queue_job(self._api, build_queue_job(plan), job.uid)
+        result = await create_queue_job(self._api, build_queue_job(plan, default_queue), job.uid)
         if not isinstance(result, ChildJob):
             return self._explain_refusal(job, result)
         self._creations.forget(job.key)
         self._store.put_child(job.key, result)
-        return Decision(queued(decision.status, job, None, self._now()), requeue_after_seconds=SOON_SECONDS)
+        return Decision(queued(status, job, None, self._now()), requeue_after_seconds=SOON_SECONDS)
 
     def _explain_refusal(self, job: JobRecord, result: Blocked | Refused) -> Decision:
         """Return a status that says why children can't be created."""

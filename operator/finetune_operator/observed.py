@@ -69,6 +69,7 @@ class ChildJob:
     completions: the number of its pods. complete: all pods succeeded. failing: it has failed, and the Job controller deletes
     its other pods. failed: the message of its Failed condition, or None. suspended: something, usually Kueue, suspends it.
     started_at: when it started or was last resumed. job_uid: uid of the FineTuneJob that it was created for.
+    queue: the queue of Kueue that its label names. Kueue adds the label in a namespace with a default queue.
     queue_job: uid of the Job that holds the place in the queue, if this one belongs to it.
     active, requirements: of that Job, which has the attempt 0: the number of pods that it reports, a digest of what it asks for.
     """
@@ -85,6 +86,7 @@ class ChildJob:
     suspended: bool = False
     started_at: datetime.datetime | None = None
     job_uid: str | None = None
+    queue: str | None = None
     queue_job: str | None = None
     active: int = 0
     requirements: str | None = None

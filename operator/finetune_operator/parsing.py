@@ -123,6 +123,7 @@ def read_child_job(manifest: Manifest) -> ChildJob:
         # A resumed Job counts as suspended until the Job controller has observed the change.
         suspended=bool(manifest["spec"].get("suspend")) or "Suspended" in true_conditions,
         started_at=read_time(manifest.get("status", {}).get("startTime")),
+        queue=metadata.get("labels", {}).get(names.LABEL_KUEUE_QUEUE),
         queue_job=_controlling_job(manifest),
         active=manifest.get("status", {}).get("active", 0),
         requirements=metadata.get("annotations", {}).get(names.ANNOTATION_REQUIREMENTS),

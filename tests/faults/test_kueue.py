@@ -20,7 +20,7 @@ def has_kueue() -> bool:
 
 @pytest.fixture
 def env_with_queue(env: Environment) -> Iterator[Environment]:
-    """An environment with a queue named `gpus`, whose quota is enough for one job of two pods."""
+    """An environment with a queue `gpus` and the default one, which share a quota that is enough for one job of two pods."""
     if not has_kueue():
         pytest.skip("needs Kueue in the cluster")
     name = env.name
@@ -31,12 +31,15 @@ def env_with_queue(env: Environment) -> Iterator[Environment]:
         {"apiVersion": API, "kind": "ResourceFlavor", "metadata": {"name": name}},
         {"apiVersion": API, "kind": "ClusterQueue", "metadata": {"name": name}, "spec": queue},
         {"apiVersion": API, "kind": "WorkloadPriorityClass", "metadata": {"name": name}, "value": 1000},
-        {
-            "apiVersion": API,
-            "kind": "LocalQueue",
-            "metadata": {"name": "gpus", "namespace": name},
-            "spec": {"clusterQueue": name},
-        },
+        *(
+            {
+                "apiVersion": API,
+                "kind": "LocalQueue",
+                "metadata": {"name": queue_name, "namespace": name},
+                "spec": {"clusterQueue": name},
+            }
+            for queue_name in ("gpus", "default")
+        ),
     ]
     manifests = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
     kubectl("apply", "-f", "-", stdin=manifests)
@@ -52,7 +55,7 @@ def submit(env: Environment, name: str, labels: dict[str, str], plan: str = "", 
 
 def test_a_job_waits_for_quota_keeps_it_in_a_restart_and_continues_after_an_eviction(env_with_queue: Environment) -> None:
     env = env_with_queue
-    submit(env, "first", {QUEUE: "gpus"}, "save 1", training={"maxSteps": 400})
+    submit(env, "first", {}, "save 1", training={"maxSteps": 400})  # Kueue puts it into the default queue
     env.wait_phase("first", "Running")
     submit(env, "second", {QUEUE: "gpus"})
     waiting = env.wait("Kueue's reason", lambda: "quota" in env.status("second").get("message", "") and env.status("second"), 40)

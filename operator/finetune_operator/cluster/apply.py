@@ -47,13 +47,15 @@ class Refused:
 
 async def create_children(
     api: Api, namespace: str, job: str, uid: str, build: Callable[[bool], Sequence[Manifest]], generation: int, started: bool
-) -> Created | Blocked | Refused:
+) -> Created | ChildJob | Blocked | Refused:
     """Create the children: those that stand before the Job at once, then each of the others. Stop if one can't be created.
 
     Children of an earlier try stay untouched. build: returns the manifests. Its argument says whether an earlier FineTuneJob of
     that name left the output claim. The owner of the claim is checked first, because no pod may start that would write to another
     job's volume. generation: of the spec. A Job that was made from an earlier one is deleted. So is the claim, but not if an
     attempt has started: it may hold checkpoints.
+
+    Return the Job alone if Kueue has put it into the default queue of the namespace.
     """
     existing: dict[str, Manifest] = {}
     children = build(False)
@@ -75,6 +77,8 @@ async def create_children(
                 return result
             if manifest["kind"] == "Job" and _is_outdated(result, generation):
                 return await _replace(api, result, manifest)
+            if manifest["kind"] == "Job" and (child := read_child_job(result)).queue and not child.queue_job:
+                return child
             existing[manifest["kind"]] = result
     created_at = read_time(existing["Job"]["metadata"]["creationTimestamp"])
     assert created_at is not None
@@ -104,7 +108,7 @@ async def create_queue_job(api: Api, manifest: Manifest, uid: str) -> ChildJob |
     if "managedBy" in created["spec"]:
         return read_child_job(created)
     await api.delete("Job", manifest["metadata"]["namespace"], manifest["metadata"]["name"], created["metadata"]["uid"])
-    message = "a queue needs Kubernetes 1.32 or later, whose Jobs have spec.managedBy: remove the label of the queue, or upgrade"
+    message = "a queue needs Kubernetes 1.32 or later, whose Jobs have spec.managedBy: upgrade, or take the job out of the queue"
     return Blocked("UnsupportedQueue", message, needs_user_action=True)
 
 

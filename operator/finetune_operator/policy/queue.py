@@ -20,16 +20,18 @@ def wait_for_admission(
 ) -> Decision | None:
     """Return what to do before the next attempt may be created, when no pod is left. Return None if it may be created."""
     job, place = observation.job, observation.queue_job()
-    if names.LABEL_KUEUE_QUEUE not in job.kueue_labels:
-        return Decision(status, delete_child_job=place, requeue_after_seconds=_SOON_SECONDS) if place is not None else None
+    names_queue = names.LABEL_KUEUE_QUEUE in job.kueue_labels
     if place is None:
-        return Decision(status, create_queue_job=True)
+        return Decision(status, create_queue_job=True) if names_queue else None
+    outdated = place.requirements != requirements_digest(spec, job.kueue_labels, job.kueue_annotations)
+    if outdated and not names_queue:  # without a label, only the same job has a place, in the default queue
+        return Decision(status, delete_child_job=place, requeue_after_seconds=_SOON_SECONDS)
     if not place.deleting and not place.suspended:
         return None
     waiting = _wait(observation, status, now)
     if place.deleting:
         return Decision(waiting.status, requeue_after_seconds=_SOON_SECONDS)
-    if place.requirements != requirements_digest(spec, job.kueue_labels, job.kueue_annotations):
+    if outdated:
         return Decision(waiting.status, delete_child_job=place, requeue_after_seconds=_SOON_SECONDS)
     if place.active:
         return Decision(waiting.status, release_quota=place, requeue_after_seconds=_SOON_SECONDS)
@@ -41,8 +43,8 @@ def wait_in_queue(
 ) -> Decision | None:
     """Return how an attempt waits that Kueue holds back. Return None if it may run.
 
-    An attempt whose quota went to another job is over: its pods save a checkpoint. If Kueue itself has put the Job into a queue,
-    because a namespace has a default queue, the attempt waits and resumes.
+    An attempt whose quota went to another job is over: its pods save a checkpoint. If Kueue suspends a Job that no queue has
+    taken, the attempt waits until somebody gives the Job a queue.
     """
     if child is None or child.deleting or child.failed is not None:
         return None

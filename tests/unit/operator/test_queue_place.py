@@ -9,7 +9,7 @@ from finetune_api.status import Attempt, FineTuneJobStatus
 from finetune_operator.observed import Key, Manifest, write_time
 from finetune_operator.parsing import read_child_job, read_job
 from unit.operator.builders import KEY, UID, ago, job_manifest, pod_manifest, running, spec_fields
-from unit.operator.fake_server import Answer
+from unit.operator.fake_server import Answer, Killed
 from unit.operator.harness import Harness
 
 PLACE = names.queue_job_name(KEY.name)
@@ -194,3 +194,71 @@ async def test_a_queue_decides_itself_where_pods_run_so_they_get_no_pod_group_of
     groups = harness.server.names_of("podgroups")
     assert groups == ([] if labels else [pod["schedulingGroup"]["podGroupName"]])
     assert ("schedulingGroup" in pod) == bool(groups)
+
+
+def add_default_queue(harness: Harness) -> None:
+    """Let Kueue's webhook put each new Job without a queue into the queue `default`, but not those of a Job in a queue."""
+    put = harness.server.put
+
+    def put_with_queue(plural: str, manifest: Manifest) -> Manifest:
+        owners = manifest["metadata"].get("ownerReferences", [])
+        is_new = plural == "jobs" and "resourceVersion" not in manifest["metadata"]
+        if is_new and not any(owner["kind"] == "Job" for owner in owners):
+            manifest["metadata"]["labels"].setdefault(names.LABEL_KUEUE_QUEUE, "default")
+            manifest["spec"]["suspend"] = True
+        return put(plural, manifest)
+
+    harness.server.put = put_with_queue  # type: ignore[method-assign]
+
+
+async def test_a_job_that_kueue_puts_into_the_default_queue_keeps_its_place_like_one_that_names_a_queue() -> None:
+    harness = Harness()
+    add_default_queue(harness)
+    harness.add_objects(job_manifest(spec=spec_fields(**SPEC)), [], [])
+    await harness.reconcile()
+    assert harness.server.names_of("configmaps") == [], "nothing else is created for an attempt that waits"
+    await step(harness, 3)
+    assert harness.server.names_of("jobs") == [PLACE]
+    assert harness.server.take("jobs", PLACE)["metadata"]["labels"][names.LABEL_KUEUE_QUEUE] == "default"
+    assert (harness.status["phase"], harness.status.get("attempt")) == ("Queued", None)
+    before = place_uid(harness)
+
+    set_suspend(harness, False)
+    await step(harness)
+    assert (harness.server.names_of("jobs"), harness.status["attempt"]) == (["news-1", PLACE], 1)
+    assert "suspend" not in harness.server.take("jobs", "news-1")["spec"]
+    harness.server.objects.pop(("jobs", KEY.namespace, "news-1"))
+    harness.store.children.forget(KEY)
+    for _ in range(8):
+        harness.advance(10)
+        await step(harness)
+    assert (harness.server.names_of("jobs"), place_uid(harness)) == (["news-2", PLACE], before)
+
+
+async def test_an_operator_that_ends_while_it_gives_a_job_its_place_is_followed_by_one_that_completes_it() -> None:
+    harness = Harness()
+    add_default_queue(harness)
+    harness.add_objects(job_manifest(spec=spec_fields(**SPEC)), [], [])
+    for _ in range(3):  # after the Service, after the Job, after the deletion of the Job
+        harness.server.kill_after = len(harness.server.done) + 1
+        with pytest.raises(Killed):
+            await harness.reconcile()
+        harness.start()
+    harness.server.kill_after = None
+    await step(harness, 2)
+    assert harness.server.names_of("jobs") == [PLACE]
+    assert harness.status["phase"] == "Queued"
+
+
+async def test_a_job_in_the_default_queue_that_changes_takes_another_place() -> None:
+    harness = Harness()
+    add_default_queue(harness)
+    harness.add_objects(job_manifest(spec=spec_fields(**SPEC)), [], [])
+    await harness.reconcile()
+    before = place_uid(harness)
+    await step(harness, 2)
+    assert place_uid(harness) == before
+    change_spec(harness, distributed={"nodes": 3})
+    await step(harness, 4)
+    assert place_uid(harness) != before
+    assert harness.server.take("jobs", PLACE)["spec"]["completions"] == 3
