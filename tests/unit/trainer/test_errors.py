@@ -6,8 +6,10 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from finetune_api.reasons import REASONS, FineTuneError, Reason
+from finetune_trainer.loops.loader_process import end_on_lost_batch
 from finetune_trainer.runtime.disk import is_caused_by_full_disk
 from finetune_trainer.runtime.errors import describe, model_must_fit
 
@@ -109,3 +111,20 @@ def test_nccl_s_own_explanation_is_in_the_message() -> None:
     failure, symptom = describe(nccl("ncclSystemError", "Call to connect failed: No route to host"), 0, "node-1")
     assert failure.message == "another process of the job is gone: Call to connect failed: No route to host"
     assert symptom
+
+
+def _with_full_shared_memory(worker: int) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_21_39_2>: No space left on device (28)")
+
+    torch.UntypedStorage._share_fd_cpu_ = fail  # type: ignore[method-assign,assignment]
+    end_on_lost_batch(worker)
+
+
+def test_a_loader_whose_shared_memory_is_full_ends_and_says_so() -> None:
+    loader = DataLoader(range(4), num_workers=1, timeout=20, worker_init_fn=_with_full_shared_memory)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="DataLoader worker") as raised:
+        next(iter(loader))
+    failure, _ = describe(raised.value, 0, None)
+    assert failure.reason == Reason.OUT_OF_MEMORY
+    assert "/dev/shm" in failure.message

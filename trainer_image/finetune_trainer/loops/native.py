@@ -17,6 +17,7 @@ from finetune_trainer.data.stream import StreamDataset
 from finetune_trainer.loops.checkpointer import Checkpointer
 from finetune_trainer.loops.ddp import tune_ddp
 from finetune_trainer.loops.evaluation import Evaluator
+from finetune_trainer.loops.loader_process import end_on_lost_batch
 from finetune_trainer.loops.loss_guard import LossGuard
 from finetune_trainer.loops.monitor import TrainingMonitor
 from finetune_trainer.loops.schedule import build_schedule, observe
@@ -64,6 +65,7 @@ class NativeLoop:
             collate_fn=task.collate,
             pin_memory=device.has_gpu(),
             num_workers=args.dataloader_num_workers,
+            worker_init_fn=end_on_lost_batch,
             generator=torch.Generator(),  # its own, so that the loader's random numbers do not change dropout
         )
 

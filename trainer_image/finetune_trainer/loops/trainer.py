@@ -15,6 +15,7 @@ from finetune_trainer.loops.arguments import explain_argument_errors
 from finetune_trainer.loops.checkpointer import Checkpointer
 from finetune_trainer.loops.ddp import tune_ddp
 from finetune_trainer.loops.evaluation import Evaluator
+from finetune_trainer.loops.loader_process import end_on_lost_batch
 from finetune_trainer.loops.loss_guard import LossGuard
 from finetune_trainer.loops.monitor import TrainingMonitor
 from finetune_trainer.loops.schedule import build_schedule, observe
@@ -101,6 +102,7 @@ class TrainerLoop(transformers.Trainer):
             collate_fn=self._task.collate,
             pin_memory=has_gpu(),
             num_workers=workers,
+            worker_init_fn=end_on_lost_batch,
             persistent_workers=workers > 0,
         )
 

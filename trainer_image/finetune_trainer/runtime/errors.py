@@ -42,6 +42,8 @@ def _classify(error: BaseException) -> tuple[Reason, str]:
         text = str(link)
         if isinstance(link, FineTuneError):
             return link.reason, link.message
+        if _LOADER_ENDED in text.lower() and _LOADER_ENDED in str(link.__cause__).lower():
+            continue  # "exited unexpectedly", caused by an error that names the signal
         if (memory := _classify_memory(link)) is not None:
             return memory
         if isinstance(link, BrokenProcessPool) or _LOADER_ENDED in text.lower():
