@@ -87,15 +87,28 @@ def is_set_by_trainer(name: str) -> bool:
 
 def _problem(name: str) -> str | None:
     if field := replaced_by(name):
-        return f"{name}: write {field if field.startswith('metadata') else f'spec.{field}'} instead"
+        return f"{name}: write {_path(field)} instead"
     if is_set_by_trainer(name):
         return f"{name} is set by the trainer itself: remove it"
     return None
 
 
 def misspelt_arguments(names: Iterable[str]) -> dict[str, str]:
-    """Return name → the name that was probably meant, for each unknown name that resembles a known one."""
-    known = [name for name in (*PASSED_ON, *REPLACED_BY, *SET_BY_TRAINER) if "*" not in name]
+    """Return name → the name that was probably meant, for each unknown name that resembles a known one.
+
+    If a field of the spec replaces the known name, the text names the field, too.
+    """
+    patterns = (*PASSED_ON, *REPLACED_BY, *SET_BY_TRAINER)
+    known = [name.removesuffix("*") for name in patterns if not name.endswith("_*")]
     unknown = [name for name in names if name not in PASSED_ON and _problem(name) is None]
     near = {name: difflib.get_close_matches(name, known, n=1, cutoff=_SIMILAR) for name in unknown}
-    return {name: found[0] for name, found in near.items() if found}
+    return {name: _with_field(found[0]) for name, found in near.items() if found}
+
+
+def _with_field(name: str) -> str:
+    field = replaced_by(name)
+    return f"{name}, which is {_path(field)} here" if field else name
+
+
+def _path(field: str) -> str:
+    return field if field.startswith("metadata") else f"spec.{field}"

@@ -276,3 +276,14 @@ def test_options_for_the_data_need_data_in_files(tmp_path: pathlib.Path) -> None
     file = write(tmp_path / "job.yaml", JOB.format(name="news"))
     assert validate(file, "--claim", "a=b")[0] == 2
     assert validate("-", "--data", text=JOB.format(name="news"))[0] == 2
+
+
+def test_a_misspelt_argument_that_a_field_replaces_is_answered_with_the_field(tmp_path: pathlib.Path) -> None:
+    arguments = "{lerning_rate: 1, gradient_checkpoint: true, of_a_later_version: 1}"
+    file = write(tmp_path / "job.yaml", JOB.format(name="news") + f"  training: {{arguments: {arguments}}}\n")
+    code, [first, second, summary] = validate(file)
+    assert (code, "2 problems" in summary) == (64, True)
+    assert first.endswith(
+        "no TrainingArguments field lerning_rate; did you mean learning_rate, which is spec.training.learningRate here?"
+    )
+    assert "did you mean gradient_checkpointing, which is spec.training.activationCheckpointing here?" in second
