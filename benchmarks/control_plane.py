@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 
 import psutil
 from api_server import FirstSeen, call, count, for_each, is_empty, namespace, proxy, wait
-from fake_jobs import Object, finetune_job, finished_children, train_job, training_runtime
+from fake_jobs import Object, finetune_job, finished_children, output_claim, train_job, training_runtime
 
 ROOT = pathlib.Path(__file__).parents[1]
 OPERATOR = 8902
@@ -98,7 +98,6 @@ def operator(scope: str) -> Iterator[psutil.Process]:
         process = subprocess.Popen(command, env=environment, stderr=log)
     try:
         wait("the operator", is_ready, 120)
-        time.sleep(WARM_UP_SECONDS)
         yield psutil.Process(process.pid)
     finally:
         process.terminate()
@@ -170,16 +169,11 @@ def peer_usage() -> tuple[float, float]:
 def run_ours(number: int, children_only: bool) -> Measurement:
     """Measure the FineTuneJobs."""
     name = f"bench-ours-{int(time.time())}"
-    claim = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "shared"},
-        "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
-    }
     with namespace(name) as scope:
-        call("POST", f"/api/v1/{scope}/persistentvolumeclaims", claim)
+        call("POST", f"/api/v1/{scope}/persistentvolumeclaims", output_claim())
         path = f"/apis/finetune.dev/v1alpha1/{scope}/finetunejobs"
         with operator(name) as process:
+            time.sleep(WARM_UP_SECONDS)
             before, _ = usage(process)
             is_final = None if children_only else lambda: is_empty(path, UNFINISHED)
             result = measure(scope, path, finetune_job, number, is_final)
@@ -234,6 +228,7 @@ def run_finished(finished: int, running: int) -> None:
     """Print the start time and the memory of the operator with very many finished jobs and some running ones."""
     name = f"bench-finished-{int(time.time())}"
     with namespace(name) as scope:
+        call("POST", f"/api/v1/{scope}/persistentvolumeclaims", output_claim())
         for_each(finished, lambda index: create_finished(scope, f"old-{index}"))
         pods = count(f"/api/v1/{scope}/pods")
         with operator(name) as process:

@@ -42,6 +42,16 @@ def finetune_job(name: str) -> Object:
     }
 
 
+def output_claim() -> Object:
+    """Return the claim for the output of all FineTuneJobs."""
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "shared"},
+        "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
+    }
+
+
 def train_job(name: str) -> Object:
     """Return a TrainJob of the same size."""
     return {
