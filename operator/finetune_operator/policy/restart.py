@@ -75,9 +75,9 @@ def start_next_attempt(
 def _delay_after_withdrawal(status: FineTuneJobStatus, uid: str) -> datetime.timedelta:
     """Return the pause. It differs by up to a half between jobs, so that two that took each other's nodes do not meet again.
 
-    There is none after an eviction: the queue has admitted the job again.
+    There is none after an eviction or a suspension: the queue has admitted the job again.
     """
-    if status.attempts and status.attempts[-1].reason == EVICTED_BY_QUEUE:
+    if status.attempts and status.attempts[-1].reason in (EVICTED_BY_QUEUE, "Suspended"):
         return datetime.timedelta(0)
     count = len(list(itertools.takewhile(lambda item: item.reason in WITHDRAWAL_REASONS, reversed(status.attempts or ()))))
     delay: datetime.timedelta = WITHDRAWAL_DELAY * 2 ** min(max(0, count - 1), 10)

@@ -149,6 +149,14 @@ async def test_a_job_that_is_finished_or_suspended_leaves_the_queue(phase: Any) 
     assert harness.server.names_of("jobs") == []
 
 
+async def test_a_job_that_resumes_runs_as_soon_as_it_is_admitted() -> None:
+    ended = Attempt(number=1, start_time=write_time(ago(90)), completion_time=write_time(ago(2)), nodes=2, reason="Suspended")
+    harness = await queue(running(phase="Suspended", reason="Suspended", attempts=[ended], running_since=None))
+    set_suspend(harness, False)
+    await step(harness)
+    assert harness.server.names_of("jobs") == ["news-2", PLACE]
+
+
 async def test_a_queued_job_keeps_its_place_unless_it_asks_for_something_else() -> None:
     harness = await queue()
     before = place_uid(harness)
