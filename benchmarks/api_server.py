@@ -107,7 +107,11 @@ class FirstSeen:
         self.times: dict[str, float] = {}
         self._path = path
         self._version = call("GET", f"{path}?limit=1")["metadata"]["resourceVersion"]
-        threading.Thread(target=self._watch, daemon=True).start()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):  # the proxy ends first
+            self._watch()
 
     def _watch(self) -> None:
         headers = {"Accept": "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"}
