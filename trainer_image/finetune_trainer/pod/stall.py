@@ -119,12 +119,12 @@ def diagnose_stall(state: RunState, idle_seconds: float, stage: str, pods: int, 
     """
     pids = state.pids()
     before = {rank: _size(state.stacks(rank)) for rank in pids}
-    stopped = stopped_ranks(state)
     for pid in pids.values():
         with contextlib.suppress(ProcessLookupError):
             # Before train.main() has set its handler, the signal ends the process. It is about to be ended anyway.
             os.kill(pid, signal.SIGUSR1)
     _wait_for_stacks(state, before)
+    stopped = stopped_ranks(state)
     findings, silent = [], []
     for rank in sorted(pids):
         stacks = _text(state.stacks(rank), before[rank])
