@@ -180,7 +180,7 @@ def test_a_batch_with_a_non_finite_loss_is_skipped_on_both_loops_by_all_processe
     failed = [entry for entry in outcomes if "/fail/" in entry["output"]]
     for entry in failed:
         assert entry["reason"] == "NonFiniteLoss"
-        assert f"the loss is NaN or infinite at step {steps['trainer'][0]};" in entry["message"]
+        assert f"the loss is NaN or infinite at step {steps['Trainer'][0]};" in entry["message"]
         for checkpoint in list_checkpoints(pathlib.Path(entry["output"]) / "checkpoints"):
             assert checkpoint_step(checkpoint) < steps["Trainer"][0], "no checkpoint is saved from the non-finite step on"
     # Compare with a run that skips the same steps from the start: no other step is affected.
