@@ -60,7 +60,8 @@ def test_every_query_is_valid_and_its_metrics_and_labels_exist(query: Query) -> 
     found = selectors(parsed)
     assert found, "a query selects at least one metric"
     for selector in found:
-        name = re.sub(r"_(bucket|sum|count)$", "", selector.name) if "duration_seconds_" in selector.name else selector.name
+        base = re.sub(r"_(bucket|sum|count)$", "", selector.name)
+        name = base if base in DECLARED and DECLARED[base].kind == "histogram" else selector.name
         assert name in DECLARED.keys() | OTHER_METRICS
         known = {*DECLARED[name].labels, *ADDED_LABELS, "le"} if name in DECLARED else ADDED_LABELS
         for matcher in selector.matchers.matchers:
