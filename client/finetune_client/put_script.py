@@ -141,7 +141,7 @@ def receive(path: pathlib.Path, offset: int, size: int, received: int) -> int:
 
 def move_into_place(partial: pathlib.Path, target: pathlib.Path) -> None:
     """Rename the partial copy; an earlier folder is deleted after that."""
-    old = target.with_name(f"{target.name}.old")
+    old = target.with_name(f".{target.name}.replaced-by-put")  # no name that a folder of the user has
     if old.is_dir():
         shutil.rmtree(old)
     if target.is_dir():

@@ -156,6 +156,16 @@ def test_what_exists_and_differs_is_replaced_only_if_asked(run: Run, reviews: pa
 
 
 @pytest.mark.usefixtures("claim")
+def test_a_replacement_deletes_no_other_folder(run: Run, reviews: pathlib.Path, output: pathlib.Path) -> None:
+    run("put", reviews, "datasets")
+    run("put", reviews, "datasets/reviews.old")
+    (reviews / "test.jsonl").write_bytes(b"\xff")
+    assert "(1 bytes sent)" in run("put", reviews, "datasets", "--replace").output
+    assert contents(output / "reviews.old") == FILES
+    assert {path.name for path in output.iterdir()} == {"reviews", "reviews.old"}
+
+
+@pytest.mark.usefixtures("claim")
 def test_an_interrupted_replacement_does_not_change_what_is_there(
     cluster: FineTune, server: FakeApiServer, reviews: pathlib.Path, output: pathlib.Path
 ) -> None:

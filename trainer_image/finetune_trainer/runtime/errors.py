@@ -65,7 +65,7 @@ def _classify(error: BaseException) -> tuple[Reason, str]:
 def _classify_gpu(link: BaseException) -> tuple[Reason, str] | None:
     """Return reason and message if a GPU failed, or if it or its network can't do what the image needs."""
     text = str(link)
-    if not isinstance(link, RuntimeError) or not any(maker in text.lower() for maker in ("cuda", "nccl", "hip")):
+    if not isinstance(link, RuntimeError) or not any(maker in text.lower() for maker in ("cuda", "nccl", "hip error")):
         return None
     detail = _nccl_detail(text) or (text.splitlines() or [""])[0]
     if _NO_KERNELS in text:
