@@ -82,7 +82,10 @@ MODEL = "/api/models/a/model"
 DATA = "/api/datasets/a/data"
 
 
-def test_a_name_that_is_neither_a_directory_nor_a_repository_is_refused_with_both_words(answers: Answers) -> None:
+def test_a_name_that_is_neither_a_directory_nor_a_repository_is_refused_with_both_words(
+    answers: Answers, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # `make demo` creates runs/news
     answers["/api/models/runs/news/revision/main"] = (404, {"X-Error-Code": "RepoNotFound"})
     with pytest.raises(FineTuneError) as refused:
         find_model(pathlib.Path("runs/news"))
